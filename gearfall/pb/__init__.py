@@ -1,0 +1,1 @@
+"""Messages and stubs generated from `protos/` by `make gen`; never edited, never committed."""

@@ -1,0 +1,1 @@
+"""The router: admits requests, runs cascades, owns every token log, streams to the client."""

@@ -1,0 +1,1 @@
+"""The worker: runs continuous batching on one accelerator or CPU slot and pushes tokens."""
