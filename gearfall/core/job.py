@@ -1,0 +1,73 @@
+"""A job: one generation on one model, as it lies in a queue and moves between workers."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
+from gearfall.core.sampling import SamplingParams
+
+
+class FinishReason(Enum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+    DEADLINE = "deadline"
+
+
+class Priority(Enum):
+    """Which jobs give way to which."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One generation on one model under one epoch. Fields mirror `gearfall.v1.Job`."""
+
+    job_id: JobId
+    request_id: RequestId
+    model: ModelName
+    epoch: Epoch
+    router_id: RouterId
+    router_address: str
+    """host:port of the TokenSink that owns the token log."""
+    prompt_token_ids: tuple[int, ...]
+    generated_token_ids: tuple[int, ...]
+    """The token log so far: generation resumes behind it."""
+    sampling: SamplingParams
+    deadline_unix_s: float = 0.0
+    """0 means none."""
+    priority: Priority = Priority.INTERACTIVE
+    tenant: str = ""
+    enqueued_unix_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAlternative:
+    """One alternative at one token position."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRun:
+    """Consecutive tokens of one job from one owner. Per-token tuples have equal length."""
+
+    job_id: JobId
+    epoch: Epoch
+    index: int
+    """Index of the first token here; 0 is the first generated token of the job."""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    """Natural log under the model's own distribution (temperature 1, no truncation)."""
+    margins: tuple[float, ...] = ()
+    """logprob(top 1) - logprob(top 2) under the same distribution."""
+    alternatives: tuple[tuple[TokenAlternative, ...], ...] = ()
+    """Empty, or the `top_logprobs` most likely tokens for each position, best first."""
+    finish: FinishReason | None = None
+    error: str = ""

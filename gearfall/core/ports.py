@@ -1,0 +1,201 @@
+"""Ports to the world outside: cluster state and the job queue. Real adapters and fakes pass one suite."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gearfall.core.ids import ModelName
+from gearfall.core.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Proof of leadership: a write carries it and fails unless `key` still has `create_revision`."""
+
+    key: str
+    create_revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateEntry:
+    """One key as cluster state holds it. Keys are relative, without the adapter's prefix."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All entries below a prefix at one revision. As a watch item: forget all else and start here."""
+
+    entries: tuple[StateEntry, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPut:
+    """A key was created or changed."""
+
+    entry: StateEntry
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDeleted:
+    """A key was deleted, or its lease ended."""
+
+    key: str
+    mod_revision: int
+
+
+WatchItem = Snapshot | KeyPut | KeyDeleted
+
+
+class Lease(Protocol):
+    """A lease that is kept alive until it is revoked or lost."""
+
+    @property
+    def lease_id(self) -> int: ...
+
+    @property
+    def is_lost(self) -> bool:
+        """True once it can no longer be counted on (expired, or state unreachable past its TTL)."""
+        ...
+
+    async def wait_lost(self) -> None:
+        """Return when the lease is lost."""
+        ...
+
+    async def revoke(self) -> None:
+        """End it now; its keys are deleted. Idempotent."""
+        ...
+
+
+class ClusterState(Protocol):
+    """A linearizable key-value store with leases, watches and fenced writes (etcd).
+
+    Every call raises Unavailable when the state can't be reached within its deadline.
+    """
+
+    async def get(self, key: str) -> StateEntry | None: ...
+
+    async def list(self, prefix: str) -> Snapshot: ...
+
+    async def put(
+        self, key: str, value: bytes, *, lease: Lease | None = None, fence: Fence | None = None
+    ) -> int:
+        """Write and return the revision. Raises Conflict when the fence no longer holds."""
+        ...
+
+    async def compare_and_set(
+        self,
+        key: str,
+        value: bytes,
+        *,
+        expected_mod_revision: int,
+        lease: Lease | None = None,
+        fence: Fence | None = None,
+    ) -> int:
+        """Write if the key is at `expected_mod_revision` (0: absent). Raises Conflict if not."""
+        ...
+
+    async def delete(self, key: str, *, fence: Fence | None = None) -> bool:
+        """Delete and say whether it was there. Raises Conflict when the fence no longer holds."""
+        ...
+
+    async def grant_lease(self, ttl_s: float) -> Lease:
+        """Grant a lease and keep it alive in the background."""
+        ...
+
+    def watch(self, prefix: str) -> AsyncIterator[WatchItem]:
+        """Yield a Snapshot, then every change in order, for ever.
+
+        Survives server restarts (resumes at the next revision) and compaction (yields a fresh
+        Snapshot): nothing is missed in silence. Ends only when the iterator is closed.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedJob:
+    """A claimed queue entry: acknowledge it by `entry_id` after the effect."""
+
+    entry_id: str
+    job: Job
+    deliveries: int
+    """How often it was handed out, this time included."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """Entries of one model's queue."""
+
+    waiting: int
+    """Appended, not claimed."""
+    claimed: int
+    """Claimed, not acknowledged."""
+
+
+class JobQueue(Protocol):
+    """One queue of jobs per model with consumer groups (Redis Streams). At-least-once delivery.
+
+    Every call raises Unavailable when the queue server can't be reached.
+    """
+
+    async def append(self, job: Job) -> str:
+        """Append to the queue of `job.model` and return the entry's id."""
+        ...
+
+    async def claim(
+        self, model: ModelName, consumer: str, *, max_jobs: int, block_s: float
+    ) -> Sequence[QueuedJob]:
+        """Take up to `max_jobs` entries in order; wait up to `block_s` for the first.
+
+        A malformed entry is acknowledged, logged and left out: one bad entry never blocks a queue.
+        """
+        ...
+
+    async def acknowledge(self, model: ModelName, entry_ids: Sequence[str]) -> None:
+        """Remove claimed entries for good, after their effect. Idempotent."""
+        ...
+
+    async def reclaim(
+        self, model: ModelName, consumer: str, *, alive: frozenset[str], max_jobs: int
+    ) -> Sequence[QueuedJob]:
+        """Take over entries claimed by consumers that are not in `alive`."""
+        ...
+
+    async def cancel(self, model: ModelName, entry_id: str) -> bool:
+        """Remove an entry that nobody has claimed; False when it was claimed or is gone."""
+        ...
+
+    async def contains(self, model: ModelName, entry_id: str) -> bool:
+        """Whether the entry still exists, claimed or not (it does not after data loss)."""
+        ...
+
+    async def depth(self, model: ModelName) -> QueueDepth: ...
+
+    async def drop(self, model: ModelName) -> None:
+        """Remove the whole queue of a model that was removed. Idempotent."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+__all__ = [
+    "ClusterState",
+    "Fence",
+    "JobQueue",
+    "KeyDeleted",
+    "KeyPut",
+    "Lease",
+    "QueueDepth",
+    "QueuedJob",
+    "Snapshot",
+    "StateEntry",
+    "WatchItem",
+]

@@ -1,0 +1,206 @@
+"""What cluster state holds: one frozen record a key, written as JSON, validated when read."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
+
+
+class Tier(Enum):
+    """Where a checkpoint's bytes are, fastest last."""
+
+    REMOTE = "remote"
+    SSD = "ssd"
+    DRAM = "dram"
+    DEVICE = "device"
+
+
+class ReplicaState(Enum):
+    """Life of a replica."""
+
+    LOADING = "loading"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimeline:
+    """Seconds spent in each phase of a replica's start, in order."""
+
+    queued_s: float = 0.0
+    """From the assignment's write to the load's first byte."""
+    remote_s: float = 0.0
+    ssd_s: float = 0.0
+    """SSD to DRAM with checksums; 0 when the model was resident."""
+    device_s: float = 0.0
+    attach_s: float = 0.0
+    """Lease and mapping of the pool."""
+    process_s: float = 0.0
+    """Fork of the engine process from the warm parent."""
+    build_s: float = 0.0
+    """Model on the meta device, tensors assigned as views."""
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+    from_tier: Tier = Tier.SSD
+    """Where the bytes were when the start began."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A registered model; key `models/<name>`, no lease."""
+
+    name: ModelName
+    digest: str
+    """xxh3_128 hex of the manifest's bytes; names the checkpoint's content."""
+    architecture: str
+    parameters: int
+    size_bytes: int
+    context_tokens: int
+    vocabulary_size: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    source: str
+    """Directory it was registered from."""
+    nodes: tuple[NodeId, ...]
+    """Nodes whose store holds it on SSD."""
+    dtype: str
+    """Of most of its bytes, as torch writes it: bfloat16."""
+    layers: int = 0
+    kv_bytes_per_token: int = 0
+    has_chat_template: bool = False
+    files: tuple[str, ...] = ()
+    """Small files kept with the checkpoint: config.json, tokenizer.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a cascade; `threshold` is None on the last."""
+
+    model: ModelName
+    threshold: float | None = None
+    """Certainty in [0, 1] below which the answer goes up."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentRecord:
+    """A named model or cascade and how it is kept; key `deployments/<name>`, no lease."""
+
+    name: DeploymentName
+    stages: tuple[Stage, ...]
+    certainty: str = "sequence_probability"
+    min_replicas: int = 0
+    max_replicas: int = 1
+    keep_alive_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A live store; key `nodes/<node_id>`, under the store's lease."""
+
+    node_id: NodeId
+    address: str
+    """host:port of the store's gRPC service."""
+    attach_socket: str
+    """Unix socket path on that node that hands out leases on resident models."""
+    dram_capacity_bytes: int
+    dram_used_bytes: int
+    ssd_bytes_per_s: float
+    """Measured by real loads; 0 while unknown."""
+    resident: tuple[ModelName, ...] = ()
+    """Models in the DRAM pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A live worker; key `workers/<worker_id>`, under the worker's lease."""
+
+    worker_id: WorkerId
+    node_id: NodeId
+    address: str
+    device: str
+    memory_bytes: int
+    """Capacity for weights, KV cache and process overhead of all its replicas."""
+    max_replicas: int
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentRecord:
+    """The leader's wish that a worker hosts a model; key `assignments/<worker_id>/<model>`.
+
+    Written and deleted by the leader only, fenced by its election revision. The worker reconciles.
+    """
+
+    worker_id: WorkerId
+    model: ModelName
+    memory_bytes: int
+    """Reserved on the worker: weights + KV + overhead."""
+    reason: str
+    assigned_unix_s: float
+    predicted_start_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRecord:
+    """What a worker really hosts; key `replicas/<worker_id>/<model>`, under the worker's lease."""
+
+    worker_id: WorkerId
+    node_id: NodeId
+    model: ModelName
+    state: ReplicaState
+    slots: int
+    running_jobs: int
+    pid: int
+    memory_bytes: int
+    idle_since_unix_s: float
+    """When it last became idle; 0 while it runs jobs."""
+    timeline: StartTimeline = field(default_factory=StartTimeline)
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DemandRecord:
+    """Jobs that wait at one router for one model; key `demand/<model>/<router_id>`, router's lease.
+
+    Present only while jobs wait without a ready replica (or wait too long): the scheduler is told
+    once, not once a request.
+    """
+
+    model: ModelName
+    router_id: RouterId
+    waiting_jobs: int
+    since_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRecord:
+    """A live router; key `routers/<router_id>`, under the router's lease."""
+
+    router_id: RouterId
+    grpc_address: str
+    rest_address: str
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerRecord:
+    """Value of the leader key `leader`, and of `schedulers/<id>`; under the scheduler's lease."""
+
+    scheduler_id: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """The leader's last decision about a model; key `decisions/<model>`, fenced, for `gearfall why`."""
+
+    model: ModelName
+    at_unix_s: float
+    decision: str
+    """start, keep, stop or wait."""
+    reason: str
+    worker_id: str = ""
+    predicted_start_s: float = 0.0
+    rejected: tuple[tuple[str, str], ...] = ()
+    """(alternative, why not), best first, at most 16."""

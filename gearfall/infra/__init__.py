@@ -1,0 +1,1 @@
+"""Everything that touches the world: etcd, Redis, gRPC channels, native code, processes."""
