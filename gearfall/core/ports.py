@@ -1,4 +1,4 @@
-"""Ports to the world outside: cluster state and the job queue. Real adapters and fakes pass one suite."""
+"""Ports to cluster state and the job queue: real adapters and fakes pass one suite."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from gearfall.core.job import Job
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Proof of leadership: a write carries it and fails unless `key` still has `create_revision`."""
+    """Proof of leadership: a write fails unless `key` still has `create_revision`."""
 
     key: str
     create_revision: int
@@ -29,7 +29,7 @@ class StateEntry:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All entries below a prefix at one revision. As a watch item: forget all else and start here."""
+    """All entries below a prefix at one revision. In a watch: forget all else, start here."""
 
     entries: tuple[StateEntry, ...]
     revision: int
@@ -57,7 +57,9 @@ class Lease(Protocol):
     """A lease that is kept alive until it is revoked or lost."""
 
     @property
-    def lease_id(self) -> int: ...
+    def lease_id(self) -> int:
+        """The server's number of this lease."""
+        ...
 
     @property
     def is_lost(self) -> bool:
@@ -79,9 +81,13 @@ class ClusterState(Protocol):
     Every call raises Unavailable when the state can't be reached within its deadline.
     """
 
-    async def get(self, key: str) -> StateEntry | None: ...
+    async def get(self, key: str) -> StateEntry | None:
+        """Return the entry, or None where there is none."""
+        ...
 
-    async def list(self, prefix: str) -> Snapshot: ...
+    async def list(self, prefix: str) -> Snapshot:
+        """Return all entries below `prefix` at one revision."""
+        ...
 
     async def put(
         self, key: str, value: bytes, *, lease: Lease | None = None, fence: Fence | None = None
@@ -117,7 +123,9 @@ class ClusterState(Protocol):
         """
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close connections; leases that were not revoked run out."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +185,17 @@ class JobQueue(Protocol):
         """Whether the entry still exists, claimed or not (it does not after data loss)."""
         ...
 
-    async def depth(self, model: ModelName) -> QueueDepth: ...
+    async def depth(self, model: ModelName) -> QueueDepth:
+        """Count the entries of a model's queue."""
+        ...
 
     async def drop(self, model: ModelName) -> None:
         """Remove the whole queue of a model that was removed. Idempotent."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close connections; claimed entries stay claimed."""
+        ...
 
 
 __all__ = [

@@ -193,7 +193,7 @@ class SchedulerRecord:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """The leader's last decision about a model; key `decisions/<model>`, fenced, for `gearfall why`."""
+    """The leader's last decision about a model; key `decisions/<model>`, fenced."""
 
     model: ModelName
     at_unix_s: float

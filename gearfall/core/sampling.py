@@ -14,7 +14,7 @@ class SamplingParams:
     """Sampling of one job. The random stream depends on (seed, token index) alone."""
 
     max_tokens: int
-    """Most tokens to generate, >= 1, counted from the first generated token (resumed ones included)."""
+    """Most tokens to generate, >= 1, resumed ones included."""
     temperature: float = 1.0
     """0 is greedy; else logits are divided by it. In [0, 2]."""
     top_p: float = 1.0

@@ -2,7 +2,7 @@
 
 Worker to engine: StartEngine first, then SubmitJob, CancelJob, StopEngine.
 Engine to worker: EngineReady or EngineFailed first, then one StepDone per decode step.
-A frame is a 4-byte little-endian length and a msgspec msgpack body; `services.worker.frames` does it.
+A frame is a 4-byte little-endian length and a msgpack body; see `services.worker.frames`.
 Both ends are the same program; the length is still checked before it is believed.
 """
 

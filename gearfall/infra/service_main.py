@@ -1,0 +1,73 @@
+"""What every main shares: flags with environment defaults, uvloop, signals, the ready line."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from gearfall.infra.logs import configure_logging
+
+
+class ServiceParser(argparse.ArgumentParser):
+    """Flags that are also read from the environment: --log-level from GEARFALL_LOG_LEVEL."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(prog=f"python -m services.{service}", allow_abbrev=False)
+        self.service = service
+        self.add_setting(
+            "--etcd", default="http://127.0.0.1:2379", meaning="etcd URL, comma-separated"
+        )
+        self.add_setting("--redis", default="redis://127.0.0.1:6379", meaning="Redis URL")
+        self.add_setting("--listen", default="127.0.0.1:0", meaning="host:port of the gRPC server")
+        self.add_setting("--advertise", default="", meaning="host:port that others reach it at")
+        self.add_setting("--log-level", default="INFO", meaning="DEBUG, INFO, WARNING or ERROR")
+
+    def add_setting(
+        self,
+        flag: str,
+        *,
+        default: str | int | float | None,
+        meaning: str,
+        parse: Callable[[str], object] = str,
+    ) -> None:
+        """Add `flag`; without it the environment's GEARFALL_<FLAG>, else `default`, holds."""
+        variable = "GEARFALL_" + flag.strip("-").replace("-", "_").upper()
+        # argparse passes a string default through `type`, so a bad variable is refused too.
+        value = os.environ.get(variable, default)
+        self.add_argument(flag, default=value, type=parse, help=f"{meaning} [{variable}]")
+
+
+def announce_ready(service: str, address: str, **fields: object) -> None:
+    """Tell the launcher, by one JSON line on standard output, that the service serves."""
+    line = {"ready": True, "service": service, "address": address, "pid": os.getpid(), **fields}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def run_service(
+    service: str, log_level: str, main: Callable[[asyncio.Event], Awaitable[None]]
+) -> None:
+    """Run `main(stop)` on uvloop until it returns; SIGTERM and SIGINT set `stop`.
+
+    The process exits with status 0 after an orderly stop and 1 after an error, which is logged.
+    """
+    configure_logging(service, log_level)
+
+    async def supervised() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, stop.set)
+        await main(stop)
+
+    try:
+        uvloop.run(supervised())
+    except Exception:
+        logging.getLogger(service).exception("service failed")
+        sys.exit(1)
