@@ -1,0 +1,94 @@
+"""What the worker host needs from outside: engine processes, the node's store and pool leases."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gearfall.core.ids import ModelName
+from gearfall.core.records import StartTimeline
+from services.worker.engine_messages import EngineReady, StartEngine, StepDone, WorkerMessage
+
+
+class EngineProcess(Protocol):
+    """One engine process. Iterating yields its StepDone messages and ends when it is gone."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine."""
+        ...
+
+    async def ready(self) -> EngineReady:
+        """Return when it serves; raise CorruptCheckpoint or Unavailable when it can't start."""
+        ...
+
+    def send(self, message: WorkerMessage) -> None:
+        """Queue a message for it; dropped when the process is gone."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[StepDone]: ...
+
+    async def wait_exit(self) -> object:
+        """Return when the process is gone."""
+        ...
+
+    def kill(self) -> None:
+        """Kill it now. Idempotent."""
+        ...
+
+
+class EngineSpawner(Protocol):
+    """Starts engine processes (the zygote)."""
+
+    async def spawn(self, start: StartEngine, partition_fds: Sequence[int]) -> EngineProcess:
+        """Fork an engine that maps `partition_fds`, which stay the caller's to close."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that its node's store holds verified in the pool."""
+
+    digest: str
+    attach_socket: str
+    timeline: StartTimeline
+    """Only the phases that the store crossed."""
+
+
+class StoreClient(Protocol):
+    """The store of the worker's own node. Every call raises Unavailable when it can't be reached."""
+
+    async def load_model(self, model: ModelName) -> LoadedModel:
+        """Bring the model to the pool; single flight at the store."""
+        ...
+
+    async def read_file(self, model: ModelName, file: str) -> bytes:
+        """Return a small file kept with the checkpoint; raise NotFound where there is none."""
+        ...
+
+
+class PoolLease(Protocol):
+    """A mapped hold on a resident checkpoint; the store keeps it while this is open."""
+
+    @property
+    def manifest_json(self) -> bytes:
+        """The verified manifest's bytes."""
+        ...
+
+    @property
+    def partition_fds(self) -> Sequence[int]:
+        """One descriptor per partition, owned by the lease."""
+        ...
+
+    def close(self) -> None:
+        """Give it back. Idempotent."""
+        ...
+
+
+class LeaseTaker(Protocol):
+    """Takes a lease at a store's attach socket."""
+
+    async def __call__(
+        self, attach_socket: str, model: ModelName, digest: str, holder: str
+    ) -> PoolLease:
+        """Raise NotFound, CorruptCheckpoint or Unavailable when it can't be had."""
+        ...
