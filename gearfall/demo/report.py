@@ -1,0 +1,137 @@
+"""The evaluation's result as values, as JSON and as tables for people."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gearfall.demo.cascade import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class ModelResult:
+    """What one model does alone on the test set."""
+
+    model: str
+    parameters: int
+    """All parameters, with the tied embedding counted once."""
+    flops_per_token: int
+    weight_bytes_per_token: int
+    mean_flops: float
+    """Mean cost of a question: 2 x non-embedding parameters x tokens processed."""
+    accuracy: float
+    accuracy_by_level: dict[int, float]
+    accuracy_by_operator: dict[str, float]
+    auroc: dict[str, float]
+    """By certainty measure: how well it tells this model's right answers from its wrong ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeResult:
+    """A cascade with the thresholds chosen on the calibration set and what came of it."""
+
+    models: tuple[str, ...]
+    thresholds: tuple[float, ...] | None
+    """None if no thresholds keep the promised accuracy; then there are no outcomes."""
+    calibration: Outcome | None
+    test: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the evaluation found."""
+
+    seed: int
+    calibration_questions: int
+    test_questions: int
+    tolerance: float
+    """Accuracy that a cascade may lose against the largest model."""
+    certainty: str
+    """The measure that the cascades use, chosen by AUROC on the calibration set."""
+    models: tuple[ModelResult, ...]
+    cascades: tuple[CascadeResult, ...]
+
+    @property
+    def chosen(self) -> CascadeResult:
+        """The cascade over the whole family, which the demo deploys."""
+        return next(c for c in self.cascades if len(c.models) == len(self.models))
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """The report as plain values for JSON."""
+    return asdict(report)
+
+
+def deployment_json(report: Report) -> dict[str, Any]:
+    """The chosen cascade as a deployment; ValueError if its accuracy could not be certified."""
+    chosen = report.chosen
+    if chosen.thresholds is None:
+        raise ValueError(f"no thresholds keep the cascade within {report.tolerance} of accuracy")
+    stages = zip(chosen.models, (*chosen.thresholds, None), strict=True)
+    return {
+        "name": "arith",
+        "certainty": report.certainty,
+        "stages": [{"model": model, "threshold": threshold} for model, threshold in stages],
+    }
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print one table of the models and one of the cascades."""
+    console.print(_model_table(report))
+    console.print(_cascade_table(report))
+
+
+def _model_table(report: Report) -> Table:
+    table = Table(title=f"Models on {report.test_questions} held-out questions")
+    levels = list(report.models[0].accuracy_by_level)
+    for heading in ("model", "parameters", "MFLOP/question", "exact match"):
+        table.add_column(heading, justify="right")
+    for level in levels:
+        table.add_column(f"{level}d", justify="right")
+    for measure in report.models[0].auroc:
+        table.add_column(f"AUROC {measure}", justify="right")
+    for result in report.models:
+        table.add_row(
+            result.model,
+            f"{result.parameters:,}",
+            _mega(result.mean_flops),
+            _percent(result.accuracy),
+            *(_percent(result.accuracy_by_level[level]) for level in levels),
+            *(f"{value:.3f}" for value in result.auroc.values()),
+        )
+    return table
+
+
+def _cascade_table(report: Report) -> Table:
+    table = Table(title=f"Cascades by {report.certainty}, thresholds from the calibration set")
+    for heading in ("cascade", "thresholds", "exact match", "MFLOP/question", "cost", "shares"):
+        table.add_column(heading, justify="right")
+    largest = report.models[-1]
+    for cascade in report.cascades:
+        name = " > ".join(model.removeprefix("arith-") for model in cascade.models)
+        if cascade.thresholds is None or cascade.test is None:
+            table.add_row(name, "refused: not accurate enough", "", "", "", "")
+            continue
+        table.add_row(
+            name,
+            _join(f"{threshold:.4f}" for threshold in cascade.thresholds),
+            _percent(cascade.test.accuracy),
+            _mega(cascade.test.mean_flops),
+            f"{cascade.test.mean_flops / largest.mean_flops:.2f} x largest",
+            _join(_percent(share) for share in cascade.test.shares),
+        )
+    return table
+
+
+def _join(parts: Iterable[str]) -> str:
+    return ", ".join(parts)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _mega(flops: float) -> str:
+    return f"{flops / 1e6:.2f}"
