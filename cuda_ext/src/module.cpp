@@ -15,6 +15,8 @@ void bind_cpu(nb::module_ &module);
 
 namespace {
 
+using PythonDigest = nb::typed<nb::callable, std::uint64_t(nb::memoryview)>;
+
 void raise_io_error(const std::exception_ptr &failure, void *) {
     try {
         std::rethrow_exception(failure);
@@ -27,7 +29,7 @@ void raise_io_error(const std::exception_ptr &failure, void *) {
 std::vector<std::uint64_t> read_chunks(const nb::bytes &path, std::int64_t offset_bytes,
                                        std::int64_t size_bytes, nb::memoryview destination,
                                        std::int64_t chunk_bytes, int threads, bool direct,
-                                       const nb::callable &digest) {
+                                       const PythonDigest &digest) {
     const gearfall::ReadRequest request{{path.c_str(), path.size()}, offset_bytes, size_bytes,
                                         chunk_bytes, threads, direct};
     const gearfall::WritableBytes bytes(std::move(destination));
