@@ -124,6 +124,8 @@ class WorkerRecord:
     """Capacity for weights, KV cache and process overhead of all its replicas."""
     max_replicas: int
     labels: dict[str, str] = field(default_factory=dict)
+    slots: int = 16
+    """Most jobs that one replica here runs at once."""
 
 
 @dataclass(frozen=True, slots=True)
