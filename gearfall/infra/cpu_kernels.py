@@ -1,0 +1,147 @@
+"""Batch-invariant CPU kernels of the engine, over torch tensors.
+
+Every output row is a function of that token's inputs alone, bit for bit: the other rows of a batch,
+their number, the thread count, prefill against decode and the machine's vector width change nothing.
+Activations and sums are float32; bfloat16 and float16 weights are widened exactly.
+
+All calls release the GIL, start no thread before the first one that pays (so a parent may import this
+and fork), and raise ValueError before they touch memory that an argument does not own. `threads` is
+the most threads a call may use, the caller's own included; give torch's pool one thread beside it.
+`variant` names one of `variants()` and exists for tests: all of them give the same bits.
+"""
+
+import torch
+
+from gearfall import _cuda_ext
+
+MAX_THREADS = 256
+
+_DTYPE_CODES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.int32: 3,
+}
+
+_View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+
+
+def variants() -> tuple[str, ...]:
+    """Return the instruction sets that this machine can run, fastest first."""
+    return tuple(_cuda_ext.cpu_variants())
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    threads: int = 1,
+    variant: str = "",
+) -> torch.Tensor:
+    """Return `x @ weight.T + bias` as f32[T, N].
+
+    `x` f32[T, K], `weight` bf16 | f16 | f32 [N, K], `bias` f32 | bf16 [N]. Rows may be strided, the
+    elements of a row are adjacent.
+    """
+    out = x.new_empty((x.shape[0], weight.shape[0]) if x.dim() == 2 and weight.dim() == 2 else 0)
+    _cuda_ext.cpu_linear(
+        _view(x), _view(weight), None if bias is None else _view(bias), _view(out), threads, variant
+    )
+    return out
+
+
+def write_kv(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_index: torch.Tensor,
+    positions: torch.Tensor,
+) -> None:
+    """Copy this step's keys and values into the paged cache.
+
+    `k`, `v` f32[T, Hkv, D]; caches f32[num_blocks, block_size, Hkv, D], changed in place;
+    `block_tables` int32[S, max_blocks]; `seq_index`, `positions` int32[T]: token t is at cache
+    position `positions[t]` of sequence `seq_index[t]`.
+    """
+    _cuda_ext.cpu_write_kv(
+        _view(k),
+        _view(v),
+        _view(k_cache),
+        _view(v_cache),
+        _view(block_tables),
+        _view(seq_index),
+        _view(positions),
+    )
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_index: torch.Tensor,
+    positions: torch.Tensor,
+    *,
+    scale: float,
+    sliding_window: int = 0,
+    softcap: float = 0.0,
+    threads: int = 1,
+    variant: str = "",
+) -> torch.Tensor:
+    """Return causal attention over the paged cache as f32[T, Hq, D].
+
+    `q` f32[T, Hq, D] with Hq a multiple of Hkv; the rest as in `write_kv`, which ran before: token t
+    sees cache positions 0 to `positions[t]` of its sequence, the last `sliding_window` of them if
+    that is not 0. Scores are multiplied by `scale`, then bounded by `softcap * tanh(s / softcap)`
+    if that is not 0. Tokens of one sequence that stand side by side share their reads.
+    """
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    _cuda_ext.cpu_paged_attention(
+        _view(q),
+        _view(k_cache),
+        _view(v_cache),
+        _view(block_tables),
+        _view(seq_index),
+        _view(positions),
+        _view(out),
+        scale,
+        sliding_window,
+        softcap,
+        threads,
+        variant,
+    )
+    return out
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, *, eps: float, variant: str = ""
+) -> torch.Tensor:
+    """Return `x / sqrt(mean(x^2) + eps) * weight` over the rows of `x` as f32[T, K].
+
+    `x` f32[T, K], `weight` f32 | bf16 | f16 [K].
+    """
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _cuda_ext.cpu_rms_norm(_view(x), _view(weight), _view(out), eps, variant)
+    return out
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor, *, variant: str = "") -> torch.Tensor:
+    """Return `silu(gate) * up` as f32[T, K]; both f32[T, K], rows may be strided.
+
+    torch's own silu differs in the last bit between a vector's body and its tail, so its result
+    depends on where in the batch an element lies.
+    """
+    out = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    _cuda_ext.cpu_silu_mul(_view(gate), _view(up), _view(out), variant)
+    return out
+
+
+def _view(tensor: torch.Tensor) -> _View:
+    """Return (address, dtype code, shape, strides in elements) for the binding, which checks them."""
+    code = _DTYPE_CODES.get(tensor.dtype)
+    if code is None or not tensor.is_cpu:
+        raise ValueError(f"a {tensor.dtype} tensor on {tensor.device} is not for the CPU kernels")
+    return tensor.data_ptr(), code, tensor.shape, tensor.stride()
