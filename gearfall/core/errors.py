@@ -21,13 +21,22 @@ class GearfallError(Exception):
     """Base of every error that gearfall raises on purpose; the message says what to change."""
 
     def __init__(
-        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        code: str | None = None,
     ) -> None:
-        """`param`: name of the offending field; `retry_after_s`: honest wait before a retry."""
+        """`param`: name of the offending field; `retry_after_s`: honest wait before a retry.
+
+        `code`: what a program may tell apart within one class (context_length_exceeded).
+        """
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.code = code
 
 
 class InvalidRequest(GearfallError):

@@ -1,0 +1,221 @@
+"""What a client asks the router for and what it gets back, the same for both doors."""
+
+import math
+from dataclasses import dataclass
+
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.job import FinishReason, Priority
+from gearfall.core.sampling import MAX_TOP_LOGPROBS
+
+MAX_CHOICES = 16
+MAX_PROMPTS = 64
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+MAX_MESSAGES = 4096
+MAX_TIMEOUT_S = 24 * 3600.0
+_MAX_ID_CHARACTERS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Text that the model continues; the tokenizer's special tokens are added."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation, written out by the model's chat template."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt = TextPrompt | ChatPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One client request. Breaking a limit raises InvalidRequest that names the field."""
+
+    model: str
+    """A deployment or a registered model."""
+    prompts: tuple[Prompt, ...]
+    """Answered independently; choice `i` belongs to prompt `i // n`."""
+    max_tokens: int | None = None
+    """None: what the context leaves, at most 1024. More than the context leaves is cut to that."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    """None: drawn by the router and reported."""
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    """Choices for each prompt."""
+    logprobs: bool = False
+    top_logprobs: int = 0
+    timeout_s: float = 0.0
+    """0: the router's default."""
+    priority: Priority = Priority.INTERACTIVE
+    tenant: str = ""
+    ignore_eos: bool = False
+    request_id: str = ""
+    """Chosen by the client, or empty."""
+
+    def __post_init__(self) -> None:
+        _require(0 < len(self.prompts) <= MAX_PROMPTS, "prompt", f"1 to {MAX_PROMPTS} prompts")
+        _require(1 <= self.n <= MAX_CHOICES, "n", f"between 1 and {MAX_CHOICES}, not {self.n}")
+        if self.max_tokens is not None:
+            _require(self.max_tokens >= 1, "max_tokens", f"at least 1, not {self.max_tokens}")
+        _require(
+            math.isfinite(self.temperature) and 0.0 <= self.temperature <= 2.0,
+            "temperature",
+            f"between 0 and 2, not {self.temperature}",
+        )
+        _require(
+            math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0,
+            "top_p",
+            f"above 0 and at most 1, not {self.top_p}",
+        )
+        _require(0 <= self.top_k < 2**31, "top_k", f"between 0 and 2^31 - 1, not {self.top_k}")
+        _require(
+            self.seed is None or 0 <= self.seed < 2**64,
+            "seed",
+            f"between 0 and 2^64 - 1, not {self.seed}",
+        )
+        _require(
+            0 <= self.top_logprobs <= MAX_TOP_LOGPROBS,
+            "top_logprobs",
+            f"between 0 and {MAX_TOP_LOGPROBS}, not {self.top_logprobs}",
+        )
+        _require(
+            math.isfinite(self.timeout_s) and 0.0 <= self.timeout_s <= MAX_TIMEOUT_S,
+            "timeout_s",
+            f"between 0 and {MAX_TIMEOUT_S:.0f}, not {self.timeout_s}",
+        )
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        count = len(self.stop)
+        _require(count <= MAX_STOP_STRINGS, "stop", f"at most {MAX_STOP_STRINGS} strings")
+        _require(
+            all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in self.stop),
+            "stop",
+            f"strings of 1 to {MAX_STOP_CHARACTERS} characters",
+        )
+        _require(
+            len(self.request_id) <= _MAX_ID_CHARACTERS
+            and self.request_id.isascii()
+            and (not self.request_id or self.request_id.isprintable()),
+            "request_id",
+            f"at most {_MAX_ID_CHARACTERS} printable ASCII characters",
+        )
+        for prompt in self.prompts:
+            if isinstance(prompt, ChatPrompt):
+                _require(
+                    0 < len(prompt.messages) <= MAX_MESSAGES,
+                    "messages",
+                    f"1 to {MAX_MESSAGES} messages",
+                )
+
+    @property
+    def choices(self) -> int:
+        """Answers of all prompts together."""
+        return self.n * len(self.prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """One chosen token with its log-probability and the most likely alternatives."""
+
+    token_id: int
+    token: str
+    token_bytes: bytes
+    logprob: float
+    text_offset: int
+    """Characters of the answer before this token."""
+    top: tuple["TokenText", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """The choice waits for a model without a ready replica."""
+
+    choice: int
+    model: str
+    expected_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text of one choice that will never be taken back."""
+
+    choice: int
+    text: str
+    logprobs: tuple[TokenText, ...] = ()
+    token_count: int = 0
+    """Tokens of the job that this piece covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What one stage did for one choice. Fields mirror `gearfall.v1.StageReport`."""
+
+    model: str
+    measure: str
+    certainty: float | None
+    threshold: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    cost_flops: float
+    duration_s: float
+    queued_s: float
+    epochs: int
+    accepted: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and cost of one choice; the first two of the answering stage alone."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_prompt_tokens: int
+    total_completion_tokens: int
+    cost_flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceEnd:
+    """One choice is whole."""
+
+    choice: int
+    finish: FinishReason
+    model: str
+    """Model that answered."""
+    stages: tuple[StageReport, ...]
+    """In the order they ran."""
+    usage: Usage
+
+
+GenerationEvent = Wait | Delta | ChoiceEnd
+
+
+def _require(holds: bool, param: str, rule: str) -> None:
+    if not holds:
+        raise InvalidRequest(f"{param} must be {rule}", param=param)
