@@ -55,7 +55,7 @@ class LoadedModel:
 
 
 class StoreClient(Protocol):
-    """The store of the worker's own node. Every call raises Unavailable when it can't be reached."""
+    """The store of the worker's own node; raises Unavailable when it can't be reached."""
 
     async def load_model(self, model: ModelName) -> LoadedModel:
         """Bring the model to the pool; single flight at the store."""
@@ -88,7 +88,7 @@ class LeaseTaker(Protocol):
     """Takes a lease at a store's attach socket."""
 
     async def __call__(
-        self, attach_socket: str, model: ModelName, digest: str, holder: str
+        self, socket_path: str, model: str, digest: str, holder: str
     ) -> PoolLease:
         """Raise NotFound, CorruptCheckpoint or Unavailable when it can't be had."""
         ...

@@ -1,0 +1,135 @@
+"""How many replicas a model should have: demand up, keep-alive down, never thrashing."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.records import DeploymentRecord
+from services.scheduler.snapshot import Hosted, ReplicaKey, Waiting
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerPolicy:
+    """What an operator sets for the whole cluster."""
+
+    keep_alive_s: float = 300.0
+    """Idle time before a replica is given back, for models that no deployment names."""
+    min_residency_s: float = 2.0
+    """A replica that became ready stays this long whatever waits for its room."""
+    patience_s: float = 20.0
+    """A model that waited this long may take the room of a busy one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """How many replicas one model may have and how long an idle one stays."""
+
+    min_replicas: int
+    max_replicas: int
+    keep_alive_s: float
+
+
+def limits_by_model(
+    models: Iterable[ModelName],
+    deployments: Mapping[DeploymentName, DeploymentRecord],
+    policy: SchedulerPolicy,
+) -> dict[ModelName, ModelLimits]:
+    """Return each model's limits: the largest of all deployments that name it, else defaults."""
+    found: dict[ModelName, ModelLimits] = {}
+    for deployment in deployments.values():
+        for stage in deployment.stages:
+            known = found.get(stage.model, ModelLimits(0, 1, 0.0))
+            found[stage.model] = ModelLimits(
+                max(known.min_replicas, deployment.min_replicas),
+                max(known.max_replicas, deployment.max_replicas, deployment.min_replicas),
+                max(known.keep_alive_s, deployment.keep_alive_s),
+            )
+    default = ModelLimits(0, 1, policy.keep_alive_s)
+    return {model: found.get(model, default) for model in models}
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleDecision:
+    """What one model should have."""
+
+    missing: int
+    """Replicas to add."""
+    surplus: tuple[tuple[ReplicaKey, str], ...]
+    """Replicas to give back, with the reason."""
+    next_due_unix_s: float | None
+    """When this decision has to be made again though nothing changed."""
+
+
+def scale_model(
+    hosted: tuple[Hosted, ...],
+    waiting: Waiting | None,
+    limits: ModelLimits,
+    policy: SchedulerPolicy,
+    now_unix_s: float,
+) -> ScaleDecision:
+    """Compare what a model has with what it needs. A model with demand is never scaled down."""
+    if waiting is not None:
+        return ScaleDecision(_missing_under_demand(hosted, waiting, limits), (), None)
+    missing = max(0, limits.min_replicas - len(hosted))
+    due_by_key = {h.key: _release_due(h, limits, policy) for h in hosted if h.is_idle}
+    oldest_first = sorted(due_by_key, key=lambda key: (due_by_key[key], key))
+    spare = len(hosted) - limits.min_replicas
+    surplus = [
+        (key, f"idle for its keep-alive of {limits.keep_alive_s:g} s")
+        for key in oldest_first[: max(0, spare)]
+        if due_by_key[key] <= now_unix_s
+    ]
+    surplus += _beyond_most(hosted, oldest_first, limits, {key for key, _ in surplus})
+    gone = {key for key, _ in surplus}
+    pending = [due for key, due in due_by_key.items() if key not in gone and due > now_unix_s]
+    can_shrink = len(hosted) - len(gone) > limits.min_replicas
+    return ScaleDecision(missing, tuple(surplus), min(pending) if pending and can_shrink else None)
+
+
+def _missing_under_demand(hosted: tuple[Hosted, ...], waiting: Waiting, limits: ModelLimits) -> int:
+    slots = max((h.replica.slots for h in hosted if h.replica), default=1)
+    ready = sum(h.is_ready for h in hosted)
+    needed = ready + math.ceil(waiting.jobs / max(1, slots)) if hosted else 1
+    wanted = min(limits.max_replicas, max(needed, limits.min_replicas))
+    return max(0, wanted - len(hosted))
+
+
+def _beyond_most(
+    hosted: tuple[Hosted, ...],
+    oldest_first: list[ReplicaKey],
+    limits: ModelLimits,
+    gone: set[ReplicaKey],
+) -> list[tuple[ReplicaKey, str]]:
+    excess = len(hosted) - len(gone) - limits.max_replicas
+    busy = sorted(h.key for h in hosted if not h.is_idle)
+    left = [key for key in (*oldest_first, *busy) if key not in gone]
+    reason = f"more than max_replicas = {limits.max_replicas}"
+    return [(key, reason) for key in left[: max(0, excess)]]
+
+
+def _release_due(hosted: Hosted, limits: ModelLimits, policy: SchedulerPolicy) -> float:
+    assert hosted.replica is not None
+    idle_end = hosted.replica.idle_since_unix_s + limits.keep_alive_s
+    return max(idle_end, hosted.ready_unix_s + policy.min_residency_s)
+
+
+def evictable_at(
+    hosted: Hosted,
+    *,
+    has_demand: bool,
+    spare: bool,
+    wanted_since_unix_s: float,
+    policy: SchedulerPolicy,
+) -> float | None:
+    """Return from when another model's demand may take this replica's room; None for never.
+
+    `spare`: the model would keep its min_replicas. An idle replica goes after its minimum
+    residency, a busy one when the other also waited out the policy's patience, and finishes first.
+    """
+    if has_demand or not spare:
+        return None
+    rested = hosted.ready_unix_s + policy.min_residency_s
+    if hosted.is_idle:
+        return rested
+    return max(rested, wanted_since_unix_s + policy.patience_s) if hosted.is_ready else None

@@ -1,0 +1,197 @@
+"""Where to start a replica: filter the workers, score by predicted start, pick; or make room."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gearfall.core.ids import NodeId, WorkerId
+from gearfall.core.memory import estimate_replica_memory
+from gearfall.core.records import ModelRecord, NodeRecord
+from services.scheduler.estimator import StartCosts, StartPrediction, predict_start
+from services.scheduler.snapshot import ReplicaKey, WorkerRoom
+
+Rejected = tuple[tuple[str, str], ...]
+"""(alternative, why not), best first."""
+
+KEPT_REJECTED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A replica that may have to make room."""
+
+    key: ReplicaKey
+    memory_bytes: int
+    evictable_unix_s: float
+    idle_since_unix_s: float
+    """0 while it runs jobs: such a one goes last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Start here."""
+
+    worker_id: WorkerId
+    memory_bytes: int
+    prediction: StartPrediction
+    reason: str
+    rejected: Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRoom:
+    """Give these back first; start when they are gone."""
+
+    worker_id: WorkerId
+    victims: tuple[Victim, ...]
+    reason: str
+    rejected: Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing can be done before something changes or `next_due_unix_s` comes."""
+
+    reason: str
+    rejected: Rejected
+    next_due_unix_s: float | None = None
+
+
+Placement = Place | MakeRoom | Wait
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that could host the model if it had room."""
+
+    room: WorkerRoom
+    memory_bytes: int
+    prediction: StartPrediction
+
+    @property
+    def rank(self) -> tuple[float, int, WorkerId]:
+        """Soonest start first, then most free memory, then by name."""
+        free_bytes = self.room.worker.memory_bytes - self.room.used_bytes
+        return (self.prediction.total_s, -free_bytes, self.room.worker.worker_id)
+
+
+def place(
+    model: ModelRecord,
+    rooms: Mapping[WorkerId, WorkerRoom],
+    nodes: Mapping[NodeId, NodeRecord],
+    victims: Iterable[Victim],
+    *,
+    costs: StartCosts,
+    now_unix_s: float,
+) -> Placement:
+    """Decide where one more replica of `model` goes, with reasons and rejected alternatives."""
+    candidates, rejected = _filter(model, rooms, nodes, costs)
+    fitting = [c for c in candidates if c.room.fits(c.memory_bytes)]
+    full = [c for c in candidates if not c.room.fits(c.memory_bytes)]
+    if fitting:
+        best, *others = fitting
+        slower = [(_name(c), f"starts in {c.prediction.total_s:.2f} s") for c in others]
+        no_room = [(_name(c), _why_full(c)) for c in full]
+        return Place(
+            best.room.worker.worker_id,
+            best.memory_bytes,
+            best.prediction,
+            _why_best(best),
+            tuple((*slower, *no_room, *rejected)[:KEPT_REJECTED]),
+        )
+    no_room = [(_name(c), _why_full(c)) for c in full]
+    return _make_room(full, tuple(victims), (*no_room, *rejected)[:KEPT_REJECTED], now_unix_s)
+
+
+def _filter(
+    model: ModelRecord,
+    rooms: Mapping[WorkerId, WorkerRoom],
+    nodes: Mapping[NodeId, NodeRecord],
+    costs: StartCosts,
+) -> tuple[list[Candidate], list[tuple[str, str]]]:
+    candidates, rejected = [], []
+    for room in rooms.values():
+        node = nodes.get(room.worker.node_id)
+        memory_bytes = estimate_replica_memory(model, room.worker.slots).total_bytes
+        if obstacle := _obstacle(model, room, node, memory_bytes):
+            rejected.append((f"worker {room.worker.worker_id}", obstacle))
+        else:
+            assert node is not None
+            candidates.append(Candidate(room, memory_bytes, predict_start(model, node, costs)))
+    return sorted(candidates, key=lambda c: c.rank), sorted(rejected)
+
+
+def _obstacle(
+    model: ModelRecord, room: WorkerRoom, node: NodeRecord | None, memory_bytes: int
+) -> str:
+    """Say why this worker can never host the model as things are; empty when it could."""
+    worker = room.worker
+    if node is None:
+        return f"the store of node {worker.node_id} is not there"
+    if worker.node_id not in model.nodes:
+        return f"node {worker.node_id} does not hold the checkpoint"
+    if worker.max_replicas < 1:
+        return "it takes no replicas"
+    if model.name in room.hosting:
+        leaving = model.name in room.leaving
+        return "its replica is still leaving" if leaving else "it hosts the model already"
+    if memory_bytes > worker.memory_bytes:
+        return f"needs {memory_bytes} bytes, it has {worker.memory_bytes} in all"
+    return ""
+
+
+def _make_room(
+    full: list[Candidate], victims: tuple[Victim, ...], rejected: Rejected, now_unix_s: float
+) -> Placement:
+    for candidate in full:
+        if candidate.room.fits(candidate.memory_bytes, after_leaving=True):
+            return Wait(f"room is being made on {_name(candidate)}", rejected)
+    due: list[float] = []
+    for candidate in full:
+        of_worker = [v for v in victims if v.key[0] == candidate.room.worker.worker_id]
+        chosen = _choose_victims(candidate, [v for v in of_worker if _is_due(v, now_unix_s)])
+        if chosen is not None:
+            names = ", ".join(v.key[1] for v in chosen)
+            return MakeRoom(
+                candidate.room.worker.worker_id,
+                chosen,
+                f"gives back {names} on {_name(candidate)} first",
+                rejected,
+            )
+        due += [v.evictable_unix_s for v in of_worker if not _is_due(v, now_unix_s)]
+    if not full:
+        return Wait("no worker can host it", rejected)
+    return Wait("no worker has room and nothing may leave yet", rejected, min(due, default=None))
+
+
+def _is_due(victim: Victim, now_unix_s: float) -> bool:
+    return victim.evictable_unix_s <= now_unix_s
+
+
+def _choose_victims(candidate: Candidate, victims: list[Victim]) -> tuple[Victim, ...] | None:
+    """Least recently used first, busy ones last; None when even all of them do not make room."""
+    room, chosen = candidate.room, []
+    for victim in sorted(
+        victims, key=lambda v: (v.idle_since_unix_s == 0.0, v.idle_since_unix_s, v.key)
+    ):
+        room = room.with_leaving(victim.key[1], victim.memory_bytes)
+        chosen.append(victim)
+        if room.fits(candidate.memory_bytes, after_leaving=True):
+            return tuple(chosen)
+    return None
+
+
+def _name(candidate: Candidate) -> str:
+    return f"worker {candidate.room.worker.worker_id}"
+
+
+def _why_full(candidate: Candidate) -> str:
+    room = candidate.room
+    if len(room.hosting) >= room.worker.max_replicas:
+        return f"hosts {len(room.hosting)} of at most {room.worker.max_replicas} replicas"
+    free_bytes = room.worker.memory_bytes - room.used_bytes
+    return f"needs {candidate.memory_bytes} bytes, {free_bytes} are free"
+
+
+def _why_best(candidate: Candidate) -> str:
+    where = candidate.prediction.from_tier.value
+    return f"{_name(candidate)} starts soonest: its node has the checkpoint in {where}"

@@ -1,0 +1,142 @@
+"""The frozen picture of the cluster that a decision is made from, and each worker's room in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
+from gearfall.core.records import (
+    AssignmentRecord,
+    DecisionRecord,
+    DemandRecord,
+    DeploymentRecord,
+    ModelRecord,
+    NodeRecord,
+    ReplicaRecord,
+    ReplicaState,
+    WorkerRecord,
+)
+
+ReplicaKey = tuple[WorkerId, ModelName]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSnapshot:
+    """Cluster state at one moment; the mappings are not changed after construction."""
+
+    models: Mapping[ModelName, ModelRecord] = field(default_factory=dict)
+    deployments: Mapping[DeploymentName, DeploymentRecord] = field(default_factory=dict)
+    nodes: Mapping[NodeId, NodeRecord] = field(default_factory=dict)
+    workers: Mapping[WorkerId, WorkerRecord] = field(default_factory=dict)
+    assignments: Mapping[ReplicaKey, AssignmentRecord] = field(default_factory=dict)
+    replicas: Mapping[ReplicaKey, ReplicaRecord] = field(default_factory=dict)
+    demand: tuple[DemandRecord, ...] = ()
+    decisions: Mapping[ModelName, DecisionRecord] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """One assignment with the replica it led to, if there is one yet."""
+
+    assignment: AssignmentRecord
+    replica: ReplicaRecord | None
+
+    @property
+    def key(self) -> ReplicaKey:
+        """(worker, model)."""
+        return (self.assignment.worker_id, self.assignment.model)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it claims jobs."""
+        return self.replica is not None and self.replica.state is ReplicaState.READY
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs on it and nothing is on its way up."""
+        if self.replica is None:
+            return False
+        if self.replica.state is ReplicaState.FAILED:
+            return True
+        return self.is_ready and self.replica.idle_since_unix_s > 0.0
+
+    @property
+    def ready_unix_s(self) -> float:
+        """When it became (or was due to become) ready, by its own timeline."""
+        start_s = self.replica.timeline.total_s if self.replica else 0.0
+        return self.assignment.assigned_unix_s + start_s
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Jobs of one model that wait at any router."""
+
+    jobs: int
+    since_unix_s: float
+    """When the oldest of them began to wait."""
+
+
+def waiting_by_model(demand: tuple[DemandRecord, ...]) -> dict[ModelName, Waiting]:
+    """Add up the demand of all routers; models nobody waits for are left out."""
+    waiting: dict[ModelName, Waiting] = {}
+    for record in demand:
+        if record.waiting_jobs <= 0:
+            continue
+        known = waiting.get(record.model, Waiting(0, record.since_unix_s))
+        waiting[record.model] = Waiting(
+            known.jobs + record.waiting_jobs, min(known.since_unix_s, record.since_unix_s)
+        )
+    return waiting
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRoom:
+    """What one worker has left. Anything assigned or still running there takes room."""
+
+    worker: WorkerRecord
+    used_bytes: int = 0
+    leaving_bytes: int = 0
+    """Of the used bytes, those of replicas that are on their way out."""
+    hosting: frozenset[ModelName] = frozenset()
+    leaving: frozenset[ModelName] = frozenset()
+    """Of the hosted models, those that are on their way out."""
+
+    def fits(self, memory_bytes: int, *, after_leaving: bool = False) -> bool:
+        """Whether one more replica has room, now or once those that leave are gone."""
+        used = self.used_bytes - (self.leaving_bytes if after_leaving else 0)
+        hosted = len(self.hosting) - (len(self.leaving) if after_leaving else 0)
+        return used + memory_bytes <= self.worker.memory_bytes and hosted < self.worker.max_replicas
+
+    def with_replica(self, model: ModelName, memory_bytes: int) -> "WorkerRoom":
+        """Return the room after one more replica was assigned."""
+        return replace(
+            self, used_bytes=self.used_bytes + memory_bytes, hosting=self.hosting | {model}
+        )
+
+    def with_leaving(self, model: ModelName, memory_bytes: int) -> "WorkerRoom":
+        """Return the room after a hosted replica was told to go."""
+        if model in self.leaving:
+            return self
+        return replace(
+            self,
+            leaving_bytes=self.leaving_bytes + memory_bytes,
+            leaving=self.leaving | {model},
+        )
+
+
+def reserved_bytes(snapshot: ClusterSnapshot, key: ReplicaKey) -> int:
+    """Return what (worker, model) holds or has reserved."""
+    assignment, replica = snapshot.assignments.get(key), snapshot.replicas.get(key)
+    return max(assignment.memory_bytes if assignment else 0, replica.memory_bytes if replica else 0)
+
+
+def rooms_of(snapshot: ClusterSnapshot) -> dict[WorkerId, WorkerRoom]:
+    """Return the room of every live worker."""
+    rooms = {worker_id: WorkerRoom(worker) for worker_id, worker in snapshot.workers.items()}
+    for key in sorted(snapshot.assignments.keys() | snapshot.replicas.keys()):
+        worker_id, model = key
+        if worker_id not in rooms:
+            continue
+        size = reserved_bytes(snapshot, key)
+        room = rooms[worker_id].with_replica(model, size)
+        rooms[worker_id] = room if key in snapshot.assignments else room.with_leaving(model, size)
+    return rooms
