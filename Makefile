@@ -1,0 +1,80 @@
+# Everything a developer runs; each target sets up what it needs on a machine with python3, pip and
+# a C++ compiler.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Its own step, so that pip takes the build that fits the machine; therefore not in the lock.
+TORCH := torch>=2.6,<2.14
+NATIVE := CMakeLists.txt $(wildcard cuda_ext/src/*)
+
+.PHONY: venv gen fmt check test demo up bench ext lock clean
+
+venv: $(VENV)/.installed
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) \
+		&& $(PYTHON) -m pip --python $@ install pip; }
+
+$(VENV)/.locked: requirements.lock | $(BIN)/python
+	$(PIP) install --quiet --constraint requirements.lock "$(TORCH)"
+	$(PIP) install --quiet --requirement requirements.lock
+	touch $@
+
+# Without build isolation: the lock holds the build's own tools, and a rebuild is incremental.
+$(VENV)/.installed: $(VENV)/.locked pyproject.toml $(NATIVE)
+	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation \
+		--editable '.[local,dev,demo]'
+	touch $@
+
+gen: venv
+	$(BIN)/python protos/generate.py
+
+fmt: venv
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+check: gen
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: gen
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+demo: gen
+	$(BIN)/gearfall demo
+
+up: gen
+	$(BIN)/gearfall up
+
+bench: gen
+	$(BIN)/python -m bench.front_door
+
+# Rebuild the extension and swap it in whole, so that whoever runs meanwhile keeps the old one.
+ext: venv
+	built=$$(ls -t build/editable/*/_cuda_ext.*.so | head -n 1) && \
+	$(BIN)/cmake --build "$$(dirname "$$built")" && \
+	installed=$$($(BIN)/python -c \
+		"import importlib.util as u; print(u.find_spec('gearfall._cuda_ext').origin)") && \
+	cp "$$built" "$$installed.new" && mv "$$installed.new" "$$installed"
+
+# Resolve pyproject.toml anew in a scratch environment. The lock leaves out torch and what only
+# torch's accelerator builds need.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); \
+		extras = p['project']['optional-dependencies'].values(); \
+		print(*p['project']['dependencies'], *sum(extras, []), sep='\n')" > build/lock/all.txt
+	build/lock/bin/python -m pip install --quiet "$(TORCH)"
+	build/lock/bin/python -m pip install --quiet --requirement build/lock/all.txt
+	{ echo "# Written by \`make lock\`. torch is installed before it, in the build that fits."; \
+		build/lock/bin/python -m pip freeze \
+		| grep -viE '^(torch|triton|nvidia-|cuda-)'; } > requirements.lock
+	! grep '@' requirements.lock
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -f gearfall/pb/*_pb2* gearfall/_cuda_ext.pyi $(VENV)/.installed
