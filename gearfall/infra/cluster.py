@@ -1,0 +1,248 @@
+"""The typed face of cluster state that all services use: a live view and one writer per kind."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable
+
+from gearfall.core.errors import Internal, Unavailable
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.ports import ClusterState, Fence, Lease
+from gearfall.core.records import (
+    AssignmentRecord,
+    DecisionRecord,
+    DemandRecord,
+    DeploymentRecord,
+    ModelRecord,
+    NodeRecord,
+    ReplicaRecord,
+    RouterRecord,
+    SchedulerRecord,
+    WorkerRecord,
+)
+from gearfall.infra.cluster_keys import ALL_KINDS, Record, encode_record, key_of, key_of_record
+from gearfall.infra.cluster_view import ClusterView, ViewBuilder
+
+_log = logging.getLogger(__name__)
+
+
+class Cluster:
+    """Follows cluster state in the background and writes typed records to it.
+
+    Does not own `state`: the caller closes it after `stop()`. Writes return the revision they got;
+    they raise Unavailable when state can't be reached, and Conflict when a fence no longer
+    holds, a created record is there already, or the lease of the write has ended.
+    """
+
+    def __init__(self, state: ClusterState) -> None:
+        self.state = state
+        self._builder = ViewBuilder()
+        self._task: asyncio.Task[None] | None = None
+        self._applied = asyncio.Condition()
+        self._listeners: set[_Listener] = set()
+        self._is_stopped = False
+
+    @property
+    def view(self) -> ClusterView:
+        """The cluster as of the last change that arrived; an immutable value."""
+        return self._builder.view
+
+    async def start(self, *, timeout_s: float = 15.0) -> None:
+        """Return once the first snapshot is in `view`; Unavailable if it takes longer."""
+        self._task = asyncio.create_task(self._follow(), name="cluster-view")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._until(lambda: self.view.revision > 0)
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, TimeoutError):
+                raise Unavailable(f"no cluster state within {timeout_s:g} s") from None
+            raise
+
+    async def stop(self) -> None:
+        """End the background task and every `changes()` iterator. Idempotent."""
+        self._is_stopped = True
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await self._task
+        await self._wake(frozenset())
+
+    async def changes(self) -> AsyncGenerator[frozenset[str]]:
+        """Yield the kinds that changed since the last item, coalesced; all kinds at once at first.
+
+        Ends when the cluster is stopped. Raises Internal if the view can no longer follow.
+        """
+        listener = _Listener()
+        self._listeners.add(listener)
+        try:
+            while not self._is_stopped:
+                yield listener.take()
+                await listener.wait()
+                self._raise_if_broken()
+        finally:
+            self._listeners.discard(listener)
+
+    async def wait_seen(self, revision: int, *, timeout_s: float = 5.0) -> None:
+        """Return when `view` includes `revision`, as a write returned it; else Unavailable."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._until(lambda: self.view.revision >= revision)
+        except TimeoutError:
+            raise Unavailable(f"revision {revision} not seen within {timeout_s:g} s") from None
+
+    async def grant_lease(self, ttl_s: float) -> Lease:
+        """Grant a lease that is kept alive until it is revoked or lost."""
+        return await self.state.grant_lease(ttl_s)
+
+    async def put_model(self, record: ModelRecord, *, fence: Fence | None = None) -> int:
+        """Create or replace a model."""
+        return await self._put("models", record, fence=fence)
+
+    async def create_model(self, record: ModelRecord) -> int:
+        """Create a model; Conflict if the name is taken."""
+        return await self._create("models", record)
+
+    async def delete_model(self, name: ModelName, *, fence: Fence | None = None) -> bool:
+        """Delete a model and say whether it was there."""
+        return await self.state.delete(key_of("models", name), fence=fence)
+
+    async def put_deployment(self, record: DeploymentRecord, *, fence: Fence | None = None) -> int:
+        """Create or replace a deployment."""
+        return await self._put("deployments", record, fence=fence)
+
+    async def create_deployment(self, record: DeploymentRecord) -> int:
+        """Create a deployment; Conflict if the name is taken."""
+        return await self._create("deployments", record)
+
+    async def delete_deployment(self, name: DeploymentName, *, fence: Fence | None = None) -> bool:
+        """Delete a deployment and say whether it was there."""
+        return await self.state.delete(key_of("deployments", name), fence=fence)
+
+    async def put_node(self, record: NodeRecord, *, lease: Lease) -> int:
+        """Publish a live store under its lease."""
+        return await self._put("nodes", record, lease=lease)
+
+    async def delete_node(self, node_id: NodeId) -> bool:
+        """Delete a node and say whether it was there."""
+        return await self.state.delete(key_of("nodes", node_id))
+
+    async def put_worker(self, record: WorkerRecord, *, lease: Lease) -> int:
+        """Publish a live worker under its lease."""
+        return await self._put("workers", record, lease=lease)
+
+    async def delete_worker(self, worker_id: WorkerId) -> bool:
+        """Delete a worker and say whether it was there."""
+        return await self.state.delete(key_of("workers", worker_id))
+
+    async def put_router(self, record: RouterRecord, *, lease: Lease) -> int:
+        """Publish a live router under its lease."""
+        return await self._put("routers", record, lease=lease)
+
+    async def delete_router(self, router_id: RouterId) -> bool:
+        """Delete a router and say whether it was there."""
+        return await self.state.delete(key_of("routers", router_id))
+
+    async def put_scheduler(self, record: SchedulerRecord, *, lease: Lease) -> int:
+        """Publish a live scheduler, leading or not, under its lease."""
+        return await self._put("schedulers", record, lease=lease)
+
+    async def delete_scheduler(self, scheduler_id: str) -> bool:
+        """Delete a scheduler and say whether it was there."""
+        return await self.state.delete(key_of("schedulers", scheduler_id))
+
+    async def put_assignment(self, record: AssignmentRecord, *, fence: Fence) -> int:
+        """Write the leader's wish that a worker hosts a model."""
+        return await self._put("assignments", record, fence=fence)
+
+    async def delete_assignment(
+        self, worker_id: WorkerId, model: ModelName, *, fence: Fence
+    ) -> bool:
+        """Take the wish back and say whether it was there."""
+        return await self.state.delete(key_of("assignments", worker_id, model), fence=fence)
+
+    async def put_replica(self, record: ReplicaRecord, *, lease: Lease) -> int:
+        """Publish what a worker hosts, under the worker's lease."""
+        return await self._put("replicas", record, lease=lease)
+
+    async def delete_replica(self, worker_id: WorkerId, model: ModelName) -> bool:
+        """Delete a replica and say whether it was there."""
+        return await self.state.delete(key_of("replicas", worker_id, model))
+
+    async def put_demand(self, record: DemandRecord, *, lease: Lease) -> int:
+        """Publish that jobs wait at a router, under the router's lease."""
+        return await self._put("demand", record, lease=lease)
+
+    async def delete_demand(self, model: ModelName, router_id: RouterId) -> bool:
+        """Say that nothing waits any more; return whether something did."""
+        return await self.state.delete(key_of("demand", model, router_id))
+
+    async def put_decision(self, record: DecisionRecord, *, fence: Fence) -> int:
+        """Record the leader's last decision about a model."""
+        return await self._put("decisions", record, fence=fence)
+
+    async def delete_decision(self, model: ModelName, *, fence: Fence) -> bool:
+        """Forget the decisions about a model and say whether there was one."""
+        return await self.state.delete(key_of("decisions", model), fence=fence)
+
+    async def _put(
+        self, kind: str, record: Record, *, lease: Lease | None = None, fence: Fence | None = None
+    ) -> int:
+        key = key_of_record(kind, record)
+        return await self.state.put(key, encode_record(record), lease=lease, fence=fence)
+
+    async def _create(self, kind: str, record: Record) -> int:
+        key = key_of_record(kind, record)
+        return await self.state.compare_and_set(key, encode_record(record), expected_mod_revision=0)
+
+    async def _follow(self) -> None:
+        try:
+            async for item in self.state.watch(""):
+                await self._wake(self._builder.apply(item))
+        except Exception:
+            _log.exception("the cluster view can't follow cluster state")
+            raise
+        finally:
+            for listener in self._listeners:
+                listener.notify(frozenset())
+
+    async def _wake(self, kinds: frozenset[str]) -> None:
+        for listener in self._listeners:
+            if kinds or self._is_stopped:
+                listener.notify(kinds)
+        async with self._applied:
+            self._applied.notify_all()
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        async with self._applied:
+            await self._applied.wait_for(lambda: self._has_ended() or holds())
+        self._raise_if_broken()
+        if not holds():
+            raise Unavailable("the cluster view is stopped")
+
+    def _has_ended(self) -> bool:
+        return self._is_stopped or self._task is None or self._task.done()
+
+    def _raise_if_broken(self) -> None:
+        if not self._is_stopped and self._task is not None and self._task.done():
+            raise Internal("the cluster view no longer follows cluster state")
+
+
+class _Listener:
+    """Kinds that changed and were not yet taken by one `changes()` iterator."""
+
+    def __init__(self) -> None:
+        self._kinds = ALL_KINDS
+        self._event = asyncio.Event()
+
+    def notify(self, kinds: frozenset[str]) -> None:
+        self._kinds |= kinds
+        self._event.set()
+
+    def take(self) -> frozenset[str]:
+        kinds, self._kinds = self._kinds, frozenset()
+        self._event.clear()
+        return kinds
+
+    async def wait(self) -> None:
+        await self._event.wait()
