@@ -8,6 +8,9 @@ from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord
 from services.scheduler.snapshot import Hosted, ReplicaKey, Waiting
 
+UNKNOWN_SLOTS = 16
+"""Jobs at once that a replica is taken to run before its first record says."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerPolicy:
@@ -88,7 +91,7 @@ def scale_model(
 
 
 def _missing_under_demand(hosted: tuple[Hosted, ...], waiting: Waiting, limits: ModelLimits) -> int:
-    slots = max((h.replica.slots for h in hosted if h.replica), default=1)
+    slots = max((h.replica.slots for h in hosted if h.replica), default=UNKNOWN_SLOTS)
     ready = sum(h.is_ready for h in hosted)
     needed = ready + math.ceil(waiting.jobs / max(1, slots)) if hosted else 1
     wanted = min(limits.max_replicas, max(needed, limits.min_replicas))
