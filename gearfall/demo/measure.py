@@ -1,0 +1,168 @@
+"""Asks every system the same held-out questions through the REST door and compares them."""
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from openai import AsyncOpenAI
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from gearfall.demo.arithmetic import Question
+
+MAX_TOKENS = 16
+"""More than the longest answer and its end."""
+ACCURACY_MARGIN = 0.01
+"""The cascade has kept its promise within this distance of the large model's accuracy."""
+
+_console = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One question put to one system."""
+
+    system: str
+    is_correct: bool
+    model: str
+    """Model whose answer was released."""
+    cost_flops: float
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SystemReport:
+    """One model alone, or the cascade."""
+
+    system: str
+    questions: int
+    accuracy: float
+    mean_cost_flops: float
+    latency_p50_s: float
+    latency_p95_s: float
+    first_answer_s: float
+    """The first question's latency, cold start included."""
+    answered_by: dict[str, float]
+    """Share of the questions that each model answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """All systems on the same questions, asked in one shuffled order."""
+
+    systems: tuple[SystemReport, ...]
+    concurrency: int
+    cascade_is_within_margin: bool
+    """Accuracy at most one point below the large model's, at less cost."""
+    cost_ratio: float
+    """The large model's mean cost over the cascade's."""
+
+
+async def measure(
+    rest_address: str,
+    systems: Sequence[str],
+    questions: Sequence[Question],
+    *,
+    concurrency: int,
+    quiet: bool = False,
+) -> DemoReport:
+    """Ask all systems all questions; the last two systems are the large model and the cascade.
+
+    Each system answers one question first (the cold start); then all (system, question) pairs
+    run in one shuffled order, `concurrency` at once, so that noise falls on all alike.
+    """
+    async with AsyncOpenAI(
+        base_url=f"http://{rest_address}/v1", api_key="none", max_retries=0
+    ) as client:
+        cold = {system: await _ask(client, system, questions[0]) for system in systems}
+        pairs = [(system, question) for system in systems for question in questions]
+        Random(0).shuffle(pairs)  # noqa: S311
+        left = iter(pairs)
+        answered: list[Answered] = []
+        with Progress(console=_console, disable=quiet) as bars:
+            bar = bars.add_task(f"asking {len(systems)} systems", total=len(pairs))
+
+            async def ask_until_done() -> None:
+                for system, question in left:
+                    answered.append(await _ask(client, system, question))
+                    bars.advance(bar)
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(concurrency):
+                    tasks.create_task(ask_until_done())
+    reports = tuple(
+        _summarise([a for a in answered if a.system == system], cold[system].latency_s)
+        for system in systems
+    )
+    large, cascade = reports[-2:]
+    ratio = large.mean_cost_flops / cascade.mean_cost_flops
+    is_close = cascade.accuracy >= large.accuracy - ACCURACY_MARGIN
+    return DemoReport(reports, concurrency, is_close and ratio > 1, ratio)
+
+
+async def _ask(client: AsyncOpenAI, system: str, question: Question) -> Answered:
+    begin = time.perf_counter()
+    reply = await client.chat.completions.create(
+        model=system,
+        messages=[{"role": "user", "content": question.prompt}],
+        max_tokens=MAX_TOKENS,
+        temperature=0,
+    )
+    latency_s = time.perf_counter() - begin
+    extra = reply.model_extra or {}
+    text = reply.choices[0].message.content or ""
+    return Answered(
+        system,
+        text.strip() == question.answer,
+        extra["gearfall"]["model"],
+        extra["gearfall"]["cost_flops"],
+        latency_s,
+    )
+
+
+def _summarise(answered: Sequence[Answered], first_answer_s: float) -> SystemReport:
+    latencies = sorted(a.latency_s for a in answered)
+    count = len(answered)
+    return SystemReport(
+        system=answered[0].system,
+        questions=count,
+        accuracy=sum(a.is_correct for a in answered) / count,
+        mean_cost_flops=statistics.fmean(a.cost_flops for a in answered),
+        latency_p50_s=latencies[count // 2],
+        latency_p95_s=latencies[min(count - 1, int(0.95 * count))],
+        first_answer_s=first_answer_s,
+        answered_by={
+            model: seen / count for model, seen in Counter(a.model for a in answered).items()
+        },
+    )
+
+
+def print_report(report: DemoReport) -> None:
+    """Print the comparison and whether the cascade kept its promise."""
+    table = Table(title="Held-out questions through the REST door", title_justify="left")
+    for name in ("system", "accuracy", "mean cost", "p50", "p95", "first answer", "answered by"):
+        table.add_column(name, justify="left" if name in ("system", "answered by") else "right")
+    for row in report.systems:
+        by = ", ".join(f"{model} {share:.0%}" for model, share in sorted(row.answered_by.items()))
+        table.add_row(
+            row.system,
+            f"{row.accuracy:.1%}",
+            f"{row.mean_cost_flops / 1e6:.2f} MFLOP",
+            f"{row.latency_p50_s * 1000:.1f} ms",
+            f"{row.latency_p95_s * 1000:.1f} ms",
+            f"{row.first_answer_s * 1000:.0f} ms",
+            by,
+        )
+    _console.print(table)
+    large, cascade = report.systems[-2:]
+    points = (cascade.accuracy - large.accuracy) * 100
+    verdict = "keeps" if report.cascade_is_within_margin else "does NOT keep"
+    _console.print(
+        f"The cascade {verdict} within one point of {large.system} at less cost: "
+        f"{points:+.1f} points at {report.cost_ratio:.2f} times less cost."
+    )
