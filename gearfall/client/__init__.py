@@ -1,0 +1,29 @@
+"""The public Python client: `AsyncClient` for asyncio, `Client` for everything else."""
+
+from gearfall.client.async_client import AsyncClient
+from gearfall.client.sync_client import Client
+from gearfall.client.values import (
+    Answer,
+    Choice,
+    Finished,
+    StageOutcome,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+    Waiting,
+)
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "Choice",
+    "Client",
+    "Finished",
+    "StageOutcome",
+    "Started",
+    "TextDelta",
+    "TokenLogprob",
+    "Usage",
+    "Waiting",
+]

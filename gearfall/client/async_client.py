@@ -1,0 +1,129 @@
+"""The asyncio client over the router's gRPC door."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from gearfall.client.request import GenerateCall, Options, Prompt
+from gearfall.client.values import Answer, Event, answer_from_events, event_from_pb
+from gearfall.core.records import DeploymentRecord
+from gearfall.infra.convert import deployment_from_pb, deployment_to_pb
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.grpc_errors import error_from_rpc
+from gearfall.pb import router_pb2, router_pb2_grpc, scheduler_pb2, store_pb2
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+_ADMIN_TIMEOUT_S = 30.0
+_REGISTER_TIMEOUT_S = 3600.0
+_GENERATE_TIMEOUT_S = 3600.0
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """Speaks to one router. Every method raises an error of the gearfall tree.
+
+    async with AsyncClient("127.0.0.1:50051") as client:
+        answer = await client.generate("arith", "12+30=")
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        """`address`: host:port of the router's gRPC server. Connects on the first call."""
+        self.address = address
+        self._channel = open_channel(address)
+        self._router = router_pb2_grpc.RouterStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel; running calls are cancelled."""
+        await self._channel.close()
+
+    async def generate(self, model: str, prompt: Prompt, **options: Unpack[Options]) -> Answer:
+        """Return the whole answer of a model or deployment.
+
+        `prompt` is text, token ids or chat messages. Cancelling the task stops the work.
+        """
+        events = [event async for event in self.stream(model, prompt, **options)]
+        return answer_from_events(events)
+
+    async def stream(
+        self, model: str, prompt: Prompt, **options: Unpack[Options]
+    ) -> AsyncIterator[Event]:
+        """Yield Started, then Waiting and TextDelta as they come, then one Finished per choice.
+
+        Closing the iterator stops the work within one decode step.
+        """
+        request = GenerateCall(model, prompt, options).to_pb()
+        call = self._router.Generate(request, timeout=_GENERATE_TIMEOUT_S)
+        try:
+            async for message in call:
+                yield event_from_pb(message)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        finally:
+            call.cancel()
+
+    async def cancel(self, request_id: str) -> None:
+        """Stop a running request. Raises NotFound when it is not running."""
+        await self._call(self._router.Cancel, router_pb2.CancelRequest(request_id=request_id))
+
+    async def models(self) -> router_pb2.ListModelsReply:
+        """Return registered models (with readiness) and deployments."""
+        return await self._call(self._router.ListModels, router_pb2.ListModelsRequest())
+
+    async def register_model(
+        self, name: str, path: str
+    ) -> AsyncIterator[store_pb2.RegisterProgress]:
+        """Register a Hugging Face directory with every live store; yield progress per node.
+
+        `path` is a directory on the stores' machines.
+        """
+        request = store_pb2.RegisterModelRequest(name=name, path=path)
+        call = self._router.RegisterModel(request, timeout=_REGISTER_TIMEOUT_S)
+        try:
+            async for progress in call:
+                yield progress
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        finally:
+            call.cancel()
+
+    async def remove_model(self, name: str) -> None:
+        """Remove a model from the cluster. Raises Conflict while a deployment names it."""
+        await self._call(self._router.RemoveModel, router_pb2.RemoveModelRequest(name=name))
+
+    async def deploy(self, deployment: DeploymentRecord) -> DeploymentRecord:
+        """Create or replace a deployment; return it as the cluster holds it."""
+        request = router_pb2.PutDeploymentRequest(deployment=deployment_to_pb(deployment))
+        reply = await self._call(self._router.PutDeployment, request)
+        return deployment_from_pb(reply.deployment)
+
+    async def remove_deployment(self, name: str) -> None:
+        """Remove a deployment; its models stay registered."""
+        request = router_pb2.RemoveDeploymentRequest(name=name)
+        await self._call(self._router.RemoveDeployment, request)
+
+    async def status(self) -> router_pb2.GetStatusReply:
+        """Return nodes, workers, replicas, queues and the leader as the router sees them."""
+        return await self._call(self._router.GetStatus, router_pb2.GetStatusRequest())
+
+    async def explain_model(self, model: str) -> scheduler_pb2.ExplainReply:
+        """Return the scheduler's last decisions about a model."""
+        return await self._call(self._router.Explain, scheduler_pb2.ExplainRequest(model=model))
+
+    async def explain_request(self, request_id: str) -> scheduler_pb2.ExplainReply:
+        """Return what happened to a recent request."""
+        request = scheduler_pb2.ExplainRequest(request_id=request_id)
+        return await self._call(self._router.Explain, request)
+
+    async def _call(self, method: Callable[..., Awaitable[T]], request: object) -> T:
+        try:
+            return await method(request, timeout=_ADMIN_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error

@@ -1,0 +1,65 @@
+"""What a caller asks for, as one value both clients share."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.job import Priority
+from gearfall.infra.convert import priority_to_pb
+from gearfall.pb import router_pb2 as pb
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, token ids, or chat messages with `role` and `content`."""
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `generate` and `stream`; what is absent is the server's default."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    stop: Sequence[str]
+    n: int
+    logprobs: bool
+    top_logprobs: int
+    timeout_s: float
+    priority: Priority
+    tenant: str
+    ignore_eos: bool
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall:
+    """One request: model or deployment, prompt and options."""
+
+    model: str
+    prompt: Prompt
+    options: Options
+
+    def to_pb(self) -> pb.GenerateRequest:
+        """Return the message; raise InvalidRequest for a value that does not fit its field."""
+        fields = dict(self.options)
+        if "priority" in self.options:
+            fields["priority"] = priority_to_pb(self.options["priority"])
+        try:
+            request = pb.GenerateRequest(model=self.model, **fields)  # type: ignore[arg-type]
+            _set_prompt(request, self.prompt)
+        except (TypeError, ValueError, KeyError) as error:
+            raise InvalidRequest(f"bad request: {error}") from error
+        return request
+
+
+def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif prompt and isinstance(prompt[0], Mapping):
+        for message in prompt:
+            assert isinstance(message, Mapping)
+            request.chat.messages.add(role=message["role"], content=message["content"])
+    else:
+        request.tokens.token_ids.extend(prompt)  # type: ignore[arg-type]
+        request.tokens.SetInParent()

@@ -1,0 +1,209 @@
+"""What a generation gives a caller: events while it runs, an answer when it is done."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gearfall.core.errors import Internal
+from gearfall.core.job import FinishReason
+from gearfall.infra.convert import finish_from_pb
+from gearfall.pb import router_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token with its log-probability and, if asked for, its alternatives."""
+
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was admitted."""
+
+    request_id: str
+    seed: int
+    deployment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A choice waits for a cold or busy model, probably for `expected_s` more seconds."""
+
+    choice: int
+    model: str
+    expected_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text of one choice that is never taken back."""
+
+    choice: int
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutcome:
+    """What one stage of the cascade did."""
+
+    model: str
+    certainty: float | None
+    """In [0, 1]; None where the stage has no measure."""
+    threshold: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    cost_flops: float
+    duration_s: float
+    queued_s: float
+    epochs: int
+    """Owners the job had: 1 when no worker was lost."""
+    is_accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and cost: of the answering stage, and of all stages together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_prompt_tokens: int
+    total_completion_tokens: int
+    cost_flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A choice is complete."""
+
+    choice: int
+    finish: FinishReason
+    model: str
+    stages: tuple[StageOutcome, ...]
+    usage: Usage
+
+
+Event = Started | Waiting | TextDelta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the `n` answers."""
+
+    text: str
+    finish: FinishReason
+    model: str
+    stages: tuple[StageOutcome, ...]
+    usage: Usage
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All choices of a request. `text` and `model` are the first choice's."""
+
+    request_id: str
+    seed: int
+    choices: tuple[Choice, ...] = field(default=())
+
+    @property
+    def text(self) -> str:
+        """Text of the first choice."""
+        return self.choices[0].text
+
+    @property
+    def model(self) -> str:
+        """Model that gave the first choice."""
+        return self.choices[0].model
+
+
+def event_from_pb(message: pb.GenerateEvent) -> Event:
+    """Return the typed event; raise Internal for one this client does not know."""
+    match message.WhichOneof("event"):
+        case "start":
+            start = message.start
+            return Started(start.request_id, start.seed, start.deployment)
+        case "wait":
+            return Waiting(message.wait.choice, message.wait.model, message.wait.expected_s)
+        case "delta":
+            delta = message.delta
+            return TextDelta(
+                delta.choice, delta.text, tuple(_logprob_from_pb(item) for item in delta.logprobs)
+            )
+        case "end":
+            return _finished_from_pb(message.end)
+        case unknown:
+            raise Internal(f"unknown event {unknown!r} from the router")
+
+
+def _logprob_from_pb(message: pb.TokenLogprob) -> TokenLogprob:
+    top = tuple(_logprob_from_pb(item) for item in message.top)
+    return TokenLogprob(message.token_id, message.token, message.logprob, top)
+
+
+def _finished_from_pb(message: pb.GenerateEnd) -> Finished:
+    finish = finish_from_pb(message.finish)
+    if finish is None:
+        raise Internal("the router ended a choice without a reason")
+    usage = message.usage
+    return Finished(
+        message.choice,
+        finish,
+        message.model,
+        tuple(_stage_from_pb(stage) for stage in message.stages),
+        Usage(
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.total_prompt_tokens,
+            usage.total_completion_tokens,
+            usage.cost_flops,
+        ),
+    )
+
+
+def _stage_from_pb(message: pb.StageReport) -> StageOutcome:
+    return StageOutcome(
+        model=message.model,
+        certainty=message.certainty.value if message.HasField("certainty") else None,
+        threshold=message.threshold if message.HasField("threshold") else None,
+        prompt_tokens=message.prompt_tokens,
+        completion_tokens=message.completion_tokens,
+        cost_flops=message.cost_flops,
+        duration_s=message.duration_s,
+        queued_s=message.queued_s,
+        epochs=message.epochs,
+        is_accepted=message.accepted,
+    )
+
+
+def answer_from_events(events: Iterable[Event]) -> Answer:
+    """Fold a finished stream of events into an Answer; raise Internal when a choice is missing."""
+    started: Started | None = None
+    texts: dict[int, list[TextDelta]] = {}
+    ends: dict[int, Finished] = {}
+    for event in events:
+        match event:
+            case Started():
+                started = event
+            case TextDelta():
+                texts.setdefault(event.choice, []).append(event)
+            case Finished():
+                ends[event.choice] = event
+    if started is None or not ends or sorted(ends) != list(range(len(ends))):
+        raise Internal("the router's stream ended before its last event")
+    choices = tuple(_choice(texts.get(index, []), ends[index]) for index in sorted(ends))
+    return Answer(started.request_id, started.seed, choices)
+
+
+def _choice(deltas: list[TextDelta], end: Finished) -> Choice:
+    return Choice(
+        text="".join(delta.text for delta in deltas),
+        finish=end.finish,
+        model=end.model,
+        stages=end.stages,
+        usage=end.usage,
+        logprobs=tuple(item for delta in deltas for item in delta.logprobs),
+    )
