@@ -1,0 +1,241 @@
+"""The SSD tier: converted checkpoints as directories, each there whole or not at all.
+
+DATA_DIR/models/<name>/          manifest.json, partition-*.bin, small files, origin.json
+DATA_DIR/models/.incoming-*      being written; a crash's leftover is removed at the next start
+DATA_DIR/models/.trash-*         being removed
+DATA_DIR/lock                    held by the one store that may write here
+
+Everything here blocks: the service calls it in threads.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from gearfall.core.errors import (
+    Conflict,
+    CorruptCheckpoint,
+    GearfallError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from gearfall.core.ids import ModelName, parse_name
+from gearfall.core.manifest import (
+    MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    checksum,
+    manifest_bytes,
+    manifest_digest,
+    parse_manifest,
+)
+from services.store.conversion import Report, convert, sync_directory
+from services.store.source import open_source
+
+_ORIGIN_FILE = "origin.json"
+_MAX_ORIGIN_BYTES = 64 * 1024
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_log = logging.getLogger(__name__)
+
+
+class _Origin(msgspec.Struct):
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A checkpoint on this node's SSD whose manifest was checked; its chunks are not yet."""
+
+    name: ModelName
+    directory: Path
+    manifest: Manifest
+    manifest_json: bytes
+    digest: str
+    source: str
+    """Directory it was registered from."""
+
+    def partition_path(self, index: int) -> Path:
+        """Path of one partition's file."""
+        return self.directory / self.manifest.partitions[index].file
+
+
+class SsdTier:
+    """Owns the models directory. `models` and `broken` together name everything registered here."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+        self._models_dir = data_dir / "models"
+        self._lock_fd = -1
+        self.models: dict[ModelName, StoredModel] = {}
+        self.broken: dict[ModelName, CorruptCheckpoint] = {}
+        """Registered models that can't be loaded until they are registered again or removed."""
+
+    def open(self) -> None:
+        """Lock the directory, remove leftovers, find the models again.
+
+        Raises Conflict if another store has it open.
+        """
+        self._models_dir.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise Conflict(f"another store uses {self._data_dir}") from None
+        for entry in sorted(self._models_dir.iterdir()):
+            if entry.name.startswith("."):
+                _remove_tree(entry)
+            else:
+                self._find(entry)
+
+    def close(self) -> None:
+        """Release the directory. Idempotent."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def get(self, name: ModelName) -> StoredModel:
+        """Return a model that can be loaded. Raises NotFound, or CorruptCheckpoint if broken."""
+        if name in self.broken:
+            raise CorruptCheckpoint(self.broken[name].message)
+        if name not in self.models:
+            raise NotFound(f"model {name!r} is not registered on this node", param="model")
+        return self.models[name]
+
+    def register(self, name: ModelName, path: str, report: Report) -> StoredModel:
+        """Check and convert a source directory; return at once what is there with the same bytes.
+
+        Raises InvalidRequest, CorruptCheckpoint, Conflict (other bytes under this name) or
+        Overloaded (no room); nothing is left behind then.
+        """
+        with open_source(path) as source, _disk_errors():
+            known = self.models.get(name)
+            if known is not None:
+                _check_same(known, convert(source, None, report))
+                return known
+            incoming = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".incoming-{name}-"))
+            try:
+                convert(source, incoming, report)
+                origin = _Origin(str(source.path))
+                (incoming / _ORIGIN_FILE).write_bytes(msgspec.json.encode(origin))
+                incoming.chmod(0o755)
+                return self._install(name, incoming)
+            finally:
+                _remove_tree(incoming)
+
+    def mark_broken(self, name: ModelName, error: CorruptCheckpoint) -> None:
+        """Remember that a model's bytes failed their check; registering again converts anew."""
+        self.models.pop(name, None)
+        self.broken[name] = error
+
+    def remove(self, name: ModelName) -> None:
+        """Remove a model's files. Raises NotFound."""
+        if name not in self.models and name not in self.broken:
+            raise NotFound(f"model {name!r} is not registered on this node", param="model")
+        with _disk_errors():
+            self._discard(name)
+
+    def read_file(self, name: ModelName, file: str) -> bytes:
+        """Return a small file that the manifest lists, checked against its checksum."""
+        model = self.get(name)
+        entry = model.manifest.file(file)
+        if entry is None:
+            raise NotFound(f"model {name!r} has no file {file[:128]!r}", param="file")
+        try:
+            content = _read_limited(model.directory / entry.name, entry.size_bytes)
+        except OSError as error:
+            raise CorruptCheckpoint(f"{name}/{file} cannot be read: {error}") from error
+        if len(content) != entry.size_bytes or checksum(content) != entry.checksum:
+            raise CorruptCheckpoint(f"{name}/{file} is not what its manifest says")
+        return content
+
+    def _install(self, name: ModelName, incoming: Path) -> StoredModel:
+        self._discard(name)
+        sync_directory(incoming)
+        incoming.rename(self._models_dir / name)
+        sync_directory(self._models_dir)
+        model = _open_model(name, self._models_dir / name)
+        self.models[name] = model
+        return model
+
+    def _discard(self, name: ModelName) -> None:
+        if (self._models_dir / name).exists():
+            trash = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".trash-{name}-"))
+            (self._models_dir / name).rename(trash / name)
+            sync_directory(self._models_dir)
+            _remove_tree(trash)
+        self.models.pop(name, None)
+        self.broken.pop(name, None)
+
+    def _find(self, directory: Path) -> None:
+        try:
+            name = ModelName(parse_name(directory.name, param="name"))
+        except GearfallError:
+            _log.warning("not a model directory", extra={"path": str(directory)})
+            return
+        try:
+            self.models[name] = _open_model(name, directory)
+        except CorruptCheckpoint as error:
+            _log.exception("a registered model is broken", extra={"model": name})
+            self.broken[name] = error
+
+
+def _open_model(name: ModelName, directory: Path) -> StoredModel:
+    try:
+        content = _read_limited(directory / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        manifest = parse_manifest(content)
+        for partition in manifest.partitions:
+            if (directory / partition.file).stat().st_size != partition.size_bytes:
+                raise CorruptCheckpoint(
+                    f"{name}/{partition.file} is not as long as its manifest says"
+                )
+        text = _read_limited(directory / _ORIGIN_FILE, _MAX_ORIGIN_BYTES)
+        origin = msgspec.json.decode(text, type=_Origin)
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        raise CorruptCheckpoint(f"{name} cannot be read: {error}") from error
+    digest = manifest_digest(content)
+    return StoredModel(name, directory, manifest, content, digest, origin.source)
+
+
+def _check_same(known: StoredModel, found: Manifest) -> None:
+    """Same bytes from another copy of the source are the same model."""
+    if manifest_bytes(replace(found, source_revision=known.manifest.source_revision)) != (
+        known.manifest_json
+    ):
+        raise Conflict(
+            f"model {known.name!r} is registered with other bytes: remove it first", param="name"
+        )
+
+
+def _read_limited(path: Path, max_bytes: int) -> bytes:
+    """Read a regular file of the tier; what is longer comes back one byte too long."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        return file.read(max_bytes + 1)
+
+
+def _remove_tree(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise Overloaded(f"the SSD tier has no room left: {error.strerror}") from error
+        raise Unavailable(f"the SSD tier failed: {error}") from error
