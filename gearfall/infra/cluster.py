@@ -1,7 +1,6 @@
 """The typed face of cluster state that all services use: a live view and one writer per kind."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
 
@@ -64,8 +63,7 @@ class Cluster:
         self._is_stopped = True
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self._task
+            await asyncio.wait((self._task,))
         await self._wake(frozenset())
 
     async def changes(self) -> AsyncGenerator[frozenset[str]]:

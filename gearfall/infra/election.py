@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import cast
+from typing import Any, cast
 
 from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.ports import (
@@ -34,10 +34,7 @@ async def campaign(state: ClusterState, record: SchedulerRecord, lease: Lease) -
             raise Unavailable("the lease was lost before the election was won")
         return await win
     finally:
-        for task in (win, lost):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await _end(win, lost)
 
 
 async def wait_deposed(state: ClusterState, fence: Fence, lease: Lease) -> None:
@@ -52,10 +49,7 @@ async def wait_deposed(state: ClusterState, fence: Fence, lease: Lease) -> None:
         for task in done:
             task.result()
     finally:
-        for task in (replaced, lost):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+        await _end(replaced, lost)
 
 
 async def resign(lease: Lease) -> None:
@@ -95,6 +89,12 @@ async def _wait_replaced(state: ClusterState, fence: Fence) -> None:
             holder = _holder(item)
             if holder is None or holder.create_revision != fence.create_revision:
                 return
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _holder(item: WatchItem) -> StateEntry | None:

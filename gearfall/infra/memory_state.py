@@ -98,7 +98,8 @@ class MemoryStateServer:
         """Return after the next change or control."""
         await self._change.wait()
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
+        """Wake every watch."""
         self._change.set()
         self._change = asyncio.Event()
 

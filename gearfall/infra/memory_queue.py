@@ -1,0 +1,161 @@
+"""The job queue in memory, behind the same port as Redis Streams: for unit tests only.
+
+`MemoryQueueServer` is the server; each `MemoryQueue` is one client of it. The server's controls
+(`stop`, `start`, `flush`, `append_malformed`) play the faults that the port promises to survive.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gearfall.core.errors import Unavailable
+from gearfall.core.ids import ModelName
+from gearfall.core.job import Job
+from gearfall.core.ports import QueueDepth, QueuedJob
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Entry:
+    job: Job | None
+    """None plays an entry that does not decode."""
+    consumer: str | None = None
+    deliveries: int = 0
+
+
+@dataclass(slots=True)
+class MemoryQueueServer:
+    """Queues that several clients share, with controls for faults."""
+
+    is_up: bool = True
+    queues: dict[ModelName, dict[str, _Entry]] = field(default_factory=dict)
+    change: asyncio.Event = field(default_factory=asyncio.Event)
+    _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def stop(self) -> None:
+        """Become unreachable: calls raise Unavailable, blocked claims too."""
+        self.is_up = False
+        self.announce()
+
+    def start(self) -> None:
+        """Become reachable again with all data."""
+        self.is_up = True
+        self.announce()
+
+    def flush(self) -> None:
+        """Lose all data."""
+        self.queues.clear()
+        self.announce()
+
+    def append_malformed(self, model: ModelName) -> str:
+        """Append an entry that does not decode."""
+        return self.append(model, None)
+
+    def append(self, model: ModelName, job: Job | None) -> str:
+        """Append an entry and return its id."""
+        entry_id = f"{next(self._ids)}-0"
+        self.queues.setdefault(model, {})[entry_id] = _Entry(job)
+        self.announce()
+        return entry_id
+
+    def announce(self) -> None:
+        """Wake every blocked claim."""
+        self.change.set()
+        self.change = asyncio.Event()
+
+
+class MemoryQueue:
+    """One client of a `MemoryQueueServer`; with a server of its own if none is given."""
+
+    def __init__(self, server: MemoryQueueServer | None = None) -> None:
+        self.server = server or MemoryQueueServer()
+        self._is_closed = False
+
+    async def append(self, job: Job) -> str:
+        """See the port."""
+        self._reach()
+        return self.server.append(job.model, job)
+
+    async def claim(
+        self, model: ModelName, consumer: str, *, max_jobs: int, block_s: float
+    ) -> Sequence[QueuedJob]:
+        """See the port."""
+        try:
+            async with asyncio.timeout(block_s):
+                while not self._waiting(model):
+                    await self.server.change.wait()
+        except TimeoutError:
+            pass
+        waiting = self._waiting(model)[:max_jobs]
+        return self._hand_out(model, consumer, waiting)
+
+    async def acknowledge(self, model: ModelName, entry_ids: Sequence[str]) -> None:
+        """See the port."""
+        entries = self._reach().get(model, {})
+        for entry_id in entry_ids:
+            entries.pop(entry_id, None)
+
+    async def reclaim(
+        self, model: ModelName, consumer: str, *, alive: frozenset[str], max_jobs: int
+    ) -> Sequence[QueuedJob]:
+        """See the port."""
+        entries = self._reach().get(model, {})
+        spared = {*alive, consumer, None}
+        orphans = [key for key, entry in entries.items() if entry.consumer not in spared]
+        return self._hand_out(model, consumer, orphans[:max_jobs])
+
+    async def cancel(self, model: ModelName, entry_id: str) -> bool:
+        """See the port."""
+        entries = self._reach().get(model, {})
+        entry = entries.get(entry_id)
+        if entry is None or entry.consumer is not None:
+            return False
+        del entries[entry_id]
+        return True
+
+    async def contains(self, model: ModelName, entry_id: str) -> bool:
+        """See the port."""
+        return entry_id in self._reach().get(model, {})
+
+    async def depth(self, model: ModelName) -> QueueDepth:
+        """See the port."""
+        entries = self._reach().get(model, {})
+        claimed = sum(entry.consumer is not None for entry in entries.values())
+        return QueueDepth(waiting=len(entries) - claimed, claimed=claimed)
+
+    async def drop(self, model: ModelName) -> None:
+        """See the port."""
+        self._reach().pop(model, None)
+
+    async def close(self) -> None:
+        """Close this client only."""
+        self._is_closed = True
+        self.server.announce()
+
+    def _reach(self) -> dict[ModelName, dict[str, _Entry]]:
+        if self._is_closed or not self.server.is_up:
+            raise Unavailable("the queue server can't be reached")
+        return self.server.queues
+
+    def _waiting(self, model: ModelName) -> Sequence[str]:
+        entries = self._reach().get(model, {})
+        return [key for key, entry in entries.items() if entry.consumer is None]
+
+    def _hand_out(
+        self, model: ModelName, consumer: str, entry_ids: Sequence[str]
+    ) -> Sequence[QueuedJob]:
+        entries = self.server.queues.get(model, {})
+        handed: list[QueuedJob] = []
+        for entry_id in entry_ids:
+            entry = entries[entry_id]
+            if entry.job is None:
+                _log.warning("dropped a malformed queue entry", extra={"model": model})
+                del entries[entry_id]
+                continue
+            entry.consumer = consumer
+            entry.deliveries += 1
+            handed.append(QueuedJob(entry_id, entry.job, entry.deliveries))
+        return handed
