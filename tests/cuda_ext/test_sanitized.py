@@ -1,0 +1,72 @@
+"""The hostile-file tests again, on a build that reports every bad access and undefined step."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = ROOT / "build" / "sanitize"
+SANITIZERS = "address,undefined"
+TESTS = ["tests/gearfall/infra/test_native.py"]
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """The environment for a child whose compiler, build tools and sanitizer runtime are found."""
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment = {**os.environ, "PATH": tools}
+    libraries = [_find_library(name, environment) for name in ("libasan.so", "libstdc++.so")]
+    return {
+        **environment,
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",
+    }
+
+
+def _find_library(name: str, environment: dict[str, str]) -> str:
+    answer = _run(["c++", f"-print-file-name={name}"], environment).stdout.strip()
+    if not Path(answer).is_absolute():
+        pytest.skip(f"the compiler brings no {name}")
+    return answer
+
+
+def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def _build(environment: dict[str, str]) -> Path:
+    plain = {name: value for name, value in environment.items() if name != "LD_PRELOAD"}
+    configure = ["cmake", "-S", ".", "-B", str(BUILD), "-G", "Ninja"]
+    options = [f"-DGEARFALL_SANITIZE={SANITIZERS}", f"-DPython_EXECUTABLE={sys.executable}"]
+    for command in (
+        [*configure, *options],
+        ["cmake", "--build", str(BUILD), "--target", "_cuda_ext"],
+    ):
+        done = _run(command, plain)
+        assert done.returncode == 0, done.stdout
+    (extension,) = BUILD.glob("_cuda_ext.*.so")
+    return extension
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(500)
+def test_native_code_under_sanitizers(environment: dict[str, str]) -> None:
+    extension = _build(environment)
+    child = {**environment, "GEARFALL_SANITIZED_EXT": str(extension)}
+    plugin = ["-p", "tests.cuda_ext.sanitized_plugin", "-p", "no:cacheprovider"]
+    done = _run([sys.executable, "-m", "pytest", "-q", *plugin, *TESTS], child)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
