@@ -67,6 +67,6 @@ def test_native_code_under_sanitizers(environment: dict[str, str]) -> None:
     extension = _build(environment)
     child = {**environment, "GEARFALL_SANITIZED_EXT": str(extension)}
     plugin = ["-p", "tests.cuda_ext.sanitized_plugin", "-p", "no:cacheprovider"]
-    done = _run([sys.executable, "-m", "pytest", "-q", *plugin, *TESTS], child)
+    done = _run([sys.executable, "-m", "pytest", "-q", "--capture=no", *plugin, *TESTS], child)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
