@@ -64,8 +64,8 @@ def convert(source: Source, directory: Path | None, report: Report) -> Manifest:
     parse_manifest(manifest_bytes(manifest))
     if directory is not None:
         for name, text in source.small_files.items():
-            _write_file(directory / name, text)
-        _write_file(directory / MANIFEST_FILE, manifest_bytes(manifest))
+            write_file(directory / name, text)
+        write_file(directory / MANIFEST_FILE, manifest_bytes(manifest))
         sync_directory(directory)
     return manifest
 
@@ -153,7 +153,8 @@ def _file_entry(name: str, content: bytes) -> FileEntry:
     return FileEntry(name, len(content), checksum(content))
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
+    """Create a file with this content, synced. Raises OSError."""
     with path.open("xb") as file:
         file.write(content)
         file.flush()

@@ -39,7 +39,7 @@ from gearfall.core.manifest import (
     manifest_digest,
     parse_manifest,
 )
-from services.store.conversion import Report, convert, sync_directory
+from services.store.conversion import Report, convert, sync_directory, write_file
 from services.store.source import open_source
 
 _ORIGIN_FILE = "origin.json"
@@ -127,7 +127,7 @@ class SsdTier:
             try:
                 convert(source, incoming, report)
                 origin = _Origin(str(source.path))
-                (incoming / _ORIGIN_FILE).write_bytes(msgspec.json.encode(origin))
+                write_file(incoming / _ORIGIN_FILE, msgspec.json.encode(origin))
                 incoming.chmod(0o755)
                 return self._install(name, incoming)
             finally:
