@@ -8,7 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, WorkerId
-from gearfall.core.records import AssignmentRecord, DecisionRecord, ModelRecord, ReplicaState
+from gearfall.core.records import (
+    AssignmentRecord,
+    DecisionRecord,
+    ModelRecord,
+    ReplicaRecord,
+    ReplicaState,
+)
 from services.scheduler.autoscaler import (
     ModelLimits,
     SchedulerPolicy,
@@ -78,6 +84,10 @@ def reconcile(
     return Plan(tuple(step.actions), min(due, default=None))
 
 
+def _is_draining(replica: ReplicaRecord | None) -> bool:
+    return replica is not None and replica.state is ReplicaState.DRAINING
+
+
 @dataclass(slots=True)
 class _Step:
     """Working state of one call of `reconcile`."""
@@ -116,11 +126,12 @@ class _Step:
         """Delete assignments of vanished workers and models, and of workers that give them back."""
         for key in sorted(self.snapshot.assignments):
             replica = self.snapshot.replicas.get(key)
-            if key[0] not in self.snapshot.workers:
+            worker = self.snapshot.workers.get(key[0])
+            if worker is None:
                 self._unassign(key, f"worker {key[0]} is gone")
             elif key[1] not in self.snapshot.models:
                 self._unassign(key, f"model {key[1]} was removed")
-            elif replica is not None and replica.state is ReplicaState.DRAINING:
+            elif worker.max_replicas < 1 or _is_draining(replica):
                 self._unassign(key, f"worker {key[0]} is draining")
 
     def scale(self, model: ModelName) -> None:

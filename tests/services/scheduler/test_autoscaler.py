@@ -1,5 +1,6 @@
 import pytest
 
+from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
 from services.scheduler.autoscaler import (
     ModelLimits,
@@ -85,16 +86,16 @@ def test_beyond_max_the_idle_go_before_the_busy():
 
 def test_limits_are_the_largest_over_deployments():
     found = limits_by_model(
-        ["small", "large", "plain"],
+        [ModelName(name) for name in ("small", "large", "plain")],
         by_name(
             deployment("small", "large", name="x", max_replicas=2, keep_alive_s=10.0),
             deployment("small", name="y", min_replicas=1, keep_alive_s=50.0),
         ),
         POLICY,
     )
-    assert found["small"] == ModelLimits(1, 2, 50.0)
-    assert found["large"] == ModelLimits(0, 2, 10.0)
-    assert found["plain"] == ModelLimits(0, 1, 300.0)
+    assert found[ModelName("small")] == ModelLimits(1, 2, 50.0)
+    assert found[ModelName("large")] == ModelLimits(0, 2, 10.0)
+    assert found[ModelName("plain")] == ModelLimits(0, 1, 300.0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
 from services.scheduler.estimator import StartCosts
 from services.scheduler.placement import MakeRoom, Place, Victim, Wait, place
@@ -7,6 +8,10 @@ from services.scheduler.snapshot import WorkerRoom
 from tests.services.scheduler.clusters import MIB, by_node, model, node, worker
 
 COSTS = StartCosts()
+
+
+def hosts(*names):
+    return frozenset(ModelName(name) for name in names)
 
 
 def rooms(*workers, **used):
@@ -50,7 +55,7 @@ def test_every_reason_against_a_worker_is_given():
         "no-copy": (WorkerRoom(worker("no-copy", node_id="n2")), "does not hold the checkpoint"),
         "drains": (WorkerRoom(worker("drains", max_replicas=0)), "takes no replicas"),
         "tiny": (WorkerRoom(worker("tiny", memory_bytes=MIB)), "in all"),
-        "has-it": (WorkerRoom(worker("has-it"), hosting=frozenset({"small"})), "already"),
+        "has-it": (WorkerRoom(worker("has-it"), hosting=hosts("small")), "already"),
     }
     result = run(
         model(), {name: room for name, (room, _) in cases.items()}, by_node(node(), node("n2"))
@@ -64,7 +69,7 @@ def test_every_reason_against_a_worker_is_given():
 
 
 def test_replica_count_is_a_limit_of_its_own():
-    full = WorkerRoom(worker("a", max_replicas=1), hosting=frozenset({"other"}))
+    full = WorkerRoom(worker("a", max_replicas=1), hosting=hosts("other"))
     result = run(model(), {"a": full}, by_node(node()))
     assert isinstance(result, Wait)
     assert "1 of at most 1" in dict(result.rejected)["worker a"]
@@ -78,7 +83,7 @@ def full_room(*names):
     return WorkerRoom(
         worker("a", memory_bytes=len(names) * 400 * MIB),
         used_bytes=len(names) * 400 * MIB,
-        hosting=frozenset(names),
+        hosting=hosts(*names),
     )
 
 

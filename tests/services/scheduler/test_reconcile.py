@@ -83,6 +83,13 @@ def test_dead_workers_removed_models_and_draining_replicas_lose_their_assignment
     ]
 
 
+def test_a_worker_that_takes_no_replicas_any_more_gives_up_its_assignments():
+    plan = step(
+        cluster(workers=by_worker(worker(max_replicas=0)), assignments=by_key(assignment()))
+    )
+    assert unassigned(plan) == [("worker-a", "small")]
+
+
 def test_memory_pressure_evicts_the_idle_one_and_starts_when_it_is_gone():
     tight = worker(memory_bytes=150 * MIB)
     models = by_name(model("small"), model("large"))

@@ -1,0 +1,189 @@
+"""The scheduler's life: campaign, lead until deposed, campaign again. Followers only watch.
+
+One decision at a time: the next is made from a view that shows what the last one wrote.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from gearfall.core.errors import Conflict, Unavailable
+from gearfall.core.ports import Fence, Lease
+from gearfall.core.records import ReplicaState, SchedulerRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.election import campaign, resign, wait_deposed
+from services.scheduler.autoscaler import SchedulerPolicy
+from services.scheduler.estimator import StartCosts, learn_start
+from services.scheduler.reconcile import Action, Assign, Decide, Unassign, reconcile
+from services.scheduler.snapshot import ClusterSnapshot, ReplicaKey
+
+LEASE_TTL_S = 5.0
+RETRY_S = 0.5
+"""Pause before cluster state is tried again after it could not be reached."""
+_OWN_KINDS = frozenset({"decisions", "leader", "schedulers", "routers"})
+"""Kinds whose change changes no decision."""
+
+_log = logging.getLogger(__name__)
+
+
+class SchedulerLoop:
+    """Owner of one scheduler's candidacy, its decisions and what it learned from starts."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        policy: SchedulerPolicy,
+        *,
+        clock: Callable[[], float] = time.time,
+        lease_ttl_s: float = LEASE_TTL_S,
+    ) -> None:
+        self._cluster = cluster
+        self._policy = policy
+        self._clock = clock
+        self._lease_ttl_s = lease_ttl_s
+        self._changed = asyncio.Event()
+        self._learned_from: set[tuple[ReplicaKey, int]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self.fence: Fence | None = None
+        """Set while this scheduler leads."""
+        self.costs = StartCosts()
+
+    def start(self, record: SchedulerRecord) -> None:
+        """Begin to campaign in the background as `record`."""
+        self._task = asyncio.create_task(self._run(record), name="scheduler")
+
+    async def stop(self) -> None:
+        """Give up leadership at once and end. Idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self, record: SchedulerRecord) -> None:
+        while True:
+            try:
+                await self._one_term(record)
+            except Conflict as error:
+                _log.warning("deposed by a fence", extra={"error": error.message})
+            except Unavailable as error:
+                _log.warning("cluster state can't be reached", extra={"error": error.message})
+                await asyncio.sleep(RETRY_S)
+
+    async def _one_term(self, record: SchedulerRecord) -> None:
+        """Campaign once and lead until deposed."""
+        lease = await self._cluster.grant_lease(self._lease_ttl_s)
+        try:
+            await self._cluster.put_scheduler(record, lease=lease)
+            self.fence = await campaign(self._cluster.state, record, lease)
+            _log.info("leads", extra={"fence": self.fence.create_revision})
+            await self._lead(self.fence, lease)
+        finally:
+            self.fence = None
+            with contextlib.suppress(Unavailable):
+                await resign(lease)
+
+    async def _lead(self, fence: Fence, lease: Lease) -> None:
+        """Decide until deposed; raises Conflict when a write met another leader's fence."""
+        tasks = (
+            asyncio.create_task(wait_deposed(self._cluster.state, fence, lease)),
+            asyncio.create_task(self._listen()),
+            asyncio.create_task(self._decide_for_ever(fence)),
+        )
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            _log.warning("no longer leads", extra={"fence": fence.create_revision})
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        async with contextlib.aclosing(self._cluster.changes()) as changes:
+            async for kinds in changes:
+                if kinds - _OWN_KINDS:
+                    self._changed.set()
+
+    async def _decide_for_ever(self, fence: Fence) -> None:
+        await self._cluster.wait_seen(fence.create_revision)
+        self._changed.set()
+        due_unix_s: float | None = None
+        while True:
+            await self._wait_changed_or(due_unix_s)
+            self._changed.clear()
+            try:
+                due_unix_s = await self._decide(fence)
+            except Unavailable as error:
+                _log.warning("decision not written", extra={"error": error.message})
+                due_unix_s = self._clock() + RETRY_S
+
+    async def _wait_changed_or(self, due_unix_s: float | None) -> None:
+        delay_s = None if due_unix_s is None else max(0.0, due_unix_s - self._clock())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._changed.wait()
+
+    async def _decide(self, fence: Fence) -> float | None:
+        """Make and write one decision; return when the next is due though nothing changes."""
+        snapshot = self.snapshot()
+        self._learn(snapshot)
+        plan = reconcile(snapshot, self.costs, self._policy, self._clock())
+        seen = 0
+        for action in plan.actions:
+            seen = max(seen, await self._write(action, fence))
+        await self._cluster.wait_seen(seen)
+        return plan.next_due_unix_s
+
+    async def _write(self, action: Action, fence: Fence) -> int:
+        match action:
+            case Assign(assignment):
+                _log.info(
+                    "assigned",
+                    extra={
+                        "model": assignment.model,
+                        "worker": assignment.worker_id,
+                        "reason": assignment.reason,
+                        "predicted_s": assignment.predicted_start_s,
+                    },
+                )
+                return await self._cluster.put_assignment(assignment, fence=fence)
+            case Unassign((worker_id, model), reason):
+                _log.info(
+                    "unassigned", extra={"model": model, "worker": worker_id, "reason": reason}
+                )
+                await self._cluster.delete_assignment(worker_id, model, fence=fence)
+                return 0
+            case Decide(decision):
+                return await self._cluster.put_decision(decision, fence=fence)
+
+    def snapshot(self) -> ClusterSnapshot:
+        """Return the view as decisions are made from it."""
+        view = self._cluster.view
+        return ClusterSnapshot(
+            models=view.models,
+            deployments=view.deployments,
+            nodes=view.nodes,
+            workers=view.workers,
+            assignments=view.assignments,
+            replicas=view.replicas,
+            demand=tuple(view.demand.values()),
+            decisions=view.decisions,
+        )
+
+    def _learn(self, snapshot: ClusterSnapshot) -> None:
+        """Take every start that was not seen before into the costs."""
+        started = {
+            (key, replica.pid): replica
+            for key, replica in snapshot.replicas.items()
+            if replica.state is ReplicaState.READY and replica.timeline.total_s > 0
+        }
+        for seen_key in started.keys() - self._learned_from:
+            (worker_id, model), _ = seen_key
+            assignment = snapshot.assignments.get((worker_id, model))
+            timeline = started[seen_key].timeline
+            predicted_s = assignment.predicted_start_s if assignment else timeline.total_s
+            self.costs = learn_start(self.costs, model, worker_id, timeline, predicted_s)
+        self._learned_from = set(started)

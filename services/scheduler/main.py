@@ -1,0 +1,60 @@
+"""Wiring of the scheduler: settings, cluster state, election loop, gRPC server."""
+
+import argparse
+import asyncio
+import uuid
+from collections.abc import Sequence
+
+from gearfall.core.records import SchedulerRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.etcd_state import EtcdState
+from gearfall.infra.grpc_server import start_server
+from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
+from services.scheduler.autoscaler import SchedulerPolicy
+from services.scheduler.loop import SchedulerLoop
+from services.scheduler.service import SchedulerService
+from services.scheduler.servicer import SchedulerServicer
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a scheduler until it is told to stop."""
+    settings = parse_settings(argv)
+    run_service("scheduler", settings.log_level, lambda stop: serve(settings, stop))
+
+
+def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read flags and environment."""
+    parser = ServiceParser("scheduler")
+    parser.add_setting(
+        "--keep-alive",
+        default=300.0,
+        parse=float,
+        meaning="seconds an idle model stays that no deployment names",
+    )
+    return parser.parse_args(argv)
+
+
+async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set; then resign, so that another leads at once."""
+    scheduler_id = f"scheduler-{uuid.uuid4().hex[:12]}"
+    state = EtcdState(settings.etcd)
+    cluster = Cluster(state)
+    await cluster.start()
+    loop = SchedulerLoop(cluster, SchedulerPolicy(keep_alive_s=settings.keep_alive))
+    service = SchedulerService(cluster, loop, scheduler_id)
+    server = await start_server(
+        settings.listen,
+        lambda s: add_SchedulerServicer_to_server(SchedulerServicer(service), s),
+        ("gearfall.v1.Scheduler",),
+    )
+    address = settings.advertise or server.address
+    loop.start(SchedulerRecord(scheduler_id, address))
+    announce_ready("scheduler", address, scheduler_id=scheduler_id)
+    try:
+        await stop.wait()
+    finally:
+        await loop.stop()
+        await server.stop()
+        await cluster.stop()
+        await state.close()

@@ -1,0 +1,179 @@
+"""The loop against cluster state in memory: leadership, fencing, and what a decision leads to."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from gearfall.core.errors import Conflict
+from gearfall.core.ids import ModelName
+from gearfall.core.records import ReplicaState, SchedulerRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.memory_state import MemoryState, MemoryStateServer
+from services.scheduler.autoscaler import SchedulerPolicy
+from services.scheduler.loop import SchedulerLoop
+from services.scheduler.service import SchedulerService
+from tests.services.scheduler.clusters import (
+    MIB,
+    WORKER,
+    assignment,
+    demand,
+    deployment,
+    model,
+    node,
+    replica,
+    worker,
+)
+
+NOW = 1_000.0
+POLICY = SchedulerPolicy(keep_alive_s=60.0, min_residency_s=0.0)
+
+
+class Fleet:
+    """One in-memory cluster state with everything under one lease, and schedulers on it."""
+
+    def __init__(self, stack: contextlib.AsyncExitStack) -> None:
+        self.server = MemoryStateServer()
+        self.stack = stack
+        self.now = NOW
+
+    async def open(self):
+        self.state = MemoryState(self.server)
+        self.cluster = await self.connect(self.state)
+        self.lease = await self.state.grant_lease(60.0)
+        await self.cluster.put_node(node(), lease=self.lease)
+        await self.cluster.put_worker(worker(), lease=self.lease)
+        await self.cluster.put_model(model("small"))
+        await self.cluster.put_model(model("large"))
+        return self
+
+    async def connect(self, state) -> Cluster:
+        cluster = Cluster(state)
+        await cluster.start()
+        self.stack.push_async_callback(state.close)
+        self.stack.push_async_callback(cluster.stop)
+        return cluster
+
+    async def scheduler(self, name="s1", policy=POLICY) -> SchedulerLoop:
+        cluster = await self.connect(MemoryState(self.server))
+        loop = SchedulerLoop(cluster, policy, clock=lambda: self.now)
+        loop.start(SchedulerRecord(name, f"127.0.0.1:{name[-1]}"))
+        self.stack.push_async_callback(loop.stop)
+        return loop
+
+    async def until(self, holds):
+        """Return once the view satisfies `holds`."""
+        async with (
+            asyncio.timeout(10),
+            contextlib.aclosing(self.cluster.changes()) as changes,
+        ):
+            async for _ in changes:
+                if holds(self.cluster.view):
+                    return self.cluster.view
+        raise AssertionError("the view ended")
+
+
+@pytest.fixture
+async def fleet():
+    async with contextlib.AsyncExitStack() as stack:
+        yield await Fleet(stack).open()
+
+
+async def test_demand_leads_to_one_assignment_with_a_decision(fleet):
+    await fleet.scheduler()
+    for index in range(5):
+        await fleet.cluster.put_demand(demand(jobs=100, router=f"r{index}"), lease=fleet.lease)
+    view = await fleet.until(lambda v: "small" in v.decisions)
+    assert list(view.assignments) == [(WORKER, "small")]
+    assert view.decisions[ModelName("small")].decision == "start"
+    assert view.assignments[WORKER, ModelName("small")].assigned_unix_s == NOW
+
+
+async def test_two_schedulers_have_one_leader_and_the_other_takes_over(fleet):
+    first = await fleet.scheduler("s1")
+    await fleet.until(lambda v: v.leader is not None and v.leader.scheduler_id == "s1")
+    second = await fleet.scheduler("s2")
+    await fleet.until(lambda v: set(v.schedulers) == {"s1", "s2"})
+    assert second.fence is None
+    await first.stop()
+    await fleet.until(lambda v: v.leader is not None and v.leader.scheduler_id == "s2")
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: (WORKER, "small") in v.assignments)
+    assert second.fence is not None
+
+
+async def test_a_deposed_leader_cannot_write_and_campaigns_again(fleet):
+    loop = await fleet.scheduler()
+    await fleet.cluster.put_demand(demand("large"), lease=fleet.lease)
+    await fleet.until(lambda v: (WORKER, "large") in v.assignments)
+    old = loop.fence
+    assert old is not None
+    fleet.server.delete("leader")
+    await fleet.until(lambda v: v.leader is not None)
+    with pytest.raises(Conflict):
+        await fleet.cluster.put_assignment(assignment(), fence=old)
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: (WORKER, "small") in v.assignments)
+
+
+async def test_a_vanished_workers_assignments_are_deleted(fleet):
+    await fleet.scheduler()
+    lease = await fleet.state.grant_lease(60.0)
+    await fleet.cluster.put_worker(worker("worker-b"), lease=lease)
+    await fleet.cluster.put_worker(worker(max_replicas=0), lease=fleet.lease)
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: ("worker-b", "small") in v.assignments)
+    await lease.revoke()
+    view = await fleet.until(lambda v: not v.assignments)
+    assert view.workers.keys() == {WORKER}
+
+
+async def test_memory_pressure_evicts_the_idle_model(fleet):
+    await fleet.cluster.put_worker(worker(memory_bytes=150 * MIB), lease=fleet.lease)
+    await fleet.scheduler()
+    await fleet.cluster.put_demand(demand("small"), lease=fleet.lease)
+    await fleet.until(lambda v: (WORKER, "small") in v.assignments)
+    await fleet.cluster.put_replica(replica("small", idle_since=NOW), lease=fleet.lease)
+    await fleet.cluster.delete_demand(ModelName("small"), demand().router_id)
+    await fleet.cluster.put_demand(demand("large", since=NOW), lease=fleet.lease)
+    await fleet.until(lambda v: not v.assignments)
+    await fleet.cluster.delete_replica(WORKER, ModelName("small"))
+    await fleet.until(lambda v: list(v.assignments) == [(WORKER, "large")])
+
+
+async def test_scales_to_zero_when_the_keep_alive_ends_though_nothing_changes(fleet):
+    await fleet.cluster.put_deployment(deployment("small", keep_alive_s=0.05))
+    fleet.now = NOW
+    await fleet.scheduler()
+    await fleet.cluster.put_demand(demand("small"), lease=fleet.lease)
+    await fleet.until(lambda v: (WORKER, "small") in v.assignments)
+    await fleet.cluster.delete_demand(ModelName("small"), demand().router_id)
+    await fleet.cluster.put_replica(replica("small", idle_since=NOW), lease=fleet.lease)
+    asyncio.get_running_loop().call_later(0.02, setattr, fleet, "now", NOW + 0.05)
+    view = await fleet.until(lambda v: not v.assignments)
+    assert view.decisions[ModelName("small")].decision == "stop"
+
+
+async def test_learns_from_a_start_and_explains_it(fleet):
+    loop = await fleet.scheduler()
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: "small" in v.decisions)
+    await fleet.cluster.put_replica(replica(total_s=0.7, idle_since=NOW), lease=fleet.lease)
+    await fleet.until(lambda v: v.replicas)
+    await fleet.cluster.put_demand(demand("large"), lease=fleet.lease)
+    view = await fleet.until(lambda v: (WORKER, "large") in v.assignments)
+    assert loop.costs.fixed_s_by_model == {"small": pytest.approx(0.7)}
+    large = view.assignments[WORKER, ModelName("large")]
+    assert large.predicted_start_s == pytest.approx(0.7 + 10 * MIB / 1e9)
+    explained = SchedulerService(fleet.cluster, loop, "s1").explain(ModelName("small"))
+    assert {e.decision for e in explained} == {"start", ReplicaState.READY.value}
+    assert {e.measured_s for e in explained} == {0.7}
+
+
+async def test_goes_on_when_cluster_state_comes_back(fleet):
+    await fleet.scheduler()
+    await fleet.until(lambda v: v.leader is not None)
+    fleet.server.stop()
+    fleet.server.start()
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: (WORKER, "small") in v.assignments)
