@@ -1,0 +1,214 @@
+"""One worker's long-lived stream of tokens to one router, reconnected for as long as it is needed.
+
+    connecting --hello answered--> open --break--> connecting ... --too long--> abandoned
+
+The listener hears of every step. What is sent while the stream is not open is dropped: its
+listener sends the claims again when it is told that the stream is open.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import grpc
+
+from gearfall.core.ids import Epoch, JobId, NodeId, RouterId, WorkerId
+from gearfall.core.job import Job, TokenRun
+from gearfall.infra.convert import token_run_to_pb
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.pb import router_pb2 as pb
+from gearfall.pb.router_pb2_grpc import TokenSinkStub
+
+RECONNECT_FOR_S = 10.0
+HELLO_TIMEOUT_S = 3.0
+FLUSH_TIMEOUT_S = 1.0
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+Call = grpc.aio.StreamStreamCall[pb.WorkerPush, pb.RouterReply]
+
+
+class PushListener(Protocol):
+    """Hears what happens on push streams."""
+
+    def stream_opened(self, address: str, router_id: RouterId) -> None:
+        """The router answered hello."""
+        ...
+
+    def stream_broke(self, address: str) -> bool:
+        """An open stream ended; return whether it is still needed."""
+        ...
+
+    def stream_abandoned(self, address: str) -> None:
+        """No reconnection came about in time; the stream is over."""
+        ...
+
+    def job_stopped(self, job_id: JobId, epoch: Epoch, reason: str) -> None:
+        """The router wants no more of (job, epoch)."""
+        ...
+
+    def job_finished(self, job_id: JobId, epoch: Epoch) -> None:
+        """The router has the final run of (job, epoch)."""
+        ...
+
+
+class PushStream:
+    """Owner of the stream to the router at one address."""
+
+    def __init__(
+        self,
+        address: str,
+        worker_id: WorkerId,
+        node_id: NodeId,
+        listener: PushListener,
+        *,
+        reconnect_for_s: float = RECONNECT_FOR_S,
+        connect: Callable[[str], grpc.aio.Channel] = open_channel,
+    ) -> None:
+        self.address = address
+        self.router_id: RouterId | None = None
+        """Of the router at the other end while the stream is open."""
+        self._hello = pb.WorkerPush(hello=pb.WorkerHello(worker_id=worker_id, node_id=node_id))
+        self._listener = listener
+        self._reconnect_for_s = reconnect_for_s
+        self._connect = connect
+        self._outgoing: asyncio.Queue[pb.WorkerPush] = asyncio.Queue()
+        self._call: Call | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to connect in the background."""
+        self._task = asyncio.create_task(self._run(), name=f"push-{self.address}")
+
+    async def stop(self) -> None:
+        """Send what is queued, briefly, and end without telling the listener. Idempotent."""
+        if self.router_id is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                    await self._outgoing.join()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def reconnect(self) -> None:
+        """Break the stream now, so that a new hello says who is at the other end."""
+        if self._call is not None:
+            self._call.cancel()
+
+    def send_claim(self, job: Job) -> None:
+        """Tell the router that this worker has (job, epoch)."""
+        claim = pb.JobClaim(job_id=job.job_id, epoch=job.epoch, model=job.model)
+        self._send(pb.WorkerPush(claim=claim))
+
+    def send_step(self, runs: Sequence[TokenRun]) -> None:
+        """Push all tokens of one decode step that belong to this router."""
+        self._send(pb.WorkerPush(step=pb.StepTokens(runs=[token_run_to_pb(run) for run in runs])))
+
+    def send_lost(self, job: Job, reason: str) -> None:
+        """Tell the router that (job, epoch) no longer runs here."""
+        lost = pb.JobLost(job_id=job.job_id, epoch=job.epoch, reason=reason)
+        self._send(pb.WorkerPush(lost=lost))
+
+    def _send(self, push: pb.WorkerPush) -> None:
+        if self.router_id is not None:
+            self._outgoing.put_nowait(push)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + self._reconnect_for_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            if await self._connect_once():
+                if not self._listener.stream_broke(self.address):
+                    break
+                give_up_s = loop.time() + self._reconnect_for_s
+                pause_s = FIRST_PAUSE_S
+            if loop.time() + pause_s >= give_up_s:
+                break
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        self._listener.stream_abandoned(self.address)
+
+    async def _connect_once(self) -> bool:
+        """Hold one connection until it breaks; return whether it was ever open."""
+        self._outgoing = asyncio.Queue()
+        async with self._connect(self.address) as channel:
+            self._call = TokenSinkStub(channel).Push()
+            try:
+                router_id = await self._greet(self._call)
+                if router_id is None:
+                    return False
+                self.router_id = router_id
+                _log.info("push stream open", extra={"router": router_id})
+                self._listener.stream_opened(self.address, router_id)
+                await self._serve(self._call)
+                return True
+            finally:
+                self.router_id = None
+                self._call.cancel()
+                self._call = None
+
+    async def _greet(self, call: Call) -> RouterId | None:
+        """Return who answers hello, None when nobody does."""
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                await call.write(self._hello)
+                reply = await call.read()
+        except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
+            _log.debug("no hello", extra={"address": self.address, "error": str(error)})
+            return None
+        except asyncio.CancelledError:
+            if _is_cancelled_from_outside():
+                raise
+            return None
+        if not isinstance(reply, pb.RouterReply) or reply.WhichOneof("reply") != "hello":
+            return None
+        return RouterId(reply.hello.router_id)
+
+    async def _serve(self, call: Call) -> None:
+        """Read and write until either ends."""
+        tasks = {asyncio.create_task(self._read(call)), asyncio.create_task(self._write(call))}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                _log_end(self.address, task)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, call: Call) -> None:
+        while isinstance(reply := await call.read(), pb.RouterReply):
+            match reply.WhichOneof("reply"):
+                case "stop":
+                    stop = reply.stop
+                    self._listener.job_stopped(JobId(stop.job_id), Epoch(stop.epoch), stop.reason)
+                case "finished":
+                    finished = reply.finished
+                    self._listener.job_finished(JobId(finished.job_id), Epoch(finished.epoch))
+                case _:
+                    pass
+
+    async def _write(self, call: Call) -> None:
+        while True:
+            push = await self._outgoing.get()
+            await call.write(push)
+            self._outgoing.task_done()
+
+
+def _is_cancelled_from_outside() -> bool:
+    """Tell this task's own cancellation from that of a call that was cancelled beneath it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _log_end(address: str, task: "asyncio.Task[None]") -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is None or isinstance(error, (grpc.aio.AioRpcError, asyncio.InvalidStateError)):
+        _log.info("push stream ended", extra={"address": address, "error": str(error or "")})
+    else:
+        _log.error("push stream failed", extra={"address": address}, exc_info=error)
