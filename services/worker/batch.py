@@ -4,10 +4,10 @@
        ^                                        |
        +------- preempt (blocks ran out) -------+
 
-A sequence's tokens are prompt and answer in one list; `computed` of them have their keys and values
-in the cache. A step computes the next tokens of each running sequence: one while it decodes, a chunk
-while it prefills (or recomputes after a preemption). The sequence whose last token is computed in a
-step samples one more.
+A sequence's tokens are prompt and answer in one list; `computed` of them have their keys and
+values in the cache. A step computes the next tokens of each running sequence: one while it decodes,
+a chunk while it prefills (or recomputes after a preemption). The sequence whose last token is
+computed in a step samples one more.
 """
 
 from collections import deque
@@ -69,7 +69,7 @@ class Batch:
     """Waiting and running sequences over one pool of KV blocks."""
 
     def __init__(self, blocks: KvBlocks, *, slots: int, step_tokens: int) -> None:
-        """`step_tokens`: most tokens one step computes, so that a long prompt delays nobody long."""
+        """`step_tokens`: most tokens one step computes, so that a prompt delays nobody long."""
         assert slots >= 1
         assert step_tokens >= 1
         self.blocks = blocks

@@ -88,9 +88,7 @@ def receive_frame(sock: socket.socket) -> tuple[bytes, list[int]] | None:
 
 def _receive_header(sock: socket.socket) -> tuple[bytes, list[int]]:
     space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-    header, ancillary, _flags, _address = sock.recvmsg(
-        HEADER_BYTES, space, socket.MSG_CMSG_CLOEXEC
-    )
+    header, ancillary, _flags, _address = sock.recvmsg(HEADER_BYTES, space, socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -56,12 +56,12 @@ def sample_rows(logits: Logits, draws: Sequence[Draw]) -> list[Sampled | None]:
         _sample_row(logits[row], draws[row], int(best[row]), log_total[row], second[row])
         if is_sound[row]
         else None
-        for row in rows
+        for row in range(len(draws))
     ]
 
 
 def uniform(seed: int, index: int) -> float:
-    """Return the uniform number in [0, 1) for token `index`: the first Philox word's top 53 bits."""
+    """Return the number in [0, 1) for token `index`: the top 53 bits of the first Philox word."""
     word = int(np.random.Philox(key=seed, counter=index).random_raw())
     return (word >> 11) * 2.0**-53
 

@@ -19,7 +19,7 @@ import msgspec
 
 import services
 from gearfall.core.errors import Internal, Unavailable
-from services.worker.frames import FrameDecoder, encode_frame, send_header
+from services.worker.frames import FrameDecoder, send_header
 from services.worker.zygote_messages import (
     EngineExited,
     EngineForked,
@@ -200,7 +200,7 @@ def _start_process(control: socket.socket) -> subprocess.Popen[bytes]:
     root = str(Path(services.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [sys.executable, "-m", "services.worker.zygote", "--fd", str(control.fileno())]
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 (our own program)
         command,
         pass_fds=(control.fileno(),),
         stdin=subprocess.DEVNULL,

@@ -151,7 +151,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def warm_up() -> None:
-    """Import what every engine needs, with one torch thread, and freeze it against the collector."""
+    """Import what every engine needs, with one torch thread; freeze it against the collector."""
     for name in WARM_MODULES:
         importlib.import_module(name)
     import torch

@@ -1,4 +1,4 @@
-"""Engine processes as the worker sees them: forked by a warm zygote that is restarted if it dies."""
+"""Engine processes as the worker sees them, forked by a warm zygote that is replaced if it dies."""
 
 import asyncio
 import contextlib
@@ -193,7 +193,7 @@ class Zygote:
         try:
             await self._warm()
         except Unavailable as error:
-            _LOG.error("zygote can't be warmed", extra={"error": error.message})  # noqa: TRY400
+            _LOG.error("zygote can't be warmed", extra={"error": error.message})
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -1,0 +1,113 @@
+"""What a forked engine process does: build the model it is told, say so, serve until the end."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from mmap import mmap
+
+import msgspec
+import numpy as np
+import torch
+
+from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal
+from gearfall.core.manifest import Manifest, parse_manifest
+from gearfall.infra.logs import configure_logging
+from gearfall.infra.pool_lease import map_partition
+from services.worker.batch import Batch
+from services.worker.engine import Engine
+from services.worker.engine_check import try_unproven
+from services.worker.engine_loop import EngineLoop
+from services.worker.engine_messages import EngineFailed, EngineReady, StartEngine
+from services.worker.engine_model import EngineModel, build_model
+from services.worker.engine_ops import ops_for
+from services.worker.engine_stream import EngineStream
+from services.worker.frames import receive_frame
+from services.worker.kv_blocks import KvBlocks, blocks_for
+from services.worker.packing import PackedStep
+
+_LOG = logging.getLogger(__name__)
+STEP_TOKENS = 256
+"""Most tokens computed in one step: what a long prompt may delay everybody else by."""
+
+
+def engine_main(sock: socket.socket) -> int:
+    """Serve one model on `sock` until StopEngine or its end; return the exit status."""
+    configure_logging("engine")
+    with sock:
+        started = time.perf_counter()
+        frame = receive_frame(sock)
+        if frame is None:
+            return 0
+        body, partition_fds = frame
+        stream = EngineStream(sock)
+        try:
+            start = msgspec.msgpack.decode(body, type=StartEngine)
+            engine, ready = _start(start, partition_fds, started)
+        except Exception as error:
+            _LOG.exception("engine can't start")
+            stream.send(_failure(error))
+            stream.drain()
+            return 1
+        stream.send(ready)
+        EngineLoop(engine, stream).run()
+    return 0
+
+
+def _start(
+    start: StartEngine, partition_fds: Sequence[int], started: float
+) -> tuple[Engine, EngineReady]:
+    manifest = parse_manifest(start.manifest_json)
+    mappings = _map_partitions(manifest, partition_fds)
+    attached = time.perf_counter()
+    blocks = KvBlocks(max(blocks_for(start.kv_tokens), 2))
+    model = build_model(
+        manifest,
+        mappings,
+        start.config_json,
+        ops=ops_for(start.device, start.threads),
+        device=torch.device(start.device),
+        kv_blocks=blocks.total_blocks,
+    )
+    built = time.perf_counter()
+    _run_first_pass(model)
+    try_unproven(model, manifest.model.architecture)
+    batch = Batch(blocks, slots=start.slots, step_tokens=max(STEP_TOKENS, start.slots))
+    engine = Engine(model, batch, context_tokens=manifest.model.context_tokens)
+    return engine, EngineReady(
+        pid=os.getpid(),
+        attach_s=attached - started,
+        build_s=built - attached,
+        first_token_s=time.perf_counter() - built,
+        kv_bytes=model.kv_bytes,
+    )
+
+
+def _map_partitions(manifest: Manifest, partition_fds: Sequence[int]) -> list[mmap]:
+    if len(partition_fds) != len(manifest.partitions):
+        raise Internal(f"{len(partition_fds)} partitions came, the manifest has others")
+    mappings = []
+    for descriptor, partition in zip(partition_fds, manifest.partitions, strict=True):
+        mappings.append(map_partition(descriptor, partition.size_bytes))
+        os.close(descriptor)
+    return mappings
+
+
+def _run_first_pass(model: EngineModel) -> None:
+    """Compute one token: every weight is touched, every layer's cache is made."""
+    step = PackedStep(
+        token_ids=np.zeros(1, dtype=np.int64),
+        positions=np.zeros(1, dtype=np.int32),
+        seq_index=np.zeros(1, dtype=np.int32),
+        block_tables=np.zeros((1, 1), dtype=np.int32),
+        logit_rows=np.zeros(1, dtype=np.int64),
+    )
+    logits = model.forward(step)
+    if not np.isfinite(logits).all():
+        raise CorruptCheckpoint("the model's first logits are not numbers")
+
+
+def _failure(error: Exception) -> EngineFailed:
+    text = error.message if isinstance(error, GearfallError) else f"{type(error).__name__}: {error}"
+    return EngineFailed(text, is_corrupt=isinstance(error, CorruptCheckpoint))

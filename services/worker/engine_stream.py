@@ -1,0 +1,82 @@
+"""The engine's end of its socket: commands in, results out, no write that waits."""
+
+import select
+import socket
+
+import msgspec
+
+from services.worker.engine_messages import EngineMessage, WorkerMessage
+from services.worker.frames import FrameDecoder, encode_frame
+
+MAX_BACKLOG_BYTES = 16 << 20
+"""Unsent results beyond which the engine computes nothing until the worker reads."""
+
+_READ_BYTES = 1 << 18
+_DECODER = msgspec.msgpack.Decoder(WorkerMessage)
+
+
+class EngineStream:
+    """Buffers both ways over a Unix socket that never blocks."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._decoder = FrameDecoder()
+        self._unsent = bytearray()
+        self.is_closed = False
+        """Whether the worker closed its end or died."""
+
+    @property
+    def is_choked(self) -> bool:
+        """Whether the worker reads too slowly for more results."""
+        return len(self._unsent) > MAX_BACKLOG_BYTES
+
+    def send(self, message: EngineMessage) -> None:
+        """Buffer a message and send what goes without waiting."""
+        self._unsent += encode_frame(msgspec.msgpack.encode(message))
+        self._flush()
+
+    def receive(self, *, wait: bool) -> list[WorkerMessage]:
+        """Return what has come; with `wait`, return only when something came or could be sent.
+
+        Empty and `is_closed` at the end of the stream. Raises Internal for a malformed frame.
+        """
+        if wait and not self.is_closed:
+            self._wait()
+        self._flush()
+        messages: list[WorkerMessage] = []
+        while not self.is_closed:
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                data = b""
+            if not data:
+                self.is_closed = True
+            messages += [_DECODER.decode(body) for body in self._decoder.feed(data)]
+        return messages
+
+    def drain(self) -> None:
+        """Send everything that is left, waiting for the worker as long as it is there."""
+        while self._unsent and not self.is_closed:
+            poller = select.poll()
+            poller.register(self._sock, select.POLLOUT)
+            poller.poll()
+            self._flush()
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._sock, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        poller.poll()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._sock.send(self._unsent)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unsent.clear()
+            self.is_closed = True
