@@ -1,0 +1,201 @@
+"""Runs one choice of a request through its stages; the cascade decides, this performs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gearfall.core.errors import GearfallError, Unavailable
+from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
+from gearfall.core.job import Job
+from services.router.answer_text import AnswerPiece
+from services.router.cascade import (
+    CascadeState,
+    Effect,
+    Fail,
+    Finish,
+    Piece,
+    Release,
+    StageDone,
+    StageFailed,
+    StartStage,
+    step,
+)
+from services.router.generation import (
+    ChoiceEnd,
+    Delta,
+    GenerationEvent,
+    GenerationRequest,
+    StageReport,
+    Usage,
+    Wait,
+)
+from services.router.jobs import JobTable
+from services.router.stage_plan import StagePlan, StageReady, StageUnfit
+from services.router.stage_run import Note, StageRun
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all choices of one request share."""
+
+    request_id: RequestId
+    router_id: RouterId
+    router_address: str
+    request: GenerationRequest
+    measure: str
+    seed: int
+    deadline_s: float
+    """On the loop's clock."""
+    deadline_unix_s: float
+    patience_s: float
+    """How long an append may wait for a queue that can't be reached."""
+    jobs: JobTable
+    next_job_id: Callable[[], JobId]
+    expected_start_s: Callable[[ModelName], float]
+    """0 when a replica is ready."""
+    start_error: Callable[[ModelName], str | None]
+    """Why a model can't start, if so."""
+    emit: Callable[[GenerationEvent], None]
+    note: Note
+
+
+class ChoiceRun:
+    """One choice on its way. `run` returns when it ended; raises what the last stage failed with."""
+
+    def __init__(self, context: RunContext, choice: int, plans: Sequence[StagePlan]) -> None:
+        self._context = context
+        self._choice = choice
+        self._plans = plans
+        self._state: CascadeState[AnswerPiece] = CascadeState(tuple(each.stage for each in plans))
+        self._reports: list[StageReport] = []
+        self._error: GearfallError | None = None
+
+    async def run(self) -> None:
+        """Run stage after stage until the cascade is done."""
+        while not self._state.is_done:
+            await self._run_stage(self._plans[self._state.index])
+        if self._error is not None:
+            raise self._error
+
+    async def _run_stage(self, plan: StagePlan) -> None:
+        if isinstance(plan, StageUnfit):
+            report = _report_of_unfit(plan, self._context.measure)
+            self._conclude(StageFailed(plan.error), lambda _: report)
+            return
+        error = self._context.start_error(plan.record.name)
+        job_id = self._context.next_job_id()
+        stage_run = self._follow(plan, job_id)
+        if error is not None:
+            stage_run.on_failed(cannot_start(plan.record.name, error))
+        try:
+            if not stage_run.ended.done():
+                await self._submit(plan, job_id, stage_run)
+            verdict = await stage_run.ended
+        finally:
+            self._context.jobs.close(job_id, "the request ended")
+        self._conclude(verdict, lambda accepted: stage_run.report(accepted=accepted))
+
+    async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
+        context, model = self._context, plan.record.name
+        expected_s = context.expected_start_s(model)
+        context.note("queued", f"{model}, start expected in {expected_s:.2f} s")
+        if expected_s > 0:
+            context.emit(Wait(self._choice, model, expected_s))
+        job = Job(
+            job_id=job_id,
+            request_id=context.request_id,
+            model=model,
+            epoch=Epoch(1),
+            router_id=context.router_id,
+            router_address=context.router_address,
+            prompt_token_ids=plan.prompt_token_ids,
+            generated_token_ids=(),
+            sampling=plan.sampling(context.request, self._seed()),
+            deadline_unix_s=context.deadline_unix_s,
+            priority=context.request.priority,
+            tenant=context.request.tenant,
+        )
+        try:
+            await context.jobs.submit(
+                job, stage_run, deadline_s=context.deadline_s, patience_s=context.patience_s
+            )
+        except Unavailable as error:
+            stage_run.on_failed(error)
+
+    def _follow(self, plan: StageReady, job_id: JobId) -> StageRun:
+        return StageRun(
+            plan,
+            self._context.request,
+            job_id,
+            measure=self._context.measure,
+            on_piece=self._on_piece,
+            close_job=self._context.jobs.close,
+            note=self._context.note,
+        )
+
+    def _seed(self) -> int:
+        """Choices of one prompt differ; the same choice of another prompt draws the same."""
+        return (self._context.seed + self._choice % self._context.request.n) % 2**64
+
+    def _conclude(
+        self, verdict: StageDone | StageFailed, report: Callable[[bool], StageReport]
+    ) -> None:
+        """`report` takes whether the stage's answer is the one released."""
+        self._state, effects = step(self._state, verdict)
+        self._reports.append(report(any(isinstance(effect, Finish) for effect in effects)))
+        self._perform(effects)
+
+    def _on_piece(self, piece: AnswerPiece) -> None:
+        self._state, effects = step(self._state, Piece(piece))
+        self._perform(effects)
+
+    def _perform(self, effects: Sequence[Effect[AnswerPiece]]) -> None:
+        for effect in effects:
+            if isinstance(effect, Release):
+                for piece in effect.pieces:
+                    delta = Delta(self._choice, piece.text, piece.logprobs, piece.token_count)
+                    self._context.emit(delta)
+            elif isinstance(effect, Finish):
+                self._context.emit(self._end(effect))
+            elif isinstance(effect, Fail):
+                self._error = effect.error
+            elif isinstance(effect, StartStage):
+                self._context.note("escalated", _why_up(self._reports[-1]))
+
+    def _end(self, effect: Finish) -> ChoiceEnd:
+        answer = self._reports[-1]
+        usage = Usage(
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            total_prompt_tokens=sum(each.prompt_tokens for each in self._reports),
+            total_completion_tokens=sum(each.completion_tokens for each in self._reports),
+            cost_flops=sum(each.cost_flops for each in self._reports),
+        )
+        return ChoiceEnd(self._choice, effect.finish, answer.model, tuple(self._reports), usage)
+
+
+def cannot_start(model: str, reason: str) -> Unavailable:
+    """Return the error of a request whose model does not come up."""
+    return Unavailable(f"model {model} can't start: {reason}", retry_after_s=10.0)
+
+
+def _report_of_unfit(plan: StageUnfit, measure: str) -> StageReport:
+    return StageReport(
+        model=plan.stage.model,
+        measure=measure,
+        certainty=None,
+        threshold=plan.stage.threshold,
+        prompt_tokens=0,
+        completion_tokens=0,
+        cost_flops=0.0,
+        duration_s=0.0,
+        queued_s=0.0,
+        epochs=0,
+        accepted=False,
+        error=plan.error.message,
+    )
+
+
+def _why_up(report: StageReport) -> str:
+    if report.certainty is None:
+        return f"{report.model} failed: {report.error}"
+    return f"{report.model} certainty {report.certainty:.4f} below {report.threshold:.4f}"

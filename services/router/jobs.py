@@ -1,0 +1,387 @@
+"""The jobs this router answers for: their token logs, their owners, and their way back to the queue."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal, Unavailable
+from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
+from gearfall.core.job import FinishReason, Job, TokenRun
+from gearfall.core.ports import JobQueue
+from gearfall.core.token_log import Appended, Bound, Broken, LogState, Refused, TokenLog
+from services.router.background import Background
+
+_log = logging.getLogger(__name__)
+_RETRY_FIRST_S = 0.05
+_RETRY_MOST_S = 1.0
+_CHECKS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To a worker: stop working on (job, epoch) and acknowledge its entry."""
+
+    job_id: JobId
+    epoch: Epoch
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """To a worker: the final run is in the log, acknowledge the entry."""
+
+    job_id: JobId
+    epoch: Epoch
+
+
+Reply = Stop | Finished
+
+
+class JobListener(Protocol):
+    """Who asked for a job; called on the event loop, must not block."""
+
+    def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
+        """A worker took the job."""
+        ...
+
+    def on_run(self, run: TokenRun) -> None:
+        """New tokens, each exactly once and in order; the last run has `finish`."""
+        ...
+
+    def on_lost(self, epoch: Epoch, reason: str) -> None:
+        """The owner is gone; the job goes on under the next epoch."""
+        ...
+
+    def on_failed(self, error: GearfallError) -> None:
+        """The job ended without a final run."""
+        ...
+
+
+class WaitingRoom(Protocol):
+    """Told whenever the number of unclaimed jobs of a model changes."""
+
+    def set_waiting(self, model: ModelName, count: int) -> None:
+        """`count` jobs of `model` wait for a worker now."""
+        ...
+
+
+class WorkerLink:
+    """One Push stream of one worker."""
+
+    def __init__(
+        self, worker_id: WorkerId, send: Callable[[Reply], None], end: Callable[[], None]
+    ) -> None:
+        """`send` queues a reply on the stream, `end` closes it; neither blocks."""
+        self.worker_id = worker_id
+        self.send = send
+        self.end = end
+        self.jobs: set[JobId] = set()
+
+
+class RunningJob:
+    """One job with its token log. Changed by the table only."""
+
+    __slots__ = ("deadline_s", "entry_id", "job", "link", "listener", "log", "waits_since_s")
+
+    def __init__(self, job: Job, listener: JobListener, deadline_s: float, now_s: float) -> None:
+        """`deadline_s` and `now_s`: on the loop's clock."""
+        self.job = job
+        self.listener = listener
+        self.log = TokenLog(job.job_id)
+        self.deadline_s = deadline_s
+        self.entry_id: str | None = None
+        """Of the newest epoch; None while it is being appended."""
+        self.link: WorkerLink | None = None
+        self.waits_since_s = now_s
+
+
+class JobTable:
+    """Owner of all running jobs of this router. Promises 1 and 2 of the design hold here."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        waiting_room: WaitingRoom,
+        background: Background,
+        *,
+        on_epoch_bumped: Callable[[ModelName], None] = lambda _: None,
+    ) -> None:
+        self._queue = queue
+        self._waiting_room = waiting_room
+        self._background = background
+        self._on_epoch_bumped = on_epoch_bumped
+        self._jobs: dict[JobId, RunningJob] = {}
+        self._links: dict[WorkerId, WorkerLink] = {}
+        self._waiting: dict[ModelName, set[JobId]] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def is_used(self, model: ModelName) -> bool:
+        """Whether a running job needs `model`."""
+        return any(each.job.model == model for each in self._jobs.values())
+
+    async def submit(
+        self, job: Job, listener: JobListener, *, deadline_s: float, patience_s: float
+    ) -> None:
+        """Append `job` to its model's queue, once the queue can be reached.
+
+        Raises Unavailable when it could not for `patience_s` seconds; the job is gone then.
+        """
+        now_s = asyncio.get_running_loop().time()
+        running = RunningJob(job, listener, deadline_s, now_s)
+        self._jobs[job.job_id] = running
+        self._set_waiting(running, waits=True)
+        try:
+            await self._append(running, min(deadline_s, now_s + patience_s))
+        except GearfallError:
+            self._remove(running)
+            raise
+
+    def close(self, job_id: JobId, reason: str) -> None:
+        """End a job early: stop its owner, or take it out of the queue. Idempotent."""
+        running = self._jobs.get(job_id)
+        if running is None:
+            return
+        epoch, link, entry_id = running.log.epoch, running.link, running.entry_id
+        self._remove(running)
+        if link is not None:
+            link.send(Stop(job_id, epoch, reason))
+        elif entry_id is not None:
+            self._background.spawn(self._cancel(running.job.model, entry_id), "cancel-entry")
+
+    def open_link(self, link: WorkerLink) -> None:
+        """A worker said hello: its older stream ends first and loses its jobs."""
+        older = self._links.get(link.worker_id)
+        if older is not None:
+            self.close_link(older, "a newer stream of the same worker")
+            older.end()
+        self._links[link.worker_id] = link
+
+    def close_link(self, link: WorkerLink, reason: str) -> None:
+        """A stream ended: every job its worker owned goes back to the queue. Idempotent."""
+        if self._links.get(link.worker_id) is link:
+            del self._links[link.worker_id]
+        for job_id in tuple(link.jobs):
+            running = self._jobs.get(job_id)
+            if running is not None:
+                self._put_back(running, f"worker {link.worker_id}: {reason}")
+
+    def claim(self, link: WorkerLink, job_id: JobId, epoch: Epoch) -> None:
+        """Bind the link's worker to (job, epoch), or tell it to stop."""
+        running = self._jobs.get(job_id)
+        if running is None:
+            link.send(Stop(job_id, epoch, "no such job here"))
+            return
+        verdict = running.log.claim(link.worker_id, epoch)
+        if isinstance(verdict, Refused):
+            link.send(Stop(job_id, epoch, verdict.reason))
+        elif isinstance(verdict, Bound) and running.link is None:
+            running.link = link
+            link.jobs.add(job_id)
+            self._set_waiting(running, waits=False)
+            running.listener.on_bound(link.worker_id, epoch)
+
+    def take_run(self, link: WorkerLink, run: TokenRun) -> None:
+        """Append a run to its log and pass on what is new, or tell the worker to stop."""
+        running = self._jobs.get(run.job_id)
+        if running is None:
+            link.send(Stop(run.job_id, run.epoch, "no such job here"))
+            return
+        gave_up = run.finish is FinishReason.CANCELLED
+        verdict = running.log.append(link.worker_id, replace(run, finish=None) if gave_up else run)
+        if isinstance(verdict, Refused):
+            link.send(Stop(run.job_id, run.epoch, verdict.reason))
+            return
+        if isinstance(verdict, Appended):
+            self._deliver(running, link, verdict.run)
+        reason = verdict.reason if isinstance(verdict, Broken) else "the worker gave the job up"
+        if running.link is link and (gave_up or isinstance(verdict, Broken)):
+            link.send(Stop(run.job_id, run.epoch, reason))
+            self._put_back(running, reason)
+
+    def take_lost(self, link: WorkerLink, job_id: JobId, epoch: Epoch, reason: str) -> None:
+        """The engine that ran (job, epoch) died: put the job back from its log."""
+        link.send(Stop(job_id, epoch, "fenced"))
+        running = self._jobs.get(job_id)
+        if running is not None and running.link is link and running.log.epoch == epoch:
+            self._put_back(running, reason)
+
+    def fail_waiting(self, model: ModelName, error: GearfallError) -> None:
+        """End every unclaimed job of a model that can't start."""
+        for job_id in tuple(self._waiting.get(model, ())):
+            self._fail(self._jobs[job_id], error)
+
+    async def check_entries(self, *, min_age_s: float) -> int:
+        """Append again what the queue lost among jobs that wait for `min_age_s`; return how many.
+
+        Raises Unavailable when the queue can't be reached.
+        """
+        old_s = asyncio.get_running_loop().time() - min_age_s
+        waiting = [
+            running
+            for ids in self._waiting.values()
+            for running in (self._jobs[job_id] for job_id in ids)
+            if running.entry_id is not None and running.waits_since_s <= old_s
+        ]
+        lost = 0
+        for start in range(0, len(waiting), _CHECKS_AT_ONCE):
+            batch = waiting[start : start + _CHECKS_AT_ONCE]
+            lost += sum(await asyncio.gather(*(self._check_entry(each) for each in batch)))
+        return lost
+
+    def check(self) -> None:
+        """Assert the invariant: owned jobs have a link, waiting ones are counted, none else."""
+        for job_id, running in self._jobs.items():
+            running.log.check()
+            is_owned = running.log.state is LogState.OWNED
+            assert is_owned == (running.link is not None)
+            assert (running.log.state is LogState.WAITING) == (
+                job_id in self._waiting.get(running.job.model, ())
+            )
+            assert running.link is None or job_id in running.link.jobs
+        assert all(self._waiting.values()), "empty sets are dropped"
+
+    def _deliver(self, running: RunningJob, link: WorkerLink, run: TokenRun) -> None:
+        if run.finish is not None:
+            self._remove(running)
+            link.send(Finished(run.job_id, run.epoch))
+        try:
+            running.listener.on_run(run)
+        except Exception as error:
+            _log.exception("could not take a token run", extra={"job_id": run.job_id})
+            self.close(run.job_id, "internal error")
+            running.listener.on_failed(Internal(f"internal error: {type(error).__name__}"))
+
+    def _put_back(self, running: RunningJob, reason: str) -> None:
+        """Fence the owner and append the job again with its log, unless nothing is left to do."""
+        epoch = running.log.epoch
+        self._unlink(running)
+        running.log.lose()
+        running.entry_id = None
+        self._on_epoch_bumped(running.job.model)
+        _log.warning("job lost its owner", extra={"job_id": running.job.job_id, "reason": reason})
+        finish = _finish_of_log(running)
+        if finish is not None:
+            self._remove(running)
+            running.listener.on_run(
+                TokenRun(running.job.job_id, epoch, len(running.log.token_ids), finish=finish)
+            )
+        elif running.log.is_poisoned:
+            self._fail(running, Internal(f"the job's owners died without a token: {reason}"))
+        else:
+            running.waits_since_s = asyncio.get_running_loop().time()
+            self._set_waiting(running, waits=True)
+            running.listener.on_lost(epoch, reason)
+            self._background.spawn(self._append_again(running), "append-again")
+
+    async def _append_again(self, running: RunningJob) -> None:
+        try:
+            await self._append(running, running.deadline_s)
+        except GearfallError as error:
+            self._fail(running, error)
+
+    async def _append(self, running: RunningJob, until_s: float) -> None:
+        """Append the current epoch; retry on Unavailable until the loop's clock shows `until_s`."""
+        loop = asyncio.get_running_loop()
+        pause_s = _RETRY_FIRST_S
+        while self._is_waiting(running):
+            try:
+                entry_id = await self._queue.append(_job_now(running))
+            except Unavailable as error:
+                left_s = until_s - loop.time()
+                if left_s <= 0:
+                    raise _gave_up(error, running.deadline_s <= loop.time()) from error
+                await asyncio.sleep(min(pause_s, left_s))
+                pause_s = min(pause_s * 2, _RETRY_MOST_S)
+                self._reissue(running)
+                continue
+            if self._jobs.get(running.job.job_id) is running:
+                running.entry_id = entry_id
+            else:
+                self._background.spawn(self._cancel(running.job.model, entry_id), "cancel-entry")
+            return
+
+    def _reissue(self, running: RunningJob) -> None:
+        """An append whose answer was lost may have happened: fence its entry."""
+        if self._is_waiting(running):
+            running.log.reissue()
+
+    def _is_waiting(self, running: RunningJob) -> bool:
+        return (
+            self._jobs.get(running.job.job_id) is running and running.log.state is LogState.WAITING
+        )
+
+    async def _check_entry(self, running: RunningJob) -> bool:
+        entry_id = running.entry_id
+        if entry_id is None or await self._queue.contains(running.job.model, entry_id):
+            return False
+        if not self._is_waiting(running) or running.entry_id != entry_id:
+            return False
+        _log.warning("the queue lost an entry", extra={"job_id": running.job.job_id})
+        running.entry_id = None
+        running.log.reissue()
+        self._background.spawn(self._append_again(running), "append-again")
+        return True
+
+    async def _cancel(self, model: ModelName, entry_id: str) -> None:
+        try:
+            await self._queue.cancel(model, entry_id)
+        except Unavailable as error:
+            # Harmless: whoever claims the entry is told to stop.
+            _log.info("could not cancel an entry", extra={"model": model, "error": error.message})
+
+    def _fail(self, running: RunningJob, error: GearfallError) -> None:
+        if self._jobs.get(running.job.job_id) is running:
+            self.close(running.job.job_id, error.message)
+            running.listener.on_failed(error)
+
+    def _remove(self, running: RunningJob) -> None:
+        self._jobs.pop(running.job.job_id, None)
+        self._unlink(running)
+        self._set_waiting(running, waits=False)
+        running.log.close()
+
+    def _unlink(self, running: RunningJob) -> None:
+        if running.link is not None:
+            running.link.jobs.discard(running.job.job_id)
+            running.link = None
+
+    def _set_waiting(self, running: RunningJob, *, waits: bool) -> None:
+        model, job_id = running.job.model, running.job.job_id
+        ids = self._waiting.setdefault(model, set())
+        before = len(ids)
+        if waits:
+            ids.add(job_id)
+        else:
+            ids.discard(job_id)
+        if not ids:
+            del self._waiting[model]
+        if len(ids) != before:
+            self._waiting_room.set_waiting(model, len(ids))
+
+
+def _job_now(running: RunningJob) -> Job:
+    return replace(
+        running.job,
+        epoch=running.log.epoch,
+        generated_token_ids=tuple(running.log.token_ids),
+        enqueued_unix_s=time.time(),
+    )
+
+
+def _finish_of_log(running: RunningJob) -> FinishReason | None:
+    """Whether the log is already a whole answer, its owner having died before it said so."""
+    sampling, token_ids = running.job.sampling, running.log.token_ids
+    if token_ids and not sampling.ignore_eos and token_ids[-1] in sampling.stop_token_ids:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if len(token_ids) >= sampling.max_tokens else None
+
+
+def _gave_up(error: Unavailable, is_deadline: bool) -> GearfallError:
+    if is_deadline:
+        return DeadlineExceeded("the queue could not be reached before the request's deadline")
+    return Unavailable(f"the job queue can't be reached: {error.message}", retry_after_s=1.0)

@@ -1,0 +1,72 @@
+"""The router's Prometheus metrics, in a registry of its own."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class RouterMetrics:
+    """Counters and histograms; `model` is what the client asked for, `stage` a model that ran."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "gearfall_requests",
+            "Requests by outcome",
+            ["model", "outcome"],
+            registry=self._registry,
+        )
+        self.first_token_s = Histogram(
+            "gearfall_time_to_first_token_seconds",
+            "From admission to the first released text",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.duration_s = Histogram(
+            "gearfall_request_duration_seconds",
+            "From admission to the end",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.tokens = Counter(
+            "gearfall_tokens", "Tokens by kind", ["model", "kind"], registry=self._registry
+        )
+        self.stage_answers = Counter(
+            "gearfall_stage_answers",
+            "Answers released",
+            ["model", "stage"],
+            registry=self._registry,
+        )
+        self.escalations = Counter(
+            "gearfall_escalations",
+            "Stages left for the next one",
+            ["model", "stage"],
+            registry=self._registry,
+        )
+        self.epochs_bumped = Counter(
+            "gearfall_epochs_bumped", "Jobs that lost an owner", ["stage"], registry=self._registry
+        )
+        self.entries_restored = Counter(
+            "gearfall_entries_restored",
+            "Queue entries that were lost and appended again",
+            registry=self._registry,
+        )
+        self._queue_depth = Gauge(
+            "gearfall_queue_depth", "Queue entries", ["model", "state"], registry=self._registry
+        )
+        self._running = Gauge(
+            "gearfall_running_choices", "Answers being generated", registry=self._registry
+        )
+
+    def render(self, running_choices: int, depths: Mapping[str, tuple[int, int]]) -> bytes:
+        """Return the exposition text; `depths`: model to entries waiting and claimed."""
+        self._running.set(running_choices)
+        self._queue_depth.clear()
+        for model, (waiting, claimed) in depths.items():
+            self._queue_depth.labels(model, "waiting").set(waiting)
+            self._queue_depth.labels(model, "claimed").set(claimed)
+        return generate_latest(self._registry)

@@ -1,0 +1,129 @@
+"""One admitted request: its choices' tasks on one side, batches of events for the client on the other."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
+from gearfall.core.ids import RequestId
+from gearfall.core.job import FinishReason
+from services.router.choice_run import ChoiceRun
+from services.router.generation import ChoiceEnd, Delta, GenerationEvent, StageReport, Usage
+
+EndObserver = Callable[["RunningRequest"], None]
+
+
+class RunningRequest:
+    """Iterate `batches()`, then `close()`; closing early stops the work within one decode step."""
+
+    def __init__(
+        self,
+        request_id: RequestId,
+        *,
+        deployment: str,
+        seed: int,
+        choices: int,
+        on_end: EndObserver,
+    ) -> None:
+        """`deployment`: the name that was asked for. `on_end` is called exactly once."""
+        self.request_id = request_id
+        self.deployment = deployment
+        self.seed = seed
+        self.choices = choices
+        self.expected_start_s = 0.0
+        """Of the first stage, at admission; 0 when it was ready."""
+        self.error: GearfallError | None = None
+        self.is_cancelled = False
+        self.ends: dict[int, ChoiceEnd] = {}
+        loop = asyncio.get_running_loop()
+        self.started_s = loop.time()
+        self.first_text_s: float | None = None
+        """On the loop's clock, when the first text was released."""
+        self._on_end = on_end
+        self._outbox: list[GenerationEvent] = []
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    def start(self, runs: Sequence[ChoiceRun], deadline_s: float) -> None:
+        """Start every choice; all end by `deadline_s` on the loop's clock."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(deadline_s, self._expire)
+        self._tasks = [
+            asyncio.create_task(self._run(run), name=f"choice-{self.request_id}") for run in runs
+        ]
+
+    def emit(self, event: GenerationEvent) -> None:
+        """Queue an event for the client."""
+        if isinstance(event, ChoiceEnd):
+            self.ends[event.choice] = event
+        elif self.first_text_s is None and isinstance(event, Delta):
+            self.first_text_s = asyncio.get_running_loop().time()
+        self._outbox.append(event)
+        self._wake.set()
+
+    async def batches(self) -> AsyncIterator[list[GenerationEvent]]:
+        """Yield what came since the last batch until all choices ended.
+
+        Raises the request's error after what was released before it.
+        """
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._outbox = self._outbox, []
+            if batch:
+                yield batch
+            if self.error is not None:
+                raise self.error
+            if len(self.ends) == self.choices and not self._outbox:
+                return
+
+    def cancel(self) -> None:
+        """Stop the work; the choices that run end with finish reason CANCELLED."""
+        self.is_cancelled = True
+        for choice in range(self.choices):
+            if choice not in self.ends:
+                self.emit(_cancelled(choice))
+        self.close()
+
+    def fail(self, error: GearfallError) -> None:
+        """End the request with `error`; the first one counts."""
+        if self.error is None and len(self.ends) < self.choices:
+            self.error = error
+        self._wake.set()
+        self.close()
+
+    def close(self) -> None:
+        """Stop what still runs and say that the request ended. Idempotent, never blocks."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._on_end(self)
+
+    async def wait_stopped(self) -> None:
+        """Return when every choice's task has ended."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _expire(self) -> None:
+        self.fail(DeadlineExceeded("the request's deadline passed before its answer was whole"))
+
+    async def _run(self, run: ChoiceRun) -> None:
+        try:
+            await run.run()
+        except GearfallError as error:
+            self.fail(error)
+        except Exception as error:
+            self.fail(Internal(f"internal error: {type(error).__name__}"))
+            raise
+        if len(self.ends) == self.choices:
+            self.close()
+
+
+def _cancelled(choice: int) -> ChoiceEnd:
+    usage = Usage(0, 0, 0, 0, 0.0)
+    stages: tuple[StageReport, ...] = ()
+    return ChoiceEnd(choice, FinishReason.CANCELLED, "", stages, usage)

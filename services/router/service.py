@@ -1,0 +1,289 @@
+"""One service behind both doors: resolves, validates, admits, and runs requests."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
+from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
+from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.infra.cluster import Cluster
+from services.router.admission import Admission
+from services.router.choice_run import ChoiceRun, RunContext, cannot_start
+from services.router.generation import GenerationRequest
+from services.router.jobs import JobTable
+from services.router.metrics import RouterMetrics
+from services.router.request_log import RequestLog
+from services.router.running_request import RunningRequest
+from services.router.stage_plan import plan_stages
+from services.router.starts import StartHistory, expected_start_s, is_ready
+from services.router.tokenizing import TokenizerCache
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLimits:
+    """Limits that an operator may change."""
+
+    max_choices: int = 8192
+    """Answers that may be generated or wait at once; above it requests are refused."""
+    default_timeout_s: float = 600.0
+    """Deadline of a request that names none."""
+    queue_patience_s: float = 10.0
+    """How long a new request waits for a queue that can't be reached."""
+    entry_check_s: float = 1.0
+    """Age from which a waiting job's queue entry is checked, and how often."""
+    stop_grace_s: float = 5.0
+    """What running requests get when the router stops."""
+
+
+class RouterService:
+    """Runs requests. `run()` keeps the background work going until cancelled."""
+
+    def __init__(
+        self,
+        *,
+        router_id: RouterId,
+        cluster: Cluster,
+        jobs: JobTable,
+        tokenizers: TokenizerCache,
+        metrics: RouterMetrics,
+        draw_seed: Callable[[], int],
+        draw_id: Callable[[], str],
+        limits: RouterLimits,
+    ) -> None:
+        """`draw_seed`: 63 random bits. `draw_id`: unique text for a request without an id."""
+        self.router_id = router_id
+        self.address = ""
+        """host:port of the TokenSink as workers reach it; set before the first request."""
+        self.admission = Admission(limits.max_choices)
+        self.request_log = RequestLog()
+        self.metrics = metrics
+        self._cluster = cluster
+        self._jobs = jobs
+        self._tokenizers = tokenizers
+        self._draw_seed = draw_seed
+        self._draw_id = draw_id
+        self._limits = limits
+        self._starts = StartHistory()
+        self._running: dict[RequestId, RunningRequest] = {}
+        self._job_count = 0
+        self._is_stopping = False
+
+    @property
+    def running_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._running)
+
+    async def start(self, request: GenerationRequest) -> RunningRequest:
+        """Check and admit `request` and start its choices; iterate and close what is returned.
+
+        Raises InvalidRequest, NotFound (code model_not_found), Conflict (request id in use),
+        Overloaded with a time to come back, Unavailable. Nothing is queued when it raises.
+        """
+        if self._is_stopping:
+            raise Overloaded("this router is stopping", retry_after_s=1.0)
+        deployment = self._resolve(request.model)
+        request_id = RequestId(request.request_id or self._draw_id())
+        if request_id in self._running:
+            raise Conflict(f"request {request_id} is running already", param="request_id")
+        self.admission.enter(request.choices)
+        running = self._new_request(request, request_id)
+        try:
+            await self._start_choices(running, request, deployment)
+        except BaseException as error:
+            running.error = error if isinstance(error, GearfallError) else None
+            running.close()
+            raise
+        return running
+
+    def cancel(self, request_id: str) -> None:
+        """Stop a request; NotFound when it is not running."""
+        running = self._running.get(RequestId(request_id))
+        if running is None:
+            raise NotFound(f"request {request_id!r} is not running")
+        running.cancel()
+
+    def readiness(self, model: ModelName) -> tuple[bool, bool]:
+        """Whether `model` has a ready replica, and whether one is on its way."""
+        replicas = [each for each in self._cluster.view.replicas.values() if each.model == model]
+        is_starting = bool(replicas) or any(
+            each.model == model for each in self._cluster.view.assignments.values()
+        )
+        return is_ready(model, replicas), is_starting
+
+    def is_ready(self, model: ModelName) -> bool:
+        """Whether a ready replica of `model` is known."""
+        return is_ready(model, self._cluster.view.replicas.values())
+
+    def expected_start_s(self, model: ModelName) -> float:
+        """Seconds to the first token if `model` were asked for now; 0 when a replica is ready."""
+        view = self._cluster.view
+        record = view.models.get(model)
+        if record is None or self.is_ready(model):
+            return 0.0
+        return expected_start_s(
+            record,
+            nodes=view.nodes.values(),
+            assignments=view.assignments.values(),
+            history=self._starts,
+            now_unix_s=time.time(),
+        )
+
+    async def run(self) -> None:
+        """Follow replicas and look after waiting queue entries, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_replicas())
+            group.create_task(self._guard_entries())
+
+    async def stop(self) -> None:
+        """Refuse new requests, give running ones a short grace, then end them."""
+        self._is_stopping = True
+        running = list(self._running.values())
+        waits = [asyncio.create_task(each.wait_stopped()) for each in running]
+        if waits:
+            await asyncio.wait(waits, timeout=self._limits.stop_grace_s)
+        for each in running:
+            each.fail(Overloaded("this router is stopping", retry_after_s=1.0))
+        await asyncio.gather(*waits)
+        await self._tokenizers.stop()
+
+    def _resolve(self, name: str) -> DeploymentRecord:
+        """Return the deployment of that name, or one that has the model as its only stage.
+
+        The record is pinned to the request: a later change of the deployment does not reach it.
+        """
+        view = self._cluster.view
+        deployment = view.deployments.get(DeploymentName(name))
+        if deployment is not None:
+            return deployment
+        if ModelName(name) in view.models:
+            return DeploymentRecord(DeploymentName(name), (Stage(ModelName(name)),))
+        shown = name if len(name) <= 96 else name[:96] + "..."
+        raise NotFound(
+            f"the model {shown!r} does not exist: no model or deployment has this name",
+            param="model",
+            code="model_not_found",
+        )
+
+    def _new_request(self, request: GenerationRequest, request_id: RequestId) -> RunningRequest:
+        running = RunningRequest(
+            request_id,
+            deployment=request.model,
+            seed=self._draw_seed() if request.seed is None else request.seed,
+            choices=request.choices,
+            on_end=self._on_end,
+        )
+        self._running[request_id] = running
+        self._note(request_id, "admitted", f"{request.model}, {request.choices} choices")
+        return running
+
+    async def _start_choices(
+        self, running: RunningRequest, request: GenerationRequest, deployment: DeploymentRecord
+    ) -> None:
+        models = self._cluster.view.models
+        context = self._context(running, request, deployment)
+        plans = [
+            await plan_stages(request, prompt, deployment.stages, models, self._tokenizers)
+            for prompt in request.prompts
+        ]
+        if asyncio.get_running_loop().time() >= context.deadline_s:
+            raise InvalidRequest("the timeout is too short to read the prompt", param="timeout_s")
+        running.expected_start_s = self.expected_start_s(deployment.stages[0].model)
+        runs = [
+            ChoiceRun(context, choice, plans[choice // request.n])
+            for choice in range(request.choices)
+        ]
+        running.start(runs, context.deadline_s)
+
+    def _context(
+        self, running: RunningRequest, request: GenerationRequest, deployment: DeploymentRecord
+    ) -> RunContext:
+        timeout_s = request.timeout_s or self._limits.default_timeout_s
+        request_id = running.request_id
+        return RunContext(
+            request_id=request_id,
+            router_id=self.router_id,
+            router_address=self.address,
+            request=request,
+            measure=deployment.certainty,
+            seed=running.seed,
+            deadline_s=running.started_s + timeout_s,
+            deadline_unix_s=time.time() + timeout_s,
+            patience_s=self._limits.queue_patience_s,
+            jobs=self._jobs,
+            next_job_id=self._next_job_id,
+            expected_start_s=self.expected_start_s,
+            start_error=self._starts.error_of,
+            emit=running.emit,
+            note=lambda decision, reason: self._note(request_id, decision, reason),
+        )
+
+    def _next_job_id(self) -> JobId:
+        self._job_count += 1
+        return JobId(f"{self.router_id}-{self._job_count}")
+
+    def _note(self, request_id: RequestId, decision: str, reason: str) -> None:
+        self.request_log.add(request_id, time.time(), decision, reason)
+
+    def _on_end(self, running: RunningRequest) -> None:
+        duration_s = asyncio.get_running_loop().time() - running.started_s
+        self._running.pop(running.request_id, None)
+        self.admission.leave(running.choices, duration_s)
+        outcome = _outcome(running)
+        self._note(running.request_id, outcome, f"after {duration_s:.3f} s")
+        self._measure(running, outcome, duration_s)
+        _log.info(
+            "request ended",
+            extra={
+                "request_id": running.request_id,
+                "model": running.deployment,
+                "outcome": outcome,
+                "duration_s": round(duration_s, 4),
+                "error": running.error.message if running.error else "",
+            },
+        )
+
+    def _measure(self, running: RunningRequest, outcome: str, duration_s: float) -> None:
+        metrics, name = self.metrics, running.deployment
+        metrics.requests.labels(name, outcome).inc()
+        metrics.duration_s.labels(name).observe(duration_s)
+        if running.first_text_s is not None:
+            metrics.first_token_s.labels(name).observe(running.first_text_s - running.started_s)
+        for end in running.ends.values():
+            metrics.tokens.labels(name, "prompt").inc(end.usage.total_prompt_tokens)
+            metrics.tokens.labels(name, "completion").inc(end.usage.total_completion_tokens)
+            for report in end.stages:
+                counter = metrics.stage_answers if report.accepted else metrics.escalations
+                counter.labels(name, report.model).inc()
+
+    async def _follow_replicas(self) -> None:
+        async for kinds in self._cluster.changes():
+            if "replicas" not in kinds:
+                continue
+            for model in self._starts.observe(self._cluster.view.replicas.values()):
+                reason = self._starts.error_of(model) or "unknown"
+                self._jobs.fail_waiting(model, cannot_start(model, reason))
+
+    async def _guard_entries(self) -> None:
+        """Look whether a restarted queue server lost entries: nothing tells of that."""
+        while True:
+            await asyncio.sleep(self._limits.entry_check_s)
+            try:
+                lost = await self._jobs.check_entries(min_age_s=self._limits.entry_check_s)
+            except GearfallError as error:
+                _log.warning("can't check the queue", extra={"error": error.message})
+                continue
+            if lost:
+                self.metrics.entries_restored.inc(lost)
+
+
+def _outcome(running: RunningRequest) -> str:
+    if running.error is not None:
+        return type(running.error).__name__
+    if running.is_cancelled or len(running.ends) < running.choices:
+        return "cancelled"
+    return "finished"

@@ -1,0 +1,117 @@
+"""What each stage will be asked, worked out and checked before anything is queued."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gearfall.core.errors import GearfallError, InvalidRequest, NotFound
+from gearfall.core.ids import ModelName
+from gearfall.core.records import ModelRecord, Stage
+from gearfall.core.sampling import SamplingParams
+from services.router.generation import ChatPrompt, GenerationRequest, Prompt, TokenPrompt
+from services.router.tokenizing import ModelTokenizer, TokenizerCache, encode_prompt
+
+DEFAULT_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StageReady:
+    """One prompt for one stage."""
+
+    stage: Stage
+    record: ModelRecord
+    tokenizer: ModelTokenizer
+    prompt_token_ids: tuple[int, ...]
+    max_tokens: int
+
+    def sampling(self, request: GenerationRequest, seed: int) -> SamplingParams:
+        """Return the job's sampling; `seed` is the choice's own."""
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            seed=seed,
+            stop_token_ids=self.record.eos_token_ids,
+            top_logprobs=request.top_logprobs if request.logprobs else 0,
+            ignore_eos=request.ignore_eos,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StageUnfit:
+    """A stage that can't take the prompt; the one above it will."""
+
+    stage: Stage
+    error: GearfallError
+
+
+StagePlan = StageReady | StageUnfit
+
+
+async def plan_stages(
+    request: GenerationRequest,
+    prompt: Prompt,
+    stages: Sequence[Stage],
+    models: Mapping[ModelName, ModelRecord],
+    tokenizers: TokenizerCache,
+) -> tuple[StagePlan, ...]:
+    """Return a plan for each stage. Raises what is wrong with the last one: it must be able to answer.
+
+    InvalidRequest with code context_length_exceeded when the prompt does not fit.
+    """
+    plans: list[StagePlan] = []
+    encoded: dict[bytes, tuple[int, ...]] = {}
+    for position, stage in enumerate(stages):
+        try:
+            plans.append(await _plan(request, prompt, stage, models, tokenizers, encoded))
+        except GearfallError as error:
+            if position == len(stages) - 1:
+                raise
+            plans.append(StageUnfit(stage, error))
+    return tuple(plans)
+
+
+async def _plan(
+    request: GenerationRequest,
+    prompt: Prompt,
+    stage: Stage,
+    models: Mapping[ModelName, ModelRecord],
+    tokenizers: TokenizerCache,
+    encoded: dict[bytes, tuple[int, ...]],
+) -> StageReady:
+    record = models.get(stage.model)
+    if record is None:
+        raise NotFound(f"model {stage.model!r} is not registered", param="model")
+    tokenizer = await tokenizers.get(record)
+    ids = encoded.get(tokenizer.content_key)
+    if ids is None:
+        ids = await encode_prompt(tokenizer, prompt)
+        encoded[tokenizer.content_key] = ids
+    _check_prompt(prompt, ids, record)
+    room = record.context_tokens - len(ids)
+    return StageReady(
+        stage=stage,
+        record=record,
+        tokenizer=tokenizer,
+        prompt_token_ids=ids,
+        max_tokens=min(request.max_tokens or DEFAULT_MAX_TOKENS, room),
+    )
+
+
+def _check_prompt(prompt: Prompt, ids: tuple[int, ...], record: ModelRecord) -> None:
+    param = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+    if not ids:
+        raise InvalidRequest("the prompt is empty", param=param)
+    if len(ids) >= record.context_tokens:
+        raise InvalidRequest(
+            f"the prompt has {len(ids)} tokens; {record.name} takes at most "
+            f"{record.context_tokens} tokens, prompt and answer together",
+            param=param,
+            code="context_length_exceeded",
+        )
+    if isinstance(prompt, TokenPrompt) and max(ids) >= record.vocabulary_size:
+        raise InvalidRequest(
+            f"token id {max(ids)} is not in the vocabulary of {record.name}, which has "
+            f"{record.vocabulary_size} tokens",
+            param=param,
+        )

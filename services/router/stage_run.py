@@ -1,0 +1,120 @@
+"""One job of one stage as the router follows it: tokens in, text pieces out, a verdict at the end."""
+
+import asyncio
+from collections.abc import Callable
+
+from gearfall.core.certainty import measure_certainty
+from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
+from gearfall.core.ids import Epoch, JobId, WorkerId
+from gearfall.core.job import FinishReason, TokenRun
+from services.router.answer_text import AnswerPiece, AnswerText
+from services.router.cascade import StageDone, StageFailed, cost_flops
+from services.router.generation import GenerationRequest, StageReport
+from services.router.stage_plan import StageReady
+
+Note = Callable[[str, str], None]
+"""Takes a decision and its reason into the request log."""
+
+
+class StageRun:
+    """A JobListener: collects one stage's answer until it is whole, stopped or failed."""
+
+    def __init__(
+        self,
+        plan: StageReady,
+        request: GenerationRequest,
+        job_id: JobId,
+        *,
+        measure: str,
+        on_piece: Callable[[AnswerPiece], None],
+        close_job: Callable[[JobId, str], None],
+        note: Note,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[StageDone | StageFailed] = loop.create_future()
+        self._plan = plan
+        self._job_id = job_id
+        self._measure = measure
+        self._on_piece = on_piece
+        self._close_job = close_job
+        self._note = note
+        self._text = AnswerText(
+            plan.tokenizer,
+            stops=request.stop,
+            stop_token_ids=() if request.ignore_eos else plan.record.eos_token_ids,
+            with_logprobs=request.logprobs,
+        )
+        self._logprobs: list[float] = []
+        self._margins: list[float] = []
+        self._owners = 0
+        self._queued_s = 0.0
+        self._started_s = loop.time()
+        self._waits_since_s = self._started_s
+
+    def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
+        """Count the owner and the time it took to find one."""
+        self._owners += 1
+        self._queued_s += asyncio.get_running_loop().time() - self._waits_since_s
+        self._note("claimed", f"{self._plan.record.name} epoch {epoch} by worker {worker}")
+
+    def on_lost(self, epoch: Epoch, reason: str) -> None:
+        """The job waits again."""
+        self._waits_since_s = asyncio.get_running_loop().time()
+        tokens = len(self._logprobs)
+        self._note("lost", f"epoch {epoch} after {tokens} tokens: {reason}; put back in the queue")
+
+    def on_run(self, run: TokenRun) -> None:
+        """Release text; end at a finish or a stop string."""
+        if self.ended.done():
+            return
+        if run.finish is FinishReason.ERROR:
+            self._end(StageFailed(Internal(f"the engine failed the job: {run.error}")))
+            return
+        if run.finish is FinishReason.DEADLINE:
+            self._end(StageFailed(DeadlineExceeded("the deadline passed during generation")))
+            return
+        self._logprobs.extend(run.logprobs)
+        self._margins.extend(run.margins)
+        piece = self._text.feed(run)
+        if piece is not None:
+            self._on_piece(piece)
+        if self._text.stop_found:
+            if run.finish is None:
+                self._close_job(self._job_id, "a stop string was found")
+            self._end(StageDone(FinishReason.STOP, self._certainty()))
+        elif run.finish is not None:
+            self._end(StageDone(run.finish, self._certainty()))
+
+    def on_failed(self, error: GearfallError) -> None:
+        """The job ended without an answer."""
+        self._end(StageFailed(error))
+
+    def report(self, *, accepted: bool) -> StageReport:
+        """Say what the stage did so far."""
+        prompt, completion = len(self._plan.prompt_token_ids), len(self._logprobs)
+        ended = self.ended.result() if self.ended.done() else None
+        return StageReport(
+            model=self._plan.record.name,
+            measure=self._measure,
+            certainty=ended.certainty if isinstance(ended, StageDone) else None,
+            threshold=self._plan.stage.threshold,
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            cost_flops=self._cost(prompt + completion),
+            duration_s=asyncio.get_running_loop().time() - self._started_s,
+            queued_s=self._queued_s,
+            epochs=self._owners,
+            accepted=accepted,
+            error=ended.error.message if isinstance(ended, StageFailed) else "",
+        )
+
+    def _cost(self, tokens: int) -> float:
+        """A job that nobody claimed cost nothing."""
+        return cost_flops(self._plan.record.parameters, tokens) if self._owners else 0.0
+
+    def _certainty(self) -> float:
+        return measure_certainty(self._measure, self._logprobs, self._margins)
+
+    def _end(self, verdict: StageDone | StageFailed) -> None:
+        if not self.ended.done():
+            self.ended.set_result(verdict)

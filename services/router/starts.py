@@ -1,0 +1,117 @@
+"""How long a cold model will take to start, and which models can't: from cluster records alone."""
+
+from collections.abc import Iterable
+
+from gearfall.core.ids import ModelName
+from gearfall.core.records import (
+    AssignmentRecord,
+    ModelRecord,
+    NodeRecord,
+    ReplicaRecord,
+    ReplicaState,
+    StartTimeline,
+)
+
+FAILURES_IN_A_ROW = 3
+"""Failed starts without a ready replica between them after which a model counts as broken."""
+_DEFAULT_SSD_BYTES_PER_S = 500e6
+_DEFAULT_PROCESS_S = 1.0
+"""Attach, process, build and first token together, before anything was measured."""
+
+
+class StartHistory:
+    """What past starts took and how they ended. Fed with the replicas of each new view."""
+
+    def __init__(self) -> None:
+        self._timelines: dict[ModelName, StartTimeline] = {}
+        self._failures: dict[ModelName, int] = {}
+        self._states: dict[tuple[str, ModelName], ReplicaState] = {}
+        self._errors: dict[ModelName, str] = {}
+
+    def observe(self, replicas: Iterable[ReplicaRecord]) -> frozenset[ModelName]:
+        """Take note of all replicas there are; return the models that became broken."""
+        states: dict[tuple[str, ModelName], ReplicaState] = {}
+        became_broken = set()
+        for replica in replicas:
+            key = (replica.worker_id, replica.model)
+            states[key] = replica.state
+            if replica.state is ReplicaState.READY:
+                self._timelines[replica.model] = replica.timeline
+                self._failures.pop(replica.model, None)
+            elif replica.state is ReplicaState.FAILED and self._states.get(key) != replica.state:
+                count = self._failures.get(replica.model, 0) + 1
+                self._failures[replica.model] = count
+                self._errors[replica.model] = replica.error
+                if count == FAILURES_IN_A_ROW:
+                    became_broken.add(replica.model)
+        self._states = states
+        self._forget_absent()
+        return frozenset(became_broken & self._failures.keys())
+
+    def error_of(self, model: ModelName) -> str | None:
+        """Why the model can't start, if it is broken."""
+        is_broken = self._failures.get(model, 0) >= FAILURES_IN_A_ROW
+        return self._errors[model] if is_broken else None
+
+    def process_s(self, model: ModelName) -> float:
+        """Seconds from resident bytes to the first token: measured, else those of other models."""
+        timeline = self._timelines.get(model)
+        if timeline is not None:
+            return _process_s(timeline)
+        known = [_process_s(each) for each in self._timelines.values()]
+        return sorted(known)[len(known) // 2] if known else _DEFAULT_PROCESS_S
+
+    def _forget_absent(self) -> None:
+        """A model whose replicas are all gone gets a new chance."""
+        present = {model for _, model in self._states}
+        for model in [each for each in self._failures if each not in present]:
+            del self._failures[model]
+
+
+def _process_s(timeline: StartTimeline) -> float:
+    return (
+        timeline.device_s
+        + timeline.attach_s
+        + timeline.process_s
+        + timeline.build_s
+        + timeline.first_token_s
+    )
+
+
+def is_ready(model: ModelName, replicas: Iterable[ReplicaRecord]) -> bool:
+    """Whether a replica of the model takes jobs."""
+    return any(each.model == model and each.state is ReplicaState.READY for each in replicas)
+
+
+def expected_start_s(
+    model: ModelRecord,
+    *,
+    nodes: Iterable[NodeRecord],
+    assignments: Iterable[AssignmentRecord],
+    history: StartHistory,
+    now_unix_s: float,
+) -> float:
+    """Seconds to the first token of a model without a ready replica.
+
+    A start under way: what is left of its prediction. Else the best node's q + n / b with n the
+    model's bytes (0 when they are resident) and b the measured bandwidth of its SSD, plus process
+    and first-token time (ServerlessLLM, section 6.1).
+    """
+    process_s = history.process_s(model.name)
+    under_way = [
+        max(each.assigned_unix_s + each.predicted_start_s - now_unix_s, 0.05)
+        for each in assignments
+        if each.model == model.name and each.predicted_start_s > 0
+    ]
+    if under_way:
+        return min(under_way)
+    loads = [_load_s(model, node) for node in nodes if node.node_id in model.nodes]
+    if not loads:
+        return model.size_bytes / _DEFAULT_SSD_BYTES_PER_S + process_s
+    return min(loads) + process_s
+
+
+def _load_s(model: ModelRecord, node: NodeRecord) -> float:
+    if model.name in node.resident:
+        return 0.0
+    return model.size_bytes / (node.ssd_bytes_per_s or _DEFAULT_SSD_BYTES_PER_S)
