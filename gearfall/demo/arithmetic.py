@@ -21,9 +21,12 @@ LEVELS = (1, 2, 3, 4, 5, 6)
 SPLIT_BUCKETS = 20
 
 TRAINING_MIX: Mapping[int, float] = MappingProxyType(
-    {1: 0.04, 2: 0.16, 3: 0.20, 4: 0.20, 5: 0.20, 6: 0.20}
+    {1: 0.05, 2: 0.19, 3: 0.19, 4: 0.19, 5: 0.19, 6: 0.19}
 )
 """Share of each level in a training batch: level 1 has only 200 questions, so it needs little."""
+
+TRAINING_SUBTRACTIONS = 0.65
+"""Share of subtractions in training, where they are harder to learn; elsewhere it is a half."""
 
 TRAFFIC_MIX: Mapping[int, float] = MappingProxyType(
     {1: 0.02, 2: 0.30, 3: 0.26, 4: 0.18, 5: 0.14, 6: 0.10}
@@ -83,7 +86,7 @@ def draw(level: int, split: Split, rng: Random) -> Question:
     if level not in LEVELS:
         raise ValueError(f"level {level} is not one of {LEVELS}")
     while True:
-        question = _draw_any(level, rng)
+        question = _draw_any(level, split, rng)
         if split_of(question) is split:
             return question
 
@@ -110,7 +113,7 @@ def draw_distinct(
         for _ in range(_tries(wanted - len(chosen))):
             if len(chosen) >= wanted:
                 break
-            question = _draw_any(level, rng)
+            question = _draw_any(level, split, rng)
             if split_of(question) is split:
                 chosen.setdefault(question.prompt, question)
     questions = list(chosen.values())
@@ -131,10 +134,13 @@ def _tries(count: int) -> int:
     return 10 * SPLIT_BUCKETS * count + 5000
 
 
-def _draw_any(level: int, rng: Random) -> Question:
+def _draw_any(level: int, split: Split, rng: Random) -> Question:
+    """Draw a question of whatever split, in the proportions that suit `split`."""
     operands = [_operand(level, rng), _operand(rng.randint(1, level), rng)]
     rng.shuffle(operands)
-    return ask(operands[0], rng.choice(OPERATORS), operands[1])
+    subtractions = TRAINING_SUBTRACTIONS if split is Split.TRAINING else 0.5
+    operator = "-" if rng.random() < subtractions else "+"
+    return ask(operands[0], operator, operands[1])
 
 
 def _operand(digits: int, rng: Random) -> int:

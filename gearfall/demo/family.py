@@ -19,7 +19,7 @@ class Size:
     layers: int
     feed_forward: int
     steps: int
-    """Training steps of 512 questions each."""
+    """Training steps of up to 512 questions each."""
 
     @property
     def heads(self) -> int:
@@ -51,9 +51,9 @@ SIZES: Mapping[str, Size] = MappingProxyType(
     {
         size.name: size
         for size in (
-            Size("arith-small", width=32, layers=3, feed_forward=96, steps=1800),
-            Size("arith-medium", width=128, layers=4, feed_forward=336, steps=900),
-            Size("arith-large", width=192, layers=6, feed_forward=512, steps=700),
+            Size("arith-small", width=32, layers=3, feed_forward=96, steps=1200),
+            Size("arith-medium", width=96, layers=4, feed_forward=256, steps=1200),
+            Size("arith-large", width=192, layers=6, feed_forward=512, steps=1100),
         )
     }
 )

@@ -78,20 +78,17 @@ def deployment_json(report: Report) -> dict[str, Any]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print one table of the models and one of the cascades."""
+    """Print a table of the models, one of their certainty and one of the cascades."""
     console.print(_model_table(report))
+    console.print(_certainty_table(report))
     console.print(_cascade_table(report))
 
 
 def _model_table(report: Report) -> Table:
     table = Table(title=f"Models on {report.test_questions} held-out questions")
     levels = list(report.models[0].accuracy_by_level)
-    for heading in ("model", "parameters", "MFLOP/question", "exact match"):
+    for heading in ("model", "parameters", "MFLOP", "exact", *(f"{n}d" for n in levels)):
         table.add_column(heading, justify="right")
-    for level in levels:
-        table.add_column(f"{level}d", justify="right")
-    for measure in report.models[0].auroc:
-        table.add_column(f"AUROC {measure}", justify="right")
     for result in report.models:
         table.add_row(
             result.model,
@@ -99,27 +96,35 @@ def _model_table(report: Report) -> Table:
             _mega(result.mean_flops),
             _percent(result.accuracy),
             *(_percent(result.accuracy_by_level[level]) for level in levels),
-            *(f"{value:.3f}" for value in result.auroc.values()),
         )
+    return table
+
+
+def _certainty_table(report: Report) -> Table:
+    table = Table(title="AUROC: does certainty tell right answers from wrong ones?")
+    for heading in ("model", *report.models[0].auroc):
+        table.add_column(heading.replace("_", " "), justify="right")
+    for result in report.models:
+        table.add_row(result.model, *(f"{value:.3f}" for value in result.auroc.values()))
     return table
 
 
 def _cascade_table(report: Report) -> Table:
     table = Table(title=f"Cascades by {report.certainty}, thresholds from the calibration set")
-    for heading in ("cascade", "thresholds", "exact match", "MFLOP/question", "cost", "shares"):
+    for heading in ("cascade", "thresholds", "exact", "MFLOP", "of largest", "shares"):
         table.add_column(heading, justify="right")
     largest = report.models[-1]
     for cascade in report.cascades:
         name = " > ".join(model.removeprefix("arith-") for model in cascade.models)
         if cascade.thresholds is None or cascade.test is None:
-            table.add_row(name, "refused: not accurate enough", "", "", "", "")
+            table.add_row(name, "refused", "", "", "", "")
             continue
         table.add_row(
             name,
-            _join(f"{threshold:.4f}" for threshold in cascade.thresholds),
+            _join(f"{threshold:.3f}" for threshold in cascade.thresholds),
             _percent(cascade.test.accuracy),
             _mega(cascade.test.mean_flops),
-            f"{cascade.test.mean_flops / largest.mean_flops:.2f} x largest",
+            _percent(cascade.test.mean_flops / largest.mean_flops),
             _join(_percent(share) for share in cascade.test.shares),
         )
     return table
@@ -130,7 +135,7 @@ def _join(parts: Iterable[str]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}%"
 
 
 def _mega(flops: float) -> str:

@@ -32,6 +32,9 @@ from gearfall.demo.tokenizer import (
 )
 
 BATCH = 512
+EARLY_BATCH = 256
+EARLY = 0.4
+"""Share of the steps with the early batch: at first, steps count for more than their noise."""
 PARTS = 4
 QUICK_STEPS = 20
 IGNORED = -100
@@ -88,7 +91,8 @@ def train(
         muon.lr = MUON_LR * factor
         for group in adam.param_groups:
             group["lr"] = ADAM_LR * factor
-        loss = _backward(model, draw_mixed(BATCH, Split.TRAINING, rng, TRAINING_MIX))
+        batch = EARLY_BATCH if step < EARLY * steps else BATCH
+        loss = _backward(model, draw_mixed(batch, Split.TRAINING, rng, TRAINING_MIX))
         muon.step()
         adam.step()
         model.zero_grad()
@@ -181,9 +185,10 @@ def _backward(model: LlamaForCausalLM, questions: Sequence[Question]) -> float:
 
 
 def _summed_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
-    logits = model(input_ids=batch.tokens).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(input_ids=batch.tokens).logits
     return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1),
+        logits[:, :-1].float().flatten(0, 1),
         batch.labels[:, 1:].flatten(),
         ignore_index=IGNORED,
         reduction="sum",

@@ -74,7 +74,7 @@ def test_muon_needs_gradients() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_states_its_parameters(name: str) -> None:
     size = SIZES[name]
-    model = build_model(size)
+    model: Any = build_model(size)
     embedding = model.get_input_embeddings().weight
     assert size.body_parameters == sum(p.numel() for p in model.parameters()) - embedding.numel()
     assert size.width == size.heads * model.config.head_dim
