@@ -1,4 +1,121 @@
-// Binds the CPU kernels of the engine.
+// Binds the CPU kernels of the engine: tensors come as (address, dtype code, shape, strides).
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-void bind_cpu(nanobind::module_ &) {}
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu_isa.hpp"
+#include "cpu_kernels.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using gearfall::cpu::TensorView;
+
+namespace {
+
+// Reads the tuple that gearfall.infra.cpu_kernels makes; ranks beyond the largest are refused here.
+TensorView tensor(const char *name, const nb::tuple &view) {
+    gearfall::cpu::require(view.size() == 4, "a tensor is (address, dtype, shape, strides)");
+    const auto shape = nb::cast<nb::tuple>(view[2]);
+    const auto stride = nb::cast<nb::tuple>(view[3]);
+    TensorView tensor;
+    tensor.name = name;
+    tensor.data = reinterpret_cast<void *>(nb::cast<std::uintptr_t>(view[0]));
+    tensor.dtype = static_cast<gearfall::cpu::DType>(nb::cast<int>(view[1]));
+    gearfall::cpu::require(shape.size() <= gearfall::cpu::kMaxRank && shape.size() == stride.size(),
+                           "a tensor may have at most 4 dimensions");
+    tensor.rank = static_cast<int>(shape.size());
+    for (int i = 0; i < tensor.rank; ++i) {
+        tensor.shape[i] = nb::cast<std::int64_t>(shape[i]);
+        tensor.stride[i] = nb::cast<std::int64_t>(stride[i]);
+    }
+    return tensor;
+}
+
+gearfall::cpu::Pages pages(const nb::tuple &k_cache, const nb::tuple &v_cache,
+                           const nb::tuple &block_tables, const nb::tuple &seq_index,
+                           const nb::tuple &positions) {
+    return {tensor("k_cache", k_cache), tensor("v_cache", v_cache),
+            tensor("block_tables", block_tables), tensor("seq_index", seq_index),
+            tensor("positions", positions)};
+}
+
+std::vector<std::string> variants() {
+    std::vector<std::string> names;
+    gearfall::cpu::for_each_kernels([&](const auto &kernels) { names.push_back(kernels.name); });
+    return names;
+}
+
+void linear(const nb::tuple &x, const nb::tuple &weight, const std::optional<nb::tuple> &bias,
+            const nb::tuple &out, int threads, const std::string &variant) {
+    TensorView bias_view;
+    if (bias) bias_view = tensor("bias", *bias);
+    const gearfall::cpu::Linear call{tensor("x", x), tensor("weight", weight),
+                                     bias ? &bias_view : nullptr, tensor("out", out)};
+    const nb::gil_scoped_release released;
+    gearfall::cpu::linear(call, threads, variant);
+}
+
+void write_kv(const nb::tuple &k, const nb::tuple &v, const nb::tuple &k_cache,
+              const nb::tuple &v_cache, const nb::tuple &block_tables, const nb::tuple &seq_index,
+              const nb::tuple &positions) {
+    const TensorView keys = tensor("k", k);
+    const TensorView values = tensor("v", v);
+    const auto cache = pages(k_cache, v_cache, block_tables, seq_index, positions);
+    const nb::gil_scoped_release released;
+    gearfall::cpu::write_kv(keys, values, cache);
+}
+
+void paged_attention(const nb::tuple &q, const nb::tuple &k_cache, const nb::tuple &v_cache,
+                     const nb::tuple &block_tables, const nb::tuple &seq_index,
+                     const nb::tuple &positions, const nb::tuple &out, float scale,
+                     std::int64_t sliding_window, float softcap, int threads,
+                     const std::string &variant) {
+    const TensorView queries = tensor("q", q);
+    const TensorView result = tensor("out", out);
+    const auto cache = pages(k_cache, v_cache, block_tables, seq_index, positions);
+    const nb::gil_scoped_release released;
+    gearfall::cpu::paged_attention(queries, cache, result, {scale, sliding_window, softcap}, threads,
+                                   variant);
+}
+
+void rms_norm(const nb::tuple &x, const nb::tuple &weight, const nb::tuple &out, float eps,
+              const std::string &variant) {
+    const TensorView rows = tensor("x", x);
+    const TensorView factors = tensor("weight", weight);
+    const TensorView result = tensor("out", out);
+    const nb::gil_scoped_release released;
+    gearfall::cpu::rms_norm(rows, factors, result, eps, variant);
+}
+
+void silu_mul(const nb::tuple &gate, const nb::tuple &up, const nb::tuple &out,
+              const std::string &variant) {
+    const TensorView gates = tensor("gate", gate);
+    const TensorView ups = tensor("up", up);
+    const TensorView result = tensor("out", out);
+    const nb::gil_scoped_release released;
+    gearfall::cpu::silu_mul(gates, ups, result, variant);
+}
+
+}  // namespace
+
+void bind_cpu(nb::module_ &module) {
+    nb::exception<gearfall::cpu::BadArgument>(module, "BadArgument", PyExc_ValueError);
+    module.def("cpu_variants", &variants, "Return the instruction sets that can run, fastest first.");
+    module.def("cpu_linear", &linear, "x"_a, "weight"_a, "bias"_a.none(), "out"_a, "threads"_a,
+               "variant"_a, "Write x @ weight.T + bias to out.");
+    module.def("cpu_write_kv", &write_kv, "k"_a, "v"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a,
+               "seq_index"_a, "positions"_a, "Copy keys and values into the paged cache.");
+    module.def("cpu_paged_attention", &paged_attention, "q"_a, "k_cache"_a, "v_cache"_a,
+               "block_tables"_a, "seq_index"_a, "positions"_a, "out"_a, "scale"_a,
+               "sliding_window"_a, "softcap"_a, "threads"_a, "variant"_a,
+               "Write causal attention over the paged cache to out.");
+    module.def("cpu_rms_norm", &rms_norm, "x"_a, "weight"_a, "out"_a, "eps"_a, "variant"_a,
+               "Write root-mean-square normalised rows to out.");
+    module.def("cpu_silu_mul", &silu_mul, "gate"_a, "up"_a, "out"_a, "variant"_a,
+               "Write silu(gate) * up to out.");
+}

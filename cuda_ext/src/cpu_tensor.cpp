@@ -1,0 +1,86 @@
+// The checks of tensor arguments.
+#include "cpu_tensor.hpp"
+
+#include "cpu_half.hpp"
+
+namespace gearfall::cpu {
+
+namespace {
+
+constexpr int kMaxThreads = 256;
+
+const char *dtype_name(DType dtype) {
+    switch (dtype) {
+        case DType::f32: return "float32";
+        case DType::bf16: return "bfloat16";
+        case DType::f16: return "float16";
+        case DType::i32: return "int32";
+    }
+    return "unknown";
+}
+
+void require_rank(const TensorView &tensor, int rank) {
+    if (tensor.rank == rank) return;
+    refuse(tensor.name + (" must have " + std::to_string(rank)) + " dimensions, not " +
+           std::to_string(tensor.rank));
+}
+
+// Dimensions `first`.. are dense; a dimension of size 1 may have any stride. Returns their product.
+std::int64_t require_dense_from(const TensorView &tensor, int first) {
+    std::int64_t dense = 1;
+    for (int i = tensor.rank - 1; i >= first; --i) {
+        if (tensor.shape[i] > 1 && tensor.stride[i] != dense) {
+            refuse(tensor.name + (" must be contiguous in dimension " + std::to_string(i)));
+        }
+        dense *= tensor.shape[i];
+    }
+    return dense;
+}
+
+}  // namespace
+
+float float_at(const TensorView &vector, std::int64_t index) {
+    if (vector.dtype == DType::f32) return vector.f32()[index];
+    const std::uint16_t bits = static_cast<const std::uint16_t *>(vector.data)[index];
+    return vector.dtype == DType::bf16 ? widened_bf16(bits) : widened_f16(bits);
+}
+
+void refuse(const std::string &message) { throw BadArgument(message); }
+
+void require_dtype(const TensorView &tensor, DType dtype) {
+    if (tensor.dtype == dtype) return;
+    refuse(std::string(tensor.name) + " must be " + dtype_name(dtype) + ", not " +
+           dtype_name(tensor.dtype));
+}
+
+void require_weight_dtype(const TensorView &tensor) {
+    if (tensor.dtype != DType::i32) return;
+    refuse(std::string(tensor.name) + " must be float32, bfloat16 or float16, not int32");
+}
+
+void require_rows(const TensorView &tensor, int rank) {
+    require_rank(tensor, rank);
+    const std::int64_t row = require_dense_from(tensor, 1);
+    if (tensor.shape[0] > 1 && tensor.stride[0] < row) {
+        refuse(std::string(tensor.name) + " has rows that overlap");
+    }
+}
+
+void require_dense(const TensorView &tensor, int rank, DType dtype) {
+    require_rank(tensor, rank);
+    require_dtype(tensor, dtype);
+    require_dense_from(tensor, 0);
+}
+
+void require_size(const TensorView &tensor, int dimension, std::int64_t size) {
+    if (tensor.shape[dimension] == size) return;
+    refuse(tensor.name + (" must have size " + std::to_string(size)) + " in dimension " +
+           std::to_string(dimension) + ", not " + std::to_string(tensor.shape[dimension]));
+}
+
+void require_threads(int threads) {
+    if (threads >= 1 && threads <= kMaxThreads) return;
+    refuse("threads must be between 1 and 256, not " + std::to_string(threads));
+}
+
+}  // namespace gearfall::cpu
