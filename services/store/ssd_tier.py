@@ -139,11 +139,16 @@ class SsdTier:
         self.broken[name] = error
 
     def remove(self, name: ModelName) -> None:
-        """Remove a model's files. Raises NotFound."""
-        if name not in self.models and name not in self.broken:
-            raise NotFound(f"model {name!r} is not registered on this node", param="model")
+        """Forget a model at once, then remove its files. Idempotent."""
+        self.models.pop(name, None)
+        self.broken.pop(name, None)
         with _disk_errors():
             self._discard(name)
+
+    def space(self) -> tuple[int, int]:
+        """Return the file system's capacity and free space in bytes."""
+        usage = shutil.disk_usage(self._models_dir)
+        return usage.total, usage.free
 
     def read_file(self, name: ModelName, file: str) -> bytes:
         """Return a small file that the manifest lists, checked against its checksum."""
@@ -165,6 +170,7 @@ class SsdTier:
         incoming.rename(self._models_dir / name)
         sync_directory(self._models_dir)
         model = _open_model(name, self._models_dir / name)
+        self.broken.pop(name, None)
         self.models[name] = model
         return model
 
@@ -174,8 +180,6 @@ class SsdTier:
             (self._models_dir / name).rename(trash / name)
             sync_directory(self._models_dir)
             _remove_tree(trash)
-        self.models.pop(name, None)
-        self.broken.pop(name, None)
 
     def _find(self, directory: Path) -> None:
         try:

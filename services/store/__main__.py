@@ -1,0 +1,5 @@
+"""Entry point: `python -m services.store`."""
+
+from services.store.main import main
+
+main()

@@ -1,0 +1,116 @@
+"""Serves the attach protocol: leases on resident models over a Unix socket (docs/plan.md).
+
+A lease is its connection. The kernel closes a dead holder's connection, and that ends the lease,
+however the holder died.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from pathlib import Path
+
+from gearfall.core.errors import GearfallError, InvalidRequest
+from gearfall.core.ids import ModelName
+from gearfall.infra.pool_lease import AttachReply, pack_frame, read_request, write_frame
+from services.store.pool import Pool, Resident
+
+_HANDSHAKE_TIMEOUT_S = 5.0
+_MAX_SOCKET_PATH_BYTES = 107
+_BACKLOG = 128
+_log = logging.getLogger(__name__)
+
+
+class AttachServer:
+    """Owns the socket and one task for each holder."""
+
+    def __init__(self, pool: Pool, directory: Path) -> None:
+        """`directory` becomes private (0700) and holds nothing but the socket."""
+        self._pool = pool
+        self._directory = directory
+        self.path = directory / "attach.sock"
+        self._listener: socket.socket | None = None
+
+    def open(self) -> None:
+        """Start to listen. Raises InvalidRequest when the path is too long for a socket."""
+        if len(os.fsencode(self.path)) > _MAX_SOCKET_PATH_BYTES:
+            raise InvalidRequest(
+                f"{self.path} is too long for a Unix socket: set --attach-dir to a shorter path"
+            )
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._directory.chmod(0o700)
+        # The data directory's lock is held: a socket found here is a dead store's.
+        self.path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(os.fspath(self.path))
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
+
+    async def run(self) -> None:
+        """Accept holders until cancelled; then every lease ends."""
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as holders:
+            while True:
+                connection, _ = await loop.sock_accept(self._listener)
+                holders.create_task(self._hold(connection))
+
+    def close(self) -> None:
+        """Stop listening and remove the socket. Idempotent."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            self.path.unlink(missing_ok=True)
+
+    async def _hold(self, connection: socket.socket) -> None:
+        with connection:
+            connection.setblocking(False)
+            try:
+                await self._serve(connection)
+            except (OSError, EOFError, TimeoutError) as error:
+                _log.info("attach connection ended early", extra={"error": repr(error)})
+            except Exception:
+                _log.exception("unexpected error on an attach connection")
+
+    async def _serve(self, connection: socket.socket) -> None:
+        try:
+            async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
+                request = await read_request(connection)
+            model = ModelName(request.model)
+            resident = self._pool.lease(model, request.digest, request.holder)
+        except GearfallError as error:
+            await self._refuse(connection, error)
+            return
+        try:
+            async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
+                await _hand_out(connection, resident)
+            _log.info("lease taken", extra={"model": model, "holder": request.holder})
+            await _wait_end(connection)
+        finally:
+            self._pool.release(model, request.holder)
+            _log.info("lease ended", extra={"model": model, "holder": request.holder})
+
+    async def _refuse(self, connection: socket.socket, error: GearfallError) -> None:
+        if isinstance(error, InvalidRequest):
+            _log.warning("malformed attach request", extra={"error": error.message})
+        async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
+            await write_frame(connection, AttachReply.refusal(error))
+
+
+async def _hand_out(connection: socket.socket, resident: Resident) -> None:
+    reply = AttachReply(len(resident.manifest_json), resident.partition_sizes)
+    frame = pack_frame(reply)
+    # The send buffer of a new connection is empty, so that this never blocks; the descriptors
+    # travel with the first byte.
+    sent = socket.send_fds(connection, [frame], resident.partition_fds)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(connection, frame[sent:] + resident.manifest_json)
+
+
+async def _wait_end(connection: socket.socket) -> None:
+    """Return when the holder closed its end or died; what it sends is ignored."""
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(ConnectionError):
+        while await loop.sock_recv(connection, 4096):
+            pass

@@ -1,0 +1,114 @@
+"""Wires one store: settings, cluster state, the service, its gRPC server and its end."""
+
+import argparse
+import asyncio
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.ids import NodeId, parse_name
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.etcd_state import EtcdState
+from gearfall.infra.grpc_server import start_server
+from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
+from services.store.service import StoreService, StoreSettings
+from services.store.servicer import StoreServicer
+
+_DEFAULT_DATA_DIR = "~/.local/share/gearfall/store"
+_DEFAULT_DRAM_BYTES = 2 * 2**30
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a store until SIGTERM or SIGINT."""
+    flags = parse_flags(argv)
+    run_service("store", flags.log_level, lambda stop: serve(flags, stop))
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read flags and environment."""
+    parser = ServiceParser("store")
+    parser.add_setting(
+        "--node-id",
+        default=socket.gethostname().lower(),
+        meaning="name of this node in the cluster",
+        parse=_node_id,
+    )
+    parser.add_setting(
+        "--data-dir",
+        default=_DEFAULT_DATA_DIR,
+        meaning="directory of the SSD tier",
+        parse=_directory,
+    )
+    parser.add_setting(
+        "--attach-dir",
+        default="",
+        meaning="private directory of the attach socket; DATA_DIR/attach if empty",
+    )
+    parser.add_setting(
+        "--dram-bytes",
+        default=_DEFAULT_DRAM_BYTES,
+        meaning="capacity of the DRAM pool",
+        parse=_positive,
+    )
+    return parser.parse_args(argv)
+
+
+async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set or a part of the store fails."""
+    attach_dir = _directory(flags.attach_dir) if flags.attach_dir else flags.data_dir / "attach"
+    settings = StoreSettings(flags.node_id, flags.data_dir, attach_dir, flags.dram_bytes)
+    async with AsyncExitStack() as stack:
+        state = EtcdState(flags.etcd)
+        stack.push_async_callback(state.close)
+        cluster = Cluster(state)
+        await cluster.start()
+        stack.push_async_callback(cluster.stop)
+        service = StoreService(settings, cluster)
+        stack.push_async_callback(service.stop)
+        await service.open()
+        server = await start_server(
+            flags.listen,
+            lambda grpc_server: add_StoreServicer_to_server(StoreServicer(service), grpc_server),
+            ("gearfall.v1.Store",),
+        )
+        stack.push_async_callback(server.stop)
+        address = flags.advertise or server.address
+        await service.start(address)
+        announce_ready(
+            "store",
+            address,
+            node_id=settings.node_id,
+            attach_socket=str(service.attach.path),
+        )
+        await _until_stopped(service, stop)
+
+
+async def _until_stopped(service: StoreService, stop: asyncio.Event) -> None:
+    stopped = asyncio.create_task(stop.wait())
+    failed = asyncio.create_task(service.wait_failed())
+    await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if failed.done():
+        await failed
+    failed.cancel()
+
+
+def _node_id(text: str) -> NodeId:
+    try:
+        return NodeId(parse_name(text, param="node-id"))
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def _directory(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise ValueError(text)
+    return value

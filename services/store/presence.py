@@ -1,0 +1,106 @@
+"""Keeps this node's record true in cluster state, and its part of the models' records."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from gearfall.core.errors import GearfallError
+from gearfall.core.ids import ModelName
+from gearfall.core.ports import Lease
+from gearfall.core.records import NodeRecord
+from gearfall.infra.cluster import Cluster
+from services.store.model_registry import ModelRegistry
+from services.store.ssd_tier import StoredModel
+
+LEASE_TTL_S = 5.0
+_MAX_BACKOFF_S = 2.0
+_log = logging.getLogger(__name__)
+
+
+class Presence:
+    """Owns the node's lease. `run` publishes on every change and after every loss."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        registry: ModelRegistry,
+        describe: Callable[[], NodeRecord],
+        stored: Callable[[], dict[ModelName, StoredModel]],
+    ) -> None:
+        """`describe` and `stored` say what is true now: the node, and the models on its SSD."""
+        self._cluster = cluster
+        self._registry = registry
+        self._describe = describe
+        self._stored = stored
+        self._changed = asyncio.Event()
+        self._is_published = asyncio.Event()
+        self._lease: Lease | None = None
+
+    def notify(self) -> None:
+        """Say that the node or its models changed."""
+        self._changed.set()
+
+    async def wait_published(self) -> None:
+        """Return once the node and its models were published for the first time."""
+        await self._is_published.wait()
+
+    async def run(self) -> None:
+        """Publish until cancelled; what fails is tried again, with a growing pause."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_models())
+            pause_s = 0.05
+            while True:
+                try:
+                    lease = await self._hold_lease()
+                    await self._publish(lease)
+                    pause_s = 0.05
+                    await self._wait_change(lease)
+                except GearfallError as error:
+                    _log.warning("node not published", extra={"error": error.message})
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _MAX_BACKOFF_S)
+
+    async def withdraw(self) -> None:
+        """Take the node out of cluster state; best effort, the lease's end does it too."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            try:
+                await lease.revoke()
+            except GearfallError as error:
+                _log.warning("lease not revoked", extra={"error": error.message})
+
+    async def _hold_lease(self) -> Lease:
+        if self._lease is None or self._lease.is_lost:
+            self._lease = await self._cluster.grant_lease(LEASE_TTL_S)
+        return self._lease
+
+    async def _publish(self, lease: Lease) -> None:
+        # Cleared first: a change that comes while we write is published in the next round.
+        self._changed.clear()
+        await self._registry.reconcile(self._stored())
+        await self._cluster.put_node(self._describe(), lease=lease)
+        self._is_published.set()
+
+    async def _wait_change(self, lease: Lease) -> None:
+        waits = [
+            asyncio.ensure_future(self._changed.wait()),
+            asyncio.ensure_future(lease.wait_lost()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _watch_models(self) -> None:
+        """Correct what others' writes or a loss of state made untrue."""
+        async for kinds in self._cluster.changes():
+            if ("models" in kinds and not self._is_listed()) or (
+                "nodes" in kinds and self._describe().node_id not in self._cluster.view.nodes
+            ):
+                self.notify()
+
+    def _is_listed(self) -> bool:
+        node_id, models = self._describe().node_id, self._cluster.view.models
+        listed = {name for name, record in models.items() if node_id in record.nodes}
+        return listed == self._stored().keys()

@@ -1,0 +1,240 @@
+"""What a store does: registers, loads, hands out and removes models. No gRPC in here."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+from gearfall.core.errors import Conflict, GearfallError, Internal, NotFound, Unavailable
+from gearfall.core.ids import ModelName, NodeId, parse_name
+from gearfall.core.records import ModelRecord, NodeRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.native import read_chunks
+from services.store.attach_server import AttachServer
+from services.store.flight import Flight
+from services.store.loader import Loader, LoadFlight
+from services.store.model_registry import ModelRegistry
+from services.store.pool import Pool
+from services.store.pool_memory import ReadChunks
+from services.store.presence import Presence
+from services.store.ssd_tier import SsdTier, StoredModel
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """How one store is run."""
+
+    node_id: NodeId
+    data_dir: Path
+    """SSD tier; one store at a time may use it."""
+    attach_dir: Path
+    """Private directory of the attach socket; workers of the node must reach it."""
+    dram_bytes: int
+    """Capacity of the DRAM pool."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterProgress:
+    """How far a registration is."""
+
+    phase: str
+    """check, convert, sync or done."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+RegisterFlight = Flight[RegisterProgress, ModelRecord]
+
+
+class StoreService:
+    """Owns tiers, loader, attach socket and presence of one node."""
+
+    def __init__(
+        self, settings: StoreSettings, cluster: Cluster, *, read: ReadChunks = read_chunks
+    ) -> None:
+        """`read` reads and digests chunks: the native reader, or a slower one in tests."""
+        self.settings = settings
+        self.address = ""
+        self.ssd = SsdTier(settings.data_dir)
+        self.pool = Pool(settings.dram_bytes, on_change=self._notify)
+        self.loader = Loader(self.ssd, self.pool, read, on_broken=self._notify)
+        self.attach = AttachServer(self.pool, settings.attach_dir)
+        self._registry = ModelRegistry(cluster, settings.node_id)
+        self._presence = Presence(cluster, self._registry, self.describe, self._stored)
+        self._tasks: asyncio.Task[None] | None = None
+        self._works: set[asyncio.Task[None]] = set()
+        self._registrations: dict[tuple[ModelName, str], RegisterFlight] = {}
+        self._locks: dict[ModelName, asyncio.Lock] = {}
+        self._removing: set[ModelName] = set()
+        self._is_stopping = False
+
+    async def open(self) -> None:
+        """Find the SSD tier again and open the attach socket: calls can be answered from here on.
+
+        Raises Conflict when another store uses the data directory.
+        """
+        await asyncio.to_thread(self.ssd.open)
+        self.attach.open()
+
+    async def start(self, address: str) -> None:
+        """Start to load and lease, and return once the node is published under `address`."""
+        self.address = address
+        self._tasks = asyncio.create_task(self._run(), name="store")
+        published = asyncio.create_task(self._presence.wait_published())
+        await asyncio.wait((self._tasks, published), return_when=asyncio.FIRST_COMPLETED)
+        published.cancel()
+        if self._tasks.done():
+            await self._tasks
+
+    async def stop(self) -> None:
+        """Withdraw the node, end all work and free the pool. Idempotent."""
+        self._is_stopping = True
+        self.loader.stop()
+        for task in (*self._works, *((self._tasks,) if self._tasks else ())):
+            task.cancel()
+            await asyncio.wait((task,))
+        self._tasks = None
+        await self._presence.withdraw()
+        self.attach.close()
+        self.pool.close()
+        self.ssd.close()
+
+    async def wait_failed(self) -> None:
+        """Wait until a part of the store ends unexpectedly, and raise what ended it."""
+        assert self._tasks is not None
+        await asyncio.shield(self._tasks)
+
+    def register(self, name_text: str, path: str) -> RegisterFlight:
+        """Register a source directory; the same registration under way is joined.
+
+        Raises InvalidRequest for a bad name; other errors come through the flight. It goes on when
+        nobody follows any more.
+        """
+        name = ModelName(parse_name(name_text, param="name"))
+        flight = self._registrations.get((name, path))
+        if flight is None:
+            flight = Flight(RegisterProgress("check"))
+            self._registrations[name, path] = flight
+            self._spawn(self._register(name, path, flight))
+        return flight
+
+    def load(self, name_text: str, priority: int = 0) -> LoadFlight:
+        """Bring a model to the pool. Raises NotFound, CorruptCheckpoint or InvalidRequest."""
+        name = ModelName(parse_name(name_text, param="model"))
+        if name in self._removing:
+            raise NotFound(f"model {name!r} is being removed", param="model")
+        return self.loader.load(name, priority)
+
+    def unload(self, name_text: str) -> int:
+        """Drop a model from the pool, return its bytes. Raises Conflict while it is leased."""
+        return self.pool.drop(ModelName(parse_name(name_text, param="model")))
+
+    async def delete(self, name_text: str) -> None:
+        """Remove a model from every tier and this node from its record.
+
+        Raises NotFound if neither this node nor cluster state knows it, Conflict while it is
+        leased, loaded or registered.
+        """
+        name = ModelName(parse_name(name_text, param="model"))
+        lock = self._lock(name)
+        if lock.locked() or self.loader.is_loading(name):
+            raise Conflict(f"model {name!r} is being loaded, registered or removed")
+        self.pool.check_unleased(name)
+        async with lock:
+            self._removing.add(name)
+            try:
+                await self._remove(name)
+            finally:
+                self._removing.discard(name)
+
+    async def read_file(self, name_text: str, file: str) -> bytes:
+        """Return a small file that the model's manifest lists. Raises NotFound."""
+        name = ModelName(parse_name(name_text, param="model"))
+        return await asyncio.to_thread(self.ssd.read_file, name, file)
+
+    def describe(self) -> NodeRecord:
+        """Return the node's record as it is now."""
+        return NodeRecord(
+            node_id=self.settings.node_id,
+            address=self.address,
+            attach_socket=str(self.attach.path),
+            dram_capacity_bytes=self.pool.capacity_bytes,
+            dram_used_bytes=self.pool.used_bytes,
+            ssd_bytes_per_s=self.loader.bytes_per_s,
+            resident=tuple(resident.model for resident in self.pool.residents),
+        )
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.loader.run())
+            tasks.create_task(self.attach.run())
+            tasks.create_task(self._presence.run())
+
+    async def _register(self, name: ModelName, path: str, flight: RegisterFlight) -> None:
+        try:
+            async with self._lock(name):
+                flight.succeed(await self._convert_and_publish(name, path, flight))
+            _log.info("model registered", extra={"model": name, "source": path})
+        except asyncio.CancelledError:
+            flight.fail(Unavailable("the store is stopping"))
+            raise
+        except GearfallError as error:
+            _log.warning("model not registered", extra={"model": name, "error": error.message})
+            flight.fail(error)
+        except Exception as error:
+            _log.exception("unexpected error in a registration", extra={"model": name})
+            flight.fail(Internal(f"registering {name!r} failed: {type(error).__name__}"))
+        finally:
+            del self._registrations[name, path]
+
+    async def _convert_and_publish(
+        self, name: ModelName, path: str, flight: RegisterFlight
+    ) -> ModelRecord:
+        loop = asyncio.get_running_loop()
+        was_known = name in self.ssd.models
+
+        def report(done_bytes: int, total_bytes: int) -> None:
+            if self._is_stopping:
+                raise Unavailable("the store is stopping")
+            phase = "convert" if done_bytes < total_bytes else "sync"
+            progress = RegisterProgress(phase, done_bytes, total_bytes)
+            loop.call_soon_threadsafe(flight.publish, progress)
+
+        stored = await asyncio.to_thread(self.ssd.register, name, path, report)
+        try:
+            record = await self._registry.publish(stored)
+        except Conflict:
+            if not was_known:
+                await asyncio.to_thread(self.ssd.remove, name)
+            raise
+        size_bytes = record.size_bytes
+        flight.publish(RegisterProgress("done", size_bytes, size_bytes))
+        return record
+
+    async def _remove(self, name: ModelName) -> None:
+        is_here = name in self.ssd.models or name in self.ssd.broken
+        was_recorded = await self._registry.withdraw(name, forget=True)
+        if not is_here and not was_recorded:
+            raise NotFound(f"model {name!r} is not registered", param="model")
+        if self.pool.get(name) is not None:
+            self.pool.drop(name)
+        await asyncio.to_thread(self.ssd.remove, name)
+        _log.info("model removed", extra={"model": name})
+
+    def _stored(self) -> dict[ModelName, StoredModel]:
+        removing = self._removing
+        return {name: model for name, model in self.ssd.models.items() if name not in removing}
+
+    def _lock(self, name: ModelName) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._works.discard)
+
+    def _notify(self) -> None:
+        self._presence.notify()
