@@ -7,7 +7,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gearfall.core.errors import Unavailable
@@ -33,7 +33,7 @@ class MemoryQueueServer:
     is_up: bool = True
     queues: dict[ModelName, dict[str, _Entry]] = field(default_factory=dict)
     change: asyncio.Event = field(default_factory=asyncio.Event)
-    _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def stop(self) -> None:
         """Become unreachable: calls raise Unavailable, blocked claims too."""

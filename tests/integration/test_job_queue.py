@@ -1,0 +1,288 @@
+"""The contract of the JobQueue port, kept by the fake and by Redis Streams."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+import pytest
+
+from gearfall.core.errors import Unavailable
+from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
+from gearfall.core.job import Job, Priority
+from gearfall.core.ports import JobQueue, QueueDepth, QueuedJob
+from gearfall.core.sampling import SamplingParams
+
+MODEL = ModelName("tiny")
+
+
+def job(number: int, model: ModelName = MODEL) -> Job:
+    return Job(
+        job_id=JobId(f"job-{number}"),
+        request_id=RequestId(f"request-{number}"),
+        model=model,
+        epoch=Epoch(3),
+        router_id=RouterId("router-1"),
+        router_address="127.0.0.1:1234",
+        prompt_token_ids=(1, 2, number),
+        generated_token_ids=(7,),
+        sampling=SamplingParams(max_tokens=9, temperature=0.5, seed=2**64 - 1),
+        deadline_unix_s=1.5e9,
+        priority=Priority.BATCH,
+        tenant="a",
+        enqueued_unix_s=1.25e9,
+    )
+
+
+async def append(queue: JobQueue, count: int) -> list[str]:
+    return [await queue.append(job(number)) for number in range(count)]
+
+
+async def claim(
+    queue: JobQueue, consumer: str, max_jobs: int = 100, block_s: float = 0.0
+) -> Sequence[QueuedJob]:
+    return await queue.claim(MODEL, consumer, max_jobs=max_jobs, block_s=block_s)
+
+
+def ids(entries: Sequence[QueuedJob]) -> list[str]:
+    return [entry.entry_id for entry in entries]
+
+
+async def append_when_reachable(queue: JobQueue, number: int) -> str:
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(Unavailable):
+                return await queue.append(job(number))
+
+
+async def test_jobs_come_whole_and_in_order(queues):
+    queue = queues.connect()
+    entries = await append(queue, 5)
+    claimed = [*await claim(queue, "w1", max_jobs=2), *await claim(queue, "w1")]
+    assert [entry.job for entry in claimed] == [job(number) for number in range(5)]
+    assert ids(claimed) == entries
+    assert {entry.deliveries for entry in claimed} == {1}
+
+
+async def test_an_entry_goes_to_one_consumer_only(queues):
+    clients = [queues.connect() for _ in range(4)]
+    await append(clients[0], 40)
+    claims = (claim(clients[n % 4], f"w{n}", max_jobs=3) for n in range(20))
+    taken = [entry for entries in await asyncio.gather(*claims) for entry in entries]
+    assert sorted(entry.job.job_id for entry in taken) == sorted(f"job-{n}" for n in range(40))
+
+
+async def test_a_claim_waits_for_the_first_job(queues):
+    queue = queues.connect()
+    waiting = asyncio.create_task(claim(queue, "w1", block_s=20))
+    await queue.append(job(1, ModelName("other")))
+    entry_id = await queues.connect().append(job(0))
+    assert ids(await asyncio.wait_for(waiting, 10)) == [entry_id]
+
+
+async def test_a_claim_of_an_empty_queue_ends_empty(queues):
+    queue = queues.connect()
+    assert list(await claim(queue, "w1")) == []
+    assert list(await claim(queue, "w1", block_s=0.05)) == []
+
+
+async def test_a_blocked_claim_delays_nobody(queues):
+    queue = queues.connect()
+    blocked = [asyncio.create_task(claim(queue, f"w{n}", block_s=30)) for n in range(20)]
+    await asyncio.sleep(0)
+    other = ModelName("other")
+    async with asyncio.timeout(10):
+        entry_id = await queue.append(job(1, other))
+        got = await queue.claim(other, "w1", max_jobs=1, block_s=0)
+        await queue.acknowledge(other, ids(got))
+    assert ids(got) == [entry_id]
+    for task in blocked:
+        task.cancel()
+    await asyncio.gather(*blocked, return_exceptions=True)
+
+
+async def test_depth_and_contains_follow_an_entry_through_its_life(queues):
+    queue = queues.connect()
+    assert await queue.depth(MODEL) == QueueDepth(waiting=0, claimed=0)
+    first, second = await append(queue, 2)
+    assert await queue.depth(MODEL) == QueueDepth(waiting=2, claimed=0)
+    await claim(queue, "w1", max_jobs=1)
+    assert await queue.depth(MODEL) == QueueDepth(waiting=1, claimed=1)
+    assert await queue.contains(MODEL, first)
+    assert await queue.contains(MODEL, second)
+    await queue.acknowledge(MODEL, [first])
+    await queue.acknowledge(MODEL, [first])
+    await queue.acknowledge(MODEL, [])
+    assert await queue.depth(MODEL) == QueueDepth(waiting=1, claimed=0)
+    assert not await queue.contains(MODEL, first)
+    assert list(await claim(queue, "w1")) != []
+    assert list(await claim(queue, "w1")) == []
+
+
+async def test_entries_of_the_dead_are_redelivered_and_those_of_the_living_are_not(queues):
+    queue = queues.connect()
+    dead, living, own = await append(queue, 3)
+    for consumer in ("dead", "living", "me"):
+        await claim(queue, consumer, max_jobs=1)
+    alive = frozenset({"living", "me"})
+    taken = await queue.reclaim(MODEL, "me", alive=alive, max_jobs=10)
+    assert [(entry.entry_id, entry.job, entry.deliveries) for entry in taken] == [(dead, job(0), 2)]
+    assert list(await queue.reclaim(MODEL, "me", alive=alive, max_jobs=10)) == []
+    again = await queue.reclaim(MODEL, "next", alive=frozenset({"next"}), max_jobs=10)
+    assert {entry.entry_id: entry.deliveries for entry in again} == {dead: 3, living: 2, own: 2}
+
+
+async def test_of_many_reclaimers_one_gets_each_entry(queues):
+    clients = [queues.connect() for _ in range(4)]
+    entries = await append(clients[0], 30)
+    await claim(clients[0], "dead")
+    alive = frozenset(f"w{n}" for n in range(8))
+    claims = (clients[n % 4].reclaim(MODEL, f"w{n}", alive=alive, max_jobs=7) for n in range(8))
+    taken = [entry for got in await asyncio.gather(*claims) for entry in got]
+    assert sorted(ids(taken)) == sorted(entries)
+
+
+async def test_reclaim_of_an_unknown_queue_is_empty(queues):
+    queue = queues.connect()
+    assert list(await queue.reclaim(MODEL, "me", alive=frozenset(), max_jobs=9)) == []
+
+
+async def test_cancel_removes_what_nobody_claimed(queues):
+    queue = queues.connect()
+    first, second = await append(queue, 2)
+    assert await queue.cancel(MODEL, first) is True
+    assert await queue.cancel(MODEL, first) is False
+    assert ids(await claim(queue, "w1")) == [second]
+    assert await queue.cancel(MODEL, second) is False
+    assert await queue.contains(MODEL, second)
+
+
+async def test_an_entry_is_either_cancelled_or_claimed(queues):
+    worker, router = queues.connect(), queues.connect()
+    entries = await append(router, 60)
+    claims = [claim(worker, "w1", max_jobs=2) for _ in range(15)]
+    cancels = [router.cancel(MODEL, entry_id) for entry_id in reversed(entries)]
+    results = await asyncio.gather(
+        *(x for pair in zip(claims, cancels, strict=False) for x in pair)
+    )
+    claimed = {entry_id for got in results[::2] for entry_id in ids(got)}
+    for cancel in cancels[len(claims) :]:
+        cancel.close()
+    cancelled = {
+        entry_id
+        for entry_id, is_cancelled in zip(reversed(entries), results[1::2], strict=False)
+        if is_cancelled
+    }
+    assert not claimed & cancelled
+    rest = set(ids(await claim(worker, "w1")))
+    assert claimed | cancelled | rest == set(entries)
+
+
+async def test_a_malformed_entry_is_dropped_and_blocks_nothing(queues, caplog):
+    queue = queues.connect()
+    first = await queue.append(job(0))
+    bad = await queues.append_malformed(MODEL)
+    last = await queue.append(job(1))
+    assert ids(await claim(queue, "w1")) == [first, last]
+    assert not await queue.contains(MODEL, bad)
+    assert await queue.depth(MODEL) == QueueDepth(waiting=0, claimed=2)
+    assert "malformed" in caplog.text
+
+
+async def test_drop_removes_a_queue_and_it_can_be_used_again(queues):
+    queue = queues.connect()
+    await append(queue, 3)
+    await claim(queue, "w1", max_jobs=1)
+    await queue.drop(MODEL)
+    await queue.drop(MODEL)
+    assert await queue.depth(MODEL) == QueueDepth(waiting=0, claimed=0)
+    entry_id = await queue.append(job(7))
+    assert ids(await claim(queue, "w1", block_s=5)) == [entry_id]
+
+
+async def test_the_queue_heals_after_all_data_was_lost(queues):
+    queue = queues.connect()
+    (lost,) = await append(queue, 1)
+    await claim(queue, "w1")
+    await queues.flush()
+    assert not await queue.contains(MODEL, lost)
+    assert await queue.cancel(MODEL, lost) is False
+    await queue.acknowledge(MODEL, [lost])
+    assert list(await queue.reclaim(MODEL, "w2", alive=frozenset(), max_jobs=9)) == []
+    entry_id = await queue.append(job(1))
+    assert ids(await claim(queue, "w1", block_s=5)) == [entry_id]
+
+
+async def test_a_blocked_claim_survives_the_loss_of_all_data(queues):
+    queue = queues.connect()
+    await queue.acknowledge(MODEL, await append(queue, 1))
+    waiting = asyncio.create_task(claim(queue, "w1", block_s=20))
+    await asyncio.sleep(0)
+    await queue.depth(MODEL)
+    await queues.flush()
+    entry_id = await queue.append(job(1))
+    assert ids(await asyncio.wait_for(waiting, 10)) == [entry_id]
+
+
+async def test_a_restarted_server_is_used_again_and_keeps_its_entries(queues):
+    queue = queues.connect()
+    await append(queue, 2)
+    claimed = await claim(queue, "w1", max_jobs=1)
+    waiting = asyncio.create_task(queue.claim(ModelName("o"), "w1", max_jobs=1, block_s=30))
+    await queue.depth(MODEL)
+    queues.stop()
+    try:
+        calls = (
+            queue.append(job(5)),
+            claim(queue, "w1", block_s=1),
+            queue.acknowledge(MODEL, ["1-0"]),
+            queue.reclaim(MODEL, "w1", alive=frozenset(), max_jobs=1),
+            queue.cancel(MODEL, "1-0"),
+            queue.contains(MODEL, "1-0"),
+            queue.depth(MODEL),
+            queue.drop(MODEL),
+            waiting,
+        )
+        results = await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        queues.start()
+    assert [type(result) for result in results] == [Unavailable] * len(calls)
+    await append_when_reachable(queue, 2)
+    assert await queue.contains(MODEL, claimed[0].entry_id)
+    assert [entry.job for entry in await claim(queue, "w1")] == [job(1), job(2)]
+
+
+async def test_what_an_interrupted_claim_took_is_handed_out_by_the_next(queues):
+    queue = queues.connect()
+    held = await append(queue, 1)
+    assert ids(await claim(queue, "w1")) == held
+    appended = []
+    for number in range(20):
+        waiting = asyncio.create_task(claim(queue, "w1", block_s=20))
+        await queue.depth(MODEL)
+        appending = asyncio.create_task(queue.append(job(number)))
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        (got,) = await asyncio.gather(waiting, return_exceptions=True)
+        appended.append(await appending)
+        if not isinstance(got, BaseException):
+            await queue.acknowledge(MODEL, ids(got))
+    seen: list[str] = []
+    while (await queue.depth(MODEL)).waiting or (await queue.depth(MODEL)).claimed > len(held):
+        got = await claim(queue, "w1", max_jobs=3, block_s=0.05)
+        seen += ids(got)
+        await queue.acknowledge(MODEL, ids(got))
+    assert not set(seen) & set(held)
+    assert set(seen) <= set(appended)
+    assert len(seen) == len(set(seen))
+
+
+async def test_a_closed_client_refuses_calls(queues):
+    queue = queues.connect()
+    waiting = asyncio.create_task(claim(queue, "w1", block_s=20))
+    await queue.depth(MODEL)
+    await queue.close()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(waiting, 10)
+    with pytest.raises(Unavailable):
+        await queue.append(job(1))
