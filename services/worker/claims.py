@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gearfall.core.ids import Epoch, JobId, ModelName
-from gearfall.core.job import Job
+from gearfall.core.job import Job, TokenRun
 from gearfall.core.ports import QueuedJob
 
 
@@ -103,6 +103,8 @@ class Claim:
     job: Job
     entry_ids: list[str]
     state: ClaimState = ClaimState.UNSETTLED
+    next_index: int = 0
+    """Index of the token that follows what was pushed since the last submission."""
 
     @property
     def key(self) -> ClaimKey:
@@ -149,13 +151,22 @@ class ClaimBook:
             del self._claims[key]
         else:
             claim.state = state
+        if event is ClaimEvent.CONNECTED:
+            claim.next_index = len(claim.job.generated_token_ids)
         self._occupy(claim.job.model, (state in OCCUPYING) - was_occupying)
         return tuple(Todo(effect, claim.job, tuple(claim.entry_ids)) for effect in effects)
 
-    def is_running(self, key: ClaimKey) -> bool:
-        """Whether tokens of (job, epoch) may be pushed."""
-        claim = self._claims.get(key)
-        return claim is not None and claim.state is ClaimState.RUNNING
+    def take(self, run: TokenRun) -> Claim | None:
+        """Return the claim that `run` continues, None when it is to be dropped.
+
+        Dropped are tokens of jobs that do not run here any more, and what an engine still said
+        about an earlier submission of the same (job, epoch).
+        """
+        claim = self._claims.get((run.job_id, run.epoch))
+        if claim is None or claim.state is not ClaimState.RUNNING or run.index != claim.next_index:
+            return None
+        claim.next_index += len(run.token_ids)
+        return claim
 
     def get(self, key: ClaimKey) -> Claim | None:
         """Return the claim of (job, epoch), if it is here."""

@@ -1,0 +1,79 @@
+"""The store of the worker's own node over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import grpc
+
+from gearfall.core.errors import DeadlineExceeded, Internal, Unavailable
+from gearfall.core.ids import ModelName
+from gearfall.infra.convert import timeline_from_pb
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.grpc_errors import error_from_rpc
+from gearfall.pb import store_pb2 as pb
+from gearfall.pb.store_pb2_grpc import StoreStub
+from services.worker.ports import LoadedModel
+
+if TYPE_CHECKING:
+    from gearfall.pb.store_pb2_grpc import StoreAsyncStub
+
+CALL_TIMEOUT_S = 5.0
+PROGRESS_TIMEOUT_S = 60.0
+"""Longest a load may say nothing: a load's length is unknown, its silence is not."""
+
+
+class GrpcStoreClient:
+    """Implements `StoreClient`; looks the store's address up for each call, as it may move."""
+
+    def __init__(self, find_address: Callable[[], str | None]) -> None:
+        """`find_address`: host:port of the node's live store, None when there is none."""
+        self._find_address = find_address
+
+    async def load_model(self, model: ModelName) -> LoadedModel:
+        """See the port."""
+        async with self._stub() as stub:
+            call = stub.LoadModel(pb.LoadModelRequest(model=model))
+            try:
+                return await _last_progress(call, model)
+            finally:
+                call.cancel()
+
+    async def read_file(self, model: ModelName, file: str) -> bytes:
+        """See the port."""
+        async with self._stub() as stub:
+            request = pb.ReadFileRequest(model=model, file=file)
+            reply = await stub.ReadFile(request, timeout=CALL_TIMEOUT_S)
+            return reply.content
+
+    @asynccontextmanager
+    async def _stub(self) -> AsyncIterator["StoreAsyncStub"]:
+        address = self._find_address()
+        if address is None:
+            raise Unavailable("the store of this node is not there")
+        try:
+            async with open_channel(address) as channel:
+                stub: StoreAsyncStub = StoreStub(channel)
+                yield stub
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+
+
+async def _last_progress(
+    call: grpc.aio.UnaryStreamCall[pb.LoadModelRequest, pb.LoadProgress], model: ModelName
+) -> LoadedModel:
+    while True:
+        try:
+            async with asyncio.timeout(PROGRESS_TIMEOUT_S):
+                progress = await call.read()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the load of {model} made no progress") from None
+        if not isinstance(progress, pb.LoadProgress):
+            raise Internal(f"the load of {model} ended without a result")
+        if progress.done:
+            return LoadedModel(
+                digest=progress.digest,
+                attach_socket=progress.attach_socket,
+                timeline=timeline_from_pb(progress.timeline),
+            )
