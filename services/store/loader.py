@@ -21,6 +21,8 @@ from services.store.pool_memory import ReadChunks, load_partition
 from services.store.ssd_tier import SsdTier, StoredModel
 
 _RECENT_LOADS = 8
+_MIN_MEASURED_BYTES = 2**20
+"""The time of a smaller load is latency and says nothing about bandwidth."""
 _log = logging.getLogger(__name__)
 
 
@@ -147,7 +149,8 @@ class Loader:
             self._fail(waiting, error)
             return
         ended_s = time.monotonic()
-        self._recent.append(resident.size_bytes / max(ended_s - started_s, 1e-9))
+        if resident.size_bytes >= _MIN_MEASURED_BYTES:
+            self._recent.append(resident.size_bytes / max(ended_s - started_s, 1e-9))
         timeline = StartTimeline(
             queued_s=started_s - waiting.asked_s,
             ssd_s=ended_s - started_s,

@@ -1,16 +1,12 @@
 """The Store service over gRPC: converts, calls one method of the service, converts back."""
 
 from collections.abc import AsyncIterator
-from typing import Any, TypeAlias
-
-import grpc
 
 from gearfall.core.records import Tier
 from gearfall.infra.convert import TIER_TO_PB, model_to_pb, timeline_to_pb
+from gearfall.infra.grpc_errors import Context
 from gearfall.pb import common_pb2, store_pb2, store_pb2_grpc
 from services.store.service import StoreService
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class StoreServicer(store_pb2_grpc.StoreServicer):
@@ -19,8 +15,8 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
     def __init__(self, service: StoreService) -> None:
         self._service = service
 
-    async def RegisterModel(  # noqa: N802
-        self, request: store_pb2.RegisterModelRequest, context: Context
+    async def RegisterModel(  # noqa: N802 - named by the proto
+        self, request: store_pb2.RegisterModelRequest, _context: Context
     ) -> AsyncIterator[store_pb2.RegisterProgress]:
         """Stream the registration's progress; the last message carries the model."""
         flight = self._service.register(request.name, request.path)
@@ -35,8 +31,8 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         message.model.CopyFrom(model_to_pb(await flight.wait()))
         yield message
 
-    async def LoadModel(  # noqa: N802
-        self, request: store_pb2.LoadModelRequest, context: Context
+    async def LoadModel(  # noqa: N802 - named by the proto
+        self, request: store_pb2.LoadModelRequest, _context: Context
     ) -> AsyncIterator[store_pb2.LoadProgress]:
         """Stream the load's progress; the last message says where to take the lease."""
         flight = self._service.load(request.model, request.priority)
@@ -57,28 +53,28 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
             timeline=timeline_to_pb(loaded.timeline),
         )
 
-    async def UnloadModel(  # noqa: N802
-        self, request: store_pb2.UnloadModelRequest, context: Context
+    async def UnloadModel(  # noqa: N802 - named by the proto
+        self, request: store_pb2.UnloadModelRequest, _context: Context
     ) -> store_pb2.UnloadModelReply:
         """Drop a model from the pool."""
         return store_pb2.UnloadModelReply(freed_bytes=self._service.unload(request.model))
 
-    async def DeleteModel(  # noqa: N802
-        self, request: store_pb2.DeleteModelRequest, context: Context
+    async def DeleteModel(  # noqa: N802 - named by the proto
+        self, request: store_pb2.DeleteModelRequest, _context: Context
     ) -> store_pb2.DeleteModelReply:
         """Remove a model from this node."""
         await self._service.delete(request.model)
         return store_pb2.DeleteModelReply()
 
-    async def ReadFile(  # noqa: N802
-        self, request: store_pb2.ReadFileRequest, context: Context
+    async def ReadFile(  # noqa: N802 - named by the proto
+        self, request: store_pb2.ReadFileRequest, _context: Context
     ) -> store_pb2.ReadFileReply:
         """Return a small file of a checkpoint."""
         content = await self._service.read_file(request.model, request.file)
         return store_pb2.ReadFileReply(content=content)
 
-    async def GetStatus(  # noqa: N802
-        self, request: store_pb2.StoreStatusRequest, context: Context
+    async def GetStatus(  # noqa: N802 - named by the proto
+        self, _request: store_pb2.StoreStatusRequest, _context: Context
     ) -> store_pb2.StoreStatus:
         """Say what is where on this node."""
         service = self._service

@@ -1,0 +1,142 @@
+"""The values a checkpoint's manifest is made of, and its limits."""
+
+import re
+from dataclasses import dataclass
+
+FORMAT = "gearfall"
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+TENSOR_ALIGNMENT_BYTES = 256
+"""Every tensor starts at a multiple of this within its partition."""
+PAGE_BYTES = 4096
+"""Partition sizes and chunk sizes are multiples of this."""
+
+MAX_MANIFEST_BYTES = 32 * 2**20
+MAX_TENSORS = 200_000
+MAX_PARTITIONS = 64
+MAX_PARTITION_BYTES = 2**46
+MAX_CHUNK_BYTES = 2**30
+MAX_RANK = 16
+MAX_FILES = 64
+
+_TENSOR_NAME = re.compile(r"[!-.0-\[\]-~]{1,512}")
+"""Printable ASCII without space, slash and backslash."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What config.json and the tensors say about the model, checked when it was registered."""
+
+    architecture: str
+    """Hugging Face class, LlamaForCausalLM."""
+    parameters: int
+    """Elements of all tensors, tied ones once."""
+    context_tokens: int
+    vocabulary_size: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    """Of most of the bytes, as torch writes it."""
+    layers: int
+    kv_heads: int
+    head_dim: int
+    has_chat_template: bool
+
+    def kv_bytes_per_token(self, element_bytes: int = 4) -> int:
+        """Bytes one cached token takes: a key and a value of every KV head in every layer.
+
+        `element_bytes` is the cache's, not the checkpoint's: the CPU engine caches float32.
+        """
+        return 2 * self.layers * self.kv_heads * self.head_dim * element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor, contiguous in row-major order, at a place of its own."""
+
+    name: str
+    dtype: str
+    """As torch writes it without the module: bfloat16."""
+    shape: tuple[int, ...]
+    partition: int
+    """Index into `Manifest.partitions`."""
+    offset_bytes: int
+    """From the partition's start, a multiple of TENSOR_ALIGNMENT_BYTES."""
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AliasEntry:
+    """Another name of a stored tensor (tied weights): same dtype, shape and bytes."""
+
+    name: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionEntry:
+    """One file of tensor bytes, read and checked chunk by chunk."""
+
+    file: str
+    size_bytes: int
+    """A multiple of PAGE_BYTES, padding included."""
+    chunk_bytes: int
+    """Of every chunk but the last, which may be shorter."""
+    checksums: tuple[str, ...]
+    """xxh3_64 of each chunk, seed 0, 16 hex digits."""
+
+    def chunk_digests(self) -> list[int]:
+        """Return the checksums as the unsigned integers that the chunk reader returns."""
+        return [int(checksum, 16) for checksum in self.checksums]
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A small file kept beside the tensors."""
+
+    name: str
+    size_bytes: int
+    checksum: str
+    """xxh3_64 of its bytes, seed 0, 16 hex digits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """One whole checkpoint."""
+
+    format: str = FORMAT
+    format_version: int
+    model: ModelFacts
+    partitions: tuple[PartitionEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    """In load order: by partition, then by offset."""
+    aliases: tuple[AliasEntry, ...] = ()
+    files: tuple[FileEntry, ...] = ()
+    source_revision: str = ""
+    """Commit of the Hugging Face snapshot it came from; empty where unknown."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all partitions: what the model takes in every tier."""
+        return sum(partition.size_bytes for partition in self.partitions)
+
+    def tensors_by_name(self) -> dict[str, TensorEntry]:
+        """Every name with the entry of its bytes, aliases included."""
+        named = {tensor.name: tensor for tensor in self.tensors}
+        named.update((alias.name, named[alias.target]) for alias in self.aliases)
+        return named
+
+    def file(self, name: str) -> FileEntry | None:
+        """Return the small file of that name, None when the checkpoint has none."""
+        return next((entry for entry in self.files if entry.name == name), None)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of a checkpoint may be called so: no separators, no leading dot, no '..'."""
+    return _FILE_NAME.fullmatch(name) is not None and ".." not in name
+
+
+def is_tensor_name(name: str) -> bool:
+    """Whether a tensor may be called so: printable ASCII without space, separators and '..'."""
+    return _TENSOR_NAME.fullmatch(name) is not None and ".." not in name
