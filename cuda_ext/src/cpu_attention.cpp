@@ -119,7 +119,7 @@ private:
         std::vector<const float *> rows(queries_);
         for (std::int64_t i = 0; i < queries_; ++i) {
             rows[i] = call_.q.f32() + token(i) * call_.q.stride[0] +
-                      query_head(i) * call_.sizes.head_size;
+                      query_head(i) * call_.q.stride[1];
         }
         call_.kernels.pack(0, rows.data(), queries_, call_.sizes.head_size, packed_.data());
     }

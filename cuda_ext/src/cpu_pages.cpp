@@ -69,6 +69,14 @@ void check_blocks(const Pages &pages, const PageSizes &sizes, std::int64_t seque
     }
 }
 
+void copy_token(const TensorView &from, std::int64_t token, const PageSizes &sizes, float *to) {
+    const float *heads = from.f32() + token * from.stride[0];
+    for (std::int64_t h = 0; h < sizes.heads; ++h) {
+        std::memcpy(to + h * sizes.head_size, heads + h * from.stride[1],
+                    sizes.head_size * sizeof(float));
+    }
+}
+
 }  // namespace
 
 PageSizes check_pages(const Pages &pages, std::int64_t tokens, std::int64_t window) {
@@ -92,12 +100,11 @@ void write_kv(const TensorView &k, const TensorView &v, const Pages &pages) {
         require_size(*tensor, 1, sizes.heads);
         require_size(*tensor, 2, sizes.head_size);
     }
-    const std::size_t bytes = sizes.position_floats() * sizeof(float);
     for (std::int64_t t = 0; t < tokens; ++t) {
         const std::int64_t to = position_offset(pages, sizes, pages.seq_index.i32()[t],
                                                 pages.positions.i32()[t]);
-        std::memcpy(pages.k_cache.f32() + to, k.f32() + t * k.stride[0], bytes);
-        std::memcpy(pages.v_cache.f32() + to, v.f32() + t * v.stride[0], bytes);
+        copy_token(k, t, sizes, pages.k_cache.f32() + to);
+        copy_token(v, t, sizes, pages.v_cache.f32() + to);
     }
 }
 

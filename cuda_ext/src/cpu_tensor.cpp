@@ -25,16 +25,16 @@ void require_rank(const TensorView &tensor, int rank) {
            std::to_string(tensor.rank));
 }
 
-// Dimensions `first`.. are dense; a dimension of size 1 may have any stride. Returns their product.
-std::int64_t require_dense_from(const TensorView &tensor, int first) {
-    std::int64_t dense = 1;
-    for (int i = tensor.rank - 1; i >= first; --i) {
-        if (tensor.shape[i] > 1 && tensor.stride[i] != dense) {
-            refuse(tensor.name + (" must be contiguous in dimension " + std::to_string(i)));
-        }
-        dense *= tensor.shape[i];
+void require_stride(const TensorView &tensor, int dimension, std::int64_t stride) {
+    if (tensor.shape[dimension] <= 1 || tensor.stride[dimension] == stride) return;
+    refuse(tensor.name + (" must be contiguous in dimension " + std::to_string(dimension)));
+}
+
+bool is_empty(const TensorView &tensor) {
+    for (int i = 0; i < tensor.rank; ++i) {
+        if (tensor.shape[i] == 0) return true;
     }
-    return dense;
+    return false;
 }
 
 }  // namespace
@@ -60,16 +60,18 @@ void require_weight_dtype(const TensorView &tensor) {
 
 void require_rows(const TensorView &tensor, int rank) {
     require_rank(tensor, rank);
-    const std::int64_t row = require_dense_from(tensor, 1);
-    if (tensor.shape[0] > 1 && tensor.stride[0] < row) {
-        refuse(std::string(tensor.name) + " has rows that overlap");
-    }
+    require_stride(tensor, rank - 1, 1);
 }
 
 void require_dense(const TensorView &tensor, int rank, DType dtype) {
     require_rank(tensor, rank);
     require_dtype(tensor, dtype);
-    require_dense_from(tensor, 0);
+    if (is_empty(tensor)) return;
+    std::int64_t dense = 1;
+    for (int i = rank - 1; i >= 0; --i) {
+        require_stride(tensor, i, dense);
+        dense *= tensor.shape[i];
+    }
 }
 
 void require_size(const TensorView &tensor, int dimension, std::int64_t size) {

@@ -46,9 +46,9 @@ inline void require(bool holds, const char *message) {
     if (!holds) refuse(message);
 }
 
-// Rank `rank`, dtype f32, every dimension but the first dense, rows that do not overlap.
+// For reading: `rank` dimensions, the elements of the last one adjacent, other strides as they come.
 void require_rows(const TensorView &tensor, int rank);
-// Rank `rank`, any dtype, dense throughout.
+// `rank` dimensions, dense throughout.
 void require_dense(const TensorView &tensor, int rank, DType dtype);
 void require_size(const TensorView &tensor, int dimension, std::int64_t size);
 void require_dtype(const TensorView &tensor, DType dtype);

@@ -1,12 +1,14 @@
 """Batch-invariant CPU kernels of the engine, over torch tensors.
 
-Every output row is a function of that token's inputs alone, bit for bit: the other rows of a batch,
-their number, the thread count, prefill against decode and the machine's vector width change nothing.
-Activations and sums are float32; bfloat16 and float16 weights are widened exactly.
+Every output row is a function of that token's inputs alone, bit for bit: the other rows of a
+batch, their number, the thread count, prefill against decode and the machine's vector width change
+nothing. Activations and sums are float32; bfloat16 and float16 weights are widened exactly.
 
-All calls release the GIL, start no thread before the first one that pays (so a parent may import this
-and fork), and raise ValueError before they touch memory that an argument does not own. `threads` is
-the most threads a call may use, the caller's own included; give torch's pool one thread beside it.
+Inputs may have any strides as long as the elements of the last dimension are adjacent; caches,
+tables and indices are contiguous. All calls release the GIL, start no thread before one pays (so a
+parent may import this and fork), and raise ValueError before they touch memory that an argument
+does not own. `threads` is the most threads a call may use, the caller's own included, up to
+`MAX_THREADS`; leave torch's own pool one thread beside them.
 `variant` names one of `variants()` and exists for tests: all of them give the same bits.
 """
 
@@ -41,8 +43,7 @@ def linear(
 ) -> torch.Tensor:
     """Return `x @ weight.T + bias` as f32[T, N].
 
-    `x` f32[T, K], `weight` bf16 | f16 | f32 [N, K], `bias` f32 | bf16 [N]. Rows may be strided, the
-    elements of a row are adjacent.
+    `x` f32[T, K], `weight` and `bias` f32 | bf16 | f16 [N, K] and [N].
     """
     out = x.new_empty((x.shape[0], weight.shape[0]) if x.dim() == 2 and weight.dim() == 2 else 0)
     _cuda_ext.cpu_linear(
@@ -51,7 +52,7 @@ def linear(
     return out
 
 
-def write_kv(
+def write_kv(  # noqa: PLR0917 (a kernel has its operands)
     k: torch.Tensor,
     v: torch.Tensor,
     k_cache: torch.Tensor,
@@ -77,7 +78,7 @@ def write_kv(
     )
 
 
-def paged_attention(
+def paged_attention(  # noqa: PLR0917 (a kernel has its operands)
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -93,10 +94,10 @@ def paged_attention(
 ) -> torch.Tensor:
     """Return causal attention over the paged cache as f32[T, Hq, D].
 
-    `q` f32[T, Hq, D] with Hq a multiple of Hkv; the rest as in `write_kv`, which ran before: token t
-    sees cache positions 0 to `positions[t]` of its sequence, the last `sliding_window` of them if
-    that is not 0. Scores are multiplied by `scale`, then bounded by `softcap * tanh(s / softcap)`
-    if that is not 0. Tokens of one sequence that stand side by side share their reads.
+    `q` f32[T, Hq, D] with Hq a multiple of Hkv; the rest as in `write_kv`, which ran before: token
+    t sees cache positions 0 to `positions[t]` of its sequence, the last `sliding_window` of them
+    if that is not 0. Scores are multiplied by `scale`, then, if `softcap` is not 0, bounded by
+    `softcap * tanh(s / softcap)`. Tokens of one sequence that stand side by side share their reads.
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     _cuda_ext.cpu_paged_attention(
@@ -129,7 +130,7 @@ def rms_norm(
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor, *, variant: str = "") -> torch.Tensor:
-    """Return `silu(gate) * up` as f32[T, K]; both f32[T, K], rows may be strided.
+    """Return `silu(gate) * up` as f32[T, K]; both f32[T, K].
 
     torch's own silu differs in the last bit between a vector's body and its tail, so its result
     depends on where in the batch an element lies.
@@ -140,7 +141,7 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor, *, variant: str = "") -> torc
 
 
 def _view(tensor: torch.Tensor) -> _View:
-    """Return (address, dtype code, shape, strides in elements) for the binding, which checks them."""
+    """Return (address, dtype code, shape, strides) for the binding, which checks them."""
     code = _DTYPE_CODES.get(tensor.dtype)
     if code is None or not tensor.is_cpu:
         raise ValueError(f"a {tensor.dtype} tensor on {tensor.device} is not for the CPU kernels")
