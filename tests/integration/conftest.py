@@ -1,4 +1,4 @@
-"""One real etcd and one real Redis for the session; harnesses that give fakes and real ones alike."""
+"""One real etcd and one real Redis for the session; harnesses for fakes and real ones alike."""
 
 import itertools
 import shutil
