@@ -11,20 +11,20 @@ from types import MappingProxyType
 from gearfall.core.errors import InvalidRequest
 
 Measure = Callable[[Sequence[float], Sequence[float]], float]
-"""From the tokens' log-probabilities and margins (equal length, at least 1) to a value in 0 to 1."""
+"""From log-probabilities and margins, one each a token and at least one, to a value in 0 to 1."""
 
 
-def _sequence_probability(logprobs: Sequence[float], margins: Sequence[float]) -> float:
+def _sequence_probability(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
     """Probability of the whole answer: exp of the sum."""
     return math.exp(math.fsum(logprobs))
 
 
-def _mean_token_probability(logprobs: Sequence[float], margins: Sequence[float]) -> float:
+def _mean_token_probability(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
     """Geometric mean of the token probabilities: exp of the mean."""
     return math.exp(math.fsum(logprobs) / len(logprobs))
 
 
-def _min_token_probability(logprobs: Sequence[float], margins: Sequence[float]) -> float:
+def _min_token_probability(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
     """Probability of the least probable token."""
     return math.exp(min(logprobs))
 

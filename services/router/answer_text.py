@@ -45,8 +45,7 @@ class AnswerText:
         return self._scanner.found is not None
 
     def feed(self, run: TokenRun) -> AnswerPiece | None:
-        """Return what became final with `run`; None when nothing did. A run with `finish` is last."""
-        assert not self.stop_found
+        """Return what became final with `run`, or None; a run with `finish` is the last."""
         shown = self._shown_count(run)
         text = ""
         for position in range(shown) if self._with_logprobs else ():

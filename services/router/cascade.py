@@ -1,13 +1,13 @@
 """One choice's way through the stages of its deployment, as a pure step function.
 
-| state         | event                                       | next          | effects              |
-| ------------- | ------------------------------------------- | ------------- | -------------------- |
-| stage i       | Piece, stage i is not the last              | stage i       | none: it is held     |
-| stage i       | Piece, stage i is the last                  | stage i       | Release              |
-| stage i       | StageDone, certain enough or the last       | done          | Release, Finish      |
-| stage i       | StageDone, below the threshold              | stage i + 1   | StartStage(i + 1)    |
-| stage i       | StageFailed, stage i is not the last        | stage i + 1   | StartStage(i + 1)    |
-| stage i       | StageFailed, stage i is the last            | done          | Fail                 |
+| state     | event                                     | next          | effects                |
+| --------- | ----------------------------------------- | ------------- | ---------------------- |
+| stage i   | Piece, stage i is not the last            | stage i       | none: it is held       |
+| stage i   | Piece, stage i is the last                | stage i       | Release                |
+| stage i   | StageDone, certain enough or the last     | done          | Release, Finish        |
+| stage i   | StageDone, below the threshold            | stage i + 1   | StartStage(i + 1)      |
+| stage i   | StageFailed, stage i is not the last      | stage i + 1   | StartStage(i + 1)      |
+| stage i   | StageFailed, stage i is the last          | done          | Fail                   |
 
 What was released is never taken back: a stage that can be overruled releases nothing before it is
 decided.

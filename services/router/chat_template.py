@@ -1,5 +1,6 @@
 """Chat templates: text of a checkpoint, so hostile until bounded. Rendered in jinja's sandbox."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -15,6 +16,16 @@ MAX_TEMPLATE_CHARACTERS = 256 * 1024
 MAX_TEXT_CHARACTERS = 16 * 1024 * 1024
 MAX_LOOP_STEPS = 200_000
 _TICK = "gearfall_tick"
+_TEMPLATE_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 class ChatTemplate:
@@ -48,14 +59,10 @@ class ChatTemplate:
                 **{_TICK: steps.tick},
             )
             return _join(pieces)
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise _refused(error) from error
-        except (AttributeError, RecursionError, MemoryError) as error:
-            raise _refused(error) from error
-
-
-def _refused(error: Exception) -> InvalidRequest:
-    return InvalidRequest(f"the chat template refused the messages: {error}", param="messages")
+        except _TEMPLATE_ERRORS as error:
+            raise InvalidRequest(
+                f"the chat template refused the messages: {error}", param="messages"
+            ) from error
 
 
 def _join(pieces: Any) -> str:
@@ -105,7 +112,7 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Generation(Extension):
-    """Hugging Face's `{% generation %}` block marks the assistant's text; here it only contains it."""
+    """Hugging Face's `{% generation %}` block, which marks the assistant's text for training."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja's own interface
 
@@ -121,8 +128,6 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _tojson(value: Any, indent: int | None = None) -> str:
-    import json
-
     if isinstance(value, Undefined):
         raise TemplateError("tojson of an undefined value")
     return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -59,7 +59,7 @@ class RunContext:
 
 
 class ChoiceRun:
-    """One choice on its way. `run` returns when it ended; raises what the last stage failed with."""
+    """One choice on its way; `run` raises what the last stage failed with."""
 
     def __init__(self, context: RunContext, choice: int, plans: Sequence[StagePlan]) -> None:
         self._context = context

@@ -1,4 +1,4 @@
-"""The jobs this router answers for: their token logs, their owners, and their way back to the queue."""
+"""The jobs this router answers for: token logs, owners, and their way back to the queue."""
 
 import asyncio
 import logging

@@ -1,6 +1,7 @@
-"""One admitted request: its choices' tasks on one side, batches of events for the client on the other."""
+"""One admitted request: tasks of its choices on one side, batches of events on the other."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
@@ -8,6 +9,8 @@ from gearfall.core.ids import RequestId
 from gearfall.core.job import FinishReason
 from services.router.choice_run import ChoiceRun
 from services.router.generation import ChoiceEnd, Delta, GenerationEvent, StageReport, Usage
+
+_log = logging.getLogger(__name__)
 
 EndObserver = Callable[["RunningRequest"], None]
 
@@ -63,7 +66,7 @@ class RunningRequest:
         self._wake.set()
 
     async def batches(self) -> AsyncIterator[list[GenerationEvent]]:
-        """Yield what came since the last batch until all choices ended.
+        """Yield what came since the last batch until all choices ended or the request is closed.
 
         Raises the request's error after what was released before it.
         """
@@ -75,7 +78,7 @@ class RunningRequest:
                 yield batch
             if self.error is not None:
                 raise self.error
-            if len(self.ends) == self.choices and not self._outbox:
+            if self._is_closed and not self._outbox:
                 return
 
     def cancel(self) -> None:
@@ -103,6 +106,7 @@ class RunningRequest:
         for task in self._tasks:
             task.cancel()
         self._on_end(self)
+        self._wake.set()
 
     async def wait_stopped(self) -> None:
         """Return when every choice's task has ended."""
@@ -117,8 +121,8 @@ class RunningRequest:
         except GearfallError as error:
             self.fail(error)
         except Exception as error:
+            _log.exception("a choice failed", extra={"request_id": self.request_id})
             self.fail(Internal(f"internal error: {type(error).__name__}"))
-            raise
         if len(self.ends) == self.choices:
             self.close()
 

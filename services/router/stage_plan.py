@@ -55,7 +55,7 @@ async def plan_stages(
     models: Mapping[ModelName, ModelRecord],
     tokenizers: TokenizerCache,
 ) -> tuple[StagePlan, ...]:
-    """Return a plan for each stage. Raises what is wrong with the last one: it must be able to answer.
+    """Return a plan for each stage. Raises what is wrong with the last: it must be able to answer.
 
     InvalidRequest with code context_length_exceeded when the prompt does not fit.
     """

@@ -1,4 +1,4 @@
-"""One job of one stage as the router follows it: tokens in, text pieces out, a verdict at the end."""
+"""One stage's job as the router follows it: tokens in, text pieces out, a verdict at the end."""
 
 import asyncio
 from collections.abc import Callable

@@ -15,7 +15,7 @@ class ByteReader:
         self._byte_of = _byte_level_alphabet() if _is_byte_level(tokenizer_json) else None
 
     def bytes_of(self, token: str, text: str) -> bytes:
-        """Return the bytes of `token` as the vocabulary spells it; `text` is how it decodes alone."""
+        """Return the bytes of `token`, spelt as in the vocabulary; alone it decodes to `text`."""
         fallback = _BYTE_FALLBACK.fullmatch(token)
         if fallback:
             return bytes.fromhex(fallback[1])

@@ -65,7 +65,7 @@ class ModelTokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the prompt's token ids; special tokens are never doubled. Raises InvalidRequest."""
+        """Return the prompt's token ids, special tokens not doubled. Raises InvalidRequest."""
         if isinstance(prompt, TokenPrompt):
             return prompt.token_ids
         if isinstance(prompt, ChatPrompt):

@@ -1,0 +1,199 @@
+"""What is registered and deployed, and the operators' calls that change it."""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from gearfall.core.certainty import parse_measure
+from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Unavailable
+from gearfall.core.ids import DeploymentName, ModelName, parse_name
+from gearfall.core.ports import JobQueue
+from gearfall.core.records import DeploymentRecord, NodeRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.cluster_view import ClusterView
+from gearfall.pb import store_pb2
+from services.router.peers import Peers
+
+_log = logging.getLogger(__name__)
+
+MAX_STAGES = 8
+MAX_REPLICAS = 1024
+_SEEN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeEnd:
+    """The registration on one node is over."""
+
+    error: GearfallError | None
+
+
+class Catalogue:
+    """Models and deployments of the cluster. Writes return once this router's view shows them."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        queue: JobQueue,
+        peers: Peers,
+        *,
+        is_model_used: Callable[[ModelName], bool],
+    ) -> None:
+        """`is_model_used`: whether a running request of this router needs the model."""
+        self._cluster = cluster
+        self._queue = queue
+        self._peers = peers
+        self._is_model_used = is_model_used
+
+    @property
+    def view(self) -> ClusterView:
+        """The cluster as this router sees it."""
+        return self._cluster.view
+
+    async def register_model(
+        self, name: str, path: str
+    ) -> AsyncIterator[store_pb2.RegisterProgress]:
+        """Register a directory with every live store at once and yield the progress of all.
+
+        Goes on where one store fails, then raises the first failure: what a store has stays.
+        """
+        parse_name(name, param="name")
+        if not path.startswith("/"):
+            raise InvalidRequest(f"path {path[:200]!r} is not absolute", param="path")
+        if DeploymentName(name) in self._cluster.view.deployments:
+            raise Conflict(f"a deployment has the name {name}", param="name")
+        nodes = tuple(self._cluster.view.nodes.values())
+        if not nodes:
+            raise Unavailable("no store is up", retry_after_s=2.0)
+        async for progress in self._register_on(nodes, name, path):
+            yield progress
+
+    async def remove_model(self, name: str) -> None:
+        """Remove a model from every store, its queue and the cluster.
+
+        NotFound; Conflict while a deployment names it, a request runs on it or a replica holds it.
+        """
+        view = self._cluster.view
+        model = ModelName(name)
+        if model not in view.models:
+            raise NotFound(f"model {name!r} is not registered", param="name")
+        users = [each.name for each in view.deployments.values() if _names(each, model)]
+        if users:
+            raise Conflict(f"model {name} is a stage of {', '.join(sorted(users))}", param="name")
+        if self._is_model_used(model):
+            raise Conflict(f"requests are running on model {name}", param="name")
+        for node in view.nodes.values():
+            await self._peers.delete_model(node, name)
+        await self._cluster.delete_model(model)
+        await self._queue.drop(model)
+        await self._until(lambda now: model not in now.models)
+
+    async def put_deployment(self, record: DeploymentRecord) -> tuple[DeploymentRecord, int]:
+        """Create or replace a deployment after `check_deployment`; return it with its revision."""
+        check_deployment(record, self._cluster.view)
+        revision = await self._cluster.put_deployment(record)
+        await self._cluster.wait_seen(revision, timeout_s=_SEEN_S)
+        return record, revision
+
+    async def remove_deployment(self, name: str) -> None:
+        """Remove a deployment; requests that run keep what they were admitted with."""
+        if not await self._cluster.delete_deployment(DeploymentName(name)):
+            raise NotFound(f"there is no deployment {name!r}", param="name")
+        await self._until(lambda now: DeploymentName(name) not in now.deployments)
+
+    async def _register_on(
+        self, nodes: tuple[NodeRecord, ...], name: str, path: str
+    ) -> AsyncIterator[store_pb2.RegisterProgress]:
+        merged: asyncio.Queue[store_pb2.RegisterProgress | _NodeEnd] = asyncio.Queue()
+        tasks = [
+            asyncio.create_task(self._register_one(each, name, path, merged)) for each in nodes
+        ]
+        errors: list[GearfallError] = []
+        left = len(tasks)
+        try:
+            while left:
+                item = await merged.get()
+                if isinstance(item, _NodeEnd):
+                    left -= 1
+                    errors += [item.error] if item.error else []
+                else:
+                    yield item
+            if errors:
+                raise errors[0]
+            await self._until(lambda now: ModelName(name) in now.models)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _register_one(
+        self,
+        node: NodeRecord,
+        name: str,
+        path: str,
+        merged: "asyncio.Queue[store_pb2.RegisterProgress | _NodeEnd]",
+    ) -> None:
+        try:
+            async for progress in self._peers.register_model(node, name, path):
+                merged.put_nowait(progress)
+        except GearfallError as error:
+            merged.put_nowait(_NodeEnd(error))
+        except Exception as error:
+            _log.exception("registration failed", extra={"model": name, "node": node.node_id})
+            merged.put_nowait(_NodeEnd(Unavailable(f"store {node.node_id}: {error}")))
+        else:
+            merged.put_nowait(_NodeEnd(None))
+
+    async def _until(self, holds: Callable[[ClusterView], bool]) -> None:
+        """Return when this router's view shows it; Unavailable after a while."""
+        try:
+            async with asyncio.timeout(_SEEN_S):
+                async for _ in self._cluster.changes():
+                    if holds(self._cluster.view):
+                        return
+        except TimeoutError:
+            raise Unavailable(f"not seen in cluster state within {_SEEN_S:g} s") from None
+
+
+def check_deployment(record: DeploymentRecord, view: ClusterView) -> None:
+    """Raise InvalidRequest, NotFound or Conflict when `record` can't be deployed in `view`."""
+    parse_name(record.name, param="name")
+    if ModelName(record.name) in view.models:
+        raise Conflict(f"a model has the name {record.name}", param="name")
+    parse_measure(record.certainty)
+    if not 1 <= len(record.stages) <= MAX_STAGES:
+        raise InvalidRequest(f"a deployment has 1 to {MAX_STAGES} stages", param="stages")
+    _check_stages(record, view)
+    if not 0 <= record.min_replicas <= record.max_replicas <= MAX_REPLICAS:
+        raise InvalidRequest(
+            f"min_replicas {record.min_replicas} and max_replicas {record.max_replicas} must be "
+            f"0 <= min <= max <= {MAX_REPLICAS}",
+            param="min_replicas",
+        )
+    if record.max_replicas == 0:
+        raise InvalidRequest("max_replicas must be at least 1", param="max_replicas")
+    if not (math.isfinite(record.keep_alive_s) and record.keep_alive_s >= 0):
+        raise InvalidRequest("keep_alive_s must be at least 0", param="keep_alive_s")
+
+
+def _check_stages(record: DeploymentRecord, view: ClusterView) -> None:
+    seen: set[ModelName] = set()
+    for position, stage in enumerate(record.stages):
+        where = f"stages[{position}]"
+        if stage.model not in view.models:
+            raise NotFound(f"model {stage.model!r} is not registered", param=f"{where}.model")
+        if stage.model in seen:
+            raise InvalidRequest(f"model {stage.model} stands twice", param=f"{where}.model")
+        seen.add(stage.model)
+        is_last = position == len(record.stages) - 1
+        if is_last and stage.threshold is not None:
+            raise InvalidRequest("the last stage has no threshold", param=f"{where}.threshold")
+        if not is_last and not (stage.threshold is not None and 0.0 <= stage.threshold <= 1.0):
+            raise InvalidRequest(
+                f"stage {stage.model} needs a threshold between 0 and 1", param=f"{where}.threshold"
+            )
+
+
+def _names(record: DeploymentRecord, model: ModelName) -> bool:
+    return any(stage.model == model for stage in record.stages)

@@ -1,0 +1,220 @@
+"""Wiring of the router: settings, cluster state, queue, both doors, orderly stop."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import secrets
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from gearfall.core.ids import RouterId
+from gearfall.core.ports import ClusterState, JobQueue
+from gearfall.core.records import RouterRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.etcd_state import EtcdState
+from gearfall.infra.grpc_server import GrpcServer, start_server
+from gearfall.infra.redis_queue import RedisQueue
+from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.pb.router_pb2_grpc import (
+    add_RouterServicer_to_server,
+    add_TokenSinkServicer_to_server,
+)
+from services.router.background import Background
+from services.router.catalogue import Catalogue
+from services.router.cluster_status import ClusterStatus
+from services.router.demand import DemandBoard
+from services.router.jobs import JobTable
+from services.router.metrics import RouterMetrics
+from services.router.peers import Peers
+from services.router.presence import Presence
+from services.router.rest import MAX_BODY_BYTES, RestDoor
+from services.router.rest_server import start_rest_server
+from services.router.service import RouterLimits, RouterService
+from services.router.servicer import RouterServicer
+from services.router.starts import is_ready
+from services.router.token_sink import TokenSinkServicer
+from services.router.tokenizing import FileSource, TokenizerCache
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """What one router needs to know, beside the state and queue it is given."""
+
+    listen: str = "127.0.0.1:0"
+    """host:port of the gRPC server."""
+    rest_listen: str = "127.0.0.1:0"
+    advertise: str = ""
+    """host:port at which workers reach the gRPC server; empty: where it listens."""
+    api_keys: tuple[str, ...] = ()
+    """Any of them opens the REST door's /v1; none leaves it open. gRPC is for the cluster."""
+    max_body_bytes: int = MAX_BODY_BYTES
+    limits: RouterLimits = RouterLimits()
+
+
+class Router:
+    """A whole router over given ports. `start()`, then `stop()`; the ports stay the caller's."""
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        cluster: Cluster,
+        state: ClusterState,
+        queue: JobQueue,
+        *,
+        files: FileSource | None = None,
+    ) -> None:
+        """`files`: where tokenizers come from; None: the stores. `cluster` is started."""
+        self.router_id = RouterId(f"router-{uuid.uuid4().hex[:12]}")
+        self.rest_address = ""
+        self.grpc_address = ""
+        self._settings = settings
+        self._cluster = cluster
+        self._background = Background()
+        metrics = RouterMetrics()
+        self.demand = DemandBoard(
+            cluster,
+            self.router_id,
+            lambda model: is_ready(model, cluster.view.replicas.values()),
+        )
+        self.jobs = JobTable(
+            queue,
+            self.demand,
+            self._background,
+            on_epoch_bumped=lambda model: metrics.epochs_bumped.labels(model).inc(),
+        )
+        self.peers = Peers(lambda: cluster.view)
+        self.service = RouterService(
+            router_id=self.router_id,
+            cluster=cluster,
+            jobs=self.jobs,
+            tokenizers=TokenizerCache(files or self.peers),
+            metrics=metrics,
+            draw_seed=lambda: secrets.randbits(63),
+            draw_id=lambda: uuid.uuid4().hex,
+            limits=settings.limits,
+        )
+        self.catalogue = Catalogue(cluster, queue, self.peers, is_model_used=self.jobs.is_used)
+        self.status = ClusterStatus(
+            router_id=self.router_id,
+            view=lambda: cluster.view,
+            state=state,
+            queue=queue,
+            peers=self.peers,
+            waiting=lambda: self.demand.waiting,
+            running_requests=lambda: self.service.running_requests,
+        )
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Open both doors and publish the router. Raises Unavailable when a port can't be bound."""
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Leave the cluster, give running requests their grace, close both doors. Idempotent."""
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        settings, stack = self._settings, self._stack
+        stack.push_async_callback(self.peers.close)
+        stack.push_async_callback(self._background.stop)
+        server = await self._start_grpc()
+        stack.push_async_callback(server.stop)
+        self.grpc_address = settings.advertise or server.address
+        self.service.address = self.grpc_address
+        door = RestDoor(
+            self.service,
+            self.catalogue,
+            self.status,
+            api_keys=settings.api_keys,
+            max_body_bytes=settings.max_body_bytes,
+        )
+        rest = await start_rest_server(door.build_app(), settings.rest_listen)
+        stack.push_async_callback(rest.stop)
+        self.rest_address = rest.address
+        stack.push_async_callback(self.service.stop)
+        record = RouterRecord(self.router_id, self.grpc_address, self.rest_address)
+        presence = Presence(self._cluster, record, self.demand.set_lease)
+        stack.push_async_callback(presence.stop)
+        for work, name in (
+            (presence.run(), "presence"),
+            (self.demand.run(), "demand"),
+            (self.service.run(), "service"),
+        ):
+            self._background.spawn(work, name)
+
+    async def _start_grpc(self) -> GrpcServer:
+        def add_servicers(server: grpc.aio.Server) -> None:
+            router = RouterServicer(self.service, self.catalogue, self.peers, self.status)
+            add_RouterServicer_to_server(router, server)
+            sink = TokenSinkServicer(self.jobs, self.router_id)
+            add_TokenSinkServicer_to_server(sink, server)
+
+        names = ("gearfall.v1.Router", "gearfall.v1.TokenSink")
+        return await start_server(self._settings.listen, add_servicers, names)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a router until it is told to stop."""
+    flags = parse_settings(argv)
+    run_service("router", flags.log_level, lambda stop: serve(flags, stop))
+
+
+def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read flags and environment."""
+    parser = ServiceParser("router")
+    parser.add_setting("--rest", default="127.0.0.1:0", meaning="host:port of the REST server")
+    parser.add_setting(
+        "--max-body-bytes", default=MAX_BODY_BYTES, parse=int, meaning="largest REST body taken"
+    )
+    parser.add_setting(
+        "--max-choices",
+        default=RouterLimits().max_choices,
+        parse=int,
+        meaning="answers generated or waiting at once; more are refused",
+    )
+    parser.add_argument(
+        "--api-key",
+        action="append",
+        default=_keys_from_environment(),
+        help="opens the REST door; repeatable; none leaves it open [GEARFALL_API_KEY, by commas]",
+    )
+    return parser.parse_args(argv)
+
+
+async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set."""
+    settings = RouterSettings(
+        listen=flags.listen,
+        rest_listen=flags.rest,
+        advertise=flags.advertise,
+        api_keys=tuple(flags.api_key),
+        max_body_bytes=flags.max_body_bytes,
+        limits=RouterLimits(max_choices=flags.max_choices),
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        state = EtcdState(flags.etcd)
+        stack.push_async_callback(state.close)
+        queue = RedisQueue(flags.redis)
+        stack.push_async_callback(queue.close)
+        cluster = Cluster(state)
+        await cluster.start()
+        stack.push_async_callback(cluster.stop)
+        router = Router(settings, cluster, state, queue)
+        await router.start()
+        stack.push_async_callback(router.stop)
+        announce_ready(
+            "router", router.grpc_address, rest=router.rest_address, router_id=router.router_id
+        )
+        await stop.wait()
+
+
+def _keys_from_environment() -> list[str]:
+    return [key for key in os.environ.get("GEARFALL_API_KEY", "").split(",") if key]

@@ -1,0 +1,123 @@
+"""The Router gRPC door: converts, calls one service method, converts back."""
+
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc
+
+from gearfall.core.ids import ModelName
+from gearfall.infra.convert import deployment_from_pb, deployment_to_pb, model_to_pb
+from gearfall.pb import common_pb2, router_pb2_grpc, scheduler_pb2, store_pb2
+from gearfall.pb import router_pb2 as pb
+from services.router.catalogue import Catalogue
+from services.router.cluster_status import ClusterStatus
+from services.router.peers import Peers
+from services.router.router_convert import event_to_pb, explanation_to_pb, request_from_pb
+from services.router.service import RouterService
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+# Method names are gRPC's.
+# ruff: noqa: N802
+
+
+class RouterServicer(router_pb2_grpc.RouterServicer):
+    """Errors raised here are mapped by the server's interceptor."""
+
+    def __init__(
+        self, service: RouterService, catalogue: Catalogue, peers: Peers, status: ClusterStatus
+    ) -> None:
+        self._service = service
+        self._catalogue = catalogue
+        self._peers = peers
+        self._status = status
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateEvent]:
+        """Stream one request's events; a client that goes away stops the work."""
+        running = await self._service.start(request_from_pb(request))
+        context.add_done_callback(lambda context: running.close())
+        start = pb.GenerateStart(
+            request_id=running.request_id, seed=running.seed, deployment=running.deployment
+        )
+        yield pb.GenerateEvent(start=start)
+        try:
+            async for batch in running.batches():
+                for event in batch:
+                    yield event_to_pb(event)
+        finally:
+            running.close()
+
+    async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelReply:
+        """Stop a request by id."""
+        self._service.cancel(request.request_id)
+        return pb.CancelReply()
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsReply:
+        """List models, cold ones included, and deployments."""
+        view = self._catalogue.view
+        models = [
+            model_to_pb(
+                record,
+                self._readiness(record.name),
+                self._service.expected_start_s(record.name),
+            )
+            for record in view.models.values()
+        ]
+        deployments = [deployment_to_pb(each) for each in view.deployments.values()]
+        return pb.ListModelsReply(models=models, deployments=deployments)
+
+    async def RegisterModel(
+        self, request: store_pb2.RegisterModelRequest, context: Context
+    ) -> AsyncIterator[store_pb2.RegisterProgress]:
+        """Register with every live store and stream their progress."""
+        async for progress in self._catalogue.register_model(request.name, request.path):
+            yield progress
+
+    async def RemoveModel(
+        self, request: pb.RemoveModelRequest, context: Context
+    ) -> pb.RemoveModelReply:
+        """Remove a model everywhere."""
+        await self._catalogue.remove_model(request.name)
+        return pb.RemoveModelReply()
+
+    async def PutDeployment(
+        self, request: pb.PutDeploymentRequest, context: Context
+    ) -> pb.PutDeploymentReply:
+        """Create or replace a deployment."""
+        wanted = deployment_from_pb(request.deployment)
+        record, revision = await self._catalogue.put_deployment(wanted)
+        return pb.PutDeploymentReply(deployment=deployment_to_pb(record, revision))
+
+    async def RemoveDeployment(
+        self, request: pb.RemoveDeploymentRequest, context: Context
+    ) -> pb.RemoveDeploymentReply:
+        """Remove a deployment."""
+        await self._catalogue.remove_deployment(request.name)
+        return pb.RemoveDeploymentReply()
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusReply:
+        """Return the cluster as this router sees it."""
+        return await self._status.read()
+
+    async def Explain(
+        self, request: scheduler_pb2.ExplainRequest, context: Context
+    ) -> scheduler_pb2.ExplainReply:
+        """Explain a request from the request log, a model by asking the leading scheduler."""
+        if request.WhichOneof("subject") == "model":
+            return await self._peers.explain_model(request.model)
+        events = self._service.request_log.events(request.request_id)
+        return scheduler_pb2.ExplainReply(
+            explanations=[explanation_to_pb(request.request_id, each) for each in events]
+        )
+
+    def _readiness(self, model: ModelName) -> "common_pb2.ModelReadiness.ValueType":
+        is_ready, is_starting = self._service.readiness(model)
+        if is_ready:
+            return common_pb2.MODEL_READINESS_READY
+        if is_starting:
+            return common_pb2.MODEL_READINESS_STARTING
+        return common_pb2.MODEL_READINESS_COLD
