@@ -13,15 +13,17 @@ from services.worker.job_board import JobBoard
 BLOCK_S = 0.5
 """Longest a claim blocks: so soon a freed slot, a dead worker's jobs or a drain are noticed."""
 RETRY_S = 0.5
+HOLD_S = 5.0
+"""Longest that jobs claimed just before the engine died wait for the next engine."""
 
 _log = logging.getLogger(__name__)
 
 
 class ClaimLoop:
-    """Claims for one ready replica until it is told to stop.
+    """Claims for one replica while it is open, until it is told to stop.
 
-    A claim that blocks is never cancelled: entries that the server handed out would be lost to
-    everybody while this worker lives.
+    A claim that blocks is never cancelled: entries that the server handed out meanwhile would be
+    nobody's while this worker lives.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class ClaimLoop:
         board: JobBoard,
         *,
         alive: Callable[[], frozenset[str]],
+        hold_s: float = HOLD_S,
     ) -> None:
         """`alive`: workers whose claims are their own; others' are taken over."""
         self._model = model
@@ -41,9 +44,25 @@ class ClaimLoop:
         self._queue = queue
         self._board = board
         self._alive = alive
+        self._hold_s = hold_s
         self._wake = asyncio.Event()
-        self._is_reclaim_due = True
+        self._is_open = False
         self._is_stopping = False
+        self._is_reclaim_due = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin in the background, closed."""
+        self._task = asyncio.create_task(self._run(), name=f"claims-{self._model}")
+
+    def open(self) -> None:
+        """The engine serves: claim, and first take over what dead workers had claimed."""
+        self._is_open = True
+        self.request_reclaim()
+
+    def close(self) -> None:
+        """The engine is gone: claim nothing before `open`."""
+        self._is_open = False
 
     def wake(self) -> None:
         """Look again: slots may have become free."""
@@ -54,58 +73,51 @@ class ClaimLoop:
         self._is_reclaim_due = True
         self._wake.set()
 
-    def stop(self) -> None:
-        """Claim nothing more; `run` returns after the claim under way."""
+    async def stop(self) -> None:
+        """Claim nothing more; return when the claim under way has ended too. Idempotent."""
         self._is_stopping = True
         self._wake.set()
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
-    async def run(self) -> None:
-        """Claim until `stop`."""
+    async def _run(self) -> None:
         while (free := await self._wait_room()) > 0:
             try:
                 jobs = await self._take(free)
             except GearfallError as error:
                 _log.warning("cannot claim", extra={"model": self._model, "error": error.message})
-                await self._pause(RETRY_S)
+                await self._wait_for(lambda: self._is_stopping, RETRY_S)
                 continue
+            if jobs:
+                await self._wait_for(lambda: self._is_open or self._is_stopping, self._hold_s)
             for queued in jobs:
                 self._board.accept(queued)
 
     async def _wait_room(self) -> int:
         """Return the number of free slots once there are any; 0 when stopping."""
-        while not self._is_stopping:
-            self._wake.clear()
-            free = self._slots - self._board.occupied_slots(self._model)
-            if free > 0:
-                return free
-            await self._wake.wait()
-        return 0
+        await self._wait_for(
+            lambda: self._is_stopping or (self._is_open and self._free_slots() > 0), None
+        )
+        return 0 if self._is_stopping else self._free_slots()
+
+    def _free_slots(self) -> int:
+        return self._slots - self._board.occupied_slots(self._model)
 
     async def _take(self, free: int) -> Sequence[QueuedJob]:
         if self._is_reclaim_due:
-            self._is_reclaim_due = False
-            taken = await self._reclaim(free)
-            if taken:
-                self._is_reclaim_due = True
-                return taken
-        return await self._queue.claim(self._model, self._worker_id, max_jobs=free, block_s=BLOCK_S)
-
-    async def _reclaim(self, free: int) -> Sequence[QueuedJob]:
-        alive = self._alive() | {self._worker_id}
-        try:
+            alive = self._alive() | {self._worker_id}
             taken = await self._queue.reclaim(
                 self._model, self._worker_id, alive=alive, max_jobs=free
             )
-        except GearfallError:
-            self._is_reclaim_due = True
-            raise
-        if taken:
-            _log.info("reclaimed", extra={"model": self._model, "jobs": len(taken)})
-        return taken
+            if taken:
+                _log.info("reclaimed", extra={"model": self._model, "jobs": len(taken)})
+                return taken
+            self._is_reclaim_due = False
+        return await self._queue.claim(self._model, self._worker_id, max_jobs=free, block_s=BLOCK_S)
 
-    async def _pause(self, seconds: float) -> None:
+    async def _wait_for(self, holds: Callable[[], bool], seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not self._is_stopping:
+                while not holds():
                     self._wake.clear()
                     await self._wake.wait()

@@ -4,6 +4,8 @@ Owner of the claim book and of one push stream per router. Everything here runs 
 so an event is always handled whole.
 """
 
+import asyncio
+import contextlib
 import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
@@ -49,10 +51,18 @@ class JobBoard:
         self._streams: dict[str, PushStream] = {}
         self._engines: dict[ModelName, EngineProcess] = {}
         self._watchers: dict[ModelName, Callable[[], None]] = {}
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
         self._gone_routers: OrderedDict[RouterId, None] = OrderedDict()
 
-    async def stop(self) -> None:
-        """End every stream; claims that are left go to whoever reclaims them."""
+    async def stop(self, *, timeout_s: float = 1.0) -> None:
+        """Let routers answer what they were told, briefly, and end every stream.
+
+        Entries of claims that are left go to whoever reclaims them.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._is_empty.wait()
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
             await stream.stop()
@@ -74,6 +84,7 @@ class JobBoard:
         job = queued.job
         if not self._book.add(queued):
             return
+        self._is_empty.clear()
         if job.router_id in self._gone_routers and not self._is_router_alive(job.router_id):
             self._apply(_key(job), ClaimEvent.ROUTER_GONE)
             return
@@ -166,6 +177,8 @@ class JobBoard:
             return
         for todo in self._book.apply(key, event):
             self._perform(todo, event)
+        if len(self._book) == 0:
+            self._is_empty.set()
         if on_change := self._watchers.get(claim.job.model):
             on_change()
 

@@ -1,0 +1,155 @@
+"""Wiring of the worker: settings, zygote, cluster state, queue, host, gRPC server."""
+
+import argparse
+import asyncio
+import os
+import uuid
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.ids import NodeId, WorkerId
+from gearfall.core.records import WorkerRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.etcd_state import EtcdState
+from gearfall.infra.grpc_server import start_server
+from gearfall.infra.pool_lease import take_lease
+from gearfall.infra.redis_queue import RedisQueue
+from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
+from services.worker.host import WorkerHost
+from services.worker.job_board import JobBoard
+from services.worker.publisher import ReplicaPublisher
+from services.worker.push_stream import PushListener, PushStream
+from services.worker.registration import Registration
+from services.worker.replica import Replica, ReplicaPorts
+from services.worker.replica_start import ReplicaSettings, StartPorts
+from services.worker.service import WorkerService
+from services.worker.servicer import WorkerServicer
+from services.worker.settlement import Settlement
+from services.worker.store_client import GrpcStoreClient
+from services.worker.zygote_client import Zygote
+
+STOP_DRAIN_S = 5.0
+"""How long running jobs may finish after SIGTERM before they are handed back."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a worker until it is told to stop."""
+    settings = parse_settings(argv)
+    run_service("worker", settings.log_level, lambda stop: serve(settings, stop))
+
+
+def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read flags and environment."""
+    parser = ServiceParser("worker")
+    parser.add_setting("--node-id", default="node-1", meaning="node whose store it uses")
+    parser.add_setting("--device", default="cpu", meaning="cpu or cuda:<index>")
+    parser.add_setting(
+        "--memory-bytes",
+        default=4 << 30,
+        parse=int,
+        meaning="capacity for weights, KV cache and processes of all replicas",
+    )
+    parser.add_setting("--max-replicas", default=8, parse=int, meaning="most models at once")
+    parser.add_setting("--slots", default=16, parse=int, meaning="most jobs at once per replica")
+    parser.add_setting("--threads", default=0, parse=int, meaning="per engine; 0: half the cores")
+    parser.add_argument("--label", action="append", default=[], help="k=v, repeatable")
+    return parser.parse_args(argv)
+
+
+async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set; then drain briefly and deregister."""
+    async with AsyncExitStack() as stack:
+        # The warm parent is started before anything touches gRPC in this process.
+        zygote = Zygote()
+        await zygote.start()
+        stack.push_async_callback(zygote.stop)
+        record = await _start(settings, zygote, stack)
+        announce_ready("worker", record.address, worker_id=record.worker_id)
+        await stop.wait()
+
+
+async def _start(
+    settings: argparse.Namespace, zygote: Zygote, stack: AsyncExitStack
+) -> WorkerRecord:
+    """Build and start everything; `stack` stops it in reverse order."""
+    worker_id = WorkerId(f"worker-{uuid.uuid4().hex[:12]}")
+    node_id = NodeId(settings.node_id)
+    state = EtcdState(settings.etcd)
+    stack.push_async_callback(state.close)
+    cluster = Cluster(state)
+    await cluster.start()
+    stack.push_async_callback(cluster.stop)
+    queue = RedisQueue(settings.redis)
+    stack.push_async_callback(queue.close)
+    settlement = Settlement(queue)
+    settlement.start()
+    stack.push_async_callback(settlement.stop)
+
+    def open_stream(address: str, listener: PushListener) -> PushStream:
+        return PushStream(address, worker_id, node_id, listener)
+
+    board = JobBoard(settlement, open_stream, lambda router: router in cluster.view.routers)
+    stack.push_async_callback(board.stop)
+    publisher = ReplicaPublisher(cluster, worker_id)
+    publisher.start()
+    stack.push_async_callback(publisher.stop)
+    ports = ReplicaPorts(
+        start=StartPorts(_store_client(cluster, node_id), take_lease, zygote),
+        queue=queue,
+        board=board,
+        publisher=publisher,
+        alive_workers=lambda: frozenset(cluster.view.workers),
+    )
+    shared = ReplicaSettings(
+        worker_id, node_id, settings.device, settings.slots, _threads(settings.threads)
+    )
+    host = WorkerHost(
+        cluster,
+        Registration(cluster, publisher.use_lease),
+        lambda assignment, model: Replica(assignment, model, shared, ports),
+    )
+    service = WorkerService(host)
+    server = await start_server(
+        settings.listen,
+        lambda s: add_WorkerServicer_to_server(WorkerServicer(service), s),
+        ("gearfall.v1.Worker",),
+    )
+    stack.push_async_callback(server.stop)
+    await host.start(
+        WorkerRecord(
+            worker_id=worker_id,
+            node_id=node_id,
+            address=settings.advertise or server.address,
+            device=settings.device,
+            memory_bytes=settings.memory_bytes,
+            max_replicas=settings.max_replicas,
+            labels=_labels(settings.label),
+            slots=settings.slots,
+        )
+    )
+    stack.push_async_callback(host.stop, STOP_DRAIN_S)
+    return host.record
+
+
+def _store_client(cluster: Cluster, node_id: NodeId) -> GrpcStoreClient:
+    def find_address() -> str | None:
+        node = cluster.view.nodes.get(node_id)
+        return node.address if node else None
+
+    return GrpcStoreClient(find_address)
+
+
+def _threads(asked: int) -> int:
+    return asked if asked > 0 else max(1, (os.cpu_count() or 2) // 2)
+
+
+def _labels(pairs: Sequence[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise InvalidRequest(f"--label must be k=v, not {pair!r}", param="label")
+        labels[key] = value
+    return labels

@@ -1,0 +1,260 @@
+"""One model on this worker: loaded, leased, forked, fed with jobs, restarted, drained.
+
+    LOADING --leased--> STARTING --engine ready--> READY
+       ^                   | error                   | engine died
+       |___ after a pause __FAILED <_________________|
+
+Any of these goes to DRAINING when the assignment is taken back, and ends.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gearfall.core.errors import DeadlineExceeded, GearfallError
+from gearfall.core.ids import JobId, ModelName
+from gearfall.core.ports import JobQueue
+from gearfall.core.records import (
+    AssignmentRecord,
+    ModelRecord,
+    ReplicaRecord,
+    ReplicaState,
+    StartTimeline,
+)
+from services.worker.claim_loop import ClaimLoop
+from services.worker.engine_messages import EngineReady, StopEngine
+from services.worker.job_board import JobBoard
+from services.worker.ports import EngineProcess
+from services.worker.publisher import ReplicaPublisher
+from services.worker.replica_start import (
+    EXIT_TIMEOUT_S,
+    ReplicaSettings,
+    StartPorts,
+    leased,
+    spawned,
+    within,
+)
+from services.worker.restarts import restart_delay_s
+from services.worker.start_clock import StartClock
+
+READY_TIMEOUT_S = 600.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPorts:
+    """What a replica works with."""
+
+    start: StartPorts
+    queue: JobQueue
+    board: JobBoard
+    publisher: ReplicaPublisher
+    alive_workers: Callable[[], frozenset[str]]
+    clock: Callable[[], float] = time.time
+    """Seconds since the Unix epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOutcome:
+    """What became of the jobs that ran when a drain began."""
+
+    finished_jobs: int = 0
+    lost_job_ids: tuple[JobId, ...] = ()
+
+
+class Replica:
+    """Owner of one model's engine process on this worker, for as long as it is assigned."""
+
+    def __init__(
+        self,
+        assignment: AssignmentRecord,
+        model: ModelRecord,
+        settings: ReplicaSettings,
+        ports: ReplicaPorts,
+    ) -> None:
+        self.model: ModelName = assignment.model
+        self._assignment = assignment
+        self._model_record = model
+        self._settings = settings
+        self._ports = ports
+        self._engine: EngineProcess | None = None
+        self._has_produced = False
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._claims = ClaimLoop(
+            self.model,
+            settings.worker_id,
+            settings.slots,
+            ports.queue,
+            ports.board,
+            alive=ports.alive_workers,
+        )
+        self.is_draining = False
+        self.record = ReplicaRecord(
+            worker_id=settings.worker_id,
+            node_id=settings.node_id,
+            model=self.model,
+            state=ReplicaState.LOADING,
+            slots=settings.slots,
+            running_jobs=0,
+            pid=0,
+            memory_bytes=assignment.memory_bytes,
+            idle_since_unix_s=0.0,
+        )
+
+    @property
+    def running_jobs(self) -> int:
+        """Jobs that run or are about to."""
+        return self._ports.board.occupied_slots(self.model)
+
+    def start(self) -> None:
+        """Begin in the background."""
+        self._ports.board.watch(self.model, self._on_claims_changed)
+        self._claims.start()
+        self._task = asyncio.create_task(self._run(), name=f"replica-{self.model}")
+
+    def request_reclaim(self) -> None:
+        """Take over what dead workers had claimed of this model."""
+        self._claims.request_reclaim()
+
+    async def drain(self, deadline_s: float) -> DrainOutcome:
+        """Claim nothing more, let jobs finish until `deadline_s` from now, hand the rest back, end.
+
+        The record is withdrawn when the engine is gone and its lease given back.
+        """
+        self.is_draining = True
+        self._publish(state=ReplicaState.DRAINING)
+        running = self.running_jobs
+        await self._claims.stop()
+        if self._engine is not None:
+            await self._wait_quiet(deadline_s)
+        lost = self._ports.board.give_back(self.model)
+        await self._stop_engine()
+        self._ports.board.unwatch(self.model)
+        self._ports.publisher.withdraw(self.model)
+        _log.info("replica drained", extra={"model": self.model, "lost_jobs": len(lost)})
+        return DrainOutcome(max(0, running - len(lost)), lost)
+
+    async def _run(self) -> None:
+        failures = 0
+        waited_s = max(0.0, self._ports.clock() - self._assignment.assigned_unix_s)
+        while True:
+            self._has_produced = False
+            error = await self._attempt(StartClock(self._monotonic() - waited_s))
+            if self.is_draining:
+                return
+            waited_s = 0.0
+            failures = 1 if self._has_produced else failures + 1
+            pause_s = restart_delay_s(failures)
+            self._publish(
+                state=ReplicaState.FAILED, pid=0, error=error, idle_since=self._ports.clock()
+            )
+            _log.error(
+                "replica failed",
+                extra={"model": self.model, "error": error, "restart_in_s": pause_s},
+            )
+            await asyncio.sleep(pause_s)
+
+    async def _attempt(self, clock: StartClock) -> str:
+        """Start and run one engine until it is gone; return why it is."""
+        model, settings, ports = self._model_record, self._settings, self._ports.start
+        try:
+            self._publish(state=ReplicaState.LOADING)
+            async with leased(model, settings, ports, clock) as lease:
+                self._publish(state=ReplicaState.STARTING)
+                async with spawned(model, settings, ports, lease, clock) as engine:
+                    ready = await within(READY_TIMEOUT_S, engine.ready(), "the engine's start")
+                    await self._serve(engine, clock.finish(self._monotonic(), ready), ready)
+        except GearfallError as error:
+            return error.message
+        except Exception as error:
+            _log.exception("unexpected error in a replica", extra={"model": self.model})
+            return f"internal error: {type(error).__name__}: {error}"
+        return "the engine process died"
+
+    async def _serve(
+        self, engine: EngineProcess, timeline: StartTimeline, ready: EngineReady
+    ) -> None:
+        """Claim jobs and push tokens until the engine is gone."""
+        self._engine = engine
+        self._ports.board.attach_engine(self.model, engine)
+        self._publish(
+            state=ReplicaState.READY,
+            pid=engine.pid,
+            error="",
+            idle_since=self._ports.clock(),
+            timeline=timeline,
+        )
+        _log.info(
+            "replica ready",
+            extra={
+                "model": self.model,
+                "pid": engine.pid,
+                "total_s": timeline.total_s,
+                "kv_bytes": ready.kv_bytes,
+            },
+        )
+        self._claims.open()
+        try:
+            async for step in engine:
+                self._has_produced = self._has_produced or bool(step.runs)
+                self._ports.board.push_step(step)
+        finally:
+            self._claims.close()
+            self._engine = None
+            self._ports.board.detach_engine(self.model)
+
+    async def _wait_quiet(self, deadline_s: float) -> None:
+        """Return when nothing runs here, or at the deadline."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while self.running_jobs > 0 and self._engine is not None:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    async def _stop_engine(self) -> None:
+        """Have the engine exit by itself if it does so soon; return when it is gone."""
+        if self._engine is not None:
+            self._engine.send(StopEngine())
+            with contextlib.suppress(DeadlineExceeded):
+                await within(EXIT_TIMEOUT_S, self._engine.wait_exit(), "the engine's exit")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _on_claims_changed(self) -> None:
+        self._changed.set()
+        self._claims.wake()
+        was_idle, is_idle = self.record.idle_since_unix_s > 0.0, self.running_jobs == 0
+        if self.record.state is ReplicaState.READY and is_idle != was_idle:
+            self._publish(idle_since=self._ports.clock() if is_idle else 0.0)
+
+    def _publish(
+        self,
+        *,
+        state: ReplicaState | None = None,
+        pid: int | None = None,
+        error: str | None = None,
+        idle_since: float | None = None,
+        timeline: StartTimeline | None = None,
+    ) -> None:
+        last = self.record
+        if self.is_draining:
+            state = ReplicaState.DRAINING
+        self.record = replace(
+            last,
+            state=state or last.state,
+            pid=last.pid if pid is None else pid,
+            error=last.error if error is None else error,
+            idle_since_unix_s=last.idle_since_unix_s if idle_since is None else idle_since,
+            timeline=timeline or last.timeline,
+            running_jobs=self.running_jobs,
+        )
+        self._ports.publisher.publish(self.record)
+
+    def _monotonic(self) -> float:
+        return self._ports.start.monotonic()
