@@ -1,0 +1,1 @@
+"""The `gearfall` command: one file a command, tables by rich, `--json` everywhere."""

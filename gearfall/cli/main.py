@@ -1,0 +1,47 @@
+"""The `gearfall` command line: mounts the commands, turns errors into a line and an exit code."""
+
+import json
+import sys
+
+import typer
+
+from gearfall import __version__
+from gearfall.cli import bench, chat, demo, deploy, models, ps, remove, status, up, why
+from gearfall.core.errors import GearfallError
+
+app = typer.Typer(
+    name="gearfall",
+    help="Serve many language models from few machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.add_typer(models.app, name="models")
+app.command("deploy")(deploy.deploy)
+app.command("ps")(ps.ps)
+app.command("status")(status.status)
+app.command("why")(why.why)
+app.command("chat")(chat.chat)
+app.command("bench")(bench.bench)
+app.command("rm")(remove.remove)
+app.command("demo")(demo.demo)
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Run the command line; exit with 1 and one line on standard error for an expected error."""
+    try:
+        app()
+    except GearfallError as error:
+        kind = type(error).__name__
+        if "--json" in sys.argv:
+            typer.echo(json.dumps({"error": {"type": kind, "message": error.message}}))
+        else:
+            typer.secho(f"{kind}: {error.message}", fg="red", err=True)
+        sys.exit(1)

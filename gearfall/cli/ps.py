@@ -1,0 +1,40 @@
+"""`gearfall ps`: replicas, with the timeline of each start."""
+
+from gearfall.cli.connection import AsJson, Server, connect
+from gearfall.cli.render import as_dict, bytes_text, print_json, print_table, seconds_text
+from gearfall.pb import common_pb2
+
+
+def ps(server: Server = "", as_json: AsJson = False) -> None:
+    """List replicas: where, in what state, how busy, and what their start cost."""
+    with connect(server) as client:
+        reply = client.status()
+    replicas = [replica for worker in reply.workers for replica in worker.replicas]
+    if as_json:
+        print_json([as_dict(replica) for replica in replicas])
+        return
+    print_table(
+        "replicas",
+        ("model", "worker", "state", "jobs>", "pid>", "memory>", "start>", "of which", "error"),
+        (
+            (
+                replica.model,
+                replica.worker_id,
+                common_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower(),
+                f"{replica.running_jobs}/{replica.slots}",
+                replica.pid,
+                bytes_text(replica.memory_bytes),
+                seconds_text(replica.timeline.total_s),
+                phases_text(replica.timeline),
+                replica.error,
+            )
+            for replica in replicas
+        ),
+    )
+
+
+def phases_text(timeline: common_pb2.StartTimeline) -> str:
+    """Return the phases of a start that took time, in order."""
+    phases = ("queued", "remote", "ssd", "device", "attach", "process", "build", "first_token")
+    taken = ((phase, getattr(timeline, f"{phase}_s")) for phase in phases)
+    return ", ".join(f"{phase} {seconds_text(value)}" for phase, value in taken if value > 0)

@@ -1,0 +1,69 @@
+"""Tables and JSON that several commands print."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from gearfall.pb import common_pb2
+
+console = Console()
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """Return a message as plain values, every field present, names as in the proto."""
+    fields: dict[str, Any] = MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return fields
+
+
+def print_json(value: object) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; columns whose name ends in '>' are right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(
+            column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console.print(table)
+
+
+def bytes_text(count: float) -> str:
+    """Return a size in binary units: 1.5 MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a duration: 3.2 ms, 1.20 s."""
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def readiness_text(model: common_pb2.Model) -> str:
+    """Return cold, starting or ready, with the expected time to the first token."""
+    name = common_pb2.ModelReadiness.Name(model.readiness).removeprefix("MODEL_READINESS_").lower()
+    return name if name == "ready" else f"{name} ({seconds_text(model.expected_start_s)} to start)"
+
+
+def stages_text(deployment: common_pb2.Deployment) -> str:
+    """Return a cascade in one line: small <0.90> large."""
+    parts = []
+    for stage in deployment.stages:
+        bound = f" <{stage.threshold:.3f}>" if stage.HasField("threshold") else ""
+        parts.append(stage.model + bound)
+    return " ".join(parts)

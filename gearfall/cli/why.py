@@ -1,0 +1,42 @@
+"""`gearfall why`: the reasons behind a placement, or what happened to a request."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from gearfall.cli.connection import AsJson, Server, connect
+from gearfall.cli.render import as_dict, console, print_json, seconds_text
+from gearfall.client import Client
+from gearfall.core.errors import NotFound
+from gearfall.pb import scheduler_pb2
+
+
+def why(
+    subject: Annotated[str, typer.Argument(help="A model's name or a request's id.")],
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Explain a model's placement or a request's way, newest first."""
+    with connect(server) as client:
+        reply = _explain(client, subject)
+    if as_json:
+        print_json(as_dict(reply))
+        return
+    for item in reply.explanations:
+        at = datetime.fromtimestamp(item.at_unix_s, UTC).strftime("%H:%M:%S.%f")[:-3]
+        console.print(f"[dim]{at}[/] {item.subject} [bold]{item.decision}[/]: {item.reason}")
+        if item.predicted_s or item.measured_s:
+            measured = seconds_text(item.measured_s) if item.measured_s else "not yet known"
+            console.print(f"    predicted {seconds_text(item.predicted_s)}, measured {measured}")
+        for other in item.rejected:
+            console.print(f"    not {other.choice}: {other.reason}")
+
+
+def _explain(client: Client, subject: str) -> scheduler_pb2.ExplainReply:
+    if any(model.name == subject for model in client.models().models):
+        return client.explain_model(subject)
+    try:
+        return client.explain_request(subject)
+    except NotFound:
+        raise NotFound(f"{subject!r} is neither a registered model nor a recent request") from None

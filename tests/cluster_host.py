@@ -1,0 +1,92 @@
+"""A whole cluster of real processes for end-to-end and fault tests, started as a user starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gearfall.cli.connection import run_dir
+from gearfall.cli.demo import prepare
+from gearfall.client import AsyncClient
+from gearfall.infra.cluster_file import ClusterFile, ServiceFacts, read_cluster_file
+
+
+class ClusterHost:
+    """A running `gearfall up`."""
+
+    def __init__(self, home: Path, *flags: str) -> None:
+        """Start it and return when it serves; raise what it printed when it does not."""
+        self.home = home
+        command = [sys.executable, "-m", "gearfall.cli", "up", "--home", str(home), "--json"]
+        addresses = ["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
+        self._process = subprocess.Popen(
+            [*command, *addresses, *flags], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        lines = []
+        for line in self._process.stdout:
+            lines.append(line)
+            if line.startswith("}"):
+                break
+        self.addresses: dict[str, str] = json.loads("".join(lines))
+
+    @property
+    def facts(self) -> ClusterFile:
+        """What the launcher says about the cluster now."""
+        return read_cluster_file(run_dir(self.home))
+
+    def service(self, name: str) -> ServiceFacts:
+        """The first process of a service."""
+        return next(facts for facts in self.facts.services if facts.service == name)
+
+    def log_lines(self, service: str) -> list[dict[str, Any]]:
+        """Everything that a service's processes logged so far."""
+        paths = [Path(facts.log) for facts in self.facts.services if facts.service == service]
+        lines = [line for path in paths for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def stop(self) -> int:
+        """Stop it as Ctrl-C does and return its exit status."""
+        self._process.send_signal(signal.SIGINT)
+        try:
+            return self._process.wait(60)
+        finally:
+            self._process.kill()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterHost]:
+    """One node, one worker, room for every test model."""
+    started = ClusterHost(tmp_path_factory.mktemp("cluster"), "--max-replicas", "32")
+    yield started
+    assert started.stop() == 0
+
+
+@pytest.fixture
+async def client(host: ClusterHost) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(host.addresses["grpc"]) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def rest_url(host: ClusterHost) -> str:
+    return f"http://{host.addresses['rest']}"
+
+
+@pytest.fixture(scope="session")
+def demo_family(host: ClusterHost) -> None:
+    """The three trained models and their cascade, registered once."""
+    prepare(host.addresses["grpc"], quiet=True)
+
+
+def kill(pid: int) -> None:
+    """End one process at once, as a machine that dies does."""
+    os.kill(pid, signal.SIGKILL)

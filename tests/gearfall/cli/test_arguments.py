@@ -1,0 +1,70 @@
+"""What the command line accepts, and how it refuses the rest."""
+
+from pathlib import Path
+
+import pytest
+
+from gearfall.cli.connection import parse_address
+from gearfall.cli.deploy import deployment_from_file, parse_stage
+from gearfall.cli.render import bytes_text
+from gearfall.cli.up import parse_bytes
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.ids import ModelName
+from gearfall.core.records import Stage
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("1", 1), ("4K", 4096), ("512M", 2**29), ("4G", 2**32), ("4GiB", 2**32), ("2gb", 2**31)],
+)
+def test_sizes_are_binary(text: str, size_bytes: int) -> None:
+    assert parse_bytes(text, param="--dram") == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1G", "4X", "G", "1.5G", "4 elephants"])
+def test_a_wrong_size_names_the_option(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_bytes(text, param="--dram")
+    assert caught.value.param == "--dram"
+
+
+def test_a_stage_is_a_model_with_or_without_a_threshold() -> None:
+    assert parse_stage("small:0.9") == Stage(ModelName("small"), 0.9)
+    assert parse_stage("large") == Stage(ModelName("large"))
+    with pytest.raises(InvalidRequest):
+        parse_stage("small:very")
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:x", "host:70000"])
+def test_a_wrong_address_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse_address(text, param="--rest")
+
+
+def test_a_deployment_file_is_read_and_renamed(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(
+        '{"name": "a", "certainty": "min_margin", "keep_alive_s": 5,'
+        ' "stages": [{"model": "s", "threshold": 0.5}, {"model": "l", "threshold": null}]}'
+    )
+    record = deployment_from_file(path, "b")
+    assert (record.name, record.certainty, record.keep_alive_s) == ("b", "min_margin", 5.0)
+    assert record.stages == (Stage(ModelName("s"), 0.5), Stage(ModelName("l")))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"stages": 3}', '{"name": "a", "stages": [{}]}', '{"stages": [1]}']
+)
+def test_a_wrong_deployment_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest) as caught:
+        deployment_from_file(path)
+    assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (2**40, "1.0 TiB")]
+)
+def test_sizes_are_shown_in_binary_units(count: int, text: str) -> None:
+    assert bytes_text(count) == text
