@@ -1,4 +1,4 @@
-"""The cluster as this router sees it: its view, asked stores and workers, queues, what is degraded."""
+"""The cluster as this router sees it: stores, workers, queues, and what is degraded."""
 
 import asyncio
 from collections.abc import Callable, Mapping

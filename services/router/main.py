@@ -7,7 +7,7 @@ import os
 import secrets
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 
@@ -52,7 +52,7 @@ class RouterSettings:
     api_keys: tuple[str, ...] = ()
     """Any of them opens the REST door's /v1; none leaves it open. gRPC is for the cluster."""
     max_body_bytes: int = MAX_BODY_BYTES
-    limits: RouterLimits = RouterLimits()
+    limits: RouterLimits = field(default_factory=RouterLimits)
 
 
 class Router:

@@ -281,4 +281,4 @@ def _token(token: TokenText) -> dict[str, Any]:
 
 
 def _finite(logprob: float) -> float:
-    return logprob if logprob > _LOWEST_LOGPROB else _LOWEST_LOGPROB
+    return max(logprob, _LOWEST_LOGPROB)

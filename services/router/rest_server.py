@@ -47,7 +47,7 @@ async def start_rest_server(app: Starlette, listen: str) -> RestServer:
     except (OSError, ValueError, OverflowError) as error:
         raise Unavailable(f"cannot listen on {listen}: {error}") from error
     config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # uvicorn's typing of ASGI differs from Starlette's
+        app,
         http="httptools",
         ws="none",
         lifespan="off",

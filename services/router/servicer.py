@@ -18,7 +18,7 @@ from services.router.service import RouterService
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 # Method names are gRPC's.
-# ruff: noqa: N802
+# ruff: noqa: ARG002, N802
 
 
 class RouterServicer(router_pb2_grpc.RouterServicer):
@@ -37,7 +37,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     ) -> AsyncIterator[pb.GenerateEvent]:
         """Stream one request's events; a client that goes away stops the work."""
         running = await self._service.start(request_from_pb(request))
-        context.add_done_callback(lambda context: running.close())
+        context.add_done_callback(lambda _: running.close())  # type: ignore[arg-type]
         start = pb.GenerateStart(
             request_id=running.request_id, seed=running.seed, deployment=running.deployment
         )

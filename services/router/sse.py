@@ -44,7 +44,7 @@ class EventStream(Response):
         self._n = n
         self._wants_usage = wants_usage
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Write the stream to its end, or until the client is gone."""
         watch = asyncio.create_task(close_when_gone(receive, self._running), name="client-watch")
         try:

@@ -60,10 +60,10 @@ async def plan_stages(
     InvalidRequest with code context_length_exceeded when the prompt does not fit.
     """
     plans: list[StagePlan] = []
-    encoded: dict[bytes, tuple[int, ...]] = {}
+    ask = _Ask(request, prompt, tokenizers)
     for position, stage in enumerate(stages):
         try:
-            plans.append(await _plan(request, prompt, stage, models, tokenizers, encoded))
+            plans.append(await _plan_stage(ask, stage, models))
         except GearfallError as error:
             if position == len(stages) - 1:
                 raise
@@ -71,31 +71,42 @@ async def plan_stages(
     return tuple(plans)
 
 
-async def _plan(
-    request: GenerationRequest,
-    prompt: Prompt,
-    stage: Stage,
-    models: Mapping[ModelName, ModelRecord],
-    tokenizers: TokenizerCache,
-    encoded: dict[bytes, tuple[int, ...]],
+async def _plan_stage(
+    ask: "_Ask", stage: Stage, models: Mapping[ModelName, ModelRecord]
 ) -> StageReady:
     record = models.get(stage.model)
     if record is None:
         raise NotFound(f"model {stage.model!r} is not registered", param="model")
-    tokenizer = await tokenizers.get(record)
-    ids = encoded.get(tokenizer.content_key)
-    if ids is None:
-        ids = await encode_prompt(tokenizer, prompt)
-        encoded[tokenizer.content_key] = ids
-    _check_prompt(prompt, ids, record)
+    tokenizer = await ask.tokenizers.get(record)
+    ids = await ask.encode(tokenizer)
+    _check_prompt(ask.prompt, ids, record)
     room = record.context_tokens - len(ids)
     return StageReady(
         stage=stage,
         record=record,
         tokenizer=tokenizer,
         prompt_token_ids=ids,
-        max_tokens=min(request.max_tokens or DEFAULT_MAX_TOKENS, room),
+        max_tokens=min(ask.request.max_tokens or DEFAULT_MAX_TOKENS, room),
     )
+
+
+class _Ask:
+    """One prompt of one request, encoded once for all stages that tokenise alike."""
+
+    def __init__(
+        self, request: GenerationRequest, prompt: Prompt, tokenizers: TokenizerCache
+    ) -> None:
+        self.request = request
+        self.prompt = prompt
+        self.tokenizers = tokenizers
+        self._encoded: dict[bytes, tuple[int, ...]] = {}
+
+    async def encode(self, tokenizer: ModelTokenizer) -> tuple[int, ...]:
+        ids = self._encoded.get(tokenizer.content_key)
+        if ids is None:
+            ids = await encode_prompt(tokenizer, self.prompt)
+            self._encoded[tokenizer.content_key] = ids
+        return ids
 
 
 def _check_prompt(prompt: Prompt, ids: tuple[int, ...], record: ModelRecord) -> None:

@@ -22,7 +22,7 @@ _GONE = "its stream ended"
 
 
 class TokenSinkServicer(router_pb2_grpc.TokenSinkServicer):
-    """One Push stream per worker. A stream's end, however it comes, costs the worker its jobs here."""
+    """One Push stream per worker; its end, however it comes, costs the worker its jobs here."""
 
     def __init__(self, jobs: JobTable, router_id: RouterId) -> None:
         self._jobs = jobs
@@ -43,7 +43,7 @@ class TokenSinkServicer(router_pb2_grpc.TokenSinkServicer):
         )
         # The call may be cancelled while this generator is suspended: the callback does not wait
         # for it to be collected.
-        context.add_done_callback(lambda context: self._jobs.close_link(link, _GONE))
+        context.add_done_callback(lambda _: self._jobs.close_link(link, _GONE))  # type: ignore[arg-type]
         outbox.put_nowait(pb.RouterReply(hello=pb.RouterHello(router_id=self._router_id)))
         self._jobs.open_link(link)
         _log.info("worker connected", extra={"worker": link.worker_id})
