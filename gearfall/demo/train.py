@@ -6,6 +6,7 @@ because sums are then taken in another order.
 """
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -156,8 +157,19 @@ def save_checkpoint(model: LlamaForCausalLM, directory: Path) -> Path:
         }
     )
     model.save_pretrained(directory)
+    state_for_older_readers(directory / "config.json")
     save_tokenizer(directory, max_tokens=MAX_TOKENS)
     return directory
+
+
+def state_for_older_readers(config_path: Path) -> None:
+    """Add number format and rotary base under their names from before transformers 5.
+
+    A reader that knows only those would otherwise take its own defaults and answer nonsense.
+    """
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config |= {"torch_dtype": config["dtype"], "rope_theta": ROTARY_BASE}
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _parameter_groups(model: LlamaForCausalLM) -> tuple[list[Parameter], list[Parameter]]:
