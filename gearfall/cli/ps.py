@@ -1,7 +1,7 @@
 """`gearfall ps`: replicas, with the timeline of each start."""
 
 from gearfall.cli.connection import AsJson, Server, connect
-from gearfall.cli.render import as_dict, bytes_text, print_json, print_table, seconds_text
+from gearfall.cli.render import as_dict, bytes_text, console, print_json, print_table, seconds_text
 from gearfall.pb import common_pb2
 
 
@@ -15,7 +15,7 @@ def ps(server: Server = "", as_json: AsJson = False) -> None:
         return
     print_table(
         "replicas",
-        ("model", "worker", "state", "jobs>", "pid>", "memory>", "start>", "of which", "error"),
+        ("model", "worker", "state", "jobs>", "pid>", "memory>", "start>"),
         (
             (
                 replica.model,
@@ -25,12 +25,15 @@ def ps(server: Server = "", as_json: AsJson = False) -> None:
                 replica.pid,
                 bytes_text(replica.memory_bytes),
                 seconds_text(replica.timeline.total_s),
-                phases_text(replica.timeline),
-                replica.error,
             )
             for replica in replicas
         ),
     )
+    for replica in replicas:
+        if replica.error:
+            console.print(f"[red]{replica.model}:[/] {replica.error}")
+        elif replica.timeline.total_s:
+            console.print(f"[dim]{replica.model} started: {phases_text(replica.timeline)}[/]")
 
 
 def phases_text(timeline: common_pb2.StartTimeline) -> str:
