@@ -19,6 +19,7 @@ from gearfall.infra.service_main import ServiceParser, announce_ready, run_servi
 from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 from services.worker.host import WorkerHost
 from services.worker.job_board import JobBoard
+from services.worker.ports import EngineSpawner
 from services.worker.publisher import ReplicaPublisher
 from services.worker.push_stream import PushListener, PushStream
 from services.worker.registration import Registration
@@ -65,15 +66,15 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         zygote = Zygote()
         await zygote.start()
         stack.push_async_callback(zygote.stop)
-        record = await _start(settings, zygote, stack)
+        record = await start_worker(settings, zygote, stack)
         announce_ready("worker", record.address, worker_id=record.worker_id)
         await stop.wait()
 
 
-async def _start(
-    settings: argparse.Namespace, zygote: Zygote, stack: AsyncExitStack
+async def start_worker(
+    settings: argparse.Namespace, spawner: EngineSpawner, stack: AsyncExitStack
 ) -> WorkerRecord:
-    """Build and start everything; `stack` stops it in reverse order."""
+    """Build and start everything over `spawner`; `stack` stops it in reverse order."""
     worker_id = WorkerId(f"worker-{uuid.uuid4().hex[:12]}")
     node_id = NodeId(settings.node_id)
     state = EtcdState(settings.etcd)
@@ -96,7 +97,7 @@ async def _start(
     publisher.start()
     stack.push_async_callback(publisher.stop)
     ports = ReplicaPorts(
-        start=StartPorts(_store_client(cluster, node_id), take_lease, zygote),
+        start=StartPorts(_store_client(cluster, node_id), take_lease, spawner),
         queue=queue,
         board=board,
         publisher=publisher,
