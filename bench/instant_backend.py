@@ -1,13 +1,12 @@
 """An OpenAI-compatible chat server that answers at once: the floor, and the model behind the peer.
 
-Run as `python -m bench.instant_backend`; it serves a free loopback port and prints its address.
+Run as `python -m bench.instant_backend`; it serves a free loopback port and announces it as
+the services do.
 The answer is TOKEN repeated `max_tokens` times, as a stream one chunk for each token.
 """
 
 import asyncio
-import json
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping
 
 import orjson
@@ -17,6 +16,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+
+from gearfall.infra.service_main import announce_ready
 
 TOKEN = "4"
 PROMPT_TOKENS = 7
@@ -73,8 +74,7 @@ def _event(value: object) -> bytes:
 def main() -> None:
     """Serve until killed."""
     listener = socket.create_server(("127.0.0.1", 0))
-    sys.stdout.write(json.dumps({"address": f"127.0.0.1:{listener.getsockname()[1]}"}) + "\n")
-    sys.stdout.flush()
+    announce_ready("backend", f"127.0.0.1:{listener.getsockname()[1]}")
     app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
     config = uvicorn.Config(app, log_level="warning", access_log=False)
     # uvloop sets TCP_NODELAY on every connection; asyncio's own loop does so only for listeners

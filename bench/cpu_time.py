@@ -1,0 +1,39 @@
+"""CPU time of running processes, from Linux's /proc."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
+    """Return user plus system time of each named process and its descendants; {} without /proc."""
+    if not Path("/proc/self/stat").exists():
+        return {}
+    return {name: sum(map(_own_seconds, _family(pid))) for name, pid in pids.items()}
+
+
+def parse_stat(text: str) -> float:
+    """Return user plus system time in seconds from the text of /proc/PID/stat."""
+    fields = text.rpartition(")")[2].split()  # the name before it may hold spaces
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def _own_seconds(pid: int) -> float:
+    try:
+        return parse_stat(Path(f"/proc/{pid}/stat").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+
+
+def _family(pid: int) -> Iterator[int]:
+    """Yield a process and its descendants."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            pids = children.read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for child in pids:
+            yield from _family(int(child))
