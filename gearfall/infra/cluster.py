@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 
-from gearfall.core.errors import Internal, Unavailable
+from gearfall.core.errors import GearfallError, Internal, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.ports import ClusterState, Fence, Lease
 from gearfall.core.records import (
@@ -40,6 +40,7 @@ class Cluster:
         self._applied = asyncio.Condition()
         self._listeners: set[_Listener] = set()
         self._is_stopped = False
+        self._failure: GearfallError | None = None
 
     @property
     def view(self) -> ClusterView:
@@ -75,9 +76,10 @@ class Cluster:
         self._listeners.add(listener)
         try:
             while not self._is_stopped:
-                yield listener.take()
-                await listener.wait()
                 self._raise_if_broken()
+                yield listener.take()
+                if not self._has_ended():
+                    await listener.wait()
         finally:
             self._listeners.discard(listener)
 
@@ -197,16 +199,15 @@ class Cluster:
         try:
             async for item in self.state.watch(""):
                 await self._wake(self._builder.apply(item))
-        except Exception:
+            self._failure = Unavailable("cluster state was closed under the cluster view")
+        except Exception as error:
             _log.exception("the cluster view can't follow cluster state")
-            raise
-        finally:
-            for listener in self._listeners:
-                listener.notify(frozenset())
+            self._failure = Internal(f"the cluster view no longer follows cluster state: {error}")
+        await self._wake(frozenset())
 
     async def _wake(self, kinds: frozenset[str]) -> None:
-        for listener in self._listeners:
-            if kinds or self._is_stopped:
+        if kinds or self._has_ended():
+            for listener in self._listeners:
                 listener.notify(kinds)
         async with self._applied:
             self._applied.notify_all()
@@ -219,11 +220,11 @@ class Cluster:
             raise Unavailable("the cluster view is stopped")
 
     def _has_ended(self) -> bool:
-        return self._is_stopped or self._task is None or self._task.done()
+        return self._is_stopped or self._failure is not None
 
     def _raise_if_broken(self) -> None:
-        if not self._is_stopped and self._task is not None and self._task.done():
-            raise Internal("the cluster view no longer follows cluster state")
+        if self._failure is not None and not self._is_stopped:
+            raise self._failure
 
 
 class _Listener:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -92,7 +92,8 @@ def service_commands(settings: LocalClusterSettings) -> Sequence[Sequence[Proces
         "router",
         "router",
         *("--listen", settings.grpc_listen, "--rest", settings.rest_listen),
-        *(part for key in settings.api_keys for part in ("--api-key", key)),
+        # Not as flags, which every user of the machine can read.
+        environment={"GEARFALL_API_KEY": ",".join(settings.api_keys)},
     )
     return (stores, workers, (scheduler,), (router,))
 
@@ -109,6 +110,8 @@ class LocalCluster:
         """`commands` says which services to start once etcd and Redis are there."""
         if settings.nodes < 1 or settings.workers_per_node < 1:
             raise InvalidRequest("a cluster needs at least one node and one worker on each")
+        if any("," in key or not key for key in settings.api_keys):
+            raise InvalidRequest("an API key must be some text without a comma", param="api_keys")
         self.settings = settings
         self._commands = commands
         self._stages: list[list[SupervisedProcess]] = []
@@ -215,7 +218,11 @@ class LocalCluster:
 
 
 def _service(
-    settings: LocalClusterSettings, service: str, name: str, *flags: object
+    settings: LocalClusterSettings,
+    service: str,
+    name: str,
+    *flags: object,
+    environment: Mapping[str, str] | None = None,
 ) -> ProcessSpec:
     flags = (
         *("--etcd", settings.etcd_url, "--redis", settings.redis_url),
@@ -227,7 +234,7 @@ def _service(
         service=service,
         argv=(sys.executable, "-m", f"services.{service}", *map(str, flags)),
         log_path=_log_path(settings, name),
-        environment={"PYTHONPATH": _python_path()},
+        environment={"PYTHONPATH": _python_path(), **(environment or {})},
     )
 
 

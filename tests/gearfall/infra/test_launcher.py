@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import select
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,7 +172,7 @@ async def test_a_cluster_that_fails_to_start_leaves_nothing_behind(tmp_path):
     cluster = LocalCluster(
         settings(tmp_path), commands=table(tmp_path, [("s", SERVES)], [("w", FAILS)])
     )
-    with pytest.raises(Unavailable, match="w ended before it was ready.*no accelerator here"):
+    with pytest.raises(Unavailable, match=r"w ended before it was ready.*no accelerator here"):
         await cluster.start()
     assert (tmp_path / "stopped").read_text() == "s\n"
     assert not (tmp_path / "run" / "cluster.json").exists()
@@ -205,6 +205,7 @@ def test_a_cluster_without_nodes_is_refused(tmp_path):
 def test_children_end_with_a_launcher_that_is_killed(tmp_path):
     launcher = f"""
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from gearfall.infra.supervised_process import ProcessSpec, SupervisedProcess
 async def main():
@@ -226,6 +227,12 @@ asyncio.run(main())
             os.close(child)
 
 
+@pytest.mark.parametrize("key", ["", "a,b"])
+def test_an_api_key_that_could_not_be_passed_on_is_refused(tmp_path, key):
+    with pytest.raises(InvalidRequest):
+        LocalCluster(LocalClusterSettings(tmp_path, tmp_path, api_keys=("good", key)))
+
+
 def test_the_real_commands_carry_the_settings(tmp_path):
     chosen = LocalClusterSettings(
         tmp_path, tmp_path / "data", nodes=2, workers_per_node=2, slots=5, etcd_url="http://e:1"
@@ -241,4 +248,6 @@ def test_the_real_commands_carry_the_settings(tmp_path):
     assert worker.argv[1:3] == ("-m", "services.worker")
     assert worker.argv[worker.argv.index("--slots") + 1] == "5"
     assert worker.argv[worker.argv.index("--etcd") + 1] == "http://e:1"
-    assert json.loads(json.dumps(worker.argv)) == list(worker.argv)
+    router = service_commands(replace(chosen, api_keys=("one", "two")))[3][0]
+    assert router.environment["GEARFALL_API_KEY"] == "one,two"
+    assert not {"one", "two"} & set(router.argv)
