@@ -10,8 +10,6 @@ from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.ports import JobQueue, QueuedJob
 from services.worker.job_board import JobBoard
 
-BLOCK_S = 0.5
-"""Longest a claim blocks: so soon a freed slot, a dead worker's jobs or a drain are noticed."""
 RETRY_S = 0.5
 HOLD_S = 5.0
 """Longest that jobs claimed just before the engine died wait for the next engine."""
@@ -35,6 +33,7 @@ class ClaimLoop:
         board: JobBoard,
         *,
         alive: Callable[[], frozenset[str]],
+        block_s: float,
         hold_s: float = HOLD_S,
     ) -> None:
         """`alive`: workers whose claims are their own; others' are taken over."""
@@ -44,6 +43,7 @@ class ClaimLoop:
         self._queue = queue
         self._board = board
         self._alive = alive
+        self._block_s = block_s
         self._hold_s = hold_s
         self._wake = asyncio.Event()
         self._is_open = False
@@ -113,7 +113,9 @@ class ClaimLoop:
                 _log.info("reclaimed", extra={"model": self._model, "jobs": len(taken)})
                 return taken
             self._is_reclaim_due = False
-        return await self._queue.claim(self._model, self._worker_id, max_jobs=free, block_s=BLOCK_S)
+        return await self._queue.claim(
+            self._model, self._worker_id, max_jobs=free, block_s=self._block_s
+        )
 
     async def _wait_for(self, holds: Callable[[], bool], seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):

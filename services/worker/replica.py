@@ -92,6 +92,7 @@ class Replica:
             ports.queue,
             ports.board,
             alive=ports.alive_workers,
+            block_s=settings.claim_block_s,
         )
         self.is_draining = False
         self.record = ReplicaRecord(

@@ -32,6 +32,8 @@ class ReplicaSettings:
     device: str
     slots: int
     threads: int
+    claim_block_s: float = 0.5
+    """Longest a claim blocks: so soon a dead worker's jobs and a drain are noticed."""
 
 
 @dataclass(frozen=True, slots=True)

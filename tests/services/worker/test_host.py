@@ -1,0 +1,317 @@
+"""A whole worker host: cluster state and queue in memory, scripted engines, a router over gRPC."""
+
+import asyncio
+from contextlib import AsyncExitStack, aclosing
+
+import pytest
+
+from gearfall.core.errors import CorruptCheckpoint, Unavailable
+from gearfall.core.ids import ModelName, RouterId, WorkerId
+from gearfall.core.memory import kv_capacity_tokens
+from gearfall.core.records import (
+    AssignmentRecord,
+    ReplicaState,
+    RouterRecord,
+    SchedulerRecord,
+    Tier,
+)
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.election import campaign
+from gearfall.infra.memory_queue import MemoryQueue
+from gearfall.infra.memory_state import MemoryState
+from services.worker.engine_messages import StopEngine
+from services.worker.host import WorkerHost
+from services.worker.job_board import JobBoard
+from services.worker.publisher import ReplicaPublisher
+from services.worker.push_stream import PushStream
+from services.worker.registration import Registration
+from services.worker.replica import Replica, ReplicaPorts
+from services.worker.replica_start import ReplicaSettings, StartPorts
+from services.worker.settlement import Settlement
+from tests.services.worker.fakes import (
+    FINISH,
+    MODEL,
+    NODE,
+    ROUTER,
+    WORKER,
+    FakeRouter,
+    FakeSpawner,
+    FakeStore,
+    job,
+    model_record,
+    run_of,
+    worker_record,
+)
+
+SLOTS = 2
+KEY = (WORKER, MODEL)
+
+
+class Site:
+    """One worker with everything around it."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self.stack = stack
+        self.state = MemoryState()
+        self.queue = MemoryQueue()
+        self.store = FakeStore()
+        self.spawner = FakeSpawner()
+        self.leases = []
+        self.now = 1000.0
+
+    async def open(self) -> "Site":
+        self.cluster = Cluster(self.state)
+        await self.cluster.start()
+        self.stack.push_async_callback(self.state.close)
+        self.stack.push_async_callback(self.cluster.stop)
+        self.lease = await self.state.grant_lease(60.0)
+        leader = SchedulerRecord("s1", "127.0.0.1:1")
+        self.fence = await campaign(self.state, leader, self.lease)
+        await self.cluster.put_model(model_record())
+        self.router = await FakeRouter().start(self.stack)
+        record = RouterRecord(ROUTER, self.router.address, "")
+        await self.cluster.put_router(record, lease=self.lease)
+        await self._start_worker()
+        return self
+
+    async def _start_worker(self) -> None:
+        settlement = Settlement(self.queue)
+        self.board = JobBoard(
+            settlement,
+            lambda address, listener: PushStream(address, WORKER, NODE, listener),
+            lambda router: router in self.cluster.view.routers,
+        )
+        publisher = ReplicaPublisher(self.cluster, WORKER, coalesce_s=0.01)
+        ports = ReplicaPorts(
+            StartPorts(self.store, self.store.take_lease, self.spawner),
+            self.queue,
+            self.board,
+            publisher,
+            lambda: frozenset(self.cluster.view.workers),
+            clock=lambda: self.now,
+        )
+        settings = ReplicaSettings(WORKER, NODE, "cpu", SLOTS, 1, claim_block_s=0.02)
+
+        def on_lease(lease) -> None:
+            self.leases.append(lease)
+            publisher.use_lease(lease)
+
+        self.registration = Registration(self.cluster, on_lease, retry_s=0.01)
+        self.host = WorkerHost(
+            self.cluster, self.registration, lambda a, m: Replica(a, m, settings, ports)
+        )
+        settlement.start()
+        publisher.start()
+        self.stack.push_async_callback(settlement.stop)
+        self.stack.push_async_callback(self.board.stop, timeout_s=0.0)
+        self.stack.push_async_callback(publisher.stop)
+        await self.host.start(worker_record())
+        self.stack.push_async_callback(self.host.stop, 0.0)
+
+    async def assign(self, model=MODEL) -> None:
+        record = AssignmentRecord(WORKER, ModelName(model), 64, "test", self.now - 0.5)
+        await self.cluster.put_assignment(record, fence=self.fence)
+
+    async def unassign(self, model=MODEL) -> None:
+        await self.cluster.delete_assignment(WORKER, ModelName(model), fence=self.fence)
+
+    async def until(self, holds):
+        """Return the view once it satisfies `holds`."""
+        async with asyncio.timeout(10), aclosing(self.cluster.changes()) as changes:
+            async for _ in changes:
+                if holds(self.cluster.view):
+                    return self.cluster.view
+        raise AssertionError("the view ended")
+
+    async def replica(self, state: ReplicaState, model=MODEL):
+        key = (WORKER, model)
+        view = await self.until(lambda v: key in v.replicas and v.replicas[key].state is state)
+        return view.replicas[key]
+
+    async def ready(self):
+        await self.assign()
+        await self.replica(ReplicaState.READY)
+        return await self.spawner.engine(0)
+
+    async def send(self, name="job-1", **fields):
+        a_job = job(name, address=self.router.address, **fields)
+        await self.queue.append(a_job)
+        return a_job
+
+    async def running(self, engine, name="job-1", **fields):
+        a_job = await self.send(name, **fields)
+        await engine.until(lambda: (a_job.job_id, a_job.epoch) in engine.submitted)
+        await self.router.until(lambda: (a_job.job_id, a_job.epoch) in self.router.claims)
+        return a_job
+
+
+@pytest.fixture
+async def site():
+    async with AsyncExitStack() as stack:
+        yield await Site(stack).open()
+
+
+async def test_an_assignment_becomes_a_ready_replica_with_a_timeline(site):
+    await site.ready()
+    record = site.cluster.view.replicas[KEY]
+    assert (record.pid, record.slots, record.memory_bytes) == (100, SLOTS, 64)
+    assert record.idle_since_unix_s == site.now
+    timeline = record.timeline
+    assert timeline.from_tier is Tier.DRAM
+    assert (timeline.ssd_s, timeline.build_s, timeline.first_token_s) == (0.2, 0.02, 0.03)
+    assert timeline.attach_s >= 0.01
+    assert timeline.queued_s >= 0.5
+    assert timeline.total_s >= timeline.queued_s
+    (start,) = site.spawner.starts
+    assert start.kv_tokens == kv_capacity_tokens(model_record(), SLOTS)
+    assert start.config_json
+    assert start.generation_config_json == b""
+
+
+async def test_claims_no_more_jobs_than_slots_and_goes_on_when_one_frees(site):
+    engine = await site.ready()
+    first = await site.running(engine, "job-1")
+    await site.running(engine, "job-2")
+    await site.send("job-3")
+    engine.step(run_of(first, 0))
+    await site.router.until(lambda: site.router.steps)
+    assert (await site.queue.depth(MODEL)).waiting == 1
+    engine.step(run_of(first, 1, finish=FINISH))
+    await engine.until(lambda: ("job-3", 1) in engine.submitted)
+    site.router.reply_finished(first)
+
+
+async def test_idle_and_busy_reach_the_record(site):
+    engine = await site.ready()
+    a_job = await site.running(engine)
+    busy = (await site.until(lambda v: v.replicas[KEY].idle_since_unix_s == 0.0)).replicas[KEY]
+    assert busy.running_jobs == 1
+    site.now = 1234.0
+    engine.step(run_of(a_job, 0, finish=FINISH))
+    await site.until(lambda v: v.replicas[KEY].idle_since_unix_s == 1234.0)
+
+
+async def test_a_dead_engine_is_restarted_at_once_and_its_jobs_are_lost(site):
+    engine = await site.ready()
+    a_job = await site.running(engine)
+    engine.step(run_of(a_job, 0))
+    await site.router.until(lambda: site.router.steps)
+    engine.kill()
+    await site.router.until(lambda: site.router.lost == [("job-1", 1)])
+    second = await site.spawner.engine(1)
+    await site.until(lambda v: v.replicas[KEY].pid == second.pid)
+    site.router.reply_stop(a_job)
+    await site.running(second, "job-1", epoch=2, generated=(7,))
+    assert site.store.leases[0].is_closed
+
+
+async def test_failures_are_recorded_and_retried(site):
+    site.store.failures = [Unavailable("the disk is away")]
+    site.spawner.failures = [CorruptCheckpoint("tensor x is not there")]
+    await site.assign()
+    await site.replica(ReplicaState.READY)
+    assert site.store.loads == [MODEL] * 3
+    assert len(site.spawner.engines) == 2
+    assert [lease.is_closed for lease in site.store.leases] == [True, False]
+
+
+async def test_a_failed_replica_says_why(site):
+    site.store.failures = [Unavailable("the disk is away")] * 50
+    await site.assign()
+    record = await site.replica(ReplicaState.FAILED)
+    assert record.error == "the disk is away"
+    await site.unassign()
+    await site.until(lambda v: KEY not in v.replicas)
+
+
+async def test_unassigned_finishes_its_jobs_then_stops_and_closes_the_lease(site):
+    engine = await site.ready()
+    a_job = await site.running(engine)
+    await site.unassign()
+    await site.replica(ReplicaState.DRAINING)
+    engine.step(run_of(a_job, 0, finish=FINISH))
+    await site.until(lambda v: KEY not in v.replicas)
+    assert isinstance(engine.sent[-1], StopEngine)
+    assert site.store.leases[0].is_closed
+    assert site.router.lost == []
+    await site.send("job-2")
+    assert (await site.queue.depth(MODEL)).waiting == 1
+
+
+async def test_assigned_again_while_draining_starts_anew_afterwards(site):
+    engine = await site.ready()
+    a_job = await site.running(engine)
+    await site.unassign()
+    await site.replica(ReplicaState.DRAINING)
+    await site.assign()
+    engine.step(run_of(a_job, 0, finish=FINISH))
+    second = await site.spawner.engine(1)
+    view = await site.until(lambda v: KEY in v.replicas and v.replicas[KEY].pid == second.pid)
+    assert view.replicas[KEY].state is ReplicaState.READY
+
+
+async def test_drain_hands_back_what_does_not_finish_and_takes_nothing_new(site):
+    engine = await site.ready()
+    await site.running(engine)
+    report = await site.host.drain(0.0)
+    assert (report.finished_jobs, report.lost_job_ids) == (0, ("job-1",))
+    await site.router.until(lambda: site.router.lost == [("job-1", 1)])
+    view = await site.until(lambda v: KEY not in v.replicas)
+    assert view.workers[WORKER].max_replicas == 0
+    await site.unassign()
+    await site.assign()
+    await site.until(lambda v: KEY in v.assignments)
+    assert site.host.replicas() == ()
+
+
+async def test_stop_deregisters(site):
+    await site.ready()
+    await site.host.stop(0.0)
+    view = await site.until(lambda v: WORKER not in v.workers)
+    assert KEY not in view.replicas
+
+
+async def test_a_lost_lease_is_replaced_and_everything_is_published_again(site):
+    await site.ready()
+    site.leases[0].expire()
+    await site.until(lambda v: WORKER in v.workers and KEY in v.replicas and len(site.leases) == 2)
+    assert site.cluster.view.replicas[KEY].state is ReplicaState.READY
+    assert len(site.spawner.engines) == 1
+
+
+async def test_a_dead_workers_entries_are_taken_over(site):
+    other = WorkerId("worker-b")
+    lease = await site.state.grant_lease(60.0)
+    await site.cluster.put_worker(worker_record(other), lease=lease)
+    await site.until(lambda v: other in v.workers)
+    await site.send("job-9")
+    await site.queue.claim(MODEL, other, max_jobs=1, block_s=0)
+    engine = await site.ready()
+    await site.running(engine, "job-1")
+    assert engine.submitted == [("job-1", 1)]
+    await lease.revoke()
+    await engine.until(lambda: ("job-9", 1) in engine.submitted)
+
+
+async def test_entries_of_the_dead_are_taken_over_when_a_replica_becomes_ready(site):
+    await site.send("job-9")
+    await site.queue.claim(MODEL, "worker-dead", max_jobs=1, block_s=0)
+    engine = await site.ready()
+    await engine.until(lambda: ("job-9", 1) in engine.submitted)
+
+
+async def test_a_queue_outage_does_not_stop_the_engine(site):
+    engine = await site.ready()
+    a_job = await site.running(engine)
+    site.queue.server.stop()
+    engine.step(run_of(a_job, 0))
+    await site.router.until(lambda: site.router.steps)
+    site.queue.server.start()
+    await site.running(engine, "job-2")
+
+
+async def test_a_router_unknown_to_the_view_is_still_served(site):
+    engine = await site.ready()
+    stranger = await FakeRouter(RouterId("router-x")).start(site.stack)
+    await site.queue.append(job("job-5", address=stranger.address, router_id="router-x"))
+    await engine.until(lambda: ("job-5", 1) in engine.submitted)
