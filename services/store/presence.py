@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from gearfall.core.errors import GearfallError
+from gearfall.core.errors import Conflict, GearfallError
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import Lease
 from gearfall.core.records import NodeRecord
@@ -57,6 +57,9 @@ class Presence:
                     await self._wait_change(lease)
                 except GearfallError as error:
                     _log.warning("node not published", extra={"error": error.message})
+                    if isinstance(error, Conflict):
+                        # The lease has ended at the server, whatever our clock says.
+                        await self.withdraw()
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, _MAX_BACKOFF_S)
 

@@ -210,6 +210,10 @@ class StoreService:
             if not was_known:
                 await asyncio.to_thread(self.ssd.remove, name)
             raise
+        except Unavailable:
+            # The model is whole on disk: it is published as soon as state is back.
+            self._notify()
+            raise
         size_bytes = record.size_bytes
         flight.publish(RegisterProgress("done", size_bytes, size_bytes))
         return record
