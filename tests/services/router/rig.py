@@ -1,0 +1,345 @@
+"""A real router over in-memory state and queue, and a scripted worker that pushes over real gRPC."""
+
+import asyncio
+import contextlib
+import json
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+import grpc
+from tokenizers import Tokenizer, decoders, models, processors
+
+from gearfall.core.errors import NotFound
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
+from gearfall.core.job import FinishReason, Job, TokenAlternative, TokenRun
+from gearfall.core.ports import QueuedJob
+from gearfall.core.records import (
+    DeploymentRecord,
+    ModelRecord,
+    ReplicaRecord,
+    ReplicaState,
+    Stage,
+)
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.convert import token_run_to_pb
+from gearfall.infra.memory_queue import MemoryQueue, MemoryQueueServer
+from gearfall.infra.memory_state import MemoryState, MemoryStateServer
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.pb import router_pb2 as pb
+from gearfall.pb.router_pb2_grpc import TokenSinkStub
+from services.router.generation import (
+    ChoiceEnd,
+    Delta,
+    GenerationEvent,
+    GenerationRequest,
+    TextPrompt,
+    Wait,
+)
+from services.router.main import Router, RouterSettings
+from services.router.service import RouterLimits
+
+BOS, EOS = "<bos>", "<eos>"
+BOS_ID, EOS_ID = 0, 1
+CHARACTERS = [chr(code) for code in range(0x20, 0x7F)]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+NODE = NodeId("node-a")
+
+
+def char_tokenizer_files(*, template: str | None = TEMPLATE) -> dict[str, bytes]:
+    """A tokenizer with one token for each printable ASCII character, as Hugging Face files."""
+    vocabulary = {token: i for i, token in enumerate((BOS, EOS, *CHARACTERS))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens([BOS, EOS])
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, BOS_ID)]
+    )
+    config = {"bos_token": BOS, "eos_token": EOS, "chat_template": template}
+    return {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config).encode(),
+    }
+
+
+def ids_of(text: str) -> tuple[int, ...]:
+    return tuple(2 + CHARACTERS.index(character) for character in text)
+
+
+def model_record(name: str, *, parameters: int = 1000, context_tokens: int = 200) -> ModelRecord:
+    return ModelRecord(
+        name=ModelName(name),
+        digest=f"digest-{name}",
+        architecture="LlamaForCausalLM",
+        parameters=parameters,
+        size_bytes=parameters * 2,
+        context_tokens=context_tokens,
+        vocabulary_size=2 + len(CHARACTERS),
+        bos_token_id=BOS_ID,
+        eos_token_ids=(EOS_ID,),
+        source="/models/" + name,
+        nodes=(NODE,),
+        dtype="bfloat16",
+    )
+
+
+class Files:
+    """A FileSource over a dictionary; counts what is read."""
+
+    def __init__(self, files: dict[str, bytes] | None = None) -> None:
+        self.files = files or char_tokenizer_files()
+        self.reads = 0
+
+    async def read_file(self, model: ModelRecord, file: str) -> bytes:
+        self.reads += 1
+        if file not in self.files:
+            raise NotFound(f"no file {file}")
+        return self.files[file]
+
+
+@dataclass
+class Answer:
+    """What a scripted model says to any prompt: text, then its end."""
+
+    text: str = "hello"
+    logprob: float = -0.1
+    margin: float = 2.0
+    finish: FinishReason = FinishReason.STOP
+    error: str = ""
+
+    def run_at(self, job: Job, index: int) -> TokenRun:
+        """The one-token run at `index`, as an engine would send it."""
+        ids = (*ids_of(self.text), EOS_ID)
+        limit = job.sampling.max_tokens
+        is_end = index == len(ids) - 1
+        finish = self.finish if is_end else FinishReason.LENGTH if index == limit - 1 else None
+        if finish is FinishReason.ERROR:
+            return TokenRun(job.job_id, job.epoch, index, finish=finish, error=self.error)
+        other = TokenAlternative(ids_of("z")[0], self.logprob - self.margin)
+        top = (TokenAlternative(ids[index], self.logprob), other)[: job.sampling.top_logprobs]
+        return TokenRun(
+            job.job_id,
+            job.epoch,
+            index,
+            token_ids=(ids[index],),
+            logprobs=(self.logprob,),
+            margins=(self.margin,),
+            alternatives=(top,) if top else (),
+            finish=finish,
+        )
+
+
+@dataclass
+class ScriptedWorker:
+    """Claims jobs of its models one at a time and plays their answers, one token a message."""
+
+    rig: "Rig"
+    worker_id: str
+    answers: dict[str, Answer]
+    die_at: dict[int, int] = field(default_factory=dict)
+    """How many deaths of the stream are still to come just before the token of that index."""
+    repeat: bool = False
+    """Send every run twice."""
+    hold_at: int | None = None
+    """Wait for `gate` before the token of that index."""
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    held: asyncio.Event = field(default_factory=asyncio.Event)
+    jobs: list[Job] = field(default_factory=list)
+    stops: list[pb.JobStop] = field(default_factory=list)
+    replied: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Work until cancelled; a broken stream is opened again."""
+        while True:
+            async with open_channel(self.rig.router.grpc_address) as channel:
+                self._call = TokenSinkStub(channel).Push()
+                hello = pb.WorkerHello(worker_id=self.worker_id, node_id=NODE)
+                await self._call.write(pb.WorkerPush(hello=hello))
+                reply = await self._call.read()
+                assert reply.hello.router_id == self.rig.router.router_id
+                with contextlib.suppress(_Died):
+                    await self._work()
+
+    async def _work(self) -> None:
+        while True:
+            queued = await self._next_job()
+            if queued is not None:
+                await self._play(queued)
+
+    async def _next_job(self) -> QueuedJob | None:
+        queue = self.rig.queue
+        for model in self.answers:
+            mine = await queue.reclaim(
+                ModelName(model), self.worker_id, alive=frozenset(), max_jobs=1
+            ) or await queue.claim(ModelName(model), self.worker_id, max_jobs=1, block_s=0)
+            if mine:
+                return mine[0]
+        change = self.rig.queue_server.change
+        await change.wait()
+        return None
+
+    async def _play(self, queued: QueuedJob) -> None:
+        job = queued.job
+        self.jobs.append(job)
+        claim = pb.JobClaim(job_id=job.job_id, epoch=job.epoch, model=job.model)
+        await self._call.write(pb.WorkerPush(claim=claim))
+        reader = asyncio.create_task(self._until_replied(job))
+        try:
+            index = len(job.generated_token_ids)
+            while not reader.done():
+                if self.die_at.get(index, 0):
+                    self.die_at[index] -= 1
+                    self._call.cancel()
+                    await self.rig.queue.acknowledge(job.model, [queued.entry_id])
+                    raise _Died
+                if self.hold_at == index:
+                    self.held.set()
+                    await asyncio.wait(
+                        (reader, asyncio.create_task(self.gate.wait())),
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    if reader.done():
+                        break
+                run = self.answers[job.model].run_at(job, index)
+                step = pb.StepTokens(runs=[token_run_to_pb(run)] * (2 if self.repeat else 1))
+                await self._call.write(pb.WorkerPush(step=step))
+                index += 1
+                if run.finish is not None:
+                    break
+            await reader
+        finally:
+            reader.cancel()
+        await self.rig.queue.acknowledge(job.model, [queued.entry_id])
+
+    async def _until_replied(self, job: Job) -> None:
+        while True:
+            reply = await self._call.read()
+            assert reply is not grpc.aio.EOF
+            body = reply.stop if reply.HasField("stop") else reply.finished
+            if reply.HasField("stop"):
+                self.stops.append(reply.stop)
+            if (body.job_id, body.epoch) == (job.job_id, job.epoch):
+                self.replied.set()
+                return
+
+
+class _Died(Exception):
+    """The scripted worker's stream was cut."""
+
+
+@dataclass
+class Rig:
+    """A running router with what it stands on."""
+
+    router: Router
+    cluster: Cluster
+    state_server: MemoryStateServer
+    queue_server: MemoryQueueServer
+    queue: MemoryQueue
+    files: Files
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def worker(self, worker_id: str = "worker-a", **answers: Answer) -> ScriptedWorker:
+        """Start a scripted worker; model names are given with '_' for '-'."""
+        named = {name.replace("_", "-"): answer for name, answer in answers.items()}
+        worker = ScriptedWorker(self, worker_id, named)
+        self.tasks.append(asyncio.create_task(worker.run()))
+        return worker
+
+    async def add_model(self, name: str, *, ready: bool = True, **facts: int) -> None:
+        """Register a model, with a ready replica unless told otherwise."""
+        revision = await self.cluster.put_model(model_record(name, **facts))
+        if ready:
+            revision = await self.set_replica(name, ReplicaState.READY)
+        await self.cluster.wait_seen(revision)
+
+    async def set_replica(self, name: str, state: ReplicaState, error: str = "") -> int:
+        """Publish a replica of a model."""
+        lease = await self.cluster.grant_lease(60)
+        record = ReplicaRecord(
+            WorkerId("worker-a"), NODE, ModelName(name), state, 8, 0, 1, 0, 0.0, error=error
+        )
+        revision = await self.cluster.put_replica(record, lease=lease)
+        await self.cluster.wait_seen(revision)
+        return revision
+
+    async def deploy(self, name: str, *stages: tuple[str, float | None], **fields: str) -> None:
+        """Put a deployment."""
+        record = DeploymentRecord(
+            DeploymentName(name),
+            tuple(Stage(ModelName(model), threshold) for model, threshold in stages),
+        )
+        revision = await self.cluster.put_deployment(replace(record, **fields))
+        await self.cluster.wait_seen(revision)
+
+    async def ask(self, model: str, prompt: str = "hi", **fields: object) -> "Outcome":
+        """Run one request to its end."""
+        request = GenerationRequest(model, (TextPrompt(prompt),), **fields)  # type: ignore[arg-type]
+        running = await self.router.service.start(request)
+        outcome = Outcome()
+        async for batch in running.batches():
+            outcome.events += batch
+        await running.wait_stopped()
+        return outcome
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Return when `holds()`; looked at again whenever the loop has run."""
+        async with asyncio.timeout(5):
+            while not holds():
+                await asyncio.sleep(0)
+
+
+@dataclass
+class Outcome:
+    """The events of one request."""
+
+    events: list[GenerationEvent] = field(default_factory=list)
+
+    @property
+    def ends(self) -> list[ChoiceEnd]:
+        return sorted(
+            (each for each in self.events if isinstance(each, ChoiceEnd)), key=lambda e: e.choice
+        )
+
+    @property
+    def waits(self) -> list[Wait]:
+        return [each for each in self.events if isinstance(each, Wait)]
+
+    def text(self, choice: int = 0) -> str:
+        deltas = (each for each in self.events if isinstance(each, Delta))
+        return "".join(each.text for each in deltas if each.choice == choice)
+
+
+@contextlib.asynccontextmanager
+async def running_rig(
+    *, limits: RouterLimits | None = None, **settings: object
+) -> AsyncIterator[Rig]:
+    """A started router; everything is stopped and checked afterwards."""
+    state_server, queue_server = MemoryStateServer(), MemoryQueueServer()
+    state, queue, files = MemoryState(state_server), MemoryQueue(queue_server), Files()
+    cluster = Cluster(state)
+    await cluster.start()
+    chosen = RouterSettings(
+        limits=limits or RouterLimits(stop_grace_s=0.05, entry_check_s=0.02),
+        **settings,  # type: ignore[arg-type]
+    )
+    router = Router(chosen, cluster, state, queue, files=files)
+    await router.start()
+    rig = Rig(router, cluster, state_server, queue_server, queue, files)
+    try:
+        yield rig
+        router.jobs.check()
+    finally:
+        for task in rig.tasks:
+            task.cancel()
+        await asyncio.gather(*rig.tasks, return_exceptions=True)
+        await router.stop()
+        await cluster.stop()
+        await state.close()
+
+
+def probability(logprob: float, tokens: int) -> float:
+    return math.exp(logprob * tokens)
