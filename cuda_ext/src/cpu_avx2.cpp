@@ -19,6 +19,7 @@ struct Avx2 {
     };
     static constexpr int kRows = 2;
     static constexpr int kTokens = 3;
+    static constexpr int kQueries = 2;
 
     static Lanes zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     static Lanes set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }

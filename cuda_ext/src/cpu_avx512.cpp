@@ -20,6 +20,7 @@ struct Avx512 {
     using Lanes = __m512;
     static constexpr int kRows = 4;
     static constexpr int kTokens = 6;
+    static constexpr int kQueries = 4;
 
     static Lanes zero() { return _mm512_setzero_ps(); }
     static Lanes set(float value) { return _mm512_set1_ps(value); }

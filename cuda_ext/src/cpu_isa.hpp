@@ -29,9 +29,21 @@ struct DotPanel {
     std::int64_t out_stride;
 };
 
+// sums[q][0..d) += weights[q][i] * rows[i][0..d), for each query q, i in order.
+struct WeighPanel {
+    const float *const *rows;
+    std::int64_t row_count;
+    std::int64_t d;
+    const float *weights;
+    std::int64_t weights_stride;
+    std::int64_t query_count;
+    float *sums;
+    std::int64_t sums_stride;
+};
+
 struct Kernels {
     const char *name;
-    // Tokens of one packed tile; a panel starts at a multiple of it.
+    // Tokens of one packed tile; a dot panel starts at a multiple of it.
     std::int64_t tile_tokens;
     // By weight dtype: f32, bf16, f16.
     void (*dot[3])(const DotPanel &panel);
@@ -41,9 +53,7 @@ struct Kernels {
     // Replaces scores[0..count) by exp(s - max), s = the score scaled and capped, and returns the
     // reciprocal of their sum. Reads and writes up to the next multiple of kLanes.
     float (*softmax)(float *scores, std::int64_t count, float scale, float softcap);
-    // acc[0..d) += weights[i] * rows[i][0..d) for i in order.
-    void (*weigh)(float *acc, const float *weights, const float *const *rows, std::int64_t count,
-                  std::int64_t d);
+    void (*weigh)(const WeighPanel &panel);
     void (*rms_norm)(const float *x, const float *weight, std::int64_t k, float eps, float *out);
     void (*silu_mul)(const float *gate, const float *up, std::int64_t k, float *out);
 };

@@ -11,8 +11,9 @@ namespace gearfall::cpu {
 
 namespace {
 
-// Multiply-adds below which another thread costs more than it brings.
-constexpr std::int64_t kWorkPerThread = 1 << 19;
+// Work below which another thread costs more than it brings: multiply-adds, a byte of weights from
+// memory counted as two.
+constexpr std::int64_t kWorkPerThread = 1 << 21;
 constexpr std::int64_t kChunkBytes = 128 << 10;
 constexpr std::int64_t kMaxChunkRows = 128;
 constexpr std::int64_t kMinChunkRows = 8;
@@ -110,7 +111,8 @@ void linear(const Linear &call, int threads, const std::string &variant) {
     const std::int64_t tokens = call.x.shape[0];
     const std::int64_t rows = call.weight.shape[0];
     if (tokens == 0 || rows == 0) return;
-    const std::int64_t work = tokens * rows * call.x.shape[1];
+    const std::int64_t elements = rows * call.x.shape[1];
+    const std::int64_t work = elements * (tokens + 2 * element_bytes(call.weight.dtype));
     const int useful =
         static_cast<int>(std::min<std::int64_t>(threads, 1 + work / kWorkPerThread));
     const Scratch packed = packed_tokens(call, kernels);

@@ -101,8 +101,9 @@ void write_kv(const TensorView &k, const TensorView &v, const Pages &pages) {
         require_size(*tensor, 2, sizes.head_size);
     }
     for (std::int64_t t = 0; t < tokens; ++t) {
-        const std::int64_t to = position_offset(pages, sizes, pages.seq_index.i32()[t],
-                                                pages.positions.i32()[t]);
+        const std::int64_t position = pages.positions.i32()[t];
+        const std::int64_t to = block_offset(pages, sizes, pages.seq_index.i32()[t], position) +
+                                position % sizes.block_tokens * sizes.position_floats();
         copy_token(k, t, sizes, pages.k_cache.f32() + to);
         copy_token(v, t, sizes, pages.v_cache.f32() + to);
     }

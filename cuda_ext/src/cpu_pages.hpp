@@ -23,12 +23,12 @@ struct PageSizes {
 // `window` 1 only the token's own position is looked at.
 PageSizes check_pages(const Pages &pages, std::int64_t tokens, std::int64_t window);
 
-// Floats from the start of a cache to (position, head 0) of sequence `sequence`.
-inline std::int64_t position_offset(const Pages &pages, const PageSizes &sizes,
-                                    std::int64_t sequence, std::int64_t position) {
+// Floats from the start of a cache to the block that holds `position` of sequence `sequence`.
+inline std::int64_t block_offset(const Pages &pages, const PageSizes &sizes, std::int64_t sequence,
+                                 std::int64_t position) {
     const std::int64_t block = position / sizes.block_tokens;
     const std::int64_t id = pages.block_tables.i32()[sequence * sizes.max_blocks + block];
-    return (id * sizes.block_tokens + position % sizes.block_tokens) * sizes.position_floats();
+    return id * sizes.block_tokens * sizes.position_floats();
 }
 
 }  // namespace gearfall::cpu

@@ -12,6 +12,7 @@ struct Portable {
     };
     static constexpr int kRows = 2;
     static constexpr int kTokens = 2;
+    static constexpr int kQueries = 1;
 
     template <class Function>
     static Lanes each(Function function) {

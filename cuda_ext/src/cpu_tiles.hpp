@@ -184,39 +184,56 @@ struct Tiles {
         return 1.0f / total;
     }
 
-    template <int B>
-    static void weigh_lanes(float *acc, const float *weights, const float *const *rows,
-                            std::int64_t count, std::int64_t offset) {
-        Lanes sums[B];
-        for (int b = 0; b < B; ++b) sums[b] = Isa::load(acc + offset + b * kLanes);
-        for (std::int64_t i = 0; i < count; ++i) {
-            const Lanes weight = Isa::set(weights[i]);
+    // Q queries by B * kLanes elements from `offset`; the last `width` of kLanes elements if B is 1.
+    template <int Q, int B>
+    static void weigh_tile(const WeighPanel &panel, std::int64_t query, std::int64_t offset,
+                           std::int64_t width) {
+        const float *weights = panel.weights + query * panel.weights_stride;
+        float *out = panel.sums + query * panel.sums_stride + offset;
+        Lanes sums[Q][B];
+        for (int q = 0; q < Q; ++q) {
             for (int b = 0; b < B; ++b) {
-                sums[b] = Isa::fma(weight, Isa::load(rows[i] + offset + b * kLanes), sums[b]);
+                sums[q][b] = load_first(out + q * panel.sums_stride + b * kLanes, width);
             }
         }
-        for (int b = 0; b < B; ++b) Isa::store(acc + offset + b * kLanes, sums[b]);
+        for (std::int64_t i = 0; i < panel.row_count; ++i) {
+            Lanes row[B];
+            for (int b = 0; b < B; ++b) {
+                row[b] = load_first(panel.rows[i] + offset + b * kLanes, width);
+            }
+            for (int q = 0; q < Q; ++q) {
+                const Lanes weight = Isa::set(weights[q * panel.weights_stride + i]);
+                for (int b = 0; b < B; ++b) sums[q][b] = Isa::fma(weight, row[b], sums[q][b]);
+            }
+        }
+        for (int q = 0; q < Q; ++q) {
+            for (int b = 0; b < B; ++b) {
+                store_first(out + q * panel.sums_stride + b * kLanes, sums[q][b], width);
+            }
+        }
     }
 
-    static void weigh(float *acc, const float *weights, const float *const *rows,
-                      std::int64_t count, std::int64_t d) {
+    template <int B>
+    static void weigh_queries(const WeighPanel &panel, std::int64_t offset, std::int64_t width) {
+        constexpr int kQueries = Isa::kQueries;
+        std::int64_t query = 0;
+        for (; query + kQueries <= panel.query_count; query += kQueries) {
+            weigh_tile<kQueries, B>(panel, query, offset, width);
+        }
+        for (; query < panel.query_count; ++query) weigh_tile<1, B>(panel, query, offset, width);
+    }
+
+    static void weigh(const WeighPanel &panel) {
         std::int64_t offset = 0;
-        for (; offset + 4 * kLanes <= d; offset += 4 * kLanes) {
-            weigh_lanes<4>(acc, weights, rows, count, offset);
+        for (; offset + 4 * kLanes <= panel.d; offset += 4 * kLanes) {
+            weigh_queries<4>(panel, offset, kLanes);
         }
-        for (; offset + 2 * kLanes <= d; offset += 2 * kLanes) {
-            weigh_lanes<2>(acc, weights, rows, count, offset);
+        for (; offset + 2 * kLanes <= panel.d; offset += 2 * kLanes) {
+            weigh_queries<2>(panel, offset, kLanes);
         }
-        for (; offset + kLanes <= d; offset += kLanes) {
-            weigh_lanes<1>(acc, weights, rows, count, offset);
+        for (; offset < panel.d; offset += kLanes) {
+            weigh_queries<1>(panel, offset, panel.d - offset);
         }
-        if (offset == d) return;
-        Lanes sum = load_first(acc + offset, d - offset);
-        for (std::int64_t i = 0; i < count; ++i) {
-            const Lanes row = load_first(rows[i] + offset, d - offset);
-            sum = Isa::fma(Isa::set(weights[i]), row, sum);
-        }
-        store_first(acc + offset, sum, d - offset);
     }
 
     static void rms_norm(const float *x, const float *weight, std::int64_t k, float eps,

@@ -223,6 +223,7 @@ def int32(*values: int) -> torch.Tensor:
         ({"q": torch.zeros(2, 3, 16)}, "multiple of the cache's heads"),
         ({"q": torch.zeros(2, 0, 16)}, "multiple of the cache's heads"),
         ({"q": torch.zeros(2, 4, 15)}, "size 16"),
+        ({"q": torch.zeros(2, 514, 16)}, "more than 256 heads"),
         ({"q": torch.zeros(2, 16, 4).transpose(1, 2)}, "q must be contiguous in dimension 2"),
         ({"v_cache": torch.zeros(8, 4, 2, 16)}, "v_cache must have size 9"),
         ({"k_cache": torch.zeros(9, 4, 2, 16, dtype=torch.float16)}, "k_cache must be float32"),

@@ -1,0 +1,172 @@
+// Exact softmax in two passes over the cache, one score row for each query.
+//
+// The queries of a tile (tokens x grouped heads) share the reads of a head's keys and values, and all
+// heads are served while the rows of some positions are near, because memory is read fastest in order.
+// Scores are dot products of cpu_isa.hpp; the weighted sum over values runs by rising position. So a
+// query's bits do not depend on its tile.
+#include "cpu_attention_tile.hpp"
+
+#include <vector>
+
+#include "cpu_scratch.hpp"
+
+namespace gearfall::cpu {
+
+namespace {
+
+constexpr std::int64_t kKeysAtOnce = 32;
+
+// Rows of a cache (their head 0) for `count` positions from `first`.
+struct Keys {
+    std::int64_t first;
+    std::int64_t count;
+    const float *rows[kKeysAtOnce];
+};
+
+// Calls visit(keys) for the tile's positions in order.
+template <class Visit>
+void over_keys(const Attention &call, const Tile &tile, const TensorView &cache, Visit visit) {
+    Keys keys{tile.first_key, 0, {}};
+    for (std::int64_t position = tile.first_key; position < tile.end_key;) {
+        const float *block =
+            cache.f32() + block_offset(call.pages, call.sizes, tile.sequence, position);
+        std::int64_t inside = position % call.sizes.block_tokens;
+        for (; inside < call.sizes.block_tokens && position < tile.end_key; ++inside) {
+            keys.rows[keys.count++] = block + inside * call.sizes.position_floats();
+            ++position;
+            if (keys.count < kKeysAtOnce && position < tile.end_key) continue;
+            visit(keys);
+            keys.first = position;
+            keys.count = 0;
+        }
+    }
+}
+
+// The queries, score rows and sums of one tile under one head.
+class HeadWork {
+public:
+    static std::int64_t scratch_floats(const Attention &call, const Tile &tile) {
+        const std::int64_t query = 2 * padded(call.sizes.head_size, kLanes) + row_floats(tile) + 1;
+        return padded(tile.tokens * call.group() * query, kLanes);
+    }
+
+    HeadWork(const Attention &call, const Tile &tile, std::int64_t head, float *scratch)
+        : call_(call),
+          tile_(tile),
+          head_(head),
+          queries_(tile.tokens * call.group()),
+          row_floats_(row_floats(tile)),
+          query_floats_(padded(call.sizes.head_size, kLanes)),
+          packed_(scratch),
+          sums_(packed_ + queries_ * query_floats_),
+          scores_(sums_ + queries_ * query_floats_),
+          inverse_(scores_ + queries_ * row_floats_) {
+        const float *rows[kMaxGroup];
+        for (std::int64_t i = 0; i < queries_; ++i) {
+            rows[i] = call.q.f32() + token(i) * call.q.stride[0] + query_head(i) * call.q.stride[1];
+        }
+        call.kernels.pack(0, rows, queries_, call.sizes.head_size, packed_);
+        std::fill_n(sums_, queries_ * query_floats_, 0.0f);
+    }
+
+    void score(const Keys &keys) const {
+        const void *rows[kKeysAtOnce];
+        for (std::int64_t j = 0; j < keys.count; ++j) rows[j] = row(keys, j);
+        call_.kernels.dot[0]({rows, keys.count, packed_, queries_, call_.sizes.head_size,
+                              scores(0, keys.first), row_floats_});
+    }
+
+    void normalise() const {
+        for (std::int64_t i = 0; i < queries_; ++i) {
+            const std::int64_t first = call_.first_key(token(i));
+            inverse_[i] = call_.kernels.softmax(scores(i, first), call_.end_key(token(i)) - first,
+                                                call_.options.scale, call_.options.softcap);
+        }
+    }
+
+    // Queries side by side that see the same of these keys go together.
+    void weigh(const Keys &keys) const {
+        const float *rows[kKeysAtOnce];
+        for (std::int64_t j = 0; j < keys.count; ++j) rows[j] = row(keys, j);
+        for (std::int64_t i = 0; i < queries_;) {
+            const std::int64_t begin = begin_in(keys, i);
+            const std::int64_t end = end_in(keys, i);
+            std::int64_t next = i + 1;
+            while (next < queries_ && begin_in(keys, next) == begin && end_in(keys, next) == end) {
+                ++next;
+            }
+            if (begin < end) {
+                call_.kernels.weigh({rows + (begin - keys.first), end - begin,
+                                     call_.sizes.head_size, scores(i, begin), row_floats_, next - i,
+                                     sums_ + i * query_floats_, query_floats_});
+            }
+            i = next;
+        }
+    }
+
+    void finish() const {
+        const std::int64_t size = call_.sizes.head_size;
+        for (std::int64_t i = 0; i < queries_; ++i) {
+            float *out = call_.out.f32() + (token(i) * call_.q.shape[1] + query_head(i)) * size;
+            const float *sums = sums_ + i * query_floats_;
+            for (std::int64_t d = 0; d < size; ++d) out[d] = sums[d] * inverse_[i];
+        }
+    }
+
+private:
+    // The softmax rounds a row up to whole lanes, wherever in the tile's keys it begins.
+    static std::int64_t row_floats(const Tile &tile) { return padded(tile.keys(), kLanes) + kLanes; }
+
+    std::int64_t token(std::int64_t query) const {
+        return tile_.first_token + query / call_.group();
+    }
+    std::int64_t query_head(std::int64_t query) const {
+        return head_ * call_.group() + query % call_.group();
+    }
+    const float *row(const Keys &keys, std::int64_t j) const {
+        return keys.rows[j] + head_ * call_.sizes.head_size;
+    }
+    std::int64_t begin_in(const Keys &keys, std::int64_t query) const {
+        return std::max(keys.first, call_.first_key(token(query)));
+    }
+    std::int64_t end_in(const Keys &keys, std::int64_t query) const {
+        return std::min(keys.first + keys.count, call_.end_key(token(query)));
+    }
+    float *scores(std::int64_t query, std::int64_t position) const {
+        return scores_ + query * row_floats_ + position - tile_.first_key;
+    }
+
+    const Attention &call_;
+    const Tile &tile_;
+    std::int64_t head_;
+    std::int64_t queries_;
+    std::int64_t row_floats_;
+    std::int64_t query_floats_;
+    float *packed_;
+    float *sums_;
+    float *scores_;
+    float *inverse_;
+};
+
+}  // namespace
+
+void attend_tile(const Attention &call, const Tile &tile, std::int64_t first_head,
+                 std::int64_t end_head) {
+    const std::int64_t floats = HeadWork::scratch_floats(call, tile);
+    const Scratch scratch((end_head - first_head) * floats);
+    std::vector<HeadWork> heads;
+    heads.reserve(end_head - first_head);
+    for (std::int64_t head = first_head; head < end_head; ++head) {
+        heads.emplace_back(call, tile, head, scratch.data() + (head - first_head) * floats);
+    }
+    over_keys(call, tile, call.pages.k_cache, [&](const Keys &keys) {
+        for (const HeadWork &head : heads) head.score(keys);
+    });
+    for (const HeadWork &head : heads) head.normalise();
+    over_keys(call, tile, call.pages.v_cache, [&](const Keys &keys) {
+        for (const HeadWork &head : heads) head.weigh(keys);
+    });
+    for (const HeadWork &head : heads) head.finish();
+}
+
+}  // namespace gearfall::cpu
