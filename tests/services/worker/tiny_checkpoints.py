@@ -1,0 +1,155 @@
+"""Tiny random models as Hugging Face directories and, converted, as mapped partitions."""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from gearfall.core.manifest import Manifest, manifest_bytes
+from gearfall.infra.pool_lease import map_partition
+from services.store.conversion import convert
+from services.store.source import open_source
+
+VOCABULARY = 67
+CONTEXT_TOKENS = 256
+
+_LLAMA_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT_TOKENS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "llama": ("LlamaConfig", _LLAMA_SHAPE),
+    "llama-tied": ("LlamaConfig", _LLAMA_SHAPE | {"tie_word_embeddings": True}),
+    "llama3-rope": (
+        "LlamaConfig",
+        _LLAMA_SHAPE
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "mistral": ("MistralConfig", _LLAMA_SHAPE | {"head_dim": 16, "sliding_window": 9}),
+    "qwen2": ("Qwen2Config", _LLAMA_SHAPE),
+    "qwen3": ("Qwen3Config", _LLAMA_SHAPE | {"head_dim": 16}),
+    "phi3": ("Phi3Config", _LLAMA_SHAPE | {"sliding_window": None}),
+    "gemma": ("GemmaConfig", _LLAMA_SHAPE | {"head_dim": 16}),
+    "gemma2": (
+        "Gemma2Config",
+        _LLAMA_SHAPE | {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        _LLAMA_SHAPE | {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16},
+    ),
+    "olmo2": ("Olmo2Config", _LLAMA_SHAPE),
+    "gpt2": (
+        "GPT2Config",
+        {"vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256},
+    ),
+    "opt": (
+        "OPTConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 48,
+            "ffn_dim": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CONTEXT_TOKENS,
+            "word_embed_proj_dim": 48,
+        },
+    ),
+    "phi": ("PhiConfig", _LLAMA_SHAPE | {"num_key_value_heads": 4}),
+    "gpt_neox": (
+        "GPTNeoXConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CONTEXT_TOKENS,
+        },
+    ),
+}
+
+
+def random_model(family: str, *, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """Return a seeded model whose greedy answers wander instead of repeating one token."""
+    torch.set_num_threads(1)  # threads that wait for a busy machine's cores cost seconds
+    kind, shape = CONFIGS[family]
+    config = getattr(transformers, kind)(**shape, initializer_range=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.to(dtype).eval()
+
+
+@dataclass(frozen=True, slots=True)
+class TinyCheckpoint:
+    """A converted checkpoint whose partitions lie in memfds, as the store's pool would hold it."""
+
+    directory: Path
+    manifest: Manifest
+    config_json: bytes
+    partition_fds: tuple[int, ...]
+
+    @property
+    def manifest_json(self) -> bytes:
+        return manifest_bytes(self.manifest)
+
+    def map(self):
+        return [
+            map_partition(descriptor, partition.size_bytes)
+            for descriptor, partition in zip(
+                self.partition_fds, self.manifest.partitions, strict=True
+            )
+        ]
+
+    def reference(self) -> PreTrainedModel:
+        """transformers' own model on the same bytes, in float32."""
+        return AutoModelForCausalLM.from_pretrained(
+            self.directory, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+
+
+@contextmanager
+def tiny_checkpoint(model: PreTrainedModel, directory: Path):
+    """Save a model, convert it with the store's converter and hold it in memory."""
+    source, converted = directory / "source", directory / "converted"
+    converted.mkdir()
+    model.save_pretrained(source)
+    with open_source(str(source)) as opened:
+        manifest = convert(opened, converted, lambda done, total: None)
+    descriptors = []
+    try:
+        for partition in manifest.partitions:
+            descriptor = os.memfd_create(partition.file)
+            descriptors.append(descriptor)
+            os.write(descriptor, (converted / partition.file).read_bytes())
+        yield TinyCheckpoint(
+            source, manifest, (source / "config.json").read_bytes(), tuple(descriptors)
+        )
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
