@@ -29,16 +29,19 @@ class Detokenizer:
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """Return the text that became final with these tokens."""
-        self._window.extend(token_ids)
+        return "".join([self._feed_one(token_id) for token_id in token_ids])
+
+    def flush(self) -> str:
+        """Return what is left when no token follows; an unfinished character becomes U+FFFD."""
+        return self._advance(self._decode(self._window)) if self._window else ""
+
+    def _feed_one(self, token_id: int) -> str:
+        self._window.append(token_id)
         text = self._decode(self._window)
         is_cut = text.endswith(_REPLACEMENT)
         if is_cut and len(self._window) - self._emitted <= _MAX_PENDING_TOKENS:
             return ""
         return self._advance(text)
-
-    def flush(self) -> str:
-        """Return what is left when no token follows; an unfinished character becomes U+FFFD."""
-        return self._advance(self._decode(self._window)) if self._window else ""
 
     def _advance(self, text: str) -> str:
         piece = text[len(self._emitted_text) :]
