@@ -23,24 +23,57 @@ struct Keys {
     const float *rows[kKeysAtOnce];
 };
 
-// Calls visit(keys) for the tile's positions in order.
-template <class Visit>
-void over_keys(const Attention &call, const Tile &tile, const TensorView &cache, Visit visit) {
-    Keys keys{tile.first_key, 0, {}};
-    for (std::int64_t position = tile.first_key; position < tile.end_key;) {
-        const float *block =
-            cache.f32() + block_offset(call.pages, call.sizes, tile.sequence, position);
-        std::int64_t inside = position % call.sizes.block_tokens;
-        for (; inside < call.sizes.block_tokens && position < tile.end_key; ++inside) {
-            keys.rows[keys.count++] = block + inside * call.sizes.position_floats();
-            ++position;
-            if (keys.count < kKeysAtOnce && position < tile.end_key) continue;
-            visit(keys);
-            keys.first = position;
-            keys.count = 0;
+// Goes over a tile's positions in order, asking for the next rows while the last ones are in use:
+// blocks are scattered over memory, so the hardware can't foresee them.
+class KeyWalk {
+public:
+    KeyWalk(const Attention &call, const Tile &tile, const TensorView &cache,
+            std::int64_t first_head, std::int64_t end_head)
+        : call_(call),
+          tile_(tile),
+          cache_(cache.f32()),
+          first_float_(first_head * call.sizes.head_size),
+          end_float_(end_head * call.sizes.head_size),
+          position_(tile.first_key) {}
+
+    template <class Visit>
+    void run(Visit visit) {
+        Keys both[2];
+        fill(both[0]);
+        for (int now = 0; both[now].count > 0; now = 1 - now) {
+            fill(both[1 - now]);
+            visit(static_cast<const Keys &>(both[now]));
         }
     }
-}
+
+private:
+    // Takes the next positions, none when the tile is through.
+    void fill(Keys &keys) {
+        keys.first = position_;
+        keys.count = 0;
+        while (keys.count < kKeysAtOnce && position_ < tile_.end_key) {
+            const std::int64_t inside = position_ % call_.sizes.block_tokens;
+            const std::int64_t count =
+                std::min({call_.sizes.block_tokens - inside, kKeysAtOnce - keys.count,
+                          tile_.end_key - position_});
+            const float *row =
+                cache_ + block_offset(call_.pages, call_.sizes, tile_.sequence, position_) +
+                inside * call_.sizes.position_floats();
+            for (std::int64_t i = 0; i < count; ++i, row += call_.sizes.position_floats()) {
+                keys.rows[keys.count++] = row;
+                for (auto d = first_float_; d < end_float_; d += kLanes) __builtin_prefetch(row + d);
+            }
+            position_ += count;
+        }
+    }
+
+    const Attention &call_;
+    const Tile &tile_;
+    const float *cache_;
+    std::int64_t first_float_;
+    std::int64_t end_float_;
+    std::int64_t position_;
+};
 
 // The queries, score rows and sums of one tile under one head.
 class HeadWork {
@@ -159,11 +192,11 @@ void attend_tile(const Attention &call, const Tile &tile, std::int64_t first_hea
     for (std::int64_t head = first_head; head < end_head; ++head) {
         heads.emplace_back(call, tile, head, scratch.data() + (head - first_head) * floats);
     }
-    over_keys(call, tile, call.pages.k_cache, [&](const Keys &keys) {
+    KeyWalk(call, tile, call.pages.k_cache, first_head, end_head).run([&](const Keys &keys) {
         for (const HeadWork &head : heads) head.score(keys);
     });
     for (const HeadWork &head : heads) head.normalise();
-    over_keys(call, tile, call.pages.v_cache, [&](const Keys &keys) {
+    KeyWalk(call, tile, call.pages.v_cache, first_head, end_head).run([&](const Keys &keys) {
         for (const HeadWork &head : heads) head.weigh(keys);
     });
     for (const HeadWork &head : heads) head.finish();
