@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import httpx
@@ -142,7 +143,7 @@ async def test_every_service_serves_health_and_reflection(
 
 async def _reflected_services(channel: grpc.aio.Channel) -> set[str]:
     """List services and fetch the descriptor of each of ours, as grpcurl does."""
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)  # type: ignore[arg-type]
     ask = reflection_pb2.ServerReflectionRequest
     call = stub.ServerReflectionInfo(timeout=5)
     await call.write(ask(list_services=""))
