@@ -99,8 +99,9 @@ class LocalServer:
             self._process = None
 
     def pause(self) -> None:
-        """Freeze it (SIGSTOP): it keeps its connections and answers nothing."""
+        """Freeze it (SIGSTOP) and return when it is: it keeps its connections, answers nothing."""
         os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a frozen server go on."""
@@ -131,6 +132,8 @@ def etcd_spec(directory: Path, *, is_durable: bool = True) -> ServerSpec:
         *("--listen-client-urls", client, "--advertise-client-urls", client),
         *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
         *("--initial-cluster", f"local={peer}", "--initial-cluster-state", "new"),
+        # A lone member waits one election before it serves and never loses one: keep it short.
+        *("--heartbeat-interval", "20", "--election-timeout", "200"),
         *("--auto-compaction-mode", "revision", "--auto-compaction-retention", "10000"),
         *("--quota-backend-bytes", str(1 << 30), "--log-level", "warn"),
         *(() if is_durable else ("--unsafe-no-fsync",)),

@@ -36,7 +36,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServ
 class StateHarness(Protocol):
     """A state server with the faults that the port promises to survive."""
 
-    def connect(self) -> ClusterState: ...
+    def connect(self, timeout_s: float = 1.5) -> ClusterState: ...
     def stop(self) -> None: ...
     def start(self) -> None: ...
     def wipe_while_stopped(self) -> None: ...
@@ -58,7 +58,7 @@ class MemoryStateHarness:
         self.server = MemoryStateServer()
         self.clients: list[ClusterState] = []
 
-    def connect(self) -> MemoryState:
+    def connect(self, timeout_s: float = 1.5) -> MemoryState:
         self.clients.append(client := MemoryState(self.server))
         return client
 
@@ -81,8 +81,9 @@ class EtcdHarness:
         self.prefix = f"/test/{next(_numbers)}/"
         self.clients: list[ClusterState] = []
 
-    def connect(self) -> EtcdState:
-        self.clients.append(client := EtcdState(self.server.url, prefix=self.prefix))
+    def connect(self, timeout_s: float = 1.5) -> EtcdState:
+        client = EtcdState(self.server.url, prefix=self.prefix, timeout_s=timeout_s)
+        self.clients.append(client)
         return client
 
     def stop(self) -> None:

@@ -245,8 +245,8 @@ async def test_watch_starts_anew_when_the_server_lost_its_data(states):
 
 
 async def test_calls_raise_unavailable_while_it_is_down_and_work_again_after(states):
-    state = states.connect()
-    await state.put("x", b"1")
+    state = states.connect(timeout_s=0.2)
+    await put_when_reachable(state, "x", b"1")
     states.stop()
     try:
         calls = (
@@ -262,7 +262,7 @@ async def test_calls_raise_unavailable_while_it_is_down_and_work_again_after(sta
         states.start()
     assert [type(result) for result in results] == [Unavailable] * len(calls)
     await put_when_reachable(state, "x", b"3")
-    assert (await state.get("x")).value == b"3"
+    assert (await states.connect().get("x")).value == b"3"
 
 
 async def test_a_closed_client_refuses_calls_and_ends_its_watches(states):

@@ -125,11 +125,16 @@ async def test_a_process_is_started_again_after_it_was_killed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("program", "message"),
-    [(FAILS, "no accelerator here"), (BABBLES, "hello"), (IS_SILENT, "not ready in time")],
+    ("program", "timeout_s", "message"),
+    [
+        (FAILS, 30.0, "no accelerator here"),
+        (BABBLES, 30.0, "hello"),
+        (IS_SILENT, 0.1, "not ready in time"),
+    ],
+    ids=["fails", "babbles", "is silent"],
 )
-async def test_a_process_that_does_not_come_up_says_why(tmp_path, program, message):
-    process = SupervisedProcess(spec(tmp_path, program, ready_timeout_s=2.0))
+async def test_a_process_that_does_not_come_up_says_why(tmp_path, program, timeout_s, message):
+    process = SupervisedProcess(spec(tmp_path, program, ready_timeout_s=timeout_s))
     with pytest.raises(Unavailable, match=message):
         await process.start()
     assert process.pid == 0
