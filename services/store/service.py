@@ -5,6 +5,7 @@ import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from gearfall.core.errors import Conflict, GearfallError, Internal, NotFound, Unavailable
 from gearfall.core.ids import ModelName, NodeId, parse_name
@@ -20,6 +21,8 @@ from services.store.pool_memory import ReadChunks
 from services.store.presence import Presence
 from services.store.ssd_tier import SsdTier, StoredModel
 
+_MAX_CONVERSIONS = 2
+"""Keeps threads free for loads and small files, and the disk's head in few places."""
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +70,8 @@ class StoreService:
         self._tasks: asyncio.Task[None] | None = None
         self._works: set[asyncio.Task[None]] = set()
         self._registrations: dict[tuple[ModelName, str], RegisterFlight] = {}
-        self._locks: dict[ModelName, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[ModelName, asyncio.Lock] = WeakValueDictionary()
+        self._conversions = asyncio.Semaphore(_MAX_CONVERSIONS)
         self._removing: set[ModelName] = set()
         self._is_stopping = False
 
@@ -143,8 +147,8 @@ class StoreService:
         if lock.locked() or self.loader.is_loading(name):
             raise Conflict(f"model {name!r} is being loaded, registered or removed")
         self.pool.check_unleased(name)
+        self._removing.add(name)
         async with lock:
-            self._removing.add(name)
             try:
                 await self._remove(name)
             finally:
@@ -203,7 +207,8 @@ class StoreService:
             progress = RegisterProgress(phase, done_bytes, total_bytes)
             loop.call_soon_threadsafe(flight.publish, progress)
 
-        stored = await asyncio.to_thread(self.ssd.register, name, path, report)
+        async with self._conversions:
+            stored = await asyncio.to_thread(self.ssd.register, name, path, report)
         try:
             record = await self._registry.publish(stored)
         except Conflict:
@@ -219,18 +224,20 @@ class StoreService:
         return record
 
     async def _remove(self, name: ModelName) -> None:
+        # Dropped before the first await: no lease can be taken between the check and the removal.
+        if self.pool.get(name) is not None:
+            self.pool.drop(name)
         is_here = name in self.ssd.models or name in self.ssd.broken
         was_recorded = await self._registry.withdraw(name, forget=True)
         if not is_here and not was_recorded:
             raise NotFound(f"model {name!r} is not registered", param="model")
-        if self.pool.get(name) is not None:
-            self.pool.drop(name)
         await asyncio.to_thread(self.ssd.remove, name)
         _log.info("model removed", extra={"model": name})
 
     def _stored(self) -> dict[ModelName, StoredModel]:
-        removing = self._removing
-        return {name: model for name, model in self.ssd.models.items() if name not in removing}
+        # Copied in one step: registrations add to it from their threads.
+        models = list(self.ssd.models.items())
+        return {name: model for name, model in models if name not in self._removing}
 
     def _lock(self, name: ModelName) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
