@@ -1,6 +1,7 @@
 """Every error of the tree crosses gRPC and comes back as itself, with its fields."""
 
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -63,12 +64,17 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
     await server.stop(0)
 
 
+async def _ask(channel: grpc.aio.Channel, name: str) -> None:
+    method: Any = channel.unary_unary(f"/t/{name}")
+    await method(b"", timeout=5)
+
+
 @pytest.mark.parametrize("kind", ALL_ERRORS, ids=lambda kind: kind.__name__)
 async def test_an_error_comes_back_as_itself(
     channel: grpc.aio.Channel, kind: type[errors.GearfallError]
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary(f"/t/{kind.__name__}")(b"", timeout=5)
+        await _ask(channel, kind.__name__)
     error = error_from_rpc(caught.value)
     assert (type(error), error.message, error.param, error.retry_after_s) == (
         kind,
@@ -79,7 +85,8 @@ async def test_an_error_comes_back_as_itself(
 
 
 async def test_a_stream_delivers_what_came_before_its_error(channel: grpc.aio.Channel) -> None:
-    call = channel.unary_stream("/s/Conflict")(b"", timeout=5)
+    method: Any = channel.unary_stream("/s/Conflict")
+    call = method(b"", timeout=5)
     assert await call.read() == b"first"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
@@ -90,6 +97,6 @@ async def test_an_unexpected_exception_shows_its_kind_and_not_its_text(
     channel: grpc.aio.Channel,
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary("/t/NoSuchError")(b"", timeout=5)
+        await _ask(channel, "NoSuchError")
     assert isinstance(error_from_rpc(caught.value), errors.Internal)
     assert "told why" not in (caught.value.details() or "")
