@@ -36,7 +36,8 @@ class StartHistory:
             key = (replica.worker_id, replica.model)
             states[key] = replica.state
             if replica.state is ReplicaState.READY:
-                self._timelines[replica.model] = replica.timeline
+                if _process_s(replica.timeline) > 0:
+                    self._timelines[replica.model] = replica.timeline
                 self._failures.pop(replica.model, None)
             elif replica.state is ReplicaState.FAILED and self._states.get(key) != replica.state:
                 count = self._failures.get(replica.model, 0) + 1

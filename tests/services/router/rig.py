@@ -23,9 +23,9 @@ from gearfall.core.records import (
 )
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.convert import token_run_to_pb
+from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.memory_queue import MemoryQueue, MemoryQueueServer
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
-from gearfall.infra.grpc_channels import open_channel
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb.router_pb2_grpc import TokenSinkStub
 from services.router.generation import (
@@ -171,13 +171,14 @@ class ScriptedWorker:
 
     async def _next_job(self) -> QueuedJob | None:
         queue = self.rig.queue
+        # Taken before the look, so that what is appended meanwhile wakes the wait.
+        change = self.rig.queue_server.change
         for model in self.answers:
             mine = await queue.reclaim(
                 ModelName(model), self.worker_id, alive=frozenset(), max_jobs=1
             ) or await queue.claim(ModelName(model), self.worker_id, max_jobs=1, block_s=0)
             if mine:
                 return mine[0]
-        change = self.rig.queue_server.change
         await change.wait()
         return None
 

@@ -241,7 +241,9 @@ async def test_demand_is_put_for_a_job_that_waits_despite_a_ready_replica():
     async with running_rig() as rig:
         await rig.add_model("small")
         asking = asyncio.create_task(rig.ask("small"))
-        await rig.until(lambda: (ModelName("small"), rig.router.router_id) in rig.cluster.view.demand)
+        await rig.until(
+            lambda: (ModelName("small"), rig.router.router_id) in rig.cluster.view.demand
+        )
         rig.worker(small=Answer("hello"))
         assert (await asking).waits == []
 

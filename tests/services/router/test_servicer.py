@@ -1,0 +1,152 @@
+"""The gRPC door, with the public client and with bare stubs."""
+
+import grpc
+import pytest
+
+from gearfall.client import AsyncClient
+from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.pb import router_pb2 as pb
+from gearfall.pb import router_pb2_grpc
+from tests.services.router.rig import Answer, running_rig
+
+
+@pytest.fixture
+async def rig():
+    async with running_rig() as rig:
+        await rig.add_model("small", parameters=10)
+        await rig.add_model("large", parameters=100)
+        yield rig
+
+
+@pytest.fixture
+async def client(rig):
+    async with AsyncClient(rig.router.grpc_address) as client:
+        yield client
+
+
+def deployment(*stages, name="both", **fields):
+    built = tuple(Stage(ModelName(model), threshold) for model, threshold in stages)
+    return DeploymentRecord(DeploymentName(name), built, **fields)
+
+
+async def test_generate_through_the_client(rig, client):
+    rig.worker(small=Answer("wrong", logprob=-1.0), large=Answer("right"))
+    await client.deploy(deployment(("small", 0.5), ("large", None)))
+    answer = await client.generate("both", "hi", request_id="mine", logprobs=True)
+    assert answer.text == "right"
+    explained = await client.explain_request("mine")
+    decisions = [each.decision for each in explained.explanations]
+    assert decisions[0] == "finished"
+    assert decisions[-1] == "admitted"
+    assert "escalated" in decisions
+
+
+async def test_events_of_the_wire(rig):
+    rig.worker(small=Answer("hello"))
+    async with open_channel(rig.router.grpc_address) as channel:
+        call = router_pb2_grpc.RouterStub(channel).Generate(
+            pb.GenerateRequest(model="small", text="hi", logprobs=True, seed=7, n=2)
+        )
+        events = [event async for event in call]
+    assert events[0].start.seed == 7
+    deltas = [event.delta for event in events if event.HasField("delta")]
+    assert "".join(each.text for each in deltas if each.choice == 1) == "hello"
+    assert [token.token for each in deltas if each.choice == 0 for token in each.logprobs] == list(
+        "hello"
+    )
+    ends = [event.end for event in events if event.HasField("end")]
+    assert {end.choice for end in ends} == {0, 1}
+    assert ends[0].stages[0].certainty.measure == "sequence_probability"
+    assert ends[0].usage.completion_tokens == 6
+
+
+async def test_a_cancelled_call_stops_the_work(rig):
+    worker = rig.worker(small=Answer("hello"))
+    worker.hold_at = 2
+    async with open_channel(rig.router.grpc_address) as channel:
+        call = router_pb2_grpc.RouterStub(channel).Generate(
+            pb.GenerateRequest(model="small", text="hi")
+        )
+        await call.read()
+        await worker.held.wait()
+        call.cancel()
+        await worker.replied.wait()
+    assert worker.stops
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind"),
+    [
+        (deployment(), InvalidRequest),
+        (deployment(("nobody", None)), NotFound),
+        (deployment(("small", None), ("large", None)), InvalidRequest),
+        (deployment(("small", 1.5), ("large", None)), InvalidRequest),
+        (deployment(("small", float("nan")), ("large", None)), InvalidRequest),
+        (deployment(("small", 0.5)), InvalidRequest),
+        (deployment(("small", 0.5), ("small", None)), InvalidRequest),
+        (deployment(("small", None), name="../x"), InvalidRequest),
+        (deployment(("large", None), name="small"), Conflict),
+        (deployment(("small", None), min_replicas=2, max_replicas=1), InvalidRequest),
+        (deployment(("small", None), max_replicas=0), InvalidRequest),
+        (deployment(("small", None), keep_alive_s=-1.0), InvalidRequest),
+        (deployment(("small", None), keep_alive_s=float("inf")), InvalidRequest),
+        (deployment(("small", None), certainty="vibes"), InvalidRequest),
+    ],
+)
+async def test_bad_deployments_are_refused(client, wanted, kind):
+    with pytest.raises(kind):
+        await client.deploy(wanted)
+    assert not (await client.models()).deployments
+
+
+async def test_models_and_deployments_come_and_go(rig, client):
+    await client.deploy(deployment(("small", 0.5), ("large", None)))
+    listed = await client.models()
+    assert [each.name for each in listed.deployments] == ["both"]
+    assert {each.name for each in listed.models} == {"small", "large"}
+    with pytest.raises(Conflict, match="both"):
+        await client.remove_model("small")
+    await client.remove_deployment("both")
+    with pytest.raises(NotFound):
+        await client.remove_deployment("both")
+    await client.remove_model("small")
+    with pytest.raises(NotFound):
+        await client.remove_model("small")
+    with pytest.raises(NotFound):
+        await client.generate("small", "hi")
+
+
+async def test_registering_needs_a_store_and_a_good_name(rig, client):
+    for name, path, kind in (
+        ("../x", "/models/x", InvalidRequest),
+        ("fine", "relative", InvalidRequest),
+        ("fine", "/models/x", Unavailable),
+    ):
+        with pytest.raises(kind):
+            _ = [each async for each in client.register_model(name, path)]
+
+
+async def test_status_says_what_is_degraded(rig, client):
+    status = await client.status()
+    assert status.router_id == rig.router.router_id
+    assert {each.model for each in status.queues} == {"small", "large"}
+    assert any("scheduler" in words for words in status.degraded)
+    rig.queue_server.stop()
+    assert any("queue" in words for words in (await client.status()).degraded)
+    rig.queue_server.start()
+    with pytest.raises(Unavailable):
+        await client.explain_model("small")
+    with pytest.raises(NotFound):
+        await client.explain_request("unknown")
+
+
+async def test_a_push_stream_starts_with_hello(rig):
+    async with open_channel(rig.router.grpc_address) as channel:
+        call = router_pb2_grpc.TokenSinkStub(channel).Push()
+        await call.write(pb.WorkerPush(claim=pb.JobClaim(job_id="x", epoch=1)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
