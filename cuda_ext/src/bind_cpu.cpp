@@ -79,8 +79,8 @@ void paged_attention(const nb::tuple &q, const nb::tuple &k_cache, const nb::tup
     const TensorView result = tensor("out", out);
     const auto cache = pages(k_cache, v_cache, block_tables, seq_index, positions);
     const nb::gil_scoped_release released;
-    gearfall::cpu::paged_attention(queries, cache, result, {scale, sliding_window, softcap}, threads,
-                                   variant);
+    const gearfall::cpu::AttentionOptions options{scale, sliding_window, softcap};
+    gearfall::cpu::paged_attention(queries, cache, result, options, threads, variant);
 }
 
 void rms_norm(const nb::tuple &x, const nb::tuple &weight, const nb::tuple &out, float eps,
@@ -105,7 +105,8 @@ void silu_mul(const nb::tuple &gate, const nb::tuple &up, const nb::tuple &out,
 
 void bind_cpu(nb::module_ &module) {
     nb::exception<gearfall::cpu::BadArgument>(module, "BadArgument", PyExc_ValueError);
-    module.def("cpu_variants", &variants, "Return the instruction sets that can run, fastest first.");
+    module.def("cpu_variants", &variants,
+               "Return the instruction sets that can run, fastest first.");
     module.def("cpu_linear", &linear, "x"_a, "weight"_a, "bias"_a.none(), "out"_a, "threads"_a,
                "variant"_a, "Write x @ weight.T + bias to out.");
     module.def("cpu_write_kv", &write_kv, "k"_a, "v"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a,

@@ -1,9 +1,9 @@
 // Exact softmax in two passes over the cache, one score row for each query.
 //
-// The queries of a tile (tokens x grouped heads) share the reads of a head's keys and values, and all
-// heads are served while the rows of some positions are near, because memory is read fastest in order.
-// Scores are dot products of cpu_isa.hpp; the weighted sum over values runs by rising position. So a
-// query's bits do not depend on its tile.
+// The queries of a tile (tokens x grouped heads) share the reads of a head's keys and values, and
+// all heads are served while the rows of some positions are near, because memory is read fastest in
+// order. Scores are dot products of cpu_isa.hpp; the weighted sum over values runs by rising
+// position. So a query's bits do not depend on its tile.
 #include "cpu_attention_tile.hpp"
 
 #include <vector>
@@ -61,7 +61,9 @@ private:
                 inside * call_.sizes.position_floats();
             for (std::int64_t i = 0; i < count; ++i, row += call_.sizes.position_floats()) {
                 keys.rows[keys.count++] = row;
-                for (auto d = first_float_; d < end_float_; d += kLanes) __builtin_prefetch(row + d);
+                for (auto d = first_float_; d < end_float_; d += kLanes) {
+                    __builtin_prefetch(row + d);
+                }
             }
             position_ += count;
         }
@@ -148,7 +150,9 @@ public:
 
 private:
     // The softmax rounds a row up to whole lanes, wherever in the tile's keys it begins.
-    static std::int64_t row_floats(const Tile &tile) { return padded(tile.keys(), kLanes) + kLanes; }
+    static std::int64_t row_floats(const Tile &tile) {
+        return padded(tile.keys(), kLanes) + kLanes;
+    }
 
     std::int64_t token(std::int64_t query) const {
         return tile_.first_token + query / call_.group();

@@ -1,5 +1,8 @@
 // The inner kernels for AVX2 with FMA and F16C: sixteen lanes are two registers.
 #if defined(__x86_64__)
+#include <cstring>
+
+#include "cpu_isa.hpp"  // before the target: what others share must run everywhere
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else

@@ -1,8 +1,11 @@
 // The inner kernels for AVX-512 (F, DQ, BW, VL).
 #if defined(__x86_64__)
+#include <cstring>
+
+#include "cpu_isa.hpp"  // before the target: what others share must run everywhere
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,f16c"))), \
-                             apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")
 // GCC 12 warns of the don't-care operand inside its own intrinsics.
@@ -62,7 +65,7 @@ struct Avx512 {
                                        _mm512_shuffle_f32x4(ab, cd, 0xDD));
             all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4E));
             all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xB1));
-            const __m512i firsts = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+            const __m512i firsts = _mm512_castsi128_si512(_mm_set_epi32(12, 8, 4, 0));
             _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, all)));
         } else {
             for (int r = 0; r < R; ++r) out[r] = reduce_one(sums[r]);

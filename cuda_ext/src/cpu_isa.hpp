@@ -1,9 +1,9 @@
 // The inner kernels, one table for each instruction set; all tables give the same bits.
 //
 // Canonical order, which every table keeps: a dot product over K runs in 16 float32 partial sums by
-// fused multiply-add, partial sum j taking elements j, j+16, j+32, ... (for bfloat16 weights 2j, 2j+1,
-// 2j+32, ...), the end padded with zeros; then lanes i and i+8, i and i+4, i and i+2, i and i+1 are
-// added. Nothing in it depends on a neighbour row, so tiles may have any shape.
+// fused multiply-add, partial sum j taking elements j, j+16, j+32, ... (for bfloat16 weights 2j,
+// 2j+1, 2j+32, ...), the end padded with zeros; then lanes i and i+8, i and i+4, i and i+2, i and
+// i+1 are added. Nothing in it depends on a neighbour row, so tiles may have any shape.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,7 @@ struct Kernels {
     std::int64_t tile_tokens;
     // By weight dtype: f32, bf16, f16.
     void (*dot[3])(const DotPanel &panel);
-    // Copies token rows into tiles, interleaved by step, in the order that weights of `dtype` widen to.
+    // Copies token rows into tiles, interleaved by step, in the order weights of `dtype` widen to.
     void (*pack)(int dtype, const float *const *rows, std::int64_t tokens, std::int64_t k,
                  float *packed);
     // Replaces scores[0..count) by exp(s - max), s = the score scaled and capped, and returns the

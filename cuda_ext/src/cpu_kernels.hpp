@@ -1,4 +1,4 @@
-// The CPU kernels: arguments are checked (BadArgument), then the work is cut into pieces for the pool.
+// The CPU kernels: arguments are checked (BadArgument), then the work is cut up for the pool.
 #pragma once
 
 #include <string>

@@ -49,7 +49,8 @@ std::vector<Span> spans(const Pages &pages, const PageSizes &sizes, std::int64_t
                    ", outside a block table of " + std::to_string(capacity) + " positions");
         }
         Span &span = touched[sequence];
-        const std::int64_t first = window == 0 ? 0 : std::max<std::int64_t>(0, position + 1 - window);
+        const std::int64_t first =
+            window == 0 ? 0 : std::max<std::int64_t>(0, position + 1 - window);
         span.first = std::min(span.first, first);
         span.last = std::max(span.last, position);
     }

@@ -18,9 +18,9 @@ struct PageSizes {
     std::int64_t position_floats() const { return heads * head_size; }
 };
 
-// Checks shapes and every index that a step over `tokens` tokens follows: token t reads the positions
-// of its sequence from max(0, positions[t] + 1 - window) (window 0: from 0) to positions[t]. With
-// `window` 1 only the token's own position is looked at.
+// Checks shapes and every index that a step over `tokens` tokens follows: token t reads the
+// positions of its sequence from max(0, positions[t] + 1 - window) (window 0: from 0) to
+// positions[t]. With `window` 1 only the token's own position is looked at.
 PageSizes check_pages(const Pages &pages, std::int64_t tokens, std::int64_t window);
 
 // Floats from the start of a cache to the block that holds `position` of sequence `sequence`.

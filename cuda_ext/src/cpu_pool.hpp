@@ -8,8 +8,8 @@ namespace gearfall::cpu {
 // Runs one numbered piece of a task; pieces write to disjoint memory and do not throw.
 using Piece = void (*)(const void *task, std::int64_t piece);
 
-// Runs pieces 0..pieces-1 on the caller and at most threads-1 pool threads; returns when all are done.
-// Whoever finds the pool busy runs its pieces alone. A forked child starts a pool of its own.
+// Runs pieces 0..pieces-1 on the caller and at most threads-1 pool threads; returns when all are
+// done. Whoever finds the pool busy runs its pieces alone. A forked child starts a pool of its own.
 void run_pieces(std::int64_t pieces, int threads, Piece run, const void *task);
 
 template <class Function>

@@ -1,5 +1,5 @@
-// The inner kernels for any machine. Without a fused multiply-add in hardware the C library computes
-// it, slowly and with the same bits.
+// The inner kernels for any machine. Without a fused multiply-add in hardware the C library
+// computes it, slowly and with the same bits.
 #include "cpu_half.hpp"
 #include "cpu_tiles.hpp"
 

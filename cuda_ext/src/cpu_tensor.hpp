@@ -46,7 +46,7 @@ inline void require(bool holds, const char *message) {
     if (!holds) refuse(message);
 }
 
-// For reading: `rank` dimensions, the elements of the last one adjacent, other strides as they come.
+// For reading: `rank` dimensions, the last one's elements adjacent, other strides as they come.
 void require_rows(const TensorView &tensor, int rank);
 // `rank` dimensions, dense throughout.
 void require_dense(const TensorView &tensor, int rank, DType dtype);

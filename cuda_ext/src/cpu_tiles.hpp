@@ -1,8 +1,8 @@
 // The inner kernels over an instruction set `Isa`, in the canonical order of cpu_isa.hpp.
 //
-// Included by one source file for each instruction set, behind its target pragma: everything here has
-// internal linkage, so that no linker can put one file's code in the place of another's. A product is
-// added by Isa::fma only, so that no compiler has a choice about rounding it.
+// Included by one source file for each instruction set, behind its target pragma: everything here
+// has internal linkage, so that no linker can put one file's code in the place of another's. A
+// product is added by Isa::fma only, so that no compiler has a choice about rounding it.
 #pragma once
 
 #include <cstring>
@@ -83,7 +83,8 @@ struct Tiles {
     }
 
     template <class W, int T>
-    static void dot_at_most(const DotPanel &panel, std::int64_t tokens, const float *x, float *out) {
+    static void dot_at_most(const DotPanel &panel, std::int64_t tokens, const float *x,
+                            float *out) {
         if constexpr (T > 1) {
             if (tokens < T) return dot_at_most<W, T - 1>(panel, tokens, x, out);
         }
@@ -131,7 +132,7 @@ struct Tiles {
 
     // exp(x) for x <= 0 within 2 ulp; 0 below -87. Polynomial of the Cephes library.
     static inline Lanes exp_negative(Lanes x) {
-        const Lanes shift = Isa::set(12582912.0f);  // 1.5 * 2^23: rounds to an integer in its low bits
+        const Lanes shift = Isa::set(12582912.0f);  // 1.5 * 2^23: leaves an integer in the low bits
         const Lanes shifted = Isa::fma(x, Isa::set(1.44269504088896341f), shift);
         const Lanes n = Isa::sub(shifted, shift);
         Lanes r = Isa::fma(n, Isa::set(-0.693359375f), x);
@@ -184,7 +185,7 @@ struct Tiles {
         return 1.0f / total;
     }
 
-    // Q queries by B * kLanes elements from `offset`; the last `width` of kLanes elements if B is 1.
+    // Q queries by B * kLanes elements from `offset`; with B = 1, `width` elements.
     template <int Q, int B>
     static void weigh_tile(const WeighPanel &panel, std::int64_t query, std::int64_t offset,
                            std::int64_t width) {
