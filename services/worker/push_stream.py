@@ -209,6 +209,7 @@ def _is_cancelled_from_outside() -> bool:
 def _log_end(address: str, task: "asyncio.Task[None]") -> None:
     error = None if task.cancelled() else task.exception()
     if error is None or isinstance(error, (grpc.aio.AioRpcError, asyncio.InvalidStateError)):
-        _log.info("push stream ended", extra={"address": address, "error": str(error or "")})
+        reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else error
+        _log.info("push stream ended", extra={"address": address, "reason": str(reason or "")})
     else:
         _log.error("push stream failed", extra={"address": address}, exc_info=error)

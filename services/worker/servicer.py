@@ -56,5 +56,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self, _request_iterator: AsyncIterator[pb.MigrationFrame], context: Context
     ) -> AsyncIterator[pb.MigrationReply]:
         """Answer UNIMPLEMENTED."""
+        replies: tuple[pb.MigrationReply, ...] = ()
+        for reply in replies:  # what makes this method a stream
+            yield reply
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, NO_MIGRATION)
-        yield pb.MigrationReply()

@@ -5,12 +5,13 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.core.ids import Epoch, JobId
 from gearfall.core.ports import QueuedJob
 from services.worker import claims
 from services.worker.claims import TRANSITIONS, ClaimBook, ClaimEvent, ClaimState, Effect
 from tests.services.worker.fakes import FINISH, MODEL, job, run_of
 
-KEY = ("job-1", 1)
+KEY = (JobId("job-1"), Epoch(1))
 
 
 def book_with(state):
@@ -43,7 +44,7 @@ def test_the_docstring_is_the_table():
 
 
 def test_every_state_can_end_and_only_an_end_acknowledges():
-    for (after, effects) in TRANSITIONS.values():
+    for after, effects in TRANSITIONS.values():
         assert (after is None) == (Effect.ACKNOWLEDGE in effects)
     for state in ClaimState:
         assert TRANSITIONS[state, ClaimEvent.ROUTER_GONE][0] is None
@@ -103,7 +104,9 @@ STEPS = st.lists(st.one_of(EVENTS, st.tuples(st.integers(0, 3), st.integers(1, 2
 
 @given(STEPS)
 def test_every_claimed_entry_is_acknowledged_exactly_once_in_the_end(steps):
-    book, claimed, acknowledged = ClaimBook(), [], []
+    book = ClaimBook()
+    claimed: list[str] = []
+    acknowledged: list[str] = []
 
     def apply(key, event):
         for todo in book.apply(key, event):
@@ -116,7 +119,7 @@ def test_every_claimed_entry_is_acknowledged_exactly_once_in_the_end(steps):
             claimed.append(f"{number}-0")
             book.add(QueuedJob(claimed[-1], job(name, epoch=step[1]), 1))
         else:
-            apply((name, step[1]), step[2])
+            apply((JobId(name), step[1]), step[2])
         book.check()
         assert 0 <= book.occupied_slots(MODEL) <= len(book)
     for claim in book:
@@ -130,7 +133,7 @@ def test_an_engine_is_told_of_a_job_between_submit_and_cancel_only(steps):
     """A job is submitted when the engine does not have it, cancelled only when it may."""
     book, running = ClaimBook(), set()
     for number, step in enumerate(steps):
-        key = (f"job-{step[0]}", step[1])
+        key = (JobId(f"job-{step[0]}"), step[1])
         if len(step) == 2:
             book.add(QueuedJob(f"{number}-0", job(key[0], epoch=key[1]), 1))
             continue
@@ -144,4 +147,6 @@ def test_an_engine_is_told_of_a_job_between_submit_and_cancel_only(steps):
                 assert key in running
                 running.remove(key)
     for key in running:
-        assert book.get(key).state is ClaimState.RUNNING
+        claim = book.get(key)
+        assert claim is not None
+        assert claim.state is ClaimState.RUNNING

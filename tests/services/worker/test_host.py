@@ -8,6 +8,7 @@ import pytest
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.ids import ModelName, RouterId, WorkerId
 from gearfall.core.memory import kv_capacity_tokens
+from gearfall.core.ports import Lease
 from gearfall.core.records import (
     AssignmentRecord,
     ReplicaState,
@@ -56,7 +57,7 @@ class Site:
         self.queue = MemoryQueue()
         self.store = FakeStore()
         self.spawner = FakeSpawner()
-        self.leases = []
+        self.leases: list[Lease] = []
         self.now = 1000.0
 
     async def open(self) -> "Site":

@@ -1,0 +1,74 @@
+"""The worker's gRPC face over a real channel."""
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import grpc
+import pytest
+
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.grpc_server import start_server
+from gearfall.pb import worker_pb2 as pb
+from gearfall.pb.worker_pb2_grpc import WorkerStub, add_WorkerServicer_to_server
+from services.worker.service import WorkerService
+from services.worker.servicer import WorkerServicer
+from tests.services.worker.fakes import MODEL
+from tests.services.worker.test_host import Site
+
+
+@dataclass
+class Door:
+    """A site and a stub to its worker."""
+
+    site: Site
+    stub: WorkerStub
+
+
+@pytest.fixture
+async def door():
+    async with AsyncExitStack() as stack:
+        opened = await Site(stack).open()
+        servicer = WorkerServicer(WorkerService(opened.host))
+        server = await start_server(
+            "127.0.0.1:0",
+            lambda s: add_WorkerServicer_to_server(servicer, s),
+            ("gearfall.v1.Worker",),
+        )
+        stack.push_async_callback(server.stop, 0.0)
+        channel = open_channel(server.address)
+        stack.push_async_callback(channel.close)
+        yield Door(opened, WorkerStub(channel))
+
+
+async def test_status_counts_the_jobs_that_run_now(door):
+    engine = await door.site.ready()
+    await door.site.running(engine)
+    status = await door.stub.GetStatus(pb.WorkerStatusRequest(), timeout=5)
+    (replica,) = status.replicas
+    assert (replica.model, replica.running_jobs, replica.slots) == (MODEL, 1, 2)
+    assert status.memory_used_bytes == 64
+
+
+async def test_drain_says_what_it_handed_back(door):
+    engine = await door.site.ready()
+    await door.site.running(engine)
+    reply = await door.stub.Drain(pb.DrainRequest(deadline_s=0.0), timeout=10)
+    assert list(reply.lost_job_ids) == ["job-1"]
+    assert engine.is_gone
+
+
+async def test_a_drain_without_end_is_refused(door):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await door.stub.Drain(pb.DrainRequest(deadline_s=-1.0), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_migration_says_how_jobs_move_instead(door):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await door.stub.MigrateJob(pb.MigrateJobRequest(job_id="job-1"), timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "token log" in str(caught.value.details())
+    call = door.stub.ReceiveMigration(timeout=5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

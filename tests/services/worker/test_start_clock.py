@@ -1,0 +1,23 @@
+import pytest
+
+from gearfall.core.records import StartTimeline, Tier
+from services.worker.engine_messages import EngineReady
+from services.worker.start_clock import StartClock
+
+
+def test_phases_are_measured_one_after_the_other():
+    clock = StartClock(asked_s=10.0)
+    clock.begin_load(10.5)
+    clock.end_load(13.0, StartTimeline(ssd_s=2.4, from_tier=Tier.REMOTE))
+    clock.end_attach(13.1)
+    clock.begin_process(13.2)
+    clock.end_process(13.25)
+    timeline = clock.finish(
+        14.0, EngineReady(1, attach_s=0.01, build_s=0.3, first_token_s=0.2, kv_bytes=0)
+    )
+    assert timeline.queued_s == pytest.approx(0.5)
+    assert (timeline.ssd_s, timeline.from_tier) == (2.4, Tier.REMOTE)
+    assert timeline.attach_s == pytest.approx(0.11)
+    assert timeline.process_s == pytest.approx(0.05)
+    assert (timeline.build_s, timeline.first_token_s) == (0.3, 0.2)
+    assert timeline.total_s == pytest.approx(4.0)
