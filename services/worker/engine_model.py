@@ -22,7 +22,7 @@ from gearfall.core.manifest import Manifest
 from services.worker.engine_attention import PagedCache
 from services.worker.engine_modules import replace_modules
 from services.worker.engine_ops import Ops, StepLayout
-from services.worker.engine_weights import StoredTensors, assign_weights
+from services.worker.engine_weights import StoredTensors, assign_weights, renaming
 from services.worker.packing import PackedStep
 
 _BATCH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope"})
@@ -103,7 +103,7 @@ def build_model(
     _check_supported(config, manifest.model.architecture)
     cache = PagedCache(ops, total_blocks=kv_blocks, device=device)
     model = _construct(config, cache.name)
-    assign_weights(model, StoredTensors(manifest, mappings, device))
+    assign_weights(model, StoredTensors(manifest, mappings, device, renaming(model)))
     for module in model.modules():
         for name, buffer in tuple(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
@@ -119,10 +119,11 @@ def parse_config(config_json: bytes) -> PreTrainedConfig:
         content = json.loads(config_json)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"config.json is not JSON: {error}") from None
-    if not isinstance(content, dict) or content.get("model_type") not in CONFIG_MAPPING:
+    kind = content.get("model_type") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise InvalidRequest("config.json has no model_type that transformers knows")
     try:
-        return CONFIG_MAPPING[content["model_type"]].from_dict(content)
+        return CONFIG_MAPPING[kind].from_dict(content)
     except Exception as error:  # config classes raise what they like on bad content
         raise InvalidRequest(f"config.json is not valid: {error}") from error
 

@@ -18,8 +18,10 @@ _DECODER = msgspec.msgpack.Decoder(WorkerMessage)
 class EngineStream:
     """Buffers both ways over a Unix socket that never blocks."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *, max_backlog_bytes: int = MAX_BACKLOG_BYTES) -> None:
+        """`max_backlog_bytes`: unsent results beyond which it is choked."""
         sock.setblocking(False)
+        self._max_backlog_bytes = max_backlog_bytes
         self._sock = sock
         self._decoder = FrameDecoder()
         self._unsent = bytearray()
@@ -29,7 +31,7 @@ class EngineStream:
     @property
     def is_choked(self) -> bool:
         """Whether the worker reads too slowly for more results."""
-        return len(self._unsent) > MAX_BACKLOG_BYTES
+        return len(self._unsent) > self._max_backlog_bytes
 
     def send(self, message: EngineMessage) -> None:
         """Buffer a message and send what goes without waiting."""

@@ -1,12 +1,14 @@
 """Stored tensors as zero-copy views over mapped partitions, and their way into a model."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from mmap import mmap
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import Manifest, TensorEntry
@@ -23,8 +25,15 @@ _IGNORED = (r"rotary_emb\.inv_freq$", r"(^|\.)attn\.(masked_)?bias$")
 class StoredTensors:
     """The tensors of one checkpoint by name; each one a view, none a copy."""
 
-    def __init__(self, manifest: Manifest, mappings: Sequence[mmap], device: torch.device) -> None:
-        self._entries = manifest.tensors_by_name()
+    def __init__(
+        self,
+        manifest: Manifest,
+        mappings: Sequence[mmap],
+        device: torch.device,
+        rename: Callable[[str], str],
+    ) -> None:
+        """`rename` turns a stored name into the model's."""
+        self._entries = {rename(name): entry for name, entry in manifest.tensors_by_name().items()}
         self._mappings = mappings
         self._device = device
         self._views: dict[tuple[int, int], torch.Tensor] = {}
@@ -62,6 +71,25 @@ class StoredTensors:
         mapping = self._mappings[entry.partition]
         flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=entry.offset_bytes)
         return flat.view(entry.shape)
+
+
+def renaming(model: PreTrainedModel) -> Callable[[str], str]:
+    """Return how transformers renames stored tensors of this family.
+
+    The function raises InvalidRequest for a tensor that would also have to be computed anew, as
+    experts that are stored apart and used fused.
+    """
+    transforms = get_model_conversion_mapping(model)
+
+    def rename(stored_name: str) -> str:
+        name = stored_name
+        for transform in transforms:
+            name, pattern = transform.rename_source_key(name)
+            if pattern is not None and not isinstance(transform, WeightRenaming):
+                raise InvalidRequest(f"{stored_name!r} is stored in a form that is not served")
+        return name
+
+    return rename
 
 
 def assign_weights(model: PreTrainedModel, stored: StoredTensors) -> None:

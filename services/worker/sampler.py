@@ -49,7 +49,8 @@ def sample_rows(logits: Logits, draws: Sequence[Draw]) -> list[Sampled | None]:
     rows = np.arange(len(draws))
     best = logits.argmax(axis=1)
     top = logits[rows, best]
-    log_total = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
+    with np.errstate(invalid="ignore"):
+        log_total = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
     second = _second_best(logits, rows, best)
     is_sound = np.isfinite(log_total)
     return [

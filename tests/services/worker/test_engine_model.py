@@ -50,11 +50,11 @@ def reference(checkpoint):
     return checkpoint.reference()
 
 
-def build(checkpoint, ops, manifest=None, config_json=None):
+def build(checkpoint, ops, config_json=None):
     return build_model(
-        manifest or checkpoint.manifest,
+        checkpoint.manifest,
         checkpoint.map(),
-        config_json or checkpoint.config_json,
+        checkpoint.config_json if config_json is None else config_json,
         ops=ops,
         device=torch.device("cpu"),
         kv_blocks=BLOCKS,
@@ -123,3 +123,103 @@ def _one_token():
     batch = Batch(blocks, slots=1, step_tokens=1)
     batch.submit(Sequence(JobId("a"), Epoch(1), [1], 1, SamplingParams(max_tokens=1)))
     return pack_step(batch.plan_step(), blocks)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    with tiny_checkpoint(random_model("llama"), tmp_path_factory.mktemp("llama")) as checkpoint:
+        yield checkpoint
+
+
+def test_weights_are_views_of_the_mapping(llama):
+    mappings = llama.map()
+    model = build_model(
+        llama.manifest,
+        mappings,
+        llama.config_json,
+        ops=TorchOps(),
+        device=torch.device("cpu"),
+        kv_blocks=2,
+    )
+    before = model.reference_logits([1, 2, 3])
+    entry = llama.manifest.tensors_by_name()["lm_head.weight"]
+    end = entry.offset_bytes + entry.size_bytes
+    mappings[entry.partition][entry.offset_bytes : end] = bytes(entry.size_bytes)
+    assert before.any()
+    assert not model.reference_logits([1, 2, 3]).any()
+
+
+def test_a_step_without_logits_gives_none(llama):
+    model = build(llama, TorchOps())
+    batch = Batch(KvBlocks(BLOCKS), slots=1, step_tokens=4)
+    batch.submit(Sequence(JobId("a"), Epoch(1), list(range(9)), 9, SamplingParams(max_tokens=1)))
+    logits = model.forward(pack_step(batch.plan_step(), batch.blocks))
+    assert logits.shape == (0, VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"model_type": "no_such"}, InvalidRequest, "model_type"),
+        ({"model_type": ["llama"]}, InvalidRequest, "model_type"),
+        ({"model_type": "bert"}, InvalidRequest, "causal"),
+        ({"num_hidden_layers": 4}, CorruptCheckpoint, "lacks"),
+        ({"num_hidden_layers": 2}, CorruptCheckpoint, "no place"),
+        ({"vocab_size": 68}, CorruptCheckpoint, "shape"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, InvalidRequest, "quantised"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            InvalidRequest,
+            "rotary",
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(llama, change, error, text):
+    config = json.dumps(json.loads(llama.config_json) | change).encode()
+    with pytest.raises(error, match=text):
+        build(llama, TorchOps(), config_json=config)
+
+
+@pytest.mark.parametrize("config_json", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"a": 1}'])
+def test_hostile_config_is_refused(llama, config_json):
+    with pytest.raises(GearfallError):
+        build(llama, TorchOps(), config_json=config_json)
+
+
+def test_a_trial_that_fails_refuses_the_model(llama):
+    model = build(llama, _WrongOps())
+    model.forward(_one_token())
+    with pytest.raises(InvalidRequest, match="NeverProven"):
+        try_unproven(model, "NeverProven")
+
+
+class _WrongOps(TorchOps):
+    def attend(self, q, cache, layout, spec):
+        return super().attend(q, cache, layout, spec) * 1.1
+
+
+def test_native_results_do_not_hang_on_the_batch(llama):
+    """Bit for bit: alone, beside others, whole and in chunks."""
+    model = build(llama, NativeOps(2))
+    found = []
+    for step_tokens, companions in ((128, 0), (128, 5), (3, 2), (5, 4)):
+        batch = Batch(KvBlocks(BLOCKS), slots=8, step_tokens=step_tokens)
+        sampling = SamplingParams(max_tokens=1)
+        batch.submit(Sequence(JobId("a"), Epoch(1), list(PROMPTS[0]), 19, sampling))
+        for number in range(companions):
+            tokens = [number + 3] * (4 * number + 1)
+            batch.submit(Sequence(JobId(str(number)), Epoch(1), tokens, 1, sampling))
+        while (chunks := batch.plan_step())[0].sequence.job_id == "a" or batch.running > 0:
+            rows = iter(model.forward(pack_step(chunks, batch.blocks)))
+            for chunk in chunks:
+                batch.commit(chunk)
+                row = next(rows) if chunk.samples else None
+                if row is not None:
+                    batch.remove(chunk.sequence.key)
+                    if chunk.sequence.job_id == "a":
+                        found.append(row)
+            if not batch.running and not batch.waiting:
+                break
+    assert len(found) == 4
+    for other in found[1:]:
+        assert (other == found[0]).all()
