@@ -34,16 +34,14 @@ def test_the_tree_is_drawn_in_the_module_docstring() -> None:
 class _Raising(grpc.GenericRpcHandler):
     """Serves /t/<ErrorName> (unary) and /s/<ErrorName> (stream, after one message)."""
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> object:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         _, kind, name = handler_call_details.method.split("/")
-        error = getattr(errors, name, ValueError)
+        error: type[errors.GearfallError] | None = getattr(errors, name, None)
 
         async def unary(request: bytes, context: object) -> bytes:
-            raise (
-                error("told why")
-                if error is ValueError
-                else error("told why", param="field", retry_after_s=1.5)
-            )
+            if error is None:
+                raise ValueError("told why")
+            raise error("told why", param="field", retry_after_s=1.5)
 
         async def stream(request: bytes, context: object) -> AsyncIterator[bytes]:
             yield b"first"
