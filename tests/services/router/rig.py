@@ -1,13 +1,12 @@
-"""A real router over in-memory state and queue, and a scripted worker that pushes over real gRPC."""
+"""A real router over in-memory state and queue, and a scripted worker over real gRPC."""
 
 import asyncio
 import contextlib
 import json
 import math
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-import grpc
 from tokenizers import Tokenizer, decoders, models, processors
 
 from gearfall.core.errors import NotFound
@@ -159,8 +158,9 @@ class ScriptedWorker:
                 hello = pb.WorkerHello(worker_id=self.worker_id, node_id=NODE)
                 await self._call.write(pb.WorkerPush(hello=hello))
                 reply = await self._call.read()
+                assert isinstance(reply, pb.RouterReply)
                 assert reply.hello.router_id == self.rig.router.router_id
-                with contextlib.suppress(_Died):
+                with contextlib.suppress(_DiedError):
                     await self._work()
 
     async def _work(self) -> None:
@@ -193,9 +193,10 @@ class ScriptedWorker:
             while not reader.done():
                 if self.die_at.get(index, 0):
                     self.die_at[index] -= 1
+                    await self._until_arrived(job, index)
                     self._call.cancel()
                     await self.rig.queue.acknowledge(job.model, [queued.entry_id])
-                    raise _Died
+                    raise _DiedError
                 if self.hold_at == index:
                     self.held.set()
                     await asyncio.wait(
@@ -215,19 +216,25 @@ class ScriptedWorker:
             reader.cancel()
         await self.rig.queue.acknowledge(job.model, [queued.entry_id])
 
+    async def _until_arrived(self, job: Job, index: int) -> None:
+        """What was written is at the router: a cancelled call may drop what it still holds."""
+        log = self.rig.router.jobs._jobs[job.job_id].log
+        await self.rig.until(lambda: len(log.token_ids) == index and log.owner is not None)
+
     async def _until_replied(self, job: Job) -> None:
         while True:
             reply = await self._call.read()
-            assert reply is not grpc.aio.EOF
-            body = reply.stop if reply.HasField("stop") else reply.finished
+            assert isinstance(reply, pb.RouterReply)
+            body: pb.JobStop | pb.JobFinished = reply.finished
             if reply.HasField("stop"):
+                body = reply.stop
                 self.stops.append(reply.stop)
             if (body.job_id, body.epoch) == (job.job_id, job.epoch):
                 self.replied.set()
                 return
 
 
-class _Died(Exception):
+class _DiedError(Exception):
     """The scripted worker's stream was cut."""
 
 
@@ -267,13 +274,13 @@ class Rig:
         await self.cluster.wait_seen(revision)
         return revision
 
-    async def deploy(self, name: str, *stages: tuple[str, float | None], **fields: str) -> None:
+    async def deploy(self, name: str, *stages: tuple[str, float | None]) -> None:
         """Put a deployment."""
         record = DeploymentRecord(
             DeploymentName(name),
             tuple(Stage(ModelName(model), threshold) for model, threshold in stages),
         )
-        revision = await self.cluster.put_deployment(replace(record, **fields))
+        revision = await self.cluster.put_deployment(record)
         await self.cluster.wait_seen(revision)
 
     async def ask(self, model: str, prompt: str = "hi", **fields: object) -> "Outcome":
@@ -289,7 +296,7 @@ class Rig:
     async def until(self, holds: Callable[[], bool]) -> None:
         """Return when `holds()`; looked at again whenever the loop has run."""
         async with asyncio.timeout(5):
-            while not holds():
+            while not holds():  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0)
 
 

@@ -9,6 +9,8 @@ from gearfall.core.job import FinishReason
 from gearfall.core.records import Stage
 from services.router.cascade import (
     CascadeState,
+    Effect,
+    Event,
     Fail,
     Finish,
     Piece,
@@ -16,6 +18,7 @@ from services.router.cascade import (
     StageDone,
     StageFailed,
     StartStage,
+    Step,
     cost_flops,
     step,
 )
@@ -25,8 +28,8 @@ STOP = FinishReason.STOP
 ERROR = Internal("broken")
 
 
-def play(state, *events):
-    effects = []
+def play(state: CascadeState[str], *events: Event[str]) -> Step[str]:
+    effects: tuple[Effect[str], ...] = ()
     for event in events:
         state, new = step(state, event)
         effects += new
@@ -35,25 +38,25 @@ def play(state, *events):
 
 def test_a_certain_stage_releases_what_it_held():
     state, effects = play(CascadeState(TWO), Piece("a"), Piece("b"), StageDone(STOP, 0.5))
-    assert effects == [Release(("a", "b")), Finish(STOP)]
+    assert effects == (Release(("a", "b")), Finish(STOP))
     assert state.is_done
 
 
 def test_an_uncertain_stage_goes_up_and_the_last_one_streams():
     events = (Piece("a"), StageDone(STOP, 0.49), Piece("x"), Piece("y"), StageDone(STOP, 0.0))
     _, effects = play(CascadeState(TWO), *events)
-    assert effects == [StartStage(1), Release(("x",)), Release(("y",)), Finish(STOP)]
+    assert effects == (StartStage(1), Release(("x",)), Release(("y",)), Finish(STOP))
 
 
 def test_a_failed_stage_goes_up_and_a_failed_last_stage_fails():
     state, effects = play(CascadeState(TWO), Piece("a"), StageFailed(ERROR), StageFailed(ERROR))
-    assert effects == [StartStage(1), Fail(ERROR)]
+    assert effects == (StartStage(1), Fail(ERROR))
     assert state.is_done
 
 
 def test_an_empty_certain_answer_finishes():
     _, effects = play(CascadeState(TWO), StageDone(STOP, 1.0))
-    assert effects == [Finish(STOP)]
+    assert effects == (Finish(STOP),)
 
 
 @given(
@@ -62,7 +65,9 @@ def test_an_empty_certain_answer_finishes():
 )
 def test_releases_exactly_the_answering_stage(thresholds, data):
     stages = (*(Stage(ModelName("m"), each) for each in thresholds), Stage(ModelName("last")))
-    state, released, finished = CascadeState(stages), [], 0
+    state: CascadeState[tuple[int, int]] = CascadeState(stages)
+    released: list[tuple[int, int]] = []
+    finished = 0
     answers = {}
     while not state.is_done:
         index = state.index

@@ -183,6 +183,7 @@ async def test_a_small_context_goes_up_and_a_large_prompt_is_refused():
         outcome = await rig.ask("both", "a long prompt")
         assert outcome.text() == "right"
         assert "5 tokens" in outcome.ends[0].stages[0].error
+        await rig.until(lambda: not any(rig.queue_server.queues.values()))
         with pytest.raises(InvalidRequest) as caught:
             await rig.ask("both", "x" * 100)
         assert caught.value.code == "context_length_exceeded"
