@@ -71,12 +71,16 @@ def _event(value: object) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
+def build_app() -> Starlette:
+    """Return the application."""
+    return Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
+
+
 def main() -> None:
     """Serve until killed."""
     listener = socket.create_server(("127.0.0.1", 0))
     announce_ready("backend", f"127.0.0.1:{listener.getsockname()[1]}")
-    app = Starlette(routes=[Route("/v1/chat/completions", answer, methods=["POST"])])
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    config = uvicorn.Config(build_app(), log_level="warning", access_log=False)
     # uvloop sets TCP_NODELAY on every connection; asyncio's own loop does so only for listeners
     # with an explicit protocol, and the answers would then wait 40 ms for a delayed ACK.
     uvloop.run(uvicorn.Server(config).serve(sockets=[listener]))

