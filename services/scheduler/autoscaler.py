@@ -18,8 +18,10 @@ class SchedulerPolicy:
 
     keep_alive_s: float = 300.0
     """Idle time before a replica is given back, for models that no deployment names."""
-    min_residency_s: float = 2.0
-    """A replica that became ready stays this long whatever waits for its room."""
+    min_residency_s: float = 0.25
+    """A replica that became ready stays at least this long whatever waits for its room."""
+    residency_per_start: float = 10.0
+    """It also stays this many times as long as its start took: what thrashing may cost at most."""
     patience_s: float = 20.0
     """A model that waited this long may take the room of a busy one."""
 
@@ -114,7 +116,13 @@ def _beyond_most(
 def _release_due(hosted: Hosted, limits: ModelLimits, policy: SchedulerPolicy) -> float:
     assert hosted.replica is not None
     idle_end = hosted.replica.idle_since_unix_s + limits.keep_alive_s
-    return max(idle_end, hosted.ready_unix_s + policy.min_residency_s)
+    return max(idle_end, _rested(hosted, policy))
+
+
+def _rested(hosted: Hosted, policy: SchedulerPolicy) -> float:
+    """Return when a replica has stayed long enough to have been worth its start."""
+    stay_s = max(policy.min_residency_s, policy.residency_per_start * hosted.start_s)
+    return hosted.assignment.assigned_unix_s + hosted.start_s + stay_s
 
 
 def evictable_at(
@@ -132,7 +140,7 @@ def evictable_at(
     """
     if has_demand or not spare:
         return None
-    rested = hosted.ready_unix_s + policy.min_residency_s
+    rested = _rested(hosted, policy)
     if hosted.is_idle:
         return rested
     return max(rested, wanted_since_unix_s + policy.patience_s) if hosted.is_ready else None

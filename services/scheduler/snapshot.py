@@ -60,10 +60,9 @@ class Hosted:
         return self.is_ready and self.replica.idle_since_unix_s > 0.0
 
     @property
-    def ready_unix_s(self) -> float:
-        """When it became (or was due to become) ready, by its own timeline."""
-        start_s = self.replica.timeline.total_s if self.replica else 0.0
-        return self.assignment.assigned_unix_s + start_s
+    def start_s(self) -> float:
+        """Seconds from the assignment to the ready replica, 0 while unknown."""
+        return self.replica.timeline.total_s if self.replica else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,10 @@ def test_a_model_with_demand_is_never_scaled_down():
 def test_minimum_residency_holds_back_an_expired_keep_alive():
     young = hosted(at=100.0, idle_since=101.0, total_s=1.0)
     decision = scale_model((young,), None, ModelLimits(0, 1, 0.0), POLICY, 104.0)
-    assert (decision.surplus, decision.next_due_unix_s) == ((), 106.0)
+    assert (decision.surplus, decision.next_due_unix_s) == ((), 111.0)
+    quick = hosted(at=100.0, idle_since=101.0, total_s=0.25)
+    decision = scale_model((quick,), None, ModelLimits(0, 1, 0.0), POLICY, 104.0)
+    assert (decision.surplus, decision.next_due_unix_s) == ((), 105.25)
 
 
 def test_min_replicas_are_started_and_kept():
