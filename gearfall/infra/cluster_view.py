@@ -112,7 +112,8 @@ class ViewBuilder:
             del table[record_id]
         else:
             table[record_id] = record
-        self.view = replace(self.view, **{kind: table}, revision=revision)
+        changed: dict[str, Any] = {kind: table, "revision": revision}
+        self.view = replace(self.view, **changed)
 
     def _decode(self, entry: StateEntry) -> tuple[str, Any, Any] | None:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
-from aetcd.rpc import kv_pb2, rpc_pb2, rpc_pb2_grpc  # type: ignore[import-untyped]
+from aetcd.rpc import kv_pb2, rpc_pb2, rpc_pb2_grpc
 
 from gearfall.core.errors import Conflict, GearfallError, Internal, PermissionDenied, Unavailable
 
