@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
@@ -37,10 +38,10 @@ class RunningRequest:
         self.error: GearfallError | None = None
         self.is_cancelled = False
         self.ends: dict[int, ChoiceEnd] = {}
-        loop = asyncio.get_running_loop()
-        self.started_s = loop.time()
+        self.started_s = time.perf_counter()
+        """The loop's own clock is too coarse to measure with: uvloop's has whole milliseconds."""
         self.first_text_s: float | None = None
-        """On the loop's clock, when the first text was released."""
+        """When the first text was released, on the same clock."""
         self._on_end = on_end
         self._outbox: list[GenerationEvent] = []
         self._wake = asyncio.Event()
@@ -61,7 +62,7 @@ class RunningRequest:
         if isinstance(event, ChoiceEnd):
             self.ends[event.choice] = event
         elif self.first_text_s is None and isinstance(event, Delta):
-            self.first_text_s = asyncio.get_running_loop().time()
+            self.first_text_s = time.perf_counter()
         self._outbox.append(event)
         self._wake.set()
 

@@ -211,7 +211,7 @@ class RouterService:
             request=request,
             measure=deployment.certainty,
             seed=running.seed,
-            deadline_s=running.started_s + timeout_s,
+            deadline_s=asyncio.get_running_loop().time() + timeout_s,
             deadline_unix_s=time.time() + timeout_s,
             patience_s=self._limits.queue_patience_s,
             jobs=self._jobs,
@@ -230,7 +230,7 @@ class RouterService:
         self.request_log.add(request_id, time.time(), decision, reason)
 
     def _on_end(self, running: RunningRequest) -> None:
-        duration_s = asyncio.get_running_loop().time() - running.started_s
+        duration_s = time.perf_counter() - running.started_s
         self._running.pop(running.request_id, None)
         self.admission.leave(running.choices, duration_s)
         outcome = _outcome(running)

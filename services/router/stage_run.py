@@ -1,6 +1,7 @@
 """One stage's job as the router follows it: tokens in, text pieces out, a verdict at the end."""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from gearfall.core.certainty import measure_certainty
@@ -30,8 +31,8 @@ class StageRun:
         close_job: Callable[[JobId, str], None],
         note: Note,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        self.ended: asyncio.Future[StageDone | StageFailed] = loop.create_future()
+        self.ended: asyncio.Future[StageDone | StageFailed]
+        self.ended = asyncio.get_running_loop().create_future()
         self._plan = plan
         self._job_id = job_id
         self._measure = measure
@@ -48,18 +49,18 @@ class StageRun:
         self._margins: list[float] = []
         self._owners = 0
         self._queued_s = 0.0
-        self._started_s = loop.time()
+        self._started_s = time.perf_counter()
         self._waits_since_s = self._started_s
 
     def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
         """Count the owner and the time it took to find one."""
         self._owners += 1
-        self._queued_s += asyncio.get_running_loop().time() - self._waits_since_s
+        self._queued_s += time.perf_counter() - self._waits_since_s
         self._note("claimed", f"{self._plan.record.name} epoch {epoch} by worker {worker}")
 
     def on_lost(self, epoch: Epoch, reason: str) -> None:
         """The job waits again."""
-        self._waits_since_s = asyncio.get_running_loop().time()
+        self._waits_since_s = time.perf_counter()
         tokens = len(self._logprobs)
         self._note("lost", f"epoch {epoch} after {tokens} tokens: {reason}; put back in the queue")
 
@@ -101,7 +102,7 @@ class StageRun:
             prompt_tokens=prompt,
             completion_tokens=completion,
             cost_flops=self._cost(prompt + completion),
-            duration_s=asyncio.get_running_loop().time() - self._started_s,
+            duration_s=time.perf_counter() - self._started_s,
             queued_s=self._queued_s,
             epochs=self._owners,
             accepted=accepted,
