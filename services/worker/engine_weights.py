@@ -7,7 +7,10 @@ from mmap import mmap
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
+)
 from transformers.core_model_loading import WeightRenaming
 
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
@@ -71,6 +74,11 @@ class StoredTensors:
         mapping = self._mappings[entry.partition]
         flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=entry.offset_bytes)
         return flat.view(entry.shape)
+
+
+def warm_renamings() -> None:
+    """Compile transformers' table of renamings, which takes longer than building a small model."""
+    get_checkpoint_conversion_mapping("legacy")
 
 
 def renaming(model: PreTrainedModel) -> Callable[[str], str]:

@@ -156,7 +156,10 @@ def warm_up() -> None:
         importlib.import_module(name)
     import torch
 
+    from services.worker.engine_weights import warm_renamings
+
     torch.set_num_threads(1)
+    warm_renamings()
     gc.collect()
     gc.freeze()
 

@@ -1,5 +1,7 @@
 """Continuous batching over a model that checks its packing: every job gets its own answer."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +61,7 @@ def test_every_job_gets_its_own_answer(jobs, total_blocks, slots, step_tokens):
     engine, model = make_engine(
         total_blocks=total_blocks, slots=slots, step_tokens=step_tokens, context_tokens=140
     )
-    found = {}
+    found: dict[str, Any] = {}
     for number, (prompt, max_tokens, pause) in enumerate(jobs):
         engine.submit(job(str(number), prompt, max_tokens))
         for _ in range(pause):
@@ -169,7 +171,7 @@ def test_a_job_whose_logits_are_not_numbers_ends_alone():
 
 
 def test_a_cancelled_job_is_gone_before_the_next_step():
-    engine, model = make_engine(slots=1)
+    engine, _ = make_engine(slots=1)
     engine.submit(job("a", [1], 50))
     engine.submit(job("b", [2], 3))
     engine.submit(job("c", [4], 3))

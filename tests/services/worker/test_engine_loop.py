@@ -47,7 +47,8 @@ class Worker:
 
     def answers(self, count):
         """Read until `count` jobs have finished."""
-        found, finished = {}, 0
+        found: dict[str, list[int]] = {}
+        finished = 0
         while finished < count:
             for run in self.receive().runs:
                 found.setdefault(run.job_id, []).extend(run.token_ids)

@@ -1,6 +1,7 @@
 """Families served exactly: the packed, paged pass equals transformers' own float32 pass."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_last_logits_equal_transformers_in_one_packed_step_and_in_chunks(
             batch.submit(
                 Sequence(JobId(str(number)), Epoch(1), list(prompt), len(prompt), sampling)
             )
-        found = {}
+        found: dict[str, Any] = {}
         while len(found) < len(PROMPTS):
             chunks = batch.plan_step()
             rows = iter(model.forward(pack_step(chunks, batch.blocks)))
@@ -100,7 +101,7 @@ def test_greedy_tokens_equal_transformers(checkpoint, reference, ops):
     sampling = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
     for number, prompt in enumerate(PROMPTS):
         engine.submit(SubmitJob(JobId(str(number)), Epoch(1), tuple(prompt), (), sampling))
-    answers = {str(number): [] for number in range(len(PROMPTS))}
+    answers: dict[str, list[int]] = {str(number): [] for number in range(len(PROMPTS))}
     while not engine.is_idle:
         for run in engine.step().runs:
             answers[run.job_id] += run.token_ids

@@ -29,7 +29,7 @@ def pair():
 def test_bodies_survive_any_cut(bodies, cuts):
     stream = b"".join(map(encode_frame, bodies))
     decoder = FrameDecoder()
-    found = []
+    found: list[bytes] = []
     for cut in [*cuts, len(stream)]:
         found += decoder.feed(stream[:cut])
         stream = stream[cut:]

@@ -4,6 +4,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -17,7 +18,7 @@ from services.store.source import open_source
 VOCABULARY = 67
 CONTEXT_TOKENS = 256
 
-_LLAMA_SHAPE = {
+_LLAMA_SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 112,
@@ -29,7 +30,7 @@ _LLAMA_SHAPE = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-CONFIGS = {
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _LLAMA_SHAPE),
     "llama-tied": ("LlamaConfig", _LLAMA_SHAPE | {"tie_word_embeddings": True}),
     "llama3-rope": (
@@ -102,7 +103,8 @@ def random_model(family: str, *, dtype: torch.dtype = torch.bfloat16) -> PreTrai
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.to(dtype).eval()
+    stored: PreTrainedModel = model.to(dtype).eval()
+    return stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +130,10 @@ class TinyCheckpoint:
 
     def reference(self) -> PreTrainedModel:
         """transformers' own model on the same bytes, in float32."""
-        return AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.directory, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        )
+        return model.eval()
 
 
 @contextmanager
