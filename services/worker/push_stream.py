@@ -26,6 +26,8 @@ HELLO_TIMEOUT_S = 3.0
 FLUSH_TIMEOUT_S = 1.0
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
+MOST_JOINED = 32
+"""Steps that one message may hold: it stays far below the limit of a message."""
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class PushStream:
         self._send(pb.WorkerPush(claim=claim))
 
     def send_step(self, runs: Sequence[TokenRun]) -> None:
-        """Push all tokens of one decode step that belong to this router."""
+        """Push all tokens of one decode step that belong to this router, in one message at most."""
         self._send(pb.WorkerPush(step=pb.StepTokens(runs=[token_run_to_pb(run) for run in runs])))
 
     def send_lost(self, job: Job, reason: str) -> None:
@@ -195,9 +197,27 @@ class PushStream:
 
     async def _write(self, call: Call) -> None:
         while True:
-            push = await self._outgoing.get()
-            await call.write(push)
-            self._outgoing.task_done()
+            pushes = [await self._outgoing.get()]
+            while not self._outgoing.empty() and len(pushes) < MOST_JOINED:
+                pushes.append(self._outgoing.get_nowait())
+            for push in join_steps(pushes):
+                await call.write(push)
+            for _ in pushes:
+                self._outgoing.task_done()
+
+
+def join_steps(pushes: Sequence[pb.WorkerPush]) -> list[pb.WorkerPush]:
+    """Return the same in the same order, with steps that follow each other in one message.
+
+    A stream that is behind its engine then costs the router one message and not one per step.
+    """
+    joined: list[pb.WorkerPush] = []
+    for push in pushes:
+        if push.HasField("step") and joined and joined[-1].HasField("step"):
+            joined[-1].step.runs.extend(push.step.runs)
+        else:
+            joined.append(push)
+    return joined
 
 
 def _is_cancelled_from_outside() -> bool:

@@ -90,6 +90,7 @@ async def test_hello_claim_steps_finished_acknowledged_in_this_order(bench):
     assert kinds == ["hello", "claim"]
     assert bench.router.heard[0].hello.worker_id == WORKER
     bench.push(run_of(a_job, 0))
+    await bench.router.until(lambda: len(bench.router.steps) == 1)
     bench.push(run_of(a_job, 1, finish=FINISH))
     await bench.router.until(lambda: len(bench.router.steps) == 2)
     assert bench.router.steps == [[("job-1", 0)], [("job-1", 1)]]
@@ -127,6 +128,14 @@ async def test_one_message_for_each_step_and_router(bench):
     assert bench.router.steps == [[("job-1", 0), ("job-2", 0)]]
     assert other_router.steps == [[("job-3", 0)]]
     assert bench.router.connections == 1
+
+
+async def test_steps_that_wait_for_the_stream_share_a_message(bench):
+    a_job = await bench.running()
+    bench.push(run_of(a_job, 0))
+    bench.push(run_of(a_job, 1))
+    await bench.router.until(lambda: bench.router.steps)
+    assert bench.router.steps == [[("job-1", 0), ("job-1", 1)]]
 
 
 async def test_stop_cancels_in_the_engine_and_acknowledges(bench):
