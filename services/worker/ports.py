@@ -87,8 +87,6 @@ class PoolLease(Protocol):
 class LeaseTaker(Protocol):
     """Takes a lease at a store's attach socket."""
 
-    async def __call__(
-        self, socket_path: str, model: str, digest: str, holder: str
-    ) -> PoolLease:
+    async def __call__(self, socket_path: str, model: str, digest: str, holder: str) -> PoolLease:
         """Raise NotFound, CorruptCheckpoint or Unavailable when it can't be had."""
         ...
