@@ -2,100 +2,30 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.core.job import FinishReason, Job, TokenRun
 from gearfall.core.ports import JobQueue
-from gearfall.core.token_log import Appended, Bound, Broken, LogState, Refused, TokenLog
+from gearfall.core.token_log import Appended, Bound, Broken, LogState, Refused
 from services.router.background import Background
+from services.router.running_job import (
+    Finished,
+    JobListener,
+    RunningJob,
+    Stop,
+    WaitingRoom,
+    WorkerLink,
+    finish_of_log,
+    job_now,
+)
 
 _log = logging.getLogger(__name__)
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
 _CHECKS_AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """To a worker: stop working on (job, epoch) and acknowledge its entry."""
-
-    job_id: JobId
-    epoch: Epoch
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """To a worker: the final run is in the log, acknowledge the entry."""
-
-    job_id: JobId
-    epoch: Epoch
-
-
-Reply = Stop | Finished
-
-
-class JobListener(Protocol):
-    """Who asked for a job; called on the event loop, must not block."""
-
-    def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
-        """A worker took the job."""
-        ...
-
-    def on_run(self, run: TokenRun) -> None:
-        """New tokens, each exactly once and in order; the last run has `finish`."""
-        ...
-
-    def on_lost(self, epoch: Epoch, reason: str) -> None:
-        """The owner is gone; the job goes on under the next epoch."""
-        ...
-
-    def on_failed(self, error: GearfallError) -> None:
-        """The job ended without a final run."""
-        ...
-
-
-class WaitingRoom(Protocol):
-    """Told whenever the number of unclaimed jobs of a model changes."""
-
-    def set_waiting(self, model: ModelName, count: int) -> None:
-        """`count` jobs of `model` wait for a worker now."""
-        ...
-
-
-class WorkerLink:
-    """One Push stream of one worker."""
-
-    def __init__(
-        self, worker_id: WorkerId, send: Callable[[Reply], None], end: Callable[[], None]
-    ) -> None:
-        """`send` queues a reply on the stream, `end` closes it; neither blocks."""
-        self.worker_id = worker_id
-        self.send = send
-        self.end = end
-        self.jobs: set[JobId] = set()
-
-
-class RunningJob:
-    """One job with its token log. Changed by the table only."""
-
-    __slots__ = ("deadline_s", "entry_id", "job", "link", "listener", "log", "waits_since_s")
-
-    def __init__(self, job: Job, listener: JobListener, deadline_s: float, now_s: float) -> None:
-        """`deadline_s` and `now_s`: on the loop's clock."""
-        self.job = job
-        self.listener = listener
-        self.log = TokenLog(job.job_id)
-        self.deadline_s = deadline_s
-        self.entry_id: str | None = None
-        """Of the newest epoch; None while it is being appended."""
-        self.link: WorkerLink | None = None
-        self.waits_since_s = now_s
 
 
 class JobTable:
@@ -169,6 +99,11 @@ class JobTable:
             running = self._jobs.get(job_id)
             if running is not None:
                 self._put_back(running, f"worker {link.worker_id}: {reason}")
+
+    def end_links(self) -> None:
+        """End every stream after what is queued on it: this router stops."""
+        for link in tuple(self._links.values()):
+            link.end()
 
     def claim(self, link: WorkerLink, job_id: JobId, epoch: Epoch) -> None:
         """Bind the link's worker to (job, epoch), or tell it to stop."""
@@ -264,7 +199,7 @@ class JobTable:
         running.entry_id = None
         self._on_epoch_bumped(running.job.model)
         _log.warning("job lost its owner", extra={"job_id": running.job.job_id, "reason": reason})
-        finish = _finish_of_log(running)
+        finish = finish_of_log(running)
         if finish is not None:
             self._remove(running)
             running.listener.on_run(
@@ -290,7 +225,7 @@ class JobTable:
         pause_s = _RETRY_FIRST_S
         while self._is_waiting(running):
             try:
-                entry_id = await self._queue.append(_job_now(running))
+                entry_id = await self._queue.append(job_now(running))
             except Unavailable as error:
                 left_s = until_s - loop.time()
                 if left_s <= 0:
@@ -362,23 +297,6 @@ class JobTable:
             del self._waiting[model]
         if len(ids) != before:
             self._waiting_room.set_waiting(model, len(ids))
-
-
-def _job_now(running: RunningJob) -> Job:
-    return replace(
-        running.job,
-        epoch=running.log.epoch,
-        generated_token_ids=tuple(running.log.token_ids),
-        enqueued_unix_s=time.time(),
-    )
-
-
-def _finish_of_log(running: RunningJob) -> FinishReason | None:
-    """Whether the log is already a whole answer, its owner having died before it said so."""
-    sampling, token_ids = running.job.sampling, running.log.token_ids
-    if token_ids and not sampling.ignore_eos and token_ids[-1] in sampling.stop_token_ids:
-        return FinishReason.STOP
-    return FinishReason.LENGTH if len(token_ids) >= sampling.max_tokens else None
 
 
 def _gave_up(error: Unavailable, is_deadline: bool) -> GearfallError:

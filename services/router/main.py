@@ -121,6 +121,9 @@ class Router:
         """Leave the cluster, give running requests their grace, close both doors. Idempotent."""
         await self._stack.aclose()
 
+    async def _end_links(self) -> None:
+        self.jobs.end_links()
+
     async def _start(self) -> None:
         settings, stack = self._settings, self._stack
         stack.push_async_callback(self.peers.close)
@@ -139,6 +142,8 @@ class Router:
         rest = await start_rest_server(door.build_app(), settings.rest_listen)
         stack.push_async_callback(rest.stop)
         self.rest_address = rest.address
+        # Push streams never end by themselves: without this the gRPC server waits its whole grace.
+        stack.push_async_callback(self._end_links)
         stack.push_async_callback(self.service.stop)
         record = RouterRecord(self.router_id, self.grpc_address, self.rest_address)
         presence = Presence(self._cluster, record, self.demand.set_lease)

@@ -12,7 +12,8 @@ from gearfall.core.ids import Epoch, JobId, RouterId, WorkerId
 from gearfall.infra.convert import token_run_from_pb
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb import router_pb2_grpc
-from services.router.jobs import JobTable, Reply, Stop, WorkerLink
+from services.router.jobs import JobTable
+from services.router.running_job import Reply, Stop, WorkerLink
 
 _log = logging.getLogger(__name__)
 

@@ -77,28 +77,28 @@ async def test_a_cancelled_call_stops_the_work(rig):
     assert worker.stops
 
 
-@pytest.mark.parametrize(
-    ("wanted", "kind"),
-    [
-        (deployment(), InvalidRequest),
-        (deployment(("nobody", None)), NotFound),
-        (deployment(("small", None), ("large", None)), InvalidRequest),
-        (deployment(("small", 1.5), ("large", None)), InvalidRequest),
-        (deployment(("small", float("nan")), ("large", None)), InvalidRequest),
-        (deployment(("small", 0.5)), InvalidRequest),
-        (deployment(("small", 0.5), ("small", None)), InvalidRequest),
-        (deployment(("small", None), name="../x"), InvalidRequest),
-        (deployment(("large", None), name="small"), Conflict),
-        (deployment(("small", None), min_replicas=2, max_replicas=1), InvalidRequest),
-        (deployment(("small", None), max_replicas=0), InvalidRequest),
-        (deployment(("small", None), keep_alive_s=-1.0), InvalidRequest),
-        (deployment(("small", None), keep_alive_s=float("inf")), InvalidRequest),
-        (deployment(("small", None), certainty="vibes"), InvalidRequest),
-    ],
-)
-async def test_bad_deployments_are_refused(client, wanted, kind):
-    with pytest.raises(kind):
-        await client.deploy(wanted)
+BAD_DEPLOYMENTS = [
+    (deployment(), InvalidRequest),
+    (deployment(("nobody", None)), NotFound),
+    (deployment(("small", None), ("large", None)), InvalidRequest),
+    (deployment(("small", 1.5), ("large", None)), InvalidRequest),
+    (deployment(("small", float("nan")), ("large", None)), InvalidRequest),
+    (deployment(("small", 0.5)), InvalidRequest),
+    (deployment(("small", 0.5), ("small", None)), InvalidRequest),
+    (deployment(("small", None), name="../x"), InvalidRequest),
+    (deployment(("large", None), name="small"), Conflict),
+    (deployment(("small", None), min_replicas=2, max_replicas=1), InvalidRequest),
+    (deployment(("small", None), max_replicas=0), InvalidRequest),
+    (deployment(("small", None), keep_alive_s=-1.0), InvalidRequest),
+    (deployment(("small", None), keep_alive_s=float("inf")), InvalidRequest),
+    (deployment(("small", None), certainty="vibes"), InvalidRequest),
+]
+
+
+async def test_bad_deployments_are_refused(client):
+    for wanted, kind in BAD_DEPLOYMENTS:
+        with pytest.raises(kind):
+            await client.deploy(wanted)
     assert not (await client.models()).deployments
 
 
