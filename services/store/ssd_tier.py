@@ -21,6 +21,8 @@ from pathlib import Path
 
 import msgspec
 
+from gearfall.checkpoint.conversion import Report, convert, sync_directory, write_file
+from gearfall.checkpoint.source import open_source
 from gearfall.core.errors import (
     Conflict,
     CorruptCheckpoint,
@@ -39,8 +41,6 @@ from gearfall.core.manifest import (
     manifest_digest,
     parse_manifest,
 )
-from services.store.conversion import Report, convert, sync_directory, write_file
-from services.store.source import open_source
 
 _ORIGIN_FILE = "origin.json"
 _MAX_ORIGIN_BYTES = 64 * 1024

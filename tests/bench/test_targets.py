@@ -6,9 +6,9 @@ from bench.instant_engine import TOKEN_VARIABLE
 from bench.load import TOKEN
 from bench.targets import instant_commands
 from bench.tiny_checkpoint import CONTEXT_TOKENS, write_tiny_checkpoint
+from gearfall.checkpoint.source import open_source
 from gearfall.demo.tokenizer import VOCABULARY, build_tokenizer
 from gearfall.infra.launcher import LocalClusterSettings, service_commands
-from services.store.source import open_source
 
 
 def test_only_the_worker_is_replaced(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from gearfall.checkpoint.layout import CHUNK_BYTES
 from gearfall.core.dtypes import DTYPE_OF_SAFETENSORS
 from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.manifest import checksum
-from services.store.layout import CHUNK_BYTES
 from services.store.ssd_tier import SsdTier, StoredModel
 from tests.services.store.sources import (
     Tensors,

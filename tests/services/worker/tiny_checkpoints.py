@@ -10,10 +10,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from gearfall.checkpoint.conversion import convert
+from gearfall.checkpoint.source import open_source
 from gearfall.core.manifest import Manifest, manifest_bytes
 from gearfall.infra.pool_lease import map_partition
-from services.store.conversion import convert
-from services.store.source import open_source
 
 VOCABULARY = 67
 CONTEXT_TOKENS = 256

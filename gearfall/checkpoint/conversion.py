@@ -8,6 +8,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from gearfall.checkpoint.layout import CHUNK_BYTES, load_order, place
+from gearfall.checkpoint.partition_writer import PartitionWriter
+from gearfall.checkpoint.source import Source, SourceFile
 from gearfall.core.errors import CorruptCheckpoint
 from gearfall.core.manifest import (
     FORMAT_VERSION,
@@ -22,9 +25,6 @@ from gearfall.core.manifest import (
     parse_manifest,
 )
 from gearfall.core.safetensors_header import SourceTensor
-from services.store.layout import CHUNK_BYTES, load_order, place
-from services.store.partition_writer import PartitionWriter
-from services.store.source import Source, SourceFile
 
 PARTITION_FILE = "partition-0.bin"
 _SAMPLE_BYTES = 4096

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from gearfall.checkpoint.model_facts import read_facts
 from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import MAX_TENSORS, ModelFacts, is_file_name
 from gearfall.core.safetensors_header import (
@@ -26,7 +27,6 @@ from gearfall.core.safetensors_header import (
     header_bytes,
     parse_header,
 )
-from services.store.model_facts import read_facts
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from gearfall.checkpoint.model_facts import read_facts
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.safetensors_header import SourceTensor
-from services.store.model_facts import read_facts
 from tests.services.store.sources import CONFIG
 
 TENSORS = [

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.checkpoint.layout import LARGE_TENSOR_BYTES, load_order, place
 from gearfall.core.manifest import PAGE_BYTES, TENSOR_ALIGNMENT_BYTES
 from gearfall.core.safetensors_header import SourceTensor
-from services.store.layout import LARGE_TENSOR_BYTES, load_order, place
 
 
 def test_layers_come_by_number_between_embeddings_and_head():

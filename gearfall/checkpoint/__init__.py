@@ -1,0 +1,1 @@
+"""Checkpoints in the gearfall format: written from safetensors, read, verified, exported."""
