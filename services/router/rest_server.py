@@ -14,7 +14,16 @@ _BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals alone: the service's main handles them."""
+    """Tells when it serves; leaves signals alone, which the service's main handles."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.serves = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then tell."""
+        await super().startup(sockets)
+        self.serves.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -38,12 +47,9 @@ class RestServer:
 
 async def start_rest_server(app: Starlette, listen: str) -> RestServer:
     """Serve `app` on host:port (port 0 picks a free one). Unavailable if it can't be bound."""
-    host, _, port = listen.rpartition(":")
+    host = listen.rpartition(":")[0]
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server(
-            (host.strip("[]"), int(port)), family=family, backlog=_BACKLOG
-        )
+        listener = bind(listen)
     except (OSError, ValueError, OverflowError) as error:
         raise Unavailable(f"cannot listen on {listen}: {error}") from error
     config = uvicorn.Config(
@@ -59,9 +65,30 @@ async def start_rest_server(app: Starlette, listen: str) -> RestServer:
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="rest-server")
-    while not server.started:
-        if task.done():
-            task.result()
-            raise Internal("the REST server ended before it started")
-        await asyncio.sleep(0.005)
+    serves = asyncio.create_task(server.serves.wait(), name="rest-serves")
+    await asyncio.wait((task, serves), return_when=asyncio.FIRST_COMPLETED)
+    if not server.serves.is_set():
+        serves.cancel()
+        task.result()
+        raise Internal("the REST server ended before it started")
     return RestServer(server, task, f"{host}:{listener.getsockname()[1]}")
+
+
+def bind(listen: str) -> socket.socket:
+    """Return a listening socket; its connections send at once.
+
+    asyncio turns Nagle's algorithm off only on sockets whose protocol is named: without that every
+    answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
+    """
+    host, _, port = listen.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind((host.strip("[]"), int(port)))
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
