@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from bench.figures import (
@@ -88,10 +88,9 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _load_table(summaries: Iterable[CellSummary]) -> Table:
-    columns = ("answers/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms", "wrong")
-    table = _table(
-        "Front door: medians over the rounds; CPU of the whole target, per answer", columns
-    )
+    title = "Front door: medians over the rounds; CPU of the whole target, per answer"
+    figures = ("answers/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms", "wrong")
+    table = _table(title, "load", "target", *figures)
     for summary in sorted(summaries, key=_place):
         table.add_row(
             _cell_text(summary.cell),
@@ -107,7 +106,9 @@ def _load_table(summaries: Iterable[CellSummary]) -> Table:
 
 
 def _added_table(added: Iterable[AddedLatency]) -> Table:
-    table = _table(f"Added to the p50 of {FLOOR}, one user", ("added ms", "(range)"))
+    table = _table(
+        f"Added to the p50 of {FLOOR}, one user", "load", "target", "added ms", "(range)"
+    )
     for each in added:
         load = _cell_text(Cell(each.is_stream, 1))
         table.add_row(load, each.target, *_spread_texts(each.added_ms))
@@ -116,14 +117,10 @@ def _added_table(added: Iterable[AddedLatency]) -> Table:
 
 def _ratio_table(found: Sequence[Ratio]) -> Table:
     title = f"{found[0].target} / {found[0].over}, compared round by round"
-    table = _table(title, ("answers/s", "(range)", "p50", "(range)"))
+    table = _table(title, "load", "answers/s", "(range)", "p50", "(range)")
     for each in found:
-        table.add_row(
-            _cell_text(each.cell),
-            each.target,
-            *_spread_texts(each.requests_per_s),
-            *_spread_texts(each.p50_ms),
-        )
+        row = (*_spread_texts(each.requests_per_s), *_spread_texts(each.p50_ms))
+        table.add_row(_cell_text(each.cell), *row)
     return table
 
 
@@ -131,14 +128,17 @@ def _place(summary: CellSummary) -> tuple[bool, int, str]:
     return summary.cell.is_stream, summary.cell.users, summary.target
 
 
-def _table(title: str, figures: Sequence[str]) -> Table:
+def _table(title: str, *columns: str) -> Table:
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # all columns fit a terminal of 80
+        pad_edge=False,
     )
-    table.add_column("load", no_wrap=True)
-    table.add_column("target", no_wrap=True)
-    for name in figures:
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in columns:
+        justify: JustifyMethod = "left" if name in {"load", "target"} else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     return table
 
 
