@@ -4,14 +4,15 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from gearfall.demo.certainty import Bools, Floats
 
-CONFIDENCE_Z = 1.645
-"""Standard errors below the mean of a one-sided 95 % bound (normal approximation)."""
-CANDIDATES = 120
+RISK = 0.05
+"""Chance, at most, that a chosen cascade loses more than was tolerated."""
+CANDIDATES = 40
 """Thresholds tried for a stage: this many quantiles of its certainty."""
 
 
@@ -35,8 +36,14 @@ class Outcome:
     """Mean cost of a question, counting every stage it visited."""
     shares: tuple[float, ...]
     """Share of the questions answered by each stage."""
-    loss_bound: float
-    """Accuracy lost against the reference, at most, by a one-sided 95 % bound on paired answers."""
+    mean_loss: float
+    """Accuracy lost against the reference on the same questions; negative if some was gained."""
+    loss_error: float
+    """Standard error of the mean loss."""
+
+    def loss_bound(self, deviations: float) -> float:
+        """The loss that is not exceeded, `deviations` standard errors above the mean loss."""
+        return self.mean_loss + deviations * self.loss_error
 
 
 def replay(records: Sequence[Record], thresholds: Sequence[float], reference: Record) -> Outcome:
@@ -55,11 +62,15 @@ def replay(records: Sequence[Record], thresholds: Sequence[float], reference: Re
         correct |= answers & record.correct
         shares.append(float(answers.mean()))
         waiting = waiting & ~answers
+    losses = reference.correct.astype(np.float64) - correct.astype(np.float64)
+    # One lost answer at least: that none was lost in n does not mean that none ever is.
+    deviation = max(float(losses.std()), 1 / math.sqrt(losses.size))
     return Outcome(
         accuracy=float(correct.mean()),
         mean_flops=total_flops / correct.size,
         shares=tuple(shares),
-        loss_bound=_loss_bound(correct, reference.correct),
+        mean_loss=float(losses.mean()),
+        loss_error=deviation / math.sqrt(losses.size),
     )
 
 
@@ -68,14 +79,18 @@ def choose_thresholds(
 ) -> tuple[float, ...] | None:
     """The cheapest thresholds that lose at most `tolerance` accuracy against `reference`.
 
-    Decided by the loss bound, not by the plain difference, so that it carries over to other
-    questions; the bound holds for one cascade at a time and not for the search as a whole. None if
+    Decided by a bound on the loss, not by the loss measured here, so that it carries over to other
+    questions of the same kind. The bound holds for all candidates at once (Bonferroni, normal
+    approximation): choosing the cheapest among many would otherwise favour the lucky ones. None if
     no candidate is good enough.
     """
+    candidates = list(_candidates(records[:-1]))
+    deviations = NormalDist().inv_cdf(1 - RISK / len(candidates))
     best: tuple[float, tuple[float, ...]] | None = None
-    for thresholds in _candidates(records[:-1]):
+    for thresholds in candidates:
         outcome = replay(records, thresholds, reference)
-        if outcome.loss_bound <= tolerance and (best is None or outcome.mean_flops < best[0]):
+        is_certified = outcome.loss_bound(deviations) <= tolerance
+        if is_certified and (best is None or outcome.mean_flops < best[0]):
             best = (outcome.mean_flops, thresholds)
     return None if best is None else best[1]
 
@@ -84,10 +99,3 @@ def _candidates(records: Sequence[Record]) -> Iterator[tuple[float, ...]]:
     levels = np.linspace(0.0, 1.0, CANDIDATES)
     grids = [np.unique(np.quantile(record.certainty, levels)).tolist() for record in records]
     return itertools.product(*grids)
-
-
-def _loss_bound(correct: Bools, reference: Bools) -> float:
-    """Upper bound on the mean of (reference - correct), of n paired answers."""
-    losses = reference.astype(np.float64) - correct.astype(np.float64)
-    error = float(losses.std(ddof=1)) / math.sqrt(losses.size)
-    return float(losses.mean()) + CONFIDENCE_Z * error

@@ -58,18 +58,25 @@ def test_the_chosen_thresholds_keep_the_bound_and_save_cost() -> None:
     thresholds = choose_thresholds([small, large], large, tolerance=0.02)
     assert thresholds is not None
     outcome = replay([small, large], thresholds, large)
-    assert 1.0 - outcome.accuracy < outcome.loss_bound <= 0.02
+    assert outcome.mean_loss == pytest.approx(1.0 - outcome.accuracy)
+    assert outcome.mean_loss < outcome.loss_bound(1.645) < outcome.loss_bound(3.0) <= 0.02
     assert 1.0 < outcome.mean_flops < 11.0
 
 
 def test_a_larger_tolerance_is_cheaper() -> None:
     small, large = families()
     costs = []
-    for tolerance in (0.01, 0.03):
+    for tolerance in (0.015, 0.03):
         thresholds = choose_thresholds([small, large], large, tolerance=tolerance)
         assert thresholds is not None
         costs.append(replay([small, large], thresholds, large).mean_flops)
     assert costs[0] > costs[1]
+
+
+def test_no_loss_in_a_few_questions_certifies_nothing() -> None:
+    outcome = replay([LARGE], (), LARGE)
+    assert outcome.mean_loss == 0.0
+    assert outcome.loss_bound(1.645) > 0.3
 
 
 def test_what_no_threshold_can_promise_is_refused() -> None:

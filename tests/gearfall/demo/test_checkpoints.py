@@ -81,7 +81,8 @@ def test_the_cascade_keeps_the_accuracy_at_less_cost(report: Any) -> None:
     cascade = report["cascades"][0]
     large = report["models"][-1]
     assert cascade["models"] == list(MODELS)
-    assert cascade["calibration"]["loss_bound"] <= report["tolerance"]
+    calibration = cascade["calibration"]
+    assert calibration["mean_loss"] + 3 * calibration["loss_error"] <= report["tolerance"]
     assert cascade["test"]["accuracy"] >= large["accuracy"] - report["tolerance"]
     assert cascade["test"]["mean_flops"] < 0.6 * large["mean_flops"]
 
