@@ -133,7 +133,8 @@ class TinyCheckpoint:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.directory, dtype=torch.float32, attn_implementation="eager"
         )
-        return model.eval()
+        model.eval()
+        return model
 
 
 @contextmanager
