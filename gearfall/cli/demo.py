@@ -21,7 +21,7 @@ from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
 
 
 def demo(
-    questions: Annotated[int, typer.Option(min=20, help="Held-out questions to ask.")] = 300,
+    questions: Annotated[int, typer.Option(min=20, help="Held-out questions to ask.")] = 1000,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions on the way at once.")] = 4,
     keep: Annotated[bool, typer.Option(help="Leave the cluster up until Ctrl-C.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the figures as JSON.")] = None,

@@ -24,8 +24,8 @@ class Answer:
     """The generated characters, without `<eos>`."""
     logprobs: tuple[float, ...]
     """Natural logarithm of the probability of each generated token, `<eos>` included."""
-    runner_up_logprobs: tuple[float, ...]
-    """The same for the second most probable token at each place."""
+    margins: tuple[float, ...]
+    """Lead of each over the second most probable token, as a difference of logarithms."""
     tokens_processed: int
     """Tokens run through the model: the prompt with `<bos>`, and all generated but the last."""
 
@@ -86,6 +86,6 @@ def _answer(ids: list[int], pairs: list[list[float]], prompt_tokens: int) -> Ans
     return Answer(
         text=build_tokenizer().decode(ids[:length]),
         logprobs=tuple(best for best, _ in pairs[:length]),
-        runner_up_logprobs=tuple(second for _, second in pairs[:length]),
+        margins=tuple(best - second for best, second in pairs[:length]),
         tokens_processed=prompt_tokens + length - 1,
     )

@@ -1,50 +1,14 @@
-"""Certainty of one generated answer, from its tokens' log-probabilities, and how good it is."""
+"""How well a certainty measure tells right answers from wrong ones."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gearfall.core.certainty import MEASURES
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Measure = Callable[[Sequence[float], Sequence[float]], float]
-"""From the log-probabilities of the chosen tokens and of the runners-up to a value in 0 to 1."""
-
-
-def sequence_probability(chosen: Sequence[float], _: Sequence[float]) -> float:
-    """Probability of the whole answer, its end included: exp of the sum."""
-    return math.exp(math.fsum(chosen))
-
-
-def min_token_probability(chosen: Sequence[float], _: Sequence[float]) -> float:
-    """Probability of the least probable token."""
-    return math.exp(min(chosen))
-
-
-def mean_token_probability(chosen: Sequence[float], _: Sequence[float]) -> float:
-    """Geometric mean of the token probabilities: exp of the mean log-probability."""
-    return math.exp(math.fsum(chosen) / len(chosen))
-
-
-def min_margin(chosen: Sequence[float], runners_up: Sequence[float]) -> float:
-    """1 - (probability of the runner-up / of the chosen token), where that is smallest.
-
-    Follows from the smallest difference d of the two log-probabilities alone: 1 - exp(-d).
-    """
-    return -math.expm1(-min(a - b for a, b in zip(chosen, runners_up, strict=True)))
-
-
-MEASURES: Mapping[str, Measure] = MappingProxyType(
-    {
-        "sequence_probability": sequence_probability,
-        "min_token_probability": min_token_probability,
-        "mean_token_probability": mean_token_probability,
-        "min_margin": min_margin,
-    }
-)
-"""By name, the preferred one first; only the last needs more than the chosen tokens."""
 
 
 def auroc(scores: Floats, positive: Bools) -> float:

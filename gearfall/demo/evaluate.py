@@ -15,6 +15,7 @@ from random import Random
 import numpy as np
 from rich.console import Console
 
+from gearfall.core.certainty import MEASURES
 from gearfall.demo.answering import Answer, answer_all, load_model
 from gearfall.demo.arithmetic import (
     OPERATORS,
@@ -26,7 +27,7 @@ from gearfall.demo.arithmetic import (
 )
 from gearfall.demo.cascade import Record, choose_thresholds, replay
 from gearfall.demo.catalogue import CHECKPOINTS, MODELS
-from gearfall.demo.certainty import MEASURES, Bools, auroc, best_measure
+from gearfall.demo.certainty import Bools, auroc, best_measure
 from gearfall.demo.family import SIZES
 from gearfall.demo.report import (
     CascadeResult,
@@ -76,7 +77,7 @@ def record(
     model: str, questions: Sequence[Question], answers: Sequence[Answer], measure: str
 ) -> Record:
     """A model's answers as arrays over the questions, with certainty by `measure`."""
-    certainty = [MEASURES[measure](a.logprobs, a.runner_up_logprobs) for a in answers]
+    certainty = [MEASURES[measure](a.logprobs, a.margins) for a in answers]
     tokens = np.array([answer.tokens_processed for answer in answers], dtype=np.float64)
     return Record(
         model=model,
@@ -90,7 +91,7 @@ def aurocs(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str
     """AUROC of every certainty measure for one model's answers."""
     correct = _correct(questions, answers)
     return {
-        name: auroc(np.array([f(a.logprobs, a.runner_up_logprobs) for a in answers]), correct)
+        name: auroc(np.array([f(a.logprobs, a.margins) for a in answers]), correct)
         for name, f in MEASURES.items()
     }
 

@@ -87,12 +87,12 @@ def print_report(report: Report, console: Console) -> None:
 def _model_table(report: Report) -> Table:
     table = Table(title=f"Models on {report.test_questions} held-out questions")
     levels = list(report.models[0].accuracy_by_level)
-    for heading in ("model", "parameters", "MFLOP", "exact", *(f"{n}d" for n in levels)):
-        table.add_column(heading, justify="right")
+    for heading in ("model", "size", "MFLOP", "exact", *(f"{n}d" for n in levels)):
+        table.add_column(heading, justify="right", no_wrap=True)
     for result in report.models:
         table.add_row(
-            result.model,
-            f"{result.parameters:,}",
+            result.model.removeprefix("arith-"),
+            f"{_mega(result.parameters)}M",
             _mega(result.mean_flops),
             _percent(result.accuracy),
             *(_percent(result.accuracy_by_level[level]) for level in levels),
