@@ -1,161 +1,189 @@
 """Converts a checked source into a checkpoint in the gearfall format, streaming.
 
-Reads go piece by piece through one chunk buffer, by file descriptor and not by mapping: a source
-that shrinks meanwhile is a short read and an error, where a mapping would kill the process.
+Memory stays at one chunk buffer and a few MiB whatever the model's size: see `plan_reader`.
 """
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from gearfall.checkpoint.layout import CHUNK_BYTES, load_order, place
+from gearfall.checkpoint.aliases import find_aliases
+from gearfall.checkpoint.directory import sync_directory, write_file
+from gearfall.checkpoint.layout import CHUNK_BYTES, REPLICATED_MAX_BYTES, load_order, place
 from gearfall.checkpoint.partition_writer import PartitionWriter
+from gearfall.checkpoint.plan_reader import read_into, read_plan
+from gearfall.checkpoint.reshard import Part, TensorPlan, plan_slice
 from gearfall.checkpoint.source import Source, SourceFile
-from gearfall.core.errors import CorruptCheckpoint
+from gearfall.checkpoint.tensor_parallel import check_ranks
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
+    MAX_PARTITIONS,
+    SOURCE_HEADERS_FILE,
     AliasEntry,
     FileEntry,
     Manifest,
     PartitionEntry,
+    SourceFileEntry,
     TensorEntry,
     checksum,
     manifest_bytes,
     parse_manifest,
 )
+from gearfall.core.manifest_split import Split
 from gearfall.core.safetensors_header import SourceTensor
 
-PARTITION_FILE = "partition-0.bin"
-_SAMPLE_BYTES = 4096
-_PIECE_BYTES = 2**20
-_MAX_LOOKALIKES = 4
-"""Keeps a checkpoint made of near-equal tensors from costing a comparison for each pair."""
-
 Report = Callable[[int, int], None]
-"""Told (done_bytes, total_bytes) after each chunk, from the converting thread."""
+"""Told (done_bytes, total_bytes) after each block, from the converting thread."""
 
 _Located = tuple[SourceFile, SourceTensor]
 
 
-def convert(source: Source, directory: Path | None, report: Report) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What one rank's partition holds of one source tensor."""
+
+    file: SourceFile
+    plan: TensorPlan
+    """Of bytes of the source file, which counts as partition 0."""
+    entry: TensorEntry
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """One partition before a byte of it was read."""
+
+    file: str
+    size_bytes: int
+    cuts: Sequence[_Cut]
+
+
+def convert(source: Source, directory: Path | None, report: Report, *, ranks: int = 1) -> Manifest:
     """Write partitions, small files and manifest into an empty `directory`, each synced.
 
     Without a directory nothing is written and the manifest says what would have been. The result
-    is the same for the same bytes. Blocks; raises OSError from the disk, CorruptCheckpoint when a
-    source file is shorter than its header says, Conflict when one changed meanwhile.
+    is the same for the same bytes and ranks. Blocks; raises OSError from the disk, InvalidRequest
+    when the model can't be cut for `ranks`, CorruptCheckpoint when a source file is shorter than
+    its header says, Conflict when one changed meanwhile.
     """
+    if not 1 <= ranks <= MAX_PARTITIONS:
+        raise InvalidRequest(f"ranks must be 1 to {MAX_PARTITIONS}, not {ranks}", param="ranks")
+    check_ranks(source.rules, ranks)
     located = source.tensors()
-    aliases = _find_aliases(source, located)
+    aliases = find_aliases(source, located)
     stored = [located[name] for name in load_order(located) if name not in aliases]
-    entries, size_bytes = place([tensor for _, tensor in stored])
-    partition = _write_partition(directory, stored, entries, size_bytes, report)
+    layouts = [_lay_out(stored, source.rules.splits, rank, ranks) for rank in range(ranks)]
+    small_files = source.small_files | _headers(source)
+    partitions = _write_partitions(directory, layouts, report)
     source.check_unchanged()
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         model=source.facts,
-        partitions=(partition,),
-        tensors=tuple(entries),
+        adapter=source.adapter,
+        partitions=partitions,
+        tensors=tuple(cut.entry for layout in layouts for cut in layout.cuts),
         aliases=tuple(AliasEntry(name, target) for name, target in sorted(aliases.items())),
-        files=tuple(_file_entry(name, text) for name, text in source.small_files.items()),
+        files=tuple(_file_entry(name, text) for name, text in small_files.items()),
+        source_files=tuple(_source_entry(file) for file in source.files),
         source_revision=source.revision,
     )
+    content = manifest_bytes(manifest)
     # What a reader would refuse must not be written.
-    parse_manifest(manifest_bytes(manifest))
+    parse_manifest(content)
     if directory is not None:
-        for name, text in source.small_files.items():
+        for name, text in small_files.items():
             write_file(directory / name, text)
-        write_file(directory / MANIFEST_FILE, manifest_bytes(manifest))
+        write_file(directory / MANIFEST_FILE, content)
         sync_directory(directory)
     return manifest
 
 
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _lay_out(
+    stored: Sequence[_Located], splits: Mapping[str, Split], rank: int, ranks: int
+) -> _Layout:
+    cuts = []
+    for file, tensor in stored:
+        split = splits.get(tensor.name)
+        is_replicated = tensor.size_bytes <= REPLICATED_MAX_BYTES
+        if split is not None or rank == 0 or is_replicated:
+            cuts.append((file, *_cut(tensor, split, rank, ranks)))
+    entries, size_bytes = place([tensor for _, tensor, _ in cuts], rank, splits)
+    placed = zip(cuts, entries, strict=True)
+    return _Layout(
+        f"partition-{rank}.bin",
+        size_bytes,
+        [_Cut(file, plan, entry) for (file, _, plan), entry in placed],
+    )
+
+
+def _cut(
+    tensor: SourceTensor, split: Split | None, rank: int, ranks: int
+) -> tuple[SourceTensor, TensorPlan]:
+    """Return a rank's part of a tensor and where its bytes lie in the source file."""
+    if split is None:
+        everything = ((0, math.prod(tensor.shape)),)
+        part = Part(0, tensor.offset_bytes, everything)
+        return tensor, plan_slice(tensor.dtype, everything[0][1:], 0, (part,), everything)
+    part = Part(0, tensor.offset_bytes, ((0, tensor.shape[split.dimension]),))
+    wanted = split.ranges(rank, ranks)
+    plan = plan_slice(tensor.dtype, tensor.shape, split.dimension, (part,), wanted)
+    return replace(tensor, shape=plan.shape, size_bytes=plan.size_bytes), plan
+
+
+def _write_partitions(
+    directory: Path | None, layouts: Sequence[_Layout], report: Report
+) -> tuple[PartitionEntry, ...]:
+    total_bytes = sum(layout.size_bytes for layout in layouts)
+    partitions = []
+    for number, layout in enumerate(layouts):
+        before_bytes = sum(earlier.size_bytes for earlier in layouts[:number])
+        progress = partial(_report_from, report, before_bytes, total_bytes)
+        partitions.append(_write_partition(directory, layout, progress))
+        progress(layout.size_bytes)
+    return tuple(partitions)
+
+
+def _report_from(report: Report, before_bytes: int, total_bytes: int, end_bytes: int) -> None:
+    report(before_bytes + end_bytes, total_bytes)
 
 
 def _write_partition(
-    directory: Path | None,
-    stored: list[_Located],
-    entries: list[TensorEntry],
-    size_bytes: int,
-    report: Report,
+    directory: Path | None, layout: _Layout, report: Callable[[int], None]
 ) -> PartitionEntry:
-    with PartitionWriter(directory, PARTITION_FILE, size_bytes, CHUNK_BYTES) as writer:
-        for (file, tensor), entry in zip(stored, entries, strict=True):
-            writer.pad_to(entry.offset_bytes)
-            _copy(file, tensor, writer, lambda: report(writer.end_bytes, size_bytes))
-        partition = writer.finish()
-    report(size_bytes, size_bytes)
-    return partition
+    with PartitionWriter(directory, layout.file, layout.size_bytes, CHUNK_BYTES) as writer:
+
+        def append(block: memoryview) -> None:
+            writer.append(block)
+            report(writer.end_bytes)
+
+        for cut in layout.cuts:
+            writer.pad_to(cut.entry.offset_bytes)
+            try:
+                read_plan(cut.plan, (cut.file.fd,), append)
+            except CorruptCheckpoint as error:
+                raise CorruptCheckpoint(f"{cut.file.name}: {error.message}") from None
+        return writer.finish()
 
 
-def _copy(
-    file: SourceFile, tensor: SourceTensor, writer: PartitionWriter, report: Callable[[], None]
-) -> None:
+def _headers(source: Source) -> dict[str, bytes]:
+    """The source files' headers as one small file, so that the export can write them again."""
+    headers = bytearray(sum(file.header.start_bytes for file in source.files))
     done = 0
-    while done < tensor.size_bytes:
-        view = writer.free_view(tensor.size_bytes - done)
-        count = os.preadv(file.fd, [view], tensor.offset_bytes + done)
-        if count == 0:
-            raise CorruptCheckpoint(f"{file.name} became shorter while it was read")
-        writer.advance(count)
-        done += count
-        report()
+    for file in source.files:
+        end = done + file.header.start_bytes
+        with memoryview(headers) as view:
+            read_into(file.fd, view[done:end], 0)
+        done = end
+    return {SOURCE_HEADERS_FILE: bytes(headers)}
 
 
-def _find_aliases(source: Source, located: dict[str, _Located]) -> dict[str, str]:
-    """Names that need no bytes of their own: noted ties, and tensors equal to an earlier one."""
-    aliases: dict[str, str] = {}
-    first_of: dict[object, list[str]] = {}
-    for name in load_order(located):
-        file, tensor = located[name]
-        if tensor.size_bytes == 0:
-            continue
-        candidates = first_of.setdefault(_likeness(file, tensor), [])
-        target = next((n for n in candidates if _is_equal(located[n], located[name])), None)
-        if target is not None:
-            aliases[name] = target
-        elif len(candidates) < _MAX_LOOKALIKES:
-            candidates.append(name)
-    for name, kept in source.ties.items():
-        aliases[name] = aliases.get(kept, kept)
-    return aliases
-
-
-def _likeness(file: SourceFile, tensor: SourceTensor) -> object:
-    """What equal tensors have in common and few others: dtype, shape, first and last bytes."""
-    sample_bytes = min(_SAMPLE_BYTES, tensor.size_bytes)
-    tail = tensor.offset_bytes + tensor.size_bytes - sample_bytes
-    samples = (
-        os.pread(file.fd, sample_bytes, tensor.offset_bytes),
-        os.pread(file.fd, sample_bytes, tail),
-    )
-    return tensor.dtype, tensor.shape, *map(checksum, samples)
-
-
-def _is_equal(one: _Located, other: _Located) -> bool:
-    (file, tensor), (other_file, other_tensor) = one, other
-    for done in range(0, tensor.size_bytes, _PIECE_BYTES):
-        count = min(_PIECE_BYTES, tensor.size_bytes - done)
-        piece = os.pread(file.fd, count, tensor.offset_bytes + done)
-        if piece != os.pread(other_file.fd, count, other_tensor.offset_bytes + done):
-            return False
-    return True
+def _source_entry(file: SourceFile) -> SourceFileEntry:
+    return SourceFileEntry(file.name, os.fstat(file.fd).st_size, file.header.start_bytes)
 
 
 def _file_entry(name: str, content: bytes) -> FileEntry:
     return FileEntry(name, len(content), checksum(content))
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Create a file with this content, synced. Raises OSError."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

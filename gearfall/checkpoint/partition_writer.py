@@ -5,6 +5,8 @@ from pathlib import Path
 
 from gearfall.core.manifest import PartitionEntry, checksum
 
+_ZEROS = memoryview(bytes(4096))
+
 
 class PartitionWriter:
     """Appends bytes to a partition file, or, without a directory, computes its checksums alone.
@@ -36,23 +38,20 @@ class PartitionWriter:
         """Bytes appended so far."""
         return self._written_bytes + self._filled
 
-    def free_view(self, most_bytes: int) -> memoryview:
-        """Return room for the next bytes, at most `most_bytes`; fill it, then call `advance`."""
-        end = min(self._filled + most_bytes, len(self._buffer))
-        return memoryview(self._buffer)[self._filled : end]
-
-    def advance(self, size_bytes: int) -> None:
-        """Take in bytes that were put into `free_view`."""
-        self._filled += size_bytes
-        if self._filled == len(self._buffer):
-            self._flush()
+    def append(self, content: memoryview) -> None:
+        """Append bytes."""
+        while content:
+            count = min(len(content), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + count] = content[:count]
+            self._filled += count
+            content = content[count:]
+            if self._filled == len(self._buffer):
+                self._flush()
 
     def pad_to(self, offset_bytes: int) -> None:
         """Append zeros up to an offset."""
         while self.end_bytes < offset_bytes:
-            room = self.free_view(offset_bytes - self.end_bytes)
-            room[:] = bytes(len(room))
-            self.advance(len(room))
+            self.append(_ZEROS[: offset_bytes - self.end_bytes])
 
     def finish(self) -> PartitionEntry:
         """Pad to the promised size, sync the file and return its entry."""

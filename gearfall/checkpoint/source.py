@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 
 from gearfall.checkpoint.model_facts import read_facts
+from gearfall.checkpoint.tensor_parallel import SplitRules, find_splits
 from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import MAX_TENSORS, ModelFacts, is_file_name
+from gearfall.core.manifest import MAX_TENSORS, AdapterFacts, ModelFacts, is_file_name
 from gearfall.core.safetensors_header import (
     LENGTH_BYTES,
     SafetensorsHeader,
@@ -30,6 +31,7 @@ from gearfall.core.safetensors_header import (
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
+INDEX_FILE = "model.safetensors.index.json"
 SMALL_FILES_MAX_BYTES: dict[str, int] = {
     CONFIG_FILE: 2**20,
     GENERATION_CONFIG_FILE: 2**20,
@@ -37,12 +39,12 @@ SMALL_FILES_MAX_BYTES: dict[str, int] = {
     "tokenizer_config.json": 8 * 2**20,
     "special_tokens_map.json": 2**20,
     "chat_template.jinja": 2**20,
+    INDEX_FILE: 32 * 2**20,
 }
 """Files kept with a checkpoint, and the most that each may hold. Everything else stays behind."""
 
 _SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_MAX_INDEX_BYTES = 32 * 2**20
+_MAX_HEADERS_BYTES = 32 * 2**20
 _MAX_SHARDS = 4096
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _SNAPSHOT = re.compile(r"[0-9a-f]{40}")
@@ -70,10 +72,12 @@ class Source:
     files: tuple[SourceFile, ...]
     small_files: dict[str, bytes]
     facts: ModelFacts
+    rules: SplitRules
     ties: dict[str, str]
     """Tensor names without bytes of their own, and the tensor that they share."""
     revision: str
     """Commit of a Hugging Face snapshot; empty where unknown."""
+    adapter: AdapterFacts | None = None
 
     def tensors(self) -> dict[str, tuple[SourceFile, SourceTensor]]:
         """Every tensor by name, with the file that holds it."""
@@ -95,26 +99,31 @@ def open_source(path_text: str) -> Iterator[Source]:
 
     Raises InvalidRequest for what the caller must change, CorruptCheckpoint for broken files.
     """
-    path = _check_directory(path_text)
+    path = check_directory(path_text)
     with contextlib.ExitStack() as stack:
-        small_files = {name: text for name in SMALL_FILES_MAX_BYTES if (text := _read(path, name))}
+        small_files = read_small_files(path, SMALL_FILES_MAX_BYTES)
         if CONFIG_FILE not in small_files:
             raise InvalidRequest(f"{path} has no {CONFIG_FILE}", param="path")
         shard_of = _list_shards(path)
+        if not shard_of:
+            small_files.pop(INDEX_FILE, None)
         names = list(dict.fromkeys(shard_of.values())) or [_SINGLE]
-        files = tuple(_open_safetensors(path, name, stack) for name in names)
+        files = open_all(path, names, stack)
         tensors = _check_tensors(files, shard_of)
+        facts = _facts(small_files, tensors)
         yield Source(
             path=path,
             files=files,
             small_files=small_files,
-            facts=_facts(small_files, tensors),
+            facts=facts,
+            rules=find_splits(facts, tensors),
             ties=_ties(files, tensors),
             revision=path.name if _blobs_of(path) else "",
         )
 
 
-def _check_directory(path_text: str) -> Path:
+def check_directory(path_text: str) -> Path:
+    """Return the real path of a source directory. Raises InvalidRequest if it is none."""
     path = Path(path_text)
     if not path_text or "\0" in path_text or not path.is_absolute():
         raise InvalidRequest("path must be an absolute path on the store's machine", param="path")
@@ -131,18 +140,22 @@ def _list_shards(path: Path) -> dict[str, str]:
     """Shard of each tensor by the index; empty for a single file."""
     if os.path.lexists(path / _SINGLE):
         return {}
-    if not os.path.lexists(path / _INDEX):
+    if not os.path.lexists(path / INDEX_FILE):
         raise InvalidRequest(_explain_missing(path), param="path")
     try:
-        index = msgspec.json.decode(_read(path, _INDEX, _MAX_INDEX_BYTES), type=_Index)
+        index = msgspec.json.decode(
+            _read(path, INDEX_FILE, SMALL_FILES_MAX_BYTES[INDEX_FILE]), type=_Index
+        )
     except (ValueError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{_INDEX} does not decode: {error}") from None
+        raise CorruptCheckpoint(f"{INDEX_FILE} does not decode: {error}") from None
     shards = set(index.weight_map.values())
     if not 0 < len(index.weight_map) <= MAX_TENSORS or len(shards) > _MAX_SHARDS:
-        raise CorruptCheckpoint(f"{_INDEX} has an empty or too large weight_map")
+        raise CorruptCheckpoint(f"{INDEX_FILE} has an empty or too large weight_map")
     for name in shards:
         if not is_file_name(name) or not name.endswith(".safetensors"):
-            raise CorruptCheckpoint(f"{_INDEX} names a shard outside its directory: {name[:80]!r}")
+            raise CorruptCheckpoint(
+                f"{INDEX_FILE} names a shard outside its directory: {name[:80]!r}"
+            )
     return index.weight_map
 
 
@@ -155,7 +168,7 @@ def _explain_missing(path: Path) -> str:
             "is never read: convert it to safetensors, for instance by loading it where you trust "
             "it and calling save_pretrained"
         )
-    return f"{path} has neither {_SINGLE} nor {_INDEX}"
+    return f"{path} has neither {_SINGLE} nor {INDEX_FILE}"
 
 
 def _open_regular(path: Path, name: str) -> tuple[int, os.stat_result]:
@@ -188,21 +201,40 @@ def _blobs_of(path: Path) -> Path | None:
     return path.parent.parent / "blobs" if is_snapshot else None
 
 
-def _read(path: Path, name: str, max_bytes: int | None = None) -> bytes:
-    """Read a small file; empty if it is not there."""
-    limit = SMALL_FILES_MAX_BYTES[name] if max_bytes is None else max_bytes
+def read_small_files(path: Path, max_bytes_of: Mapping[str, int]) -> dict[str, bytes]:
+    """Return the content of each of these files that is there and not empty."""
+    return {
+        name: text
+        for name, max_bytes in max_bytes_of.items()
+        if (text := _read(path, name, max_bytes))
+    }
+
+
+def _read(path: Path, name: str, max_bytes: int) -> bytes:
     if not os.path.lexists(path / name):
         return b""
     fd, status = _open_regular(path, name)
     with os.fdopen(fd, "rb") as file:
-        if status.st_size > limit:
-            raise InvalidRequest(f"{name} is larger than {limit} bytes", param="path")
-        return file.read(limit)
+        if status.st_size > max_bytes:
+            raise InvalidRequest(f"{name} is larger than {max_bytes} bytes", param="path")
+        return file.read(max_bytes)
+
+
+def open_all(
+    path: Path, names: Sequence[str], stack: contextlib.ExitStack
+) -> tuple[SourceFile, ...]:
+    """Open safetensors files for as long as `stack` lives; their headers are checked."""
+    files = tuple(_open_safetensors(path, name, stack) for name in names)
+    if sum(file.header.start_bytes for file in files) > _MAX_HEADERS_BYTES:
+        raise InvalidRequest(
+            f"the safetensors headers take more than {_MAX_HEADERS_BYTES} bytes", param="path"
+        )
+    return files
 
 
 def _open_safetensors(path: Path, name: str, stack: contextlib.ExitStack) -> SourceFile:
     if not os.path.lexists(path / name):
-        raise CorruptCheckpoint(f"{_INDEX} names {name}, which is not there")
+        raise CorruptCheckpoint(f"{INDEX_FILE} names {name}, which is not there")
     fd, status = _open_regular(path, name)
     stack.callback(os.close, fd)
     try:
@@ -224,7 +256,7 @@ def _check_tensors(files: tuple[SourceFile, ...], shard_of: dict[str, str]) -> l
         raise CorruptCheckpoint("the safetensors files hold no tensor")
     for name, shard in shard_of.items():
         if home.get(name) != shard:
-            raise CorruptCheckpoint(f"{_INDEX} says {name[:80]!r} is in {shard}: it is not")
+            raise CorruptCheckpoint(f"{INDEX_FILE} says {name[:80]!r} is in {shard}: it is not")
     return [tensor for file in files for tensor in file.header.tensors]
 
 
@@ -240,19 +272,20 @@ def _ties(files: tuple[SourceFile, ...], tensors: list[SourceTensor]) -> dict[st
 
 
 def _facts(small_files: dict[str, bytes], tensors: list[SourceTensor]) -> ModelFacts:
-    tokenizer = _decode_object(
+    tokenizer = decode_object(
         "tokenizer_config.json", small_files.get("tokenizer_config.json", b"{}")
     )
     return read_facts(
-        _decode_object(CONFIG_FILE, small_files[CONFIG_FILE]),
-        _decode_object(GENERATION_CONFIG_FILE, small_files.get(GENERATION_CONFIG_FILE, b"{}")),
+        decode_object(CONFIG_FILE, small_files[CONFIG_FILE]),
+        decode_object(GENERATION_CONFIG_FILE, small_files.get(GENERATION_CONFIG_FILE, b"{}")),
         tensors,
         has_chat_template="chat_template.jinja" in small_files
         or bool(tokenizer.get("chat_template")),
     )
 
 
-def _decode_object(name: str, text: bytes) -> dict[str, Any]:
+def decode_object(name: str, text: bytes) -> dict[str, Any]:
+    """Decode a JSON object. Raises CorruptCheckpoint."""
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (ValueError, RecursionError) as error:

@@ -23,9 +23,15 @@ DTYPE_BYTES: dict[str, int] = {
     "float8_e5m2fnuz": 1,
     "float8_e8m0fnu": 1,
     "float4_e2m1fn_x2": 1,
+    "bits8": 1,
+    "bits16": 2,
+    "bits1x8": 1,
+    "bits2x4": 1,
+    "bits4x2": 1,
+    **{f"{kind}{bits}": 1 for kind in ("int", "uint") for bits in range(1, 8)},
 }
-"""Bytes of one element by torch's name. Left out: torch's quantised types, whose scale lies outside
-the tensor's bytes, and its sub-byte integers and bit fields, which no operator computes with."""
+"""Bytes of one element by torch's name: of the sub-byte kinds what torch gives them, a byte. Left
+out: torch's quantised types (qint8 and the like), whose scale lies outside the tensor's bytes."""
 
 DTYPE_OF_SAFETENSORS: dict[str, str] = {
     "BOOL": "bool",

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 
 from gearfall.core.dtypes import DTYPE_BYTES
-from gearfall.core.errors import CorruptCheckpoint
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest_entries import (
     MANIFEST_FILE,
     MAX_CHUNK_BYTES,
@@ -13,9 +13,12 @@ from gearfall.core.manifest_entries import (
     MAX_PARTITION_BYTES,
     MAX_PARTITIONS,
     MAX_RANK,
+    MAX_SOURCE_FILES,
     MAX_TENSORS,
     PAGE_BYTES,
+    SOURCE_HEADERS_FILE,
     TENSOR_ALIGNMENT_BYTES,
+    AdapterFacts,
     FileEntry,
     Manifest,
     ModelFacts,
@@ -24,8 +27,12 @@ from gearfall.core.manifest_entries import (
     is_file_name,
     is_tensor_name,
 )
+from gearfall.core.manifest_split import Split
 
+_MAX_SECTIONS = 16
+_MAX_LORA_RANK = 2**16
 _XXH3_64 = re.compile(r"[0-9a-f]{16}")
+_XXH3_128 = re.compile(r"[0-9a-f]{32}")
 _COMMIT = re.compile(r"[0-9a-zA-Z._-]{0,128}")
 
 
@@ -37,6 +44,8 @@ def check_manifest(manifest: Manifest) -> None:
     require(len(manifest.files) <= MAX_FILES, "has too many files")
     require(_COMMIT.fullmatch(manifest.source_revision) is not None, "has a bad source_revision")
     _check_facts(manifest.model)
+    if manifest.adapter is not None:
+        _check_adapter(manifest.adapter)
     for partition in manifest.partitions:
         _check_partition(partition)
     for file in manifest.files:
@@ -46,7 +55,9 @@ def check_manifest(manifest: Manifest) -> None:
     for tensor in manifest.tensors:
         _check_tensor(tensor, manifest.partitions)
     _check_no_overlap(manifest.tensors)
+    _check_parts(manifest)
     _check_aliases(manifest)
+    _check_source_files(manifest)
 
 
 def _check_facts(facts: ModelFacts) -> None:
@@ -60,6 +71,12 @@ def _check_facts(facts: ModelFacts) -> None:
     require(len(tokens) <= 256, "has too many special tokens")
     for token in tokens:
         require(0 <= token < 2**31, "has a bad special token", token)
+
+
+def _check_adapter(adapter: AdapterFacts) -> None:
+    require(_XXH3_128.fullmatch(adapter.base_digest) is not None, "has a bad base_digest")
+    require(0 < adapter.rank <= _MAX_LORA_RANK, "has an adapter of a bad rank", adapter.rank)
+    require(math.isfinite(adapter.alpha), "has an adapter of a bad alpha", adapter.alpha)
 
 
 def _check_partition(partition: PartitionEntry) -> None:
@@ -127,10 +144,70 @@ def _check_no_overlap(tensors: tuple[TensorEntry, ...]) -> None:
         end_of[tensor.partition] = tensor.offset_bytes + tensor.size_bytes
 
 
+def _check_parts(manifest: Manifest) -> None:
+    first_of: dict[str, TensorEntry] = {}
+    partitions_of: dict[str, set[int]] = {}
+    for tensor in manifest.tensors:
+        shown = f"has a tensor {tensor.name[:80]!r}"
+        if tensor.split is not None:
+            _check_split(tensor, tensor.split, manifest.ranks)
+        partitions = partitions_of.setdefault(tensor.name, set())
+        require(tensor.partition not in partitions, f"{shown} twice in a partition")
+        partitions.add(tensor.partition)
+        first = first_of.setdefault(tensor.name, tensor)
+        require(
+            (tensor.dtype, tensor.split, tensor.full_shape)
+            == (first.dtype, first.split, first.full_shape),
+            f"{shown} whose entries differ",
+        )
+    for name, first in first_of.items():
+        is_whole = first.split is None or len(partitions_of[name]) == manifest.ranks
+        require(is_whole, f"lacks parts of the tensor {name[:80]!r}")
+
+
+def _check_split(tensor: TensorEntry, split: Split, ranks: int) -> None:
+    shown = f"has a tensor {tensor.name[:80]!r} with"
+    require(0 <= split.dimension < len(tensor.shape), f"{shown} a bad split dimension")
+    require(1 <= len(split.sections) <= _MAX_SECTIONS, f"{shown} no or too many sections")
+    for section in split.sections:
+        unit, rest = divmod(section.length, max(1, section.units))
+        require(
+            0 < section.units <= section.length <= MAX_PARTITION_BYTES and not rest,
+            f"{shown} a bad section",
+        )
+        require(
+            0 <= section.members <= unit and not unit % max(1, section.members),
+            f"{shown} a bad section",
+        )
+    try:
+        expected = split.part_shape(tensor.shape, tensor.partition, ranks)
+    except InvalidRequest as error:
+        raise CorruptCheckpoint(f"the manifest {shown} a bad split: {error.message}") from None
+    require(tensor.shape == expected, f"{shown} a part of another shape than its split says")
+
+
+def _check_source_files(manifest: Manifest) -> None:
+    sources = manifest.source_files
+    require(len(sources) <= MAX_SOURCE_FILES, "has too many source files")
+    for source in sources:
+        require(is_file_name(source.name), "has a bad source file name", source.name)
+        require(
+            8 < source.header_bytes <= source.size_bytes <= MAX_PARTITION_BYTES,
+            "has a source file of a bad size",
+            source.size_bytes,
+        )
+    _require_distinct([*(s.name for s in sources), *(f.name for f in manifest.files)], "file")
+    headers = manifest.file(SOURCE_HEADERS_FILE)
+    header_bytes = 0 if headers is None else headers.size_bytes
+    require(
+        header_bytes == sum(source.header_bytes for source in sources),
+        f"has a {SOURCE_HEADERS_FILE} of another length than its source files' headers",
+    )
+
+
 def _check_aliases(manifest: Manifest) -> None:
-    stored = [tensor.name for tensor in manifest.tensors]
-    _require_distinct([*stored, *(alias.name for alias in manifest.aliases)], "tensor")
-    names = set(stored)
+    names = {tensor.name for tensor in manifest.tensors}
+    _require_distinct([*names, *(alias.name for alias in manifest.aliases)], "tensor")
     for alias in manifest.aliases:
         require(is_tensor_name(alias.name), "has a bad alias", alias.name)
         require(alias.target in names, "has an alias of an unknown tensor", alias.target)

@@ -40,6 +40,8 @@ class SafetensorsHeader:
     tensors: tuple[SourceTensor, ...]
     """By offset."""
     metadata: dict[str, str]
+    start_bytes: int
+    """Where the tensors' bytes start: the length of all that stands before them."""
 
 
 class _Entry(msgspec.Struct):
@@ -83,7 +85,7 @@ def parse_header(header: bytes, file_bytes: int) -> SafetensorsHeader:
     tensors = [_to_tensor(name, entry, start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset_bytes, tensor.size_bytes))
     _check_cover(tensors, start, file_bytes)
-    return SafetensorsHeader(tuple(tensors), metadata)
+    return SafetensorsHeader(tuple(tensors), metadata, start)
 
 
 def _decode_metadata(text: msgspec.Raw | None) -> dict[str, str]:

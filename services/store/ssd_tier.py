@@ -21,7 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from gearfall.checkpoint.conversion import Report, convert, sync_directory, write_file
+from gearfall.checkpoint.conversion import Report, convert
+from gearfall.checkpoint.directory import sync_directory, write_file
 from gearfall.checkpoint.source import open_source
 from gearfall.core.errors import (
     Conflict,

@@ -34,7 +34,7 @@ async def test_from_a_directory_to_a_mapped_model(tmp_path: Path):
         assert record.architecture == "LlamaForCausalLM"
         assert record.context_tokens == CONFIG["max_position_embeddings"]
         assert record.kv_bytes_per_token == 2 * 2 * 1 * 4 * 4
-        assert set(record.files) == {"config.json", "tokenizer.json"}
+        assert set(record.files) == {"config.json", "tokenizer.json", "source-headers.bin"}
 
         done = (await store.load(NAME))[-1]
         assert done.done
