@@ -42,9 +42,13 @@ class StartTimeline:
     build_s: float = 0.0
     """Model on the meta device, tensors assigned as views."""
     first_token_s: float = 0.0
+    """The canary's pass, which touches every weight."""
     total_s: float = 0.0
     from_tier: Tier = Tier.SSD
     """Where the bytes were when the start began."""
+    prepare_s: float = 0.0
+    """From the lease until config and canary, fetched beside the load, were there as well. The
+    first start after a registration waits here until the canary is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,8 @@ class ModelRecord:
     has_chat_template: bool = False
     files: tuple[str, ...] = ()
     """Small files kept with the checkpoint: config.json, tokenizer.json."""
+    is_removing: bool = False
+    """Takes no new request and no replica; stores drop it once its replicas are gone."""
 
 
 @dataclass(frozen=True, slots=True)

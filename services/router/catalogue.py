@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gearfall.core.certainty import parse_measure
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Unavailable
@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 MAX_STAGES = 8
 MAX_REPLICAS = 1024
 _SEEN_S = 10.0
+_DRAINED_S = 20.0
+"""How long a removed model's idle replicas have to go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,10 @@ class Catalogue:
             yield progress
 
     async def remove_model(self, name: str) -> None:
-        """Remove a model from every store, its queue and the cluster.
+        """Remove a model from the cluster, then its replicas, its queue and every store's copy.
 
-        NotFound; Conflict while a deployment names it, a request runs on it or a replica holds it.
+        NotFound; Conflict while a deployment names it or a request runs on it; Unavailable when
+        its replicas do not go: then a second call goes on from there.
         """
         view = self._cluster.view
         model = ModelName(name)
@@ -84,6 +87,8 @@ class Catalogue:
             raise Conflict(f"model {name} is a stage of {', '.join(sorted(users))}", param="name")
         if self._is_model_used(model):
             raise Conflict(f"requests are running on model {name}", param="name")
+        await self._cluster.put_model(replace(view.models[model], is_removing=True))
+        await self._until(lambda now: not _is_hosted(model, now), within_s=_DRAINED_S)
         for node in view.nodes.values():
             await self._peers.delete_model(node, name)
         await self._cluster.delete_model(model)
@@ -145,15 +150,17 @@ class Catalogue:
         else:
             merged.put_nowait(_NodeEnd(None))
 
-    async def _until(self, holds: Callable[[ClusterView], bool]) -> None:
-        """Return when this router's view shows it; Unavailable after a while."""
+    async def _until(
+        self, holds: Callable[[ClusterView], bool], *, within_s: float = _SEEN_S
+    ) -> None:
+        """Return when this router's view shows it; Unavailable after `within_s`."""
         try:
-            async with asyncio.timeout(_SEEN_S):
+            async with asyncio.timeout(within_s):
                 async for _ in self._cluster.changes():
                     if holds(self._cluster.view):
                         return
         except TimeoutError:
-            raise Unavailable(f"not seen in cluster state within {_SEEN_S:g} s") from None
+            raise Unavailable(f"not seen in cluster state within {within_s:g} s") from None
 
 
 def check_deployment(record: DeploymentRecord, view: ClusterView) -> None:
@@ -197,3 +204,7 @@ def _check_stages(record: DeploymentRecord, view: ClusterView) -> None:
 
 def _names(record: DeploymentRecord, model: ModelName) -> bool:
     return any(stage.model == model for stage in record.stages)
+
+
+def _is_hosted(model: ModelName, view: ClusterView) -> bool:
+    return any(hosted == model for _, hosted in (*view.replicas, *view.assignments))

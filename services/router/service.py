@@ -160,7 +160,8 @@ class RouterService:
         deployment = view.deployments.get(DeploymentName(name))
         if deployment is not None:
             return deployment
-        if ModelName(name) in view.models:
+        model = view.models.get(ModelName(name))
+        if model is not None and not model.is_removing:
             return DeploymentRecord(DeploymentName(name), (Stage(ModelName(name)),))
         shown = name if len(name) <= 96 else name[:96] + "..."
         raise NotFound(

@@ -163,7 +163,7 @@ class SchedulerLoop:
         """Return the view as decisions are made from it."""
         view = self._cluster.view
         return ClusterSnapshot(
-            models=view.models,
+            models={name: each for name, each in view.models.items() if not each.is_removing},
             deployments=view.deployments,
             nodes=view.nodes,
             workers=view.workers,

@@ -43,7 +43,9 @@ class ModelRegistry:
                 )
             fresh = record_of(stored, tuple(sorted({*others, node})))
             same_bytes = known is not None and known.digest == stored.digest
-            return replace(fresh, source=known.source) if known and same_bytes else fresh
+            if known is None or not same_bytes:
+                return fresh
+            return replace(fresh, source=known.source, is_removing=known.is_removing)
 
         record = await self._update(name, add)
         assert record is not None

@@ -70,6 +70,7 @@ def test_deployments_and_models_come_and_go(gearfall: Any) -> None:
     gearfall("models", "register", "guest", path)
     gearfall("deploy", "guests", "--stage", "guest:0.5", "--stage", "arith-large")
     assert "guests" in gearfall("models")
+    gearfall("chat", "guest", "1+1")
     assert "Conflict" in gearfall("rm", "guest", code=1)
     gearfall("rm", "guests")
     assert json.loads(gearfall("rm", "guest", "--json")) == {"removed": "model", "name": "guest"}

@@ -1,11 +1,13 @@
 """The gRPC door, with the public client and with bare stubs."""
 
+import asyncio
+
 import grpc
 import pytest
 
 from gearfall.client import AsyncClient
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
-from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.ids import DeploymentName, ModelName, WorkerId
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.pb import router_pb2 as pb
@@ -112,7 +114,15 @@ async def test_models_and_deployments_come_and_go(rig, client):
     await client.remove_deployment("both")
     with pytest.raises(NotFound):
         await client.remove_deployment("both")
-    await client.remove_model("small")
+    removal = asyncio.create_task(client.remove_model("small"))
+    async for _ in rig.cluster.changes():
+        if rig.cluster.view.models[ModelName("small")].is_removing:
+            break
+    with pytest.raises(NotFound):
+        await client.generate("small", "hi")
+    assert not removal.done()
+    await rig.cluster.delete_replica(WorkerId("worker-a"), ModelName("small"))
+    await removal
     with pytest.raises(NotFound):
         await client.remove_model("small")
     with pytest.raises(NotFound):
