@@ -4,7 +4,6 @@ Pure: dictionaries in, facts out. Nothing of a checkpoint is executed; a config 
 of its own is refused.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 from gearfall.core.errors import InvalidRequest
@@ -40,12 +39,12 @@ def read_facts(
     heads = _count(config, _HEADS)
     return ModelFacts(
         architecture=_architecture(config),
-        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        parameters=sum(tensor.elements for tensor in tensors),
         context_tokens=_count(config, _CONTEXT),
         vocabulary_size=_count(config, ("vocab_size",)),
         bos_token_id=next(iter(_tokens("bos_token_id", generation_config, config)), None),
         eos_token_ids=_tokens("eos_token_id", generation_config, config),
-        dtype=_main_dtype(tensors),
+        dtype=main_dtype(tensors),
         layers=_count(config, _LAYERS),
         kv_heads=_kv_heads(config, heads),
         head_dim=_head_dim(config, heads),
@@ -121,7 +120,8 @@ def _tokens(name: str, *configs: Config) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def _main_dtype(tensors: Sequence[SourceTensor]) -> str:
+def main_dtype(tensors: Sequence[SourceTensor]) -> str:
+    """Return the dtype of most bytes."""
     size_of: dict[str, int] = {}
     for tensor in tensors:
         size_of[tensor.dtype] = size_of.get(tensor.dtype, 0) + tensor.size_bytes

@@ -15,7 +15,7 @@ from gearfall.core.errors import CorruptCheckpoint
 BLOCK_BYTES = 2**20
 """Most bytes that one read fetches and one call of the sink brings, but for single rows."""
 
-Sink = Callable[[memoryview], None]
+Sink = Callable[[memoryview], object]
 """Takes the next bytes; they are valid during the call only."""
 
 

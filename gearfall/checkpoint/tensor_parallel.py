@@ -146,6 +146,9 @@ def check_ranks(rules: SplitRules, ranks: int) -> None:
         return
     if rules.obstacle:
         raise InvalidRequest(f"{rules.obstacle}: it can't be cut for {ranks} ranks", param="ranks")
-    for split in rules.splits.values():
-        for rank in range(ranks):
-            split.ranges(rank, ranks)
+    for name, split in rules.splits.items():
+        try:
+            for rank in range(ranks):
+                split.ranges(rank, ranks)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{name!r}: {error.message}", param="ranks") from None

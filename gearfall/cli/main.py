@@ -6,7 +6,22 @@ import sys
 import typer
 
 from gearfall import __version__
-from gearfall.cli import bench, chat, demo, deploy, models, ps, remove, status, up, why
+from gearfall.cli import (
+    bench,
+    chat,
+    convert,
+    demo,
+    deploy,
+    export,
+    inspect,
+    models,
+    ps,
+    remove,
+    status,
+    up,
+    verify,
+    why,
+)
 from gearfall.core.errors import GearfallError
 
 app = typer.Typer(
@@ -26,6 +41,10 @@ app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
 app.command("rm")(remove.remove)
 app.command("demo")(demo.demo)
+app.command("convert")(convert.convert)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("export")(export.export)
 
 
 @app.command("version")

@@ -32,6 +32,11 @@ class SourceTensor:
     """From the file's start."""
     size_bytes: int
 
+    @property
+    def elements(self) -> int:
+        """How many there are; of half bytes, how many pairs."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:

@@ -1,0 +1,174 @@
+"""A LoRA adapter in PEFT's layout as the source of a checkpoint, checked against its base.
+
+The directory holds `adapter_config.json` and `adapter_model.safetensors`. Every module's two
+factors must fit the base's weight: A is [rank, in], B is [out, rank].
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gearfall.checkpoint.model_facts import main_dtype
+from gearfall.checkpoint.source import (
+    Source,
+    check_directory,
+    decode_object,
+    open_all,
+    read_small_files,
+)
+from gearfall.checkpoint.tensor_parallel import SplitRules
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.manifest import AdapterFacts, Manifest, TensorEntry
+from gearfall.core.manifest_split import Split
+from gearfall.core.safetensors_header import SourceTensor
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+_ADAPTER_FILE = "adapter_model.safetensors"
+_SMALL_FILES_MAX_BYTES = {ADAPTER_CONFIG_FILE: 2**20}
+_MAX_RANK = 2**16
+_FACTOR = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])"
+    r"(?:\.weight)?"
+)
+_UNSUPPORTED = {
+    "use_dora": "DoRA",
+    "modules_to_save": "modules saved whole",
+    "auto_mapping": "a class of its own",
+    "lora_bias": "a bias of its own",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Factor:
+    """One of a module's two matrices."""
+
+    tensor: SourceTensor
+    base: TensorEntry
+    is_a: bool
+    is_transposed: bool
+    """Whether the base stores the module's weight [in, out]."""
+
+    @property
+    def inner_dimension(self) -> int:
+        """The dimension that the factors share."""
+        return 0 if self.is_a else 1
+
+    @property
+    def base_dimension(self) -> int:
+        """The base weight's dimension that this factor's other one must fit."""
+        return 1 if self.is_a != self.is_transposed else 0
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory looks like a LoRA adapter."""
+    return (path / ADAPTER_CONFIG_FILE).exists()
+
+
+@contextlib.contextmanager
+def open_adapter(path_text: str, base: Manifest, base_digest: str) -> Iterator[Source]:
+    """Check an adapter's directory against its base and hold its file open.
+
+    Raises InvalidRequest for what the caller must change, CorruptCheckpoint for broken files.
+    """
+    path = check_directory(path_text)
+    if base.adapter is not None:
+        raise InvalidRequest("the base of an adapter must be a model", param="base")
+    with contextlib.ExitStack() as stack:
+        small_files = read_small_files(path, _SMALL_FILES_MAX_BYTES)
+        if ADAPTER_CONFIG_FILE not in small_files:
+            raise InvalidRequest(f"{path} has no {ADAPTER_CONFIG_FILE}", param="path")
+        config = decode_object(ADAPTER_CONFIG_FILE, small_files[ADAPTER_CONFIG_FILE])
+        adapter = read_adapter_facts(config, base_digest)
+        files = open_all(path, [_ADAPTER_FILE], stack)
+        tensors = files[0].header.tensors
+        if not tensors:
+            raise InvalidRequest(f"{_ADAPTER_FILE} holds no tensor", param="path")
+        factors = find_factors(tensors, base, is_transposed=bool(config.get("fan_in_fan_out")))
+        check_factors(factors)
+        parameters = sum(tensor.elements for tensor in tensors)
+        facts = replace(base.model, parameters=parameters, dtype=main_dtype(tensors))
+        yield Source(
+            path=path,
+            files=files,
+            small_files=small_files,
+            facts=facts,
+            rules=SplitRules(_splits(factors), ""),
+            ties={},
+            revision="",
+            adapter=adapter,
+        )
+
+
+def read_adapter_facts(config: Mapping[str, Any], base_digest: str) -> AdapterFacts:
+    """Return what adapter_config.json says. Raises InvalidRequest for what is not plain LoRA."""
+    if config.get("peft_type") != "LORA":
+        raise InvalidRequest(f"{ADAPTER_CONFIG_FILE} is not of a LoRA adapter", param="path")
+    for field, meaning in _UNSUPPORTED.items():
+        if config.get(field):
+            raise InvalidRequest(f"an adapter with {meaning} ({field}) is not supported")
+    if config.get("bias", "none") != "none":
+        raise InvalidRequest("an adapter with biases (bias) is not supported", param="path")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 < rank <= _MAX_RANK:
+        raise InvalidRequest(f"{ADAPTER_CONFIG_FILE} has an impossible r", param="path")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 2**31:
+        raise InvalidRequest(f"{ADAPTER_CONFIG_FILE} has an impossible lora_alpha", param="path")
+    return AdapterFacts(base_digest, rank, float(alpha), config.get("use_rslora") is True)
+
+
+def find_factors(
+    tensors: Sequence[SourceTensor], base: Manifest, *, is_transposed: bool
+) -> list[_Factor]:
+    """Find the base weight of every factor. Raises InvalidRequest for one that has none."""
+    entries = base.entries_by_name()
+    factors = []
+    for tensor in tensors:
+        match = _FACTOR.fullmatch(tensor.name)
+        entry = None if match is None else _find_base(match["module"], entries)
+        if match is None or entry is None:
+            raise InvalidRequest(
+                f"the base has no weight for the adapter's tensor {tensor.name!r}", param="path"
+            )
+        # An embedding's weight is [vocabulary, width]: its input is its first dimension.
+        is_base_transposed = is_transposed or match["embedding"] is not None
+        factors.append(_Factor(tensor, entry, match["factor"] == "A", is_base_transposed))
+    return factors
+
+
+def check_factors(factors: Sequence[_Factor]) -> None:
+    """Raise InvalidRequest unless every module has two factors that fit it and each other."""
+    inner: dict[str, dict[bool, int]] = {}
+    for factor in factors:
+        shape, expected = factor.tensor.shape, factor.base.full_shape
+        if len(shape) != 2 or len(expected) != 2:
+            raise InvalidRequest(f"{factor.tensor.name!r} is not a matrix over a matrix")
+        if shape[1 - factor.inner_dimension] != expected[factor.base_dimension]:
+            raise InvalidRequest(
+                f"{factor.tensor.name!r} of shape {list(shape)} does not fit the base's "
+                f"{factor.base.name!r} of shape {list(expected)}",
+                param="path",
+            )
+        inner.setdefault(factor.base.name, {})[factor.is_a] = shape[factor.inner_dimension]
+    for name, lengths in inner.items():
+        if len(lengths) != 2 or lengths[True] != lengths[False]:
+            raise InvalidRequest(f"the adapter's factors for {name!r} don't fit each other")
+
+
+def _find_base(module: str, entries: Mapping[str, Sequence[TensorEntry]]) -> TensorEntry | None:
+    """Look a module's weight up, also where base or adapter name the inner model and one not."""
+    shorter = module.partition(".")[2]
+    names = (module, shorter, f"model.{module}", f"transformer.{module}")
+    found = (entries.get(f"{name}.weight") for name in names)
+    return next((candidates[0] for candidates in found if candidates), None)
+
+
+def _splits(factors: Sequence[_Factor]) -> dict[str, Split]:
+    """A factor is shared as the base weight's dimension that it fits; the inner one never is."""
+    return {
+        factor.tensor.name: Split(1 - factor.inner_dimension, factor.base.split.sections)
+        for factor in factors
+        if factor.base.split is not None and factor.base.split.dimension == factor.base_dimension
+    }
