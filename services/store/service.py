@@ -13,6 +13,8 @@ from gearfall.core.records import ModelRecord, NodeRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.native import read_chunks
 from services.store.attach_server import AttachServer
+from services.store.canaries import Canaries, ComputeCanary
+from services.store.canary_process import CanaryProcess
 from services.store.flight import Flight
 from services.store.loader import Loader, LoadFlight
 from services.store.model_registry import ModelRegistry
@@ -56,15 +58,25 @@ class StoreService:
     """Owns tiers, loader, attach socket and presence of one node."""
 
     def __init__(
-        self, settings: StoreSettings, cluster: Cluster, *, read: ReadChunks = read_chunks
+        self,
+        settings: StoreSettings,
+        cluster: Cluster,
+        *,
+        read: ReadChunks = read_chunks,
+        compute_canary: ComputeCanary | None = None,
     ) -> None:
-        """`read` reads and digests chunks: the native reader, or a slower one in tests."""
+        """`read` reads and digests chunks: the native reader, or a slower one in tests.
+
+        `compute_canary`: in a process of its own, or scripted in tests.
+        """
         self.settings = settings
         self.address = ""
         self.ssd = SsdTier(settings.data_dir)
         self.pool = Pool(settings.dram_bytes, on_change=self._notify)
         self.loader = Loader(self.ssd, self.pool, read, on_broken=self._notify)
         self.attach = AttachServer(self.pool, settings.attach_dir)
+        self._canary_process = CanaryProcess()
+        self._canaries = Canaries(compute_canary or self._canary_process.compute)
         self._registry = ModelRegistry(cluster, settings.node_id)
         self._presence = Presence(cluster, self._registry, self.describe, self._stored)
         self._tasks: asyncio.Task[None] | None = None
@@ -101,6 +113,8 @@ class StoreService:
             task.cancel()
             await asyncio.wait((task,))
         self._tasks = None
+        await self._canaries.stop()
+        await self._canary_process.stop()
         await self._presence.withdraw()
         self.attach.close()
         self.pool.close()
@@ -158,6 +172,11 @@ class StoreService:
         """Return a small file that the model's manifest lists. Raises NotFound."""
         name = ModelName(parse_name(name_text, param="model"))
         return await asyncio.to_thread(self.ssd.read_file, name, file)
+
+    async def read_canary(self, name_text: str) -> bytes:
+        """Return a model's canary as JSON, once it is recorded. Raises NotFound, InvalidRequest."""
+        name = ModelName(parse_name(name_text, param="model"))
+        return await self._canaries.read(self.ssd.get(name))
 
     def describe(self) -> NodeRecord:
         """Return the node's record as it is now."""
@@ -219,6 +238,7 @@ class StoreService:
             # The model is whole on disk: it is published as soon as state is back.
             self._notify()
             raise
+        self._canaries.record(stored)
         size_bytes = record.size_bytes
         flight.publish(RegisterProgress("done", size_bytes, size_bytes))
         return record

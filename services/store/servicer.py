@@ -73,6 +73,12 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         content = await self._service.read_file(request.model, request.file)
         return store_pb2.ReadFileReply(content=content)
 
+    async def ReadCanary(  # noqa: N802 - named by the proto
+        self, request: store_pb2.ReadCanaryRequest, _context: Context
+    ) -> store_pb2.ReadCanaryReply:
+        """Return a model's canary."""
+        return store_pb2.ReadCanaryReply(content=await self._service.read_canary(request.model))
+
     async def GetStatus(  # noqa: N802 - named by the proto
         self, _request: store_pb2.StoreStatusRequest, _context: Context
     ) -> store_pb2.StoreStatus:

@@ -8,24 +8,24 @@ from collections.abc import Sequence
 from mmap import mmap
 
 import msgspec
-import numpy as np
 import torch
 
+from gearfall.core.canary import parse_canary
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal
 from gearfall.core.manifest import Manifest, parse_manifest
 from gearfall.infra.logs import configure_logging
 from gearfall.infra.pool_lease import map_partition
 from services.worker.batch import Batch
 from services.worker.engine import Engine
+from services.worker.engine_canary import run_canary
 from services.worker.engine_check import try_unproven
 from services.worker.engine_loop import EngineLoop
 from services.worker.engine_messages import EngineFailed, EngineReady, StartEngine
-from services.worker.engine_model import EngineModel, build_model
+from services.worker.engine_model import build_model
 from services.worker.engine_ops import ops_for
 from services.worker.engine_stream import EngineStream
 from services.worker.frames import receive_frame
 from services.worker.kv_blocks import KvBlocks, blocks_for
-from services.worker.packing import PackedStep
 
 _LOG = logging.getLogger(__name__)
 STEP_TOKENS = 256
@@ -71,7 +71,7 @@ def _start(
         kv_blocks=blocks.total_blocks,
     )
     built = time.perf_counter()
-    _run_first_pass(model)
+    run_canary(model, parse_canary(start.canary_json))
     try_unproven(model, manifest.model.architecture)
     batch = Batch(blocks, slots=start.slots, step_tokens=max(STEP_TOKENS, start.slots))
     engine = Engine(model, batch, context_tokens=manifest.model.context_tokens)
@@ -92,20 +92,6 @@ def _map_partitions(manifest: Manifest, partition_fds: Sequence[int]) -> list[mm
         mappings.append(map_partition(descriptor, partition.size_bytes))
         os.close(descriptor)
     return mappings
-
-
-def _run_first_pass(model: EngineModel) -> None:
-    """Compute one token: every weight is touched, every layer's cache is made."""
-    step = PackedStep(
-        token_ids=np.zeros(1, dtype=np.int64),
-        positions=np.zeros(1, dtype=np.int32),
-        seq_index=np.zeros(1, dtype=np.int32),
-        block_tables=np.zeros((1, 1), dtype=np.int32),
-        logit_rows=np.zeros(1, dtype=np.int64),
-    )
-    logits = model.forward(step)
-    if not np.isfinite(logits).all():
-        raise CorruptCheckpoint("the model's first logits are not numbers")
 
 
 def _failure(error: Exception) -> EngineFailed:

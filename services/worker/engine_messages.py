@@ -28,6 +28,8 @@ class StartEngine(msgspec.Struct, frozen=True, tag=True):
     """Most jobs in the running batch."""
     kv_tokens: int
     """KV cache capacity in tokens, all jobs together."""
+    canary_json: bytes = b""
+    """What the model must answer before it serves; an engine without one refuses to start."""
 
 
 class SubmitJob(msgspec.Struct, frozen=True, tag=True):
@@ -53,7 +55,7 @@ class StopEngine(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag=True):
-    """The model is built and the first forward pass has run."""
+    """The model is built and has answered its canary as recorded."""
 
     pid: int
     attach_s: float

@@ -65,6 +65,10 @@ class StoreClient(Protocol):
         """Return a small file kept with the checkpoint; raise NotFound where there is none."""
         ...
 
+    async def read_canary(self, model: ModelName) -> bytes:
+        """Return the model's canary as JSON, waiting while the store computes it."""
+        ...
+
 
 class PoolLease(Protocol):
     """A mapped hold on a resident checkpoint; the store keeps it while this is open."""

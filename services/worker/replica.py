@@ -33,12 +33,13 @@ from services.worker.replica_start import (
     EXIT_TIMEOUT_S,
     ReplicaSettings,
     StartPorts,
+    fetching,
     leased,
     spawned,
     within,
 )
 from services.worker.restarts import restart_delay_s
-from services.worker.start_clock import StartClock
+from services.worker.start_clock import StartClock, phases
 
 READY_TIMEOUT_S = 600.0
 
@@ -165,9 +166,13 @@ class Replica:
         model, settings, ports = self._model_record, self._settings, self._ports.start
         try:
             self._publish(state=ReplicaState.LOADING)
-            async with leased(model, settings, ports, clock) as lease:
+            async with (
+                fetching(model, ports.store) as fetch,
+                leased(model, settings, ports, clock) as lease,
+            ):
                 self._publish(state=ReplicaState.STARTING)
-                async with spawned(model, settings, ports, lease, clock) as engine:
+                files = await fetch
+                async with spawned(model, settings, ports, lease, files, clock=clock) as engine:
                     ready = await within(READY_TIMEOUT_S, engine.ready(), "the engine's start")
                     await self._serve(engine, clock.finish(self._monotonic(), ready), ready)
         except GearfallError as error:
@@ -195,8 +200,9 @@ class Replica:
             extra={
                 "model": self.model,
                 "pid": engine.pid,
-                "total_s": timeline.total_s,
                 "kv_bytes": ready.kv_bytes,
+                "from_tier": timeline.from_tier.value,
+                **phases(timeline),
             },
         )
         self._claims.open()

@@ -46,6 +46,42 @@ class StartPorts:
     monotonic: Callable[[], float] = time.monotonic
 
 
+@dataclass(frozen=True, slots=True)
+class StartFiles:
+    """What an engine needs beside the weights."""
+
+    config_json: bytes
+    generation_config_json: bytes
+    canary_json: bytes
+
+
+@asynccontextmanager
+async def fetching(model: ModelRecord, store: StoreClient) -> AsyncIterator[Awaitable[StartFiles]]:
+    """Fetch the files of `model` while the load runs."""
+    fetch = asyncio.create_task(_fetch_files(model, store))
+    try:
+        yield fetch
+    finally:
+        fetch.cancel()
+        await asyncio.gather(fetch, return_exceptions=True)
+
+
+async def _fetch_files(model: ModelRecord, store: StoreClient) -> StartFiles:
+    config, generation_config, canary = await asyncio.gather(
+        store.read_file(model.name, CONFIG_FILE),
+        _read_if_there(model, store, GENERATION_CONFIG_FILE),
+        store.read_canary(model.name),
+    )
+    return StartFiles(config, generation_config, canary)
+
+
+async def _read_if_there(model: ModelRecord, store: StoreClient, file: str) -> bytes:
+    try:
+        return await store.read_file(model.name, file)
+    except NotFound:
+        return b""
+
+
 @asynccontextmanager
 async def leased(
     model: ModelRecord, settings: ReplicaSettings, ports: StartPorts, clock: StartClock
@@ -70,10 +106,12 @@ async def spawned(
     settings: ReplicaSettings,
     ports: StartPorts,
     lease: PoolLease,
+    files: StartFiles,
+    *,
     clock: StartClock,
 ) -> AsyncIterator[EngineProcess]:
     """Fork an engine over `lease`; it is gone when this ends."""
-    start = await _start_message(model, settings, ports.store, lease)
+    start = _start_message(model, settings, lease, files)
     clock.begin_process(ports.monotonic())
     engine = await ports.spawner.spawn(start, lease.partition_fds)
     clock.end_process(ports.monotonic())
@@ -85,18 +123,15 @@ async def spawned(
             await within(EXIT_TIMEOUT_S, engine.wait_exit(), "the engine's exit")
 
 
-async def _start_message(
-    model: ModelRecord, settings: ReplicaSettings, store: StoreClient, lease: PoolLease
+def _start_message(
+    model: ModelRecord, settings: ReplicaSettings, lease: PoolLease, files: StartFiles
 ) -> StartEngine:
-    try:
-        generation_config = await store.read_file(model.name, GENERATION_CONFIG_FILE)
-    except NotFound:
-        generation_config = b""
     return StartEngine(
         model=model.name,
         manifest_json=lease.manifest_json,
-        config_json=await store.read_file(model.name, CONFIG_FILE),
-        generation_config_json=generation_config,
+        config_json=files.config_json,
+        generation_config_json=files.generation_config_json,
+        canary_json=files.canary_json,
         device=settings.device,
         threads=settings.threads,
         slots=settings.slots,

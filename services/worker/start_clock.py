@@ -1,6 +1,6 @@
 """Measures the phases of one replica start."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from gearfall.core.records import StartTimeline
 from services.worker.engine_messages import EngineReady
@@ -38,8 +38,8 @@ class StartClock:
         self._timeline = replace(self._timeline, attach_s=self._lap(now_s))
 
     def begin_process(self, now_s: float) -> None:
-        """The engine is about to be forked."""
-        self._lap(now_s)
+        """Config and canary are there; the engine is about to be forked."""
+        self._timeline = replace(self._timeline, prepare_s=self._lap(now_s))
 
     def end_process(self, now_s: float) -> None:
         """The engine was forked."""
@@ -58,3 +58,9 @@ class StartClock:
     def _lap(self, now_s: float) -> float:
         spent_s, self._mark_s = now_s - self._mark_s, now_s
         return spent_s
+
+
+def phases(timeline: StartTimeline) -> dict[str, float]:
+    """Every phase of a start that took time, and the total, for a log line."""
+    names = [each.name for each in fields(timeline) if each.name.endswith("_s")]
+    return {name: round(value, 6) for name in names if (value := getattr(timeline, name)) > 0}

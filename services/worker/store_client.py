@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub
 
 CALL_TIMEOUT_S = 5.0
+CANARY_TIMEOUT_S = 600.0
+"""Longest wait for a canary that is being computed."""
 PROGRESS_TIMEOUT_S = 60.0
 """Longest a load may say nothing: a load's length is unknown, its silence is not."""
 
@@ -45,6 +47,13 @@ class GrpcStoreClient:
         async with self._stub() as stub:
             request = pb.ReadFileRequest(model=model, file=file)
             reply = await stub.ReadFile(request, timeout=CALL_TIMEOUT_S)
+            return reply.content
+
+    async def read_canary(self, model: ModelName) -> bytes:
+        """See the port."""
+        async with self._stub() as stub:
+            request = pb.ReadCanaryRequest(model=model)
+            reply = await stub.ReadCanary(request, timeout=CANARY_TIMEOUT_S)
             return reply.content
 
     @asynccontextmanager

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gearfall.core.canary import Canary
+from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import ModelRecord, NodeRecord
 from gearfall.infra.cluster import Cluster
@@ -20,6 +22,8 @@ from gearfall.infra.native import read_chunks
 from gearfall.infra.pool_lease import PoolLease, take_lease
 from gearfall.pb import store_pb2 as pb
 from gearfall.pb.store_pb2_grpc import StoreStub, add_StoreServicer_to_server
+from services.store.canaries import ComputeCanary
+from services.store.canary_process import CanaryRequest
 from services.store.pool_memory import ReadChunks
 from services.store.service import StoreService, StoreSettings
 from services.store.servicer import StoreServicer
@@ -100,6 +104,11 @@ def gearfall_errors() -> Any:
         raise error_from_rpc(error) from error
 
 
+async def no_canary(request: CanaryRequest, size_bytes: int) -> Canary:
+    """What most tests compute: their models are none that transformers could run."""
+    raise InvalidRequest(f"no model at {request.directory}")
+
+
 @contextlib.asynccontextmanager
 async def running_store(
     directory: Path,
@@ -108,13 +117,14 @@ async def running_store(
     server: MemoryStateServer | None = None,
     dram_bytes: int = 2**26,
     read: ReadChunks = read_chunks,
+    compute_canary: ComputeCanary = no_canary,
 ) -> AsyncIterator[RunningStore]:
     """Run a store on `directory`, against its own cluster state unless a server is given."""
     state = MemoryState(server)
     cluster = Cluster(state)
     await cluster.start()
     settings = StoreSettings(NodeId(node), directory, directory / "attach", dram_bytes)
-    service = StoreService(settings, cluster, read=read)
+    service = StoreService(settings, cluster, read=read, compute_canary=compute_canary)
     await service.open()
     grpc_server = await start_server(
         "127.0.0.1:0",

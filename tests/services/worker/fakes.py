@@ -202,6 +202,9 @@ class FakeStore:
             raise NotFound("no such file")
         return b'{"model_type": "llama"}'
 
+    async def read_canary(self, model) -> bytes:
+        return b"{}"
+
     async def take_lease(self, socket_path, model, digest, holder) -> FakeLease:
         if socket_path != "/run/s.sock":
             raise Unavailable("no store there")

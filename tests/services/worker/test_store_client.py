@@ -30,6 +30,9 @@ class ScriptedStore(store_pb2_grpc.StoreServicer):
             raise NotFound(f"no {request.file}")
         return pb.ReadFileReply(content=b"{}")
 
+    async def ReadCanary(self, request, context):
+        return pb.ReadCanaryReply(content=request.model.encode())
+
 
 @pytest.fixture
 async def store():
@@ -78,3 +81,7 @@ async def test_files_are_read_or_not_found(store):
 async def test_no_store_is_said_at_once():
     with pytest.raises(Unavailable):
         await GrpcStoreClient(lambda: None).load_model(MODEL)
+
+
+async def test_the_canary_is_read_from_the_store(store):
+    assert await store.client.read_canary(MODEL) == MODEL.encode()

@@ -49,6 +49,7 @@ def start_message(checkpoint, **changes):
             "threads": 1,
             "slots": 8,
             "kv_tokens": 1024,
+            "canary_json": checkpoint.canary_json,
         }
         | changes
     )

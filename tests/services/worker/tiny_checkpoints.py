@@ -12,8 +12,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
+from gearfall.core.canary import canary_bytes
 from gearfall.core.manifest import Manifest, manifest_bytes
 from gearfall.infra.pool_lease import map_partition
+from services.store.canary_process import CanaryRequest
+from services.store.canary_reference import compute_canary
 
 VOCABULARY = 67
 CONTEXT_TOKENS = 256
@@ -119,6 +122,14 @@ class TinyCheckpoint:
     @property
     def manifest_json(self) -> bytes:
         return manifest_bytes(self.manifest)
+
+    @property
+    def canary_json(self) -> bytes:
+        facts = self.manifest.model
+        request = CanaryRequest(
+            str(self.directory), facts.vocabulary_size, facts.bos_token_id, facts.context_tokens
+        )
+        return canary_bytes(compute_canary(request))
 
     def map(self):
         return [
