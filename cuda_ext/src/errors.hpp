@@ -18,6 +18,16 @@ struct Truncated : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// A chunk whose digest is not the expected one.
+struct CorruptChunk : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// A read that its caller gave up.
+struct Cancelled : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 // A failed system call on a file.
 struct IoError : std::runtime_error {
     IoError(int code, std::string file)

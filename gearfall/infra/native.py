@@ -1,13 +1,13 @@
-"""The native extension's typed face: chunked reads, the page cache, devices.
+"""The native extension's typed face: chunked reads, the page cache, pool memory, devices.
 
-Errors arrive in gearfall's words: a range that its file does not hold is a `CorruptCheckpoint`
-(its cause tells whether it lay outside from the start or the file shrank meanwhile), a driver that
-refuses is `Unavailable`, a failed system call is an `OSError` with its errno, and an argument that
+Errors arrive in gearfall's words: a range that its file does not hold and a chunk that is not what
+was expected are a `CorruptCheckpoint` (its cause tells which), a driver that refuses is
+`Unavailable`, a failed system call is an `OSError` with its errno, and an argument that
 no file could satisfy is a `ValueError`.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,18 +38,26 @@ def read_chunks(
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     threads: int = 4,
     direct: bool = False,
+    ring: bool = True,
+    populate_threads: int = 0,
+    expected: Sequence[int] = (),
+    on_progress: Callable[[int], None] | None = None,
     digest: Digest = xxhash.xxh3_64_intdigest,
 ) -> list[int]:
     """Read a range of a file into the front of `destination`; return one digest for each chunk.
 
-    `threads` readers (1 to 64) take the chunks in file order and digest each one right after its
-    read; neither holds the interpreter lock. Where `direct` is asked for, it is used if the file
-    system has it and `offset_bytes`, `chunk_bytes` and the destination's address are multiples of
-    4096; a tail always goes through the page cache. All bounds are checked before the first read.
-    After an error the destination's content is undefined.
+    Chunks are read and digested in file order, many at a time, by 1 to 64 `threads`; none of them
+    holds the interpreter lock. Where `direct` is asked for, it is used if the file system has it
+    and `offset_bytes`, `chunk_bytes` and the destination's address are multiples of 4096: through
+    io_uring if `ring` and the kernel permit it, else by the threads themselves. A tail always goes
+    through the page cache. `populate_threads` (up to 64) fault fresh memory in ahead of the reads.
+
+    A chunk whose digest is not the `expected` one ends the read at once. `on_progress` is told, in
+    the calling thread, how many chunks are verified; what it raises cancels the read. All bounds
+    are checked before the first read. After an error the destination's content is undefined.
     """
     with _gearfall_errors():
-        return _cuda_ext.read_chunks(
+        reading = _cuda_ext.ChunkRead(
             os.fsencode(path),
             _to_int64(offset_bytes),
             _to_int64(size_bytes),
@@ -57,8 +65,80 @@ def read_chunks(
             _to_int64(chunk_bytes),
             threads,
             direct,
+            ring,
+            populate_threads,
+            expected,
             digest,
         )
+        try:
+            if on_progress is not None:
+                _follow(reading, on_progress)
+            return reading.finish()
+        finally:
+            reading.close()
+
+
+def _follow(reading: _cuda_ext.ChunkRead, on_progress: Callable[[int], None]) -> None:
+    seen = 0
+    while (verified := reading.wait_beyond(seen)) > seen:
+        seen = verified
+        on_progress(verified)
+
+
+def read_method(path: str | os.PathLike[str], *, direct: bool = True, ring: bool = True) -> str:
+    """Return how an aligned read of this file is done: io_uring, direct or buffered."""
+    with _gearfall_errors():
+        nothing = _view_bytes(bytearray())
+        reading = _cuda_ext.ChunkRead(
+            os.fsencode(path), 0, 0, nothing, DEFAULT_CHUNK_BYTES, 1, direct, ring, 0, (), len
+        )
+        try:
+            return reading.method
+        finally:
+            reading.close()
+
+
+class PoolFile:
+    """A new file of shared memory: filled through `fileno()`, then sealed and read by others.
+
+    Lies on huge pages and is never swapped where the machine lets us have that. A context manager;
+    what was not sealed is freed at its end.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        """Raises OSError, and ValueError for a size that no file has."""
+        self._file: _cuda_ext.PoolFile | None = _cuda_ext.PoolFile(_to_int64(size_bytes))
+
+    @property
+    def kind(self) -> str:
+        """`tmpfs` (private, on huge pages) or `memfd`."""
+        return self._open().kind
+
+    def fileno(self) -> int:
+        """Return the descriptor to write by; it stays this object's."""
+        return self._open().fileno()
+
+    def seal(self) -> int:
+        """Make the content unchangeable; return a descriptor to read it by, the caller's from here.
+
+        Raises OSError while a writable mapping is left.
+        """
+        return self._open().seal()
+
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
+        self._file = None
+
+    def __enter__(self) -> "PoolFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> _cuda_ext.PoolFile:
+        if self._file is None:
+            raise ValueError("the pool file is closed")
+        return self._file
 
 
 def page_cached_bytes(
@@ -89,7 +169,7 @@ def cuda_device_count() -> int:
 def _gearfall_errors() -> Iterator[None]:
     try:
         yield
-    except (_cuda_ext.OutOfRange, _cuda_ext.Truncated) as error:
+    except (_cuda_ext.OutOfRange, _cuda_ext.Truncated, _cuda_ext.CorruptChunk) as error:
         raise CorruptCheckpoint(str(error)) from error
     except _cuda_ext.DeviceError as error:
         raise Unavailable(str(error)) from error

@@ -1,0 +1,78 @@
+#include "chunk_board.hpp"
+
+#include "errors.hpp"
+
+namespace gearfall {
+
+using Lock = std::unique_lock<std::mutex>;
+
+std::optional<std::uint64_t> ChunkBoard::take(bool may_wait) {
+    Lock lock(mutex_);
+    const auto has_room = [this] {
+        return ended_early_ || taken_ == chunks_ || taken_ - verified_ < window_;
+    };
+    if (may_wait) room_.wait(lock, has_room);
+    if (ended_early_ || taken_ == chunks_ || taken_ - verified_ >= window_) return std::nullopt;
+    return taken_++;
+}
+
+void ChunkBoard::arrived(std::uint64_t chunk) {
+    const Lock lock(mutex_);
+    waiting_.push(chunk);
+    work_.notify_one();
+}
+
+std::optional<std::uint64_t> ChunkBoard::next_arrived() {
+    Lock lock(mutex_);
+    work_.wait(lock, [this] {
+        return ended_early_ || !waiting_.empty() || handed_out_ == chunks_;
+    });
+    if (ended_early_ || waiting_.empty()) return std::nullopt;
+    const auto chunk = waiting_.top();
+    waiting_.pop();
+    if (++handed_out_ == chunks_) work_.notify_all();
+    return chunk;
+}
+
+void ChunkBoard::verified() {
+    const Lock lock(mutex_);
+    ++verified_;
+    room_.notify_one();
+    if (verified_ == chunks_) room_.notify_all();
+    progress_.notify_all();
+}
+
+void ChunkBoard::fail(std::exception_ptr failure) { end(std::move(failure)); }
+
+void ChunkBoard::cancel() { end(nullptr); }
+
+void ChunkBoard::end(std::exception_ptr failure) {
+    const Lock lock(mutex_);
+    if (ended_early_ || verified_ == chunks_) return;
+    ended_early_ = true;
+    failure_ = std::move(failure);
+    room_.notify_all();
+    work_.notify_all();
+    progress_.notify_all();
+}
+
+std::uint64_t ChunkBoard::wait_beyond(std::uint64_t seen) {
+    Lock lock(mutex_);
+    progress_.wait(lock, [this, seen] {
+        return ended_early_ || verified_ > seen || verified_ == chunks_;
+    });
+    return verified_;
+}
+
+bool ChunkBoard::is_over() {
+    const Lock lock(mutex_);
+    return ended_early_ || verified_ == chunks_;
+}
+
+void ChunkBoard::check_complete() {
+    const Lock lock(mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+    if (ended_early_) throw Cancelled("the read was cancelled");
+}
+
+}  // namespace gearfall
