@@ -151,9 +151,15 @@ class TinyCheckpoint:
 @contextmanager
 def tiny_checkpoint(model: PreTrainedModel, directory: Path):
     """Save a model, convert it with the store's converter and hold it in memory."""
-    source, converted = directory / "source", directory / "converted"
+    model.save_pretrained(directory / "source")
+    with hold_in_memory(directory / "source", directory / "converted") as checkpoint:
+        yield checkpoint
+
+
+@contextmanager
+def hold_in_memory(source: Path, converted: Path):
+    """Convert a Hugging Face directory and hold its partitions in memfds."""
     converted.mkdir()
-    model.save_pretrained(source)
     with open_source(str(source)) as opened:
         manifest = convert(opened, converted, lambda done, total: None)
     descriptors = []
@@ -161,7 +167,8 @@ def tiny_checkpoint(model: PreTrainedModel, directory: Path):
         for partition in manifest.partitions:
             descriptor = os.memfd_create(partition.file)
             descriptors.append(descriptor)
-            os.write(descriptor, (converted / partition.file).read_bytes())
+            with (converted / partition.file).open("rb") as file:
+                os.sendfile(descriptor, file.fileno(), 0, partition.size_bytes)
         yield TinyCheckpoint(
             source, manifest, (source / "config.json").read_bytes(), tuple(descriptors)
         )
