@@ -2,6 +2,7 @@
 
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import as_dict, bytes_text, console, print_json, print_table, seconds_text
+from gearfall.infra.convert import timeline_from_pb
 from gearfall.pb import common_pb2
 
 
@@ -33,11 +34,11 @@ def ps(server: Server = "", as_json: AsJson = False) -> None:
         if replica.error:
             console.print(f"[red]{replica.model}:[/] {replica.error}")
         elif replica.timeline.total_s:
-            console.print(f"[dim]{replica.model} started: {phases_text(replica.timeline)}[/]")
+            console.print(f"[dim]{replica.model} started {start_text(replica.timeline)}[/]")
 
 
-def phases_text(timeline: common_pb2.StartTimeline) -> str:
-    """Return the phases of a start that took time, in order."""
-    phases = ("queued", "remote", "ssd", "device", "attach", "process", "build", "first_token")
-    taken = ((phase, getattr(timeline, f"{phase}_s")) for phase in phases)
-    return ", ".join(f"{phase} {seconds_text(value)}" for phase, value in taken if value > 0)
+def start_text(timeline: common_pb2.StartTimeline) -> str:
+    """Return from which tier a start came and the phases that took time, in order."""
+    start = timeline_from_pb(timeline)
+    phases = (f"{name} {seconds_text(seconds)}" for name, seconds in start.phases())
+    return f"from {start.from_tier.value}: {', '.join(phases)}"

@@ -25,6 +25,14 @@ class ReplicaState(Enum):
     FAILED = "failed"
 
 
+PHASES = (
+    *("queued", "remote", "ssd", "device", "attach"),
+    *("prepare", "process", "build", "first token"),
+)
+"""Of a start, in order, in words."""
+MIN_PHASE_S = 1e-6
+
+
 @dataclass(frozen=True, slots=True)
 class StartTimeline:
     """Seconds spent in each phase of a replica's start, in order."""
@@ -49,6 +57,12 @@ class StartTimeline:
     prepare_s: float = 0.0
     """From the lease until config and canary, fetched beside the load, were there as well. The
     first start after a registration waits here until the canary is recorded."""
+
+    def phases(self) -> tuple[tuple[str, float], ...]:
+        """Every phase that took time, in order; `rest` is what the others leave of the total."""
+        spent = [(name, getattr(self, f"{name.replace(' ', '_')}_s")) for name in PHASES]
+        rest_s = self.total_s - sum(seconds for _, seconds in spent)
+        return tuple((name, s) for name, s in (*spent, ("rest", rest_s)) if s > MIN_PHASE_S)
 
 
 @dataclass(frozen=True, slots=True)

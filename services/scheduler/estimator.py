@@ -74,7 +74,8 @@ def learn_start(
 ) -> StartCosts:
     """Return the costs with one more recorded start."""
     moving_s = timeline.remote_s + timeline.ssd_s + timeline.device_s
-    fixed_s = max(0.0, timeline.total_s - moving_s)
+    # A canary is waited for once, at the first start after a registration.
+    fixed_s = max(0.0, timeline.total_s - moving_s - timeline.prepare_s)
     outcome = StartOutcome(model, worker_id, predicted_s, timeline.total_s)
     return StartCosts(
         fixed_s_by_model={

@@ -97,16 +97,6 @@ def _of_decision(decision: DecisionRecord, replicas: list[ReplicaRecord]) -> Exp
 def _timeline_in_words(record: ReplicaRecord) -> str:
     if record.state is not ReplicaState.READY:
         return str(record.state.value)
-    timeline = record.timeline
-    phases = {
-        "queued": timeline.queued_s,
-        "remote": timeline.remote_s,
-        "ssd": timeline.ssd_s,
-        "device": timeline.device_s,
-        "attach": timeline.attach_s,
-        "process": timeline.process_s,
-        "build": timeline.build_s,
-        "first token": timeline.first_token_s,
-    }
-    spent = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in phases.items() if seconds > 0)
-    return f"started from {timeline.from_tier.value}: {spent}"
+    phases = record.timeline.phases()
+    spent = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in phases)
+    return f"started from {record.timeline.from_tier.value}: {spent}"

@@ -39,7 +39,7 @@ from services.worker.replica_start import (
     within,
 )
 from services.worker.restarts import restart_delay_s
-from services.worker.start_clock import StartClock, phases
+from services.worker.start_clock import StartClock
 
 READY_TIMEOUT_S = 600.0
 
@@ -200,9 +200,10 @@ class Replica:
             extra={
                 "model": self.model,
                 "pid": engine.pid,
+                "total_s": timeline.total_s,
                 "kv_bytes": ready.kv_bytes,
                 "from_tier": timeline.from_tier.value,
-                **phases(timeline),
+                "phases_s": {name: round(spent, 6) for name, spent in timeline.phases()},
             },
         )
         self._claims.open()

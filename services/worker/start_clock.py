@@ -1,6 +1,6 @@
 """Measures the phases of one replica start."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 from gearfall.core.records import StartTimeline
 from services.worker.engine_messages import EngineReady
@@ -58,9 +58,3 @@ class StartClock:
     def _lap(self, now_s: float) -> float:
         spent_s, self._mark_s = now_s - self._mark_s, now_s
         return spent_s
-
-
-def phases(timeline: StartTimeline) -> dict[str, float]:
-    """Every phase of a start that took time, and the total, for a log line."""
-    names = [each.name for each in fields(timeline) if each.name.endswith("_s")]
-    return {name: round(value, 6) for name in names if (value := getattr(timeline, name)) > 0}

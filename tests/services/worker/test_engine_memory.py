@@ -95,6 +95,6 @@ def test_tied_weights_are_the_same_memory(checkpoint):
         device=torch.device("cpu"),
         kv_blocks=2,
     )._model
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    embedding, head = parameters["model.embed_tokens.weight"], parameters["lm_head.weight"]
     assert (embedding.data_ptr() == head.data_ptr()) is config["tie_word_embeddings"]

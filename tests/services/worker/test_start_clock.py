@@ -2,7 +2,7 @@ import pytest
 
 from gearfall.core.records import StartTimeline, Tier
 from services.worker.engine_messages import EngineReady
-from services.worker.start_clock import StartClock, phases
+from services.worker.start_clock import StartClock
 
 
 def test_phases_are_measured_one_after_the_other():
@@ -22,7 +22,3 @@ def test_phases_are_measured_one_after_the_other():
     assert timeline.process_s == pytest.approx(0.05)
     assert (timeline.build_s, timeline.first_token_s) == (0.3, 0.2)
     assert timeline.total_s == pytest.approx(4.0)
-
-
-def test_phases_names_what_took_time():
-    assert phases(StartTimeline(ssd_s=0.25, total_s=1.0)) == {"ssd_s": 0.25, "total_s": 1.0}
