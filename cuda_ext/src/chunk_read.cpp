@@ -193,18 +193,20 @@ private:
         return done;
     }
 
-    // A page that cannot be had here will be missed by its read, which tells why.
+    // Advice throughout: a page that cannot be had here is missed by its read, which tells why.
     void populate() {
 #ifdef MADV_POPULATE_WRITE
         const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
         const auto first = reinterpret_cast<std::uintptr_t>(plan_.destination);
-        const auto last = (first + plan_.size_bytes) / page * page;
-        auto begin = (first + page - 1) / page * page;
-        for (;;) {
+        const auto begin = (first + page - 1) / page * page;
+        const auto end = (first + plan_.size_bytes) / page * page;
+        if (begin >= end) return;
+        ::madvise(reinterpret_cast<void *>(begin), end - begin, MADV_HUGEPAGE);
+        while (!board_.is_over()) {
             const auto at = begin + populated_.fetch_add(kPopulateBytes);
-            if (at >= last || board_.is_over()) return;
-            ::madvise(reinterpret_cast<void *>(at), std::min<std::uint64_t>(kPopulateBytes,
-                      last - at), MADV_POPULATE_WRITE);
+            if (at >= end) return;
+            const auto length = std::min<std::uint64_t>(kPopulateBytes, end - at);
+            ::madvise(reinterpret_cast<void *>(at), length, MADV_POPULATE_WRITE);
         }
 #endif
     }

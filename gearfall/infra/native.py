@@ -6,6 +6,7 @@ was expected are a `CorruptCheckpoint` (its cause tells which), a driver that re
 no file could satisfy is a `ValueError`.
 """
 
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,10 +88,11 @@ def _follow(reading: _cuda_ext.ChunkRead, on_progress: Callable[[int], None]) ->
 
 def read_method(path: str | os.PathLike[str], *, direct: bool = True, ring: bool = True) -> str:
     """Return how an aligned read of this file is done: io_uring, direct or buffered."""
-    with _gearfall_errors():
-        nothing = _view_bytes(bytearray())
+    with _gearfall_errors(), mmap.mmap(-1, mmap.PAGESIZE) as page:
         reading = _cuda_ext.ChunkRead(
-            os.fsencode(path), 0, 0, nothing, DEFAULT_CHUNK_BYTES, 1, direct, ring, 0, (), len
+            os.fsencode(path),
+            *(0, 0, memoryview(page), DEFAULT_CHUNK_BYTES),
+            *(1, direct, ring, 0, (), len),
         )
         try:
             return reading.method

@@ -10,7 +10,8 @@ from gearfall.core.manifest import PartitionEntry
 from gearfall.infra.native import PoolFile, page_cached_bytes
 
 READER_THREADS = 4
-POPULATE_THREADS = 2
+_POPULATE_THREADS = {"tmpfs": 1, "memfd": 2}
+"""Huge pages are faulted in faster than any disk reads; pages of 4 KiB keep two threads busy."""
 
 
 class ReadChunks(Protocol):
@@ -47,7 +48,7 @@ def load_partition(
             mmap.mmap(file.fileno(), partition.size_bytes) as mapping,
             memoryview(mapping) as memory,
         ):
-            _fill(path, partition, memory, read, report)
+            _fill(path, partition, memory, _POPULATE_THREADS[file.kind], read, report)
         return file.seal()
 
 
@@ -55,6 +56,7 @@ def _fill(
     path: Path,
     partition: PartitionEntry,
     memory: memoryview,
+    populate_threads: int,
     read: ReadChunks,
     report: Callable[[int], None],
 ) -> None:
@@ -76,7 +78,7 @@ def _fill(
         threads=READER_THREADS,
         # Direct reads win where the page cache holds little, buffered ones where it holds most.
         direct=2 * page_cached_bytes(path) < partition.size_bytes,
-        populate_threads=POPULATE_THREADS,
+        populate_threads=populate_threads,
         expected=partition.chunk_digests(),
         on_progress=on_progress,
     )
