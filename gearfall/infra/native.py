@@ -88,11 +88,10 @@ def _follow(reading: _cuda_ext.ChunkRead, on_progress: Callable[[int], None]) ->
 
 def read_method(path: str | os.PathLike[str], *, direct: bool = True, ring: bool = True) -> str:
     """Return how an aligned read of this file is done: io_uring, direct or buffered."""
+    chunk_bytes, name = DEFAULT_CHUNK_BYTES, os.fsencode(path)
     with _gearfall_errors(), mmap.mmap(-1, mmap.PAGESIZE) as page:
         reading = _cuda_ext.ChunkRead(
-            os.fsencode(path),
-            *(0, 0, memoryview(page), DEFAULT_CHUNK_BYTES),
-            *(1, direct, ring, 0, (), len),
+            name, 0, 0, memoryview(page), chunk_bytes, 1, direct, ring, 0, (), len
         )
         try:
             return reading.method

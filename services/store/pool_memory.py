@@ -44,19 +44,14 @@ def load_partition(
     Raises CorruptCheckpoint that names the first bad chunk found.
     """
     with PoolFile(partition.size_bytes) as file:
-        with (
-            mmap.mmap(file.fileno(), partition.size_bytes) as mapping,
-            memoryview(mapping) as memory,
-        ):
-            _fill(path, partition, memory, _POPULATE_THREADS[file.kind], read, report)
+        _fill(path, partition, file, read, report)
         return file.seal()
 
 
 def _fill(
     path: Path,
     partition: PartitionEntry,
-    memory: memoryview,
-    populate_threads: int,
+    file: PoolFile,
     read: ReadChunks,
     report: Callable[[int], None],
 ) -> None:
@@ -69,16 +64,17 @@ def _fill(
         report(verified_bytes - done_bytes)
         done_bytes = verified_bytes
 
-    read(
-        path,
-        offset_bytes=0,
-        size_bytes=partition.size_bytes,
-        destination=memory,
-        chunk_bytes=partition.chunk_bytes,
-        threads=READER_THREADS,
-        # Direct reads win where the page cache holds little, buffered ones where it holds most.
-        direct=2 * page_cached_bytes(path) < partition.size_bytes,
-        populate_threads=populate_threads,
-        expected=partition.chunk_digests(),
-        on_progress=on_progress,
-    )
+    with mmap.mmap(file.fileno(), partition.size_bytes) as mapping, memoryview(mapping) as memory:
+        read(
+            path,
+            offset_bytes=0,
+            size_bytes=partition.size_bytes,
+            destination=memory,
+            chunk_bytes=partition.chunk_bytes,
+            threads=READER_THREADS,
+            # Direct reads win where the page cache holds little, buffered ones where it holds most.
+            direct=2 * page_cached_bytes(path) < partition.size_bytes,
+            populate_threads=_POPULATE_THREADS[file.kind],
+            expected=partition.chunk_digests(),
+            on_progress=on_progress,
+        )
