@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from bench.cpu_time import cpu_seconds
 from bench.figures import Cell, Run, rotated
-from bench.load import Load, run_load
+from bench.k6 import Load, run_load
 from bench.machine import machine_facts, our_versions
 from bench.peers import Peers, default_venv, prepare_peers
 from bench.report import Report, build_report, print_report, report_to_json

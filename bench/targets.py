@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.figures import FLOOR
 from bench.instant_engine import TOKEN_VARIABLE
-from bench.load import API_KEY, TOKEN
+from bench.k6 import API_KEY, TOKEN
 from bench.peers import Peers, litellm_spec
 from bench.tiny_checkpoint import write_tiny_checkpoint
 from gearfall.client import AsyncClient

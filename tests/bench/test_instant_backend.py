@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from bench.instant_backend import TOKEN, build_app
-from bench.load import TOKEN as EXPECTED_TOKEN
+from bench.k6 import TOKEN as EXPECTED_TOKEN
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from bench.instant_engine import TOKEN_VARIABLE
-from bench.load import TOKEN
+from bench.k6 import TOKEN
 from bench.targets import instant_commands
 from bench.tiny_checkpoint import CONTEXT_TOKENS, write_tiny_checkpoint
 from gearfall.checkpoint.source import open_source
