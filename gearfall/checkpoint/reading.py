@@ -64,11 +64,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_limited(directory: Path, name: str, max_bytes: int) -> bytes:
-    """Read a regular file; of a longer one come back `max_bytes` and one byte more."""
+    """Read a regular file. Raises CorruptCheckpoint, unread, for one of more than `max_bytes`."""
     with os.fdopen(open_regular(directory, name), "rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        if size_bytes > max_bytes:
+            raise CorruptCheckpoint(f"{name} has {size_bytes} bytes, more than {max_bytes}")
         try:
-            # Asked for more than a file has, read() would allocate what was asked for.
-            return file.read(min(max_bytes, os.fstat(file.fileno()).st_size) + 1)
+            return file.read(size_bytes)
         except OSError as error:
             raise CorruptCheckpoint(f"{name} cannot be read: {error.strerror}") from None
 

@@ -23,6 +23,7 @@ import msgspec
 
 from gearfall.checkpoint.conversion import Report, convert
 from gearfall.checkpoint.directory import sync_directory, write_file
+from gearfall.checkpoint.reading import read_limited
 from gearfall.checkpoint.source import open_source
 from gearfall.core.errors import (
     Conflict,
@@ -157,10 +158,7 @@ class SsdTier:
         entry = model.manifest.file(file)
         if entry is None:
             raise NotFound(f"model {name!r} has no file {file[:128]!r}", param="file")
-        try:
-            content = _read_limited(model.directory / entry.name, entry.size_bytes)
-        except OSError as error:
-            raise CorruptCheckpoint(f"{name}/{file} cannot be read: {error}") from error
+        content = read_limited(model.directory, entry.name, entry.size_bytes)
         if len(content) != entry.size_bytes or checksum(content) != entry.checksum:
             raise CorruptCheckpoint(f"{name}/{file} is not what its manifest says")
         return content
@@ -197,14 +195,14 @@ class SsdTier:
 
 def _open_model(name: ModelName, directory: Path) -> StoredModel:
     try:
-        content = _read_limited(directory / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        content = read_limited(directory, MANIFEST_FILE, MAX_MANIFEST_BYTES)
         manifest = parse_manifest(content)
         for partition in manifest.partitions:
             if (directory / partition.file).stat().st_size != partition.size_bytes:
                 raise CorruptCheckpoint(
                     f"{name}/{partition.file} is not as long as its manifest says"
                 )
-        text = _read_limited(directory / _ORIGIN_FILE, _MAX_ORIGIN_BYTES)
+        text = read_limited(directory, _ORIGIN_FILE, _MAX_ORIGIN_BYTES)
         origin = msgspec.json.decode(text, type=_Origin)
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise CorruptCheckpoint(f"{name} cannot be read: {error}") from error
@@ -220,13 +218,6 @@ def _check_same(known: StoredModel, found: Manifest) -> None:
         raise Conflict(
             f"model {known.name!r} is registered with other bytes: remove it first", param="name"
         )
-
-
-def _read_limited(path: Path, max_bytes: int) -> bytes:
-    """Read a regular file of the tier; what is longer comes back one byte too long."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb") as file:
-        return file.read(max_bytes + 1)
 
 
 def _remove_tree(path: Path) -> None:
