@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             faults.stall.wait(20)
             body = body[half:]
-        if faults.cut_after_bytes is not None and 0 < faults.cuts_left:
+        if faults.cut_after_bytes is not None and faults.cuts_left > 0:
             faults.cuts_left -= 1
             body = body[: faults.cut_after_bytes]
             self.close_connection = True

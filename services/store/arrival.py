@@ -1,0 +1,225 @@
+"""Brings a checkpoint's bytes from elsewhere to SSD and, in the same pass, into pool memory.
+
+                     source                  memory                    disk
+    for each chunk:  read_into ------------> verify (once) ----------> write
+    _IN_FLIGHT at a time, in load order
+
+A chunk's whole way is one worker's turn, so that a slow step holds up those before it: at most
+`_IN_FLIGHT` chunks are between source and disk, and the slowest tier alone sets the time. A cut
+connection is taken up again at the part of the chunk that it cut.
+"""
+
+import asyncio
+import contextlib
+import mmap
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import xxhash
+
+from gearfall.checkpoint.directory import disk_errors
+from gearfall.core.errors import CorruptCheckpoint, Unavailable
+from gearfall.core.manifest import Manifest, PartitionEntry
+from gearfall.infra.native import PoolFile
+from services.store.partition_file import PartitionFile
+
+_IN_FLIGHT = 12
+"""Requests a remote store is given at once; with parts of 4 MiB, 48 MiB beyond the pool."""
+_PART_BYTES = 4 * 2**20
+_THREADS = 4
+RETRY_PAUSES_S = (0.1, 0.4, 1.6, 6.4)
+"""Between the attempts at one part; after the last the load fails."""
+
+Report = Callable[[int], None]
+"""Told the bytes of each chunk that is verified and written."""
+Gate = Callable[[], Awaitable[None]]
+"""Awaited before each chunk; may hold the load up, or raise to give up."""
+
+
+class ByteSource(Protocol):
+    """Where the bytes of one version of one checkpoint can be had."""
+
+    async def read_into(self, partition: int, offset_bytes: int, destination: memoryview) -> None:
+        """Fill `destination` from that place in a partition.
+
+        Raises Unavailable when asking again may help, any other GearfallError when not. When it
+        raises, or is cancelled, nothing writes to `destination` any more.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    partition: int
+    index: int
+    offset_bytes: int
+    size_bytes: int
+    digest: int
+
+
+async def bring(
+    manifest: Manifest,
+    source: ByteSource,
+    directory: Path,
+    *,
+    is_pooled: bool,
+    report: Report,
+    gate: Gate,
+    pauses_s: Sequence[float] = RETRY_PAUSES_S,
+) -> tuple[int, ...]:
+    """Write every partition into `directory`, synced; with `is_pooled` into pool memory as well.
+
+    Returns one sealed descriptor for each partition if pooled, the caller's from here, else none.
+    Raises CorruptCheckpoint for a chunk that is not what the manifest says, Overloaded when the
+    disk is full, Unavailable when the source stays away. The files are the caller's to remove.
+    """
+    with contextlib.ExitStack() as pool_files, disk_errors():
+        pooled = [
+            pool_files.enter_context(PoolFile(partition.size_bytes))
+            for partition in (manifest.partitions if is_pooled else ())
+        ]
+        with contextlib.ExitStack() as stack:
+            memories = [
+                _mapped(stack, file.fileno(), entry)
+                for file, entry in zip(pooled, manifest.partitions, strict=False)
+            ]
+            files = [
+                stack.enter_context(PartitionFile(directory / entry.file, entry.size_bytes))
+                for entry in manifest.partitions
+            ]
+            await _Pass(
+                manifest,
+                source,
+                memories=memories,
+                files=files,
+                report=report,
+                gate=gate,
+                pauses_s=pauses_s,
+            ).run()
+            await asyncio.to_thread(_finish, files)
+        return tuple(file.seal() for file in pooled)
+
+
+class _Pass:
+    """One pass over all chunks."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        source: ByteSource,
+        *,
+        memories: Sequence[memoryview],
+        files: Sequence[PartitionFile],
+        report: Report,
+        gate: Gate,
+        pauses_s: Sequence[float],
+    ) -> None:
+        self._manifest = manifest
+        self._source = source
+        self._memories = memories
+        self._files = files
+        self._report = report
+        self._gate = gate
+        self._pauses_s = pauses_s
+        self._chunks = _chunks(manifest)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="arrival")
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(_IN_FLIGHT):
+                    workers.create_task(self._work())
+        except BaseExceptionGroup as errors:
+            # The first is what went wrong; the rest followed from it.
+            raise _first(errors) from None
+        finally:
+            # Whoever frees the memory next must find nobody writing to it.
+            self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def _work(self) -> None:
+        with contextlib.ExitStack() as stack:
+            scratch = None if self._memories else _scratch(stack, self._largest_bytes())
+            for chunk in self._chunks:
+                await self._gate()
+                with self._place(chunk, scratch) as place:
+                    await self._fetch(chunk, place)
+                    await self._in_thread(chunk, place)
+                self._report(chunk.size_bytes)
+
+    def _place(self, chunk: _Chunk, scratch: memoryview | None) -> memoryview:
+        if scratch is not None:
+            return scratch[: chunk.size_bytes]
+        return self._memories[chunk.partition][chunk.offset_bytes :][: chunk.size_bytes]
+
+    def _largest_bytes(self) -> int:
+        entries = self._manifest.partitions
+        return max(min(entry.chunk_bytes, entry.size_bytes) for entry in entries)
+
+    async def _fetch(self, chunk: _Chunk, place: memoryview) -> None:
+        for start in range(0, chunk.size_bytes, _PART_BYTES):
+            with place[start : start + _PART_BYTES] as part:
+                await self._fetch_part(chunk.partition, chunk.offset_bytes + start, part)
+
+    async def _fetch_part(self, partition: int, offset_bytes: int, part: memoryview) -> None:
+        for pause_s in self._pauses_s:
+            try:
+                await self._source.read_into(partition, offset_bytes, part)
+            except Unavailable:
+                await asyncio.sleep(pause_s)
+            else:
+                return
+        await self._source.read_into(partition, offset_bytes, part)
+
+    async def _in_thread(self, chunk: _Chunk, place: memoryview) -> None:
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, self._verify_and_write, chunk, place)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # Short, and it still reads the memory.
+            with contextlib.suppress(Exception):
+                await work
+            raise
+
+    def _verify_and_write(self, chunk: _Chunk, place: memoryview) -> None:
+        found = xxhash.xxh3_64_intdigest(place)
+        if found != chunk.digest:
+            name = self._manifest.partitions[chunk.partition].file
+            raise CorruptCheckpoint(
+                f"{name}: chunk {chunk.index} came with other bytes than the manifest says "
+                f"(xxh3_64 {found:016x}, not {chunk.digest:016x})"
+            )
+        self._files[chunk.partition].write(chunk.offset_bytes, place)
+
+
+def _chunks(manifest: Manifest) -> Iterator[_Chunk]:
+    for number, entry in enumerate(manifest.partitions):
+        for index, digest in enumerate(entry.chunk_digests()):
+            offset = index * entry.chunk_bytes
+            size = min(entry.chunk_bytes, entry.size_bytes - offset)
+            yield _Chunk(number, index, offset, size, digest)
+
+
+def _mapped(stack: contextlib.ExitStack, fd: int, entry: PartitionEntry) -> memoryview:
+    mapping = stack.enter_context(mmap.mmap(fd, entry.size_bytes))
+    return stack.enter_context(memoryview(mapping))
+
+
+def _scratch(stack: contextlib.ExitStack, size_bytes: int) -> memoryview:
+    """Memory on pages of its own, as direct writes need it."""
+    return stack.enter_context(memoryview(stack.enter_context(mmap.mmap(-1, size_bytes))))
+
+
+def _finish(files: Sequence[PartitionFile]) -> None:
+    for file in files:
+        file.finish()
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    found: BaseException = errors
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
