@@ -1,59 +1,33 @@
-"""Brings models from SSD to the DRAM pool: one load a model, one at a time, by priority."""
+"""Brings models up the tiers: one load a model, whoever asks; demand before prefetch.
+
+A load is *near* when the bytes are on SSD, else *far*. One near and one far load run at a time:
+each of them can fill its tier. Who has a higher priority starts first. A negative priority is a
+prefetch: it starts when nobody waits for anything, a near one gives way when a demand comes and
+starts over later, a far one pauses between chunks and keeps what it has.
+"""
 
 import asyncio
-import heapq
 import itertools
 import logging
-import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline, Tier
 from services.store.flight import Flight
-from services.store.pool import Pool, Resident
-from services.store.pool_memory import ReadChunks, load_partition
-from services.store.ssd_tier import SsdTier, StoredModel
+from services.store.load import Far, Load, Loaded, LoadFlight, LoadProgress, NothingFar, done_flight
+from services.store.pool import Pool
+from services.store.pool_memory import ReadChunks
+from services.store.pool_read import GivenUp, read_model
+from services.store.ssd_tier import SsdTier
 
 _RECENT_LOADS = 8
 _MIN_MEASURED_BYTES = 2**20
 """The time of a smaller load is latency and says nothing about bandwidth."""
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """Bytes of a model that are verified in the pool."""
-
-    tier: Tier
-    """The tier that is read."""
-    done_bytes: int
-    total_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model in the pool and what it took to bring it there."""
-
-    digest: str
-    size_bytes: int
-    timeline: StartTimeline
-
-
-LoadFlight = Flight[LoadProgress, Loaded]
-
-
-@dataclass(slots=True)
-class _Waiting:
-    stored: StoredModel
-    flight: LoadFlight
-    asked_s: float
-    priority: int
 
 
 class Loader:
@@ -65,155 +39,230 @@ class Loader:
         pool: Pool,
         read: ReadChunks,
         on_broken: Callable[[], None] = lambda: None,
+        *,
+        far: Far | None = None,
     ) -> None:
         """`on_broken` is called after a model turned out to be corrupt."""
         self._ssd = ssd
         self._pool = pool
         self._read = read
         self._on_broken = on_broken
-        self._flights: dict[ModelName, _Waiting] = {}
-        self._order: list[tuple[int, int, ModelName]] = []
+        self.far: Far = far or NothingFar()
+        self._loads: dict[ModelName, Load] = {}
         self._counter = itertools.count()
-        self._has_work = asyncio.Event()
-        self._is_stopped = threading.Event()
-        self._recent: deque[float] = deque(maxlen=_RECENT_LOADS)
+        self._changed = asyncio.Event()
+        self._is_stopped = False
+        self._recent: dict[Tier, deque[float]] = {
+            tier: deque(maxlen=_RECENT_LOADS) for tier in (Tier.REMOTE, Tier.SSD)
+        }
 
     @property
     def bytes_per_s(self) -> float:
         """Median speed of recent loads, SSD to verified in DRAM; 0 before the first."""
-        return median(self._recent) if self._recent else 0.0
+        return self.bandwidth_of(Tier.SSD)
 
     @property
     def queued_bytes(self) -> int:
         """Bytes still to move for loads that were asked for."""
-        states = (waiting.flight.progress for waiting in self._flights.values())
+        states = (load.flight.progress for load in self._loads.values())
         return sum(state.total_bytes - state.done_bytes for state in states)
+
+    def bandwidth_of(self, tier: Tier) -> float:
+        """Median bytes per second of recent loads out of a tier; 0 before the first."""
+        recent = self._recent[tier]
+        return median(recent) if recent else 0.0
 
     def is_loading(self, model: ModelName) -> bool:
         """Whether a load of the model waits or runs."""
-        return model in self._flights
+        return model in self._loads
 
-    def load(self, model: ModelName, priority: int = 0) -> LoadFlight:
-        """Return the flight that brings a model to the pool: the one under way or a new one.
+    def load(self, model: ModelName, priority: int = 0, target: Tier = Tier.DRAM) -> LoadFlight:
+        """Return the flight that brings a model up to `target`: the one under way or a new one.
 
         Raises NotFound or CorruptCheckpoint at once; other errors come through the flight.
         """
-        if self._is_stopped.is_set():
+        if self._is_stopped:
             raise Unavailable("the store is stopping")
-        waiting = self._flights.get(model)
-        if waiting is None:
-            resident = self._pool.get(model)
-            if resident is not None:
-                return _resident_flight(resident)
-            stored = self._ssd.get(model)
-            start = LoadProgress(Tier.SSD, 0, stored.manifest.size_bytes)
-            waiting = _Waiting(stored, Flight(start), time.monotonic(), priority)
-            self._flights[model] = waiting
-        elif priority <= waiting.priority:
-            return waiting.flight
-        # A raised priority leaves its older place in the order behind; `run` skips it.
-        waiting.priority = priority
-        heapq.heappush(self._order, (-priority, next(self._counter), model))
-        self._has_work.set()
-        return waiting.flight
+        load = self._loads.get(model)
+        if load is None:
+            there = self._flight_if_there(model, target)
+            if there is not None:
+                return there
+            load = self._begin(model, priority, target)
+        load.priority = max(load.priority, priority)
+        if target is Tier.DRAM:
+            load.target = target
+        self._changed.set()
+        return load.flight
+
+    def cancel_prefetch(self, model: ModelName) -> bool:
+        """Give up a load that nobody waits for; False when there is none."""
+        load = self._loads.get(model)
+        if load is None or load.is_demanded:
+            return False
+        self._end(load)
+        load.gives_up.set()
+        if load.task is not None:
+            load.task.cancel()
+        load.flight.fail(Unavailable(f"the prefetch of {model!r} was cancelled"))
+        return True
 
     async def run(self) -> None:
-        """Carry out loads, highest priority first, until cancelled."""
+        """Carry out loads until cancelled."""
         try:
-            while True:
-                await self._has_work.wait()
-                if not self._order:
-                    self._has_work.clear()
-                    continue
-                _, _, model = heapq.heappop(self._order)
-                if model in self._flights:
-                    await self._carry_out(self._flights[model])
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    self._changed.clear()
+                    self._start_what_may(tasks)
+                    await self._changed.wait()
         finally:
             self.stop()
 
     def stop(self) -> None:
         """Give up what runs and waits; followers get Unavailable. Idempotent."""
-        self._is_stopped.set()
-        for model in list(self._flights):
-            self._flights.pop(model).flight.fail(Unavailable("the store is stopping"))
+        self._is_stopped = True
+        for load in list(self._loads.values()):
+            self._end(load)
+            load.gives_up.set()
+            load.flight.fail(Unavailable("the store is stopping"))
 
-    async def _carry_out(self, waiting: _Waiting) -> None:
-        stored, flight = waiting.stored, waiting.flight
-        started_s = time.monotonic()
+    def _flight_if_there(self, model: ModelName, target: Tier) -> LoadFlight | None:
+        resident = self._pool.get(model)
+        if resident is not None:
+            return done_flight(Tier.DRAM, resident.digest, resident.size_bytes)
+        stored = self._ssd.models.get(model)
+        if stored is not None and target is Tier.SSD:
+            return done_flight(Tier.SSD, stored.digest, stored.manifest.size_bytes)
+        return None
+
+    def _begin(self, model: ModelName, priority: int, target: Tier) -> Load:
+        far_bytes = self.far.size_of(model)
+        is_far = model not in self._ssd.models and far_bytes is not None
+        if is_far:
+            assert far_bytes is not None
+            start = LoadProgress(Tier.REMOTE, 0, far_bytes)
+        else:
+            start = LoadProgress(Tier.SSD, 0, self._ssd.get(model).manifest.size_bytes)
+        number, now_s = next(self._counter), time.monotonic()
+        load = Load(model, Flight(start), priority, target, number, now_s, is_far=is_far)
+        self._loads[model] = load
+        return load
+
+    def _end(self, load: Load) -> None:
+        if self._loads.get(load.model) is load:
+            del self._loads[load.model]
+        self._changed.set()
+
+    def _start_what_may(self, tasks: asyncio.TaskGroup) -> None:
+        ordered = sorted(self._loads.values(), key=lambda load: (-load.priority, load.number))
+        is_anyone_waiting = any(load.is_demanded for load in ordered)
+        for load in ordered:
+            if load.task is None and self._may_start(load, is_anyone_waiting):
+                load.task = tasks.create_task(self._carry_out(load))
+            if load.is_demanded or not is_anyone_waiting:
+                load.may_go_on.set()
+            else:
+                load.may_go_on.clear()
+
+    def _may_start(self, load: Load, is_anyone_waiting: bool) -> bool:
+        alike = [
+            other
+            for other in self._loads.values()
+            if other.task is not None and other.is_far == load.is_far
+        ]
+        if not load.is_demanded:
+            return not alike and not is_anyone_waiting
+        if load.is_far:
+            # A paused prefetch holds no bandwidth, only what it has fetched.
+            return not any(other.is_demanded for other in alike)
+        for other in alike:
+            if not other.is_demanded:
+                other.gives_up.set()
+        return not alike
+
+    async def _carry_out(self, load: Load) -> None:
+        load.started_s = load.started_s or time.monotonic()
         try:
-            self._pool.reserve(stored.name, stored.manifest.size_bytes)
-            resident = await self._read_model(stored, flight)
-            self._pool.commit(resident)
+            await self._raise_to_target(load)
+        except GivenUp:
+            self._start_over(load)
         except Exception as error:
-            self._pool.cancel(stored.name)
-            self._fail(waiting, error)
-            return
-        ended_s = time.monotonic()
-        if resident.size_bytes >= _MIN_MEASURED_BYTES:
-            self._recent.append(resident.size_bytes / max(ended_s - started_s, 1e-9))
+            self._fail(load, error)
+        else:
+            self._succeed(load)
+        finally:
+            self._changed.set()
+
+    async def _raise_to_target(self, load: Load) -> None:
+        if load.is_far:
+            await self._fetch(load)
+        if load.target is Tier.DRAM and self._pool.get(load.model) is None:
+            await self._read_near(load)
+
+    async def _fetch(self, load: Load) -> None:
+        began_s = time.monotonic()
+        is_pooled, size_bytes = load.target is Tier.DRAM, load.flight.progress.total_bytes
+        if is_pooled:
+            self._pool.reserve(load.model, size_bytes)
+        try:
+            resident = await self.far.fetch(load.model, load, is_pooled=is_pooled)
+            if resident is not None:
+                self._pool.commit(resident)
+        finally:
+            self._pool.cancel(load.model)
+        load.is_far = False
+        load.remote_s = time.monotonic() - began_s
+        self._measure(Tier.REMOTE, size_bytes, load.remote_s)
+
+    async def _read_near(self, load: Load) -> None:
+        stored = self._ssd.get(load.model)
+        size_bytes, began_s = stored.manifest.size_bytes, time.monotonic()
+        load.flight.publish(LoadProgress(Tier.SSD, 0, size_bytes))
+        self._pool.reserve(load.model, size_bytes)
+        try:
+            self._pool.commit(await read_model(stored, self._read, load.report, load.gives_up))
+        except CorruptCheckpoint as error:
+            self._ssd.mark_broken(load.model, error)
+            self._on_broken()
+            raise
+        finally:
+            self._pool.cancel(load.model)
+        load.ssd_s = time.monotonic() - began_s
+        self._measure(Tier.SSD, size_bytes, load.ssd_s)
+
+    def _measure(self, tier: Tier, size_bytes: int, seconds: float) -> None:
+        if size_bytes >= _MIN_MEASURED_BYTES:
+            self._recent[tier].append(size_bytes / max(seconds, 1e-9))
+
+    def _start_over(self, load: Load) -> None:
+        if self._loads.get(load.model) is load:
+            load.task = None
+            load.gives_up.clear()
+
+    def _succeed(self, load: Load) -> None:
+        self._end(load)
+        stored = self._ssd.get(load.model)
+        ended_s, size_bytes = time.monotonic(), stored.manifest.size_bytes
         timeline = StartTimeline(
-            queued_s=started_s - waiting.asked_s,
-            ssd_s=ended_s - started_s,
-            total_s=ended_s - waiting.asked_s,
-            from_tier=Tier.SSD,
+            queued_s=load.started_s - load.asked_s,
+            remote_s=load.remote_s,
+            ssd_s=load.ssd_s,
+            total_s=ended_s - load.asked_s,
+            from_tier=Tier.REMOTE if load.remote_s else Tier.SSD,
         )
-        self._flights.pop(stored.name, None)
-        flight.succeed(Loaded(stored.digest, resident.size_bytes, timeline))
+        load.flight.succeed(Loaded(stored.digest, size_bytes, timeline, load.target))
+        seconds = round(load.remote_s + load.ssd_s, 4)
         _log.info(
             "model loaded",
-            extra={
-                "model": stored.name,
-                "bytes": resident.size_bytes,
-                "seconds": round(timeline.ssd_s, 4),
-            },
+            extra={"model": load.model, "bytes": size_bytes, "seconds": seconds},
         )
 
-    def _fail(self, waiting: _Waiting, error: Exception) -> None:
-        name = waiting.stored.name
-        if isinstance(error, CorruptCheckpoint):
-            self._ssd.mark_broken(name, error)
-            self._on_broken()
-        elif isinstance(error, OSError):
-            error = Unavailable(f"model {name!r} cannot be read: {error}")
+    def _fail(self, load: Load, error: Exception) -> None:
+        if isinstance(error, OSError):
+            error = Unavailable(f"model {load.model!r} cannot be read: {error}")
         elif not isinstance(error, GearfallError):
-            _log.exception("unexpected error in a load", extra={"model": name})
-            error = Internal(f"loading {name!r} failed: {type(error).__name__}")
-        _log.warning("load failed", extra={"model": name, "error": str(error)})
-        self._flights.pop(name, None)
-        waiting.flight.fail(error)
-
-    async def _read_model(self, stored: StoredModel, flight: LoadFlight) -> Resident:
-        loop = asyncio.get_running_loop()
-        total_bytes = stored.manifest.size_bytes
-        done_bytes = 0
-
-        def report(size_bytes: int) -> None:
-            nonlocal done_bytes
-            if self._is_stopped.is_set():
-                raise Unavailable("the store is stopping")
-            done_bytes += size_bytes
-            progress = LoadProgress(Tier.SSD, done_bytes, total_bytes)
-            loop.call_soon_threadsafe(flight.publish, progress)
-
-        def read_all() -> tuple[int, ...]:
-            fds: list[int] = []
-            try:
-                for index, partition in enumerate(stored.manifest.partitions):
-                    path = stored.partition_path(index)
-                    fds.append(load_partition(path, partition, self._read, report))
-            except BaseException:
-                for fd in fds:
-                    os.close(fd)
-                raise
-            return tuple(fds)
-
-        fds = await asyncio.to_thread(read_all)
-        sizes = tuple(partition.size_bytes for partition in stored.manifest.partitions)
-        return Resident(stored.name, stored.digest, stored.manifest_json, fds, sizes)
-
-
-def _resident_flight(resident: Resident) -> LoadFlight:
-    flight: LoadFlight = Flight(LoadProgress(Tier.DRAM, resident.size_bytes, resident.size_bytes))
-    timeline = StartTimeline(from_tier=Tier.DRAM)
-    flight.succeed(Loaded(resident.digest, resident.size_bytes, timeline))
-    return flight
+            _log.exception("unexpected error in a load", extra={"model": load.model})
+            error = Internal(f"loading {load.model!r} failed: {type(error).__name__}")
+        _log.warning("load failed", extra={"model": load.model, "error": str(error)})
+        self._end(load)
+        load.flight.fail(error)

@@ -16,7 +16,8 @@ from services.store.attach_server import AttachServer
 from services.store.canaries import Canaries, ComputeCanary
 from services.store.canary_process import CanaryProcess
 from services.store.flight import Flight
-from services.store.loader import Loader, LoadFlight
+from services.store.load import LoadFlight
+from services.store.loader import Loader
 from services.store.model_registry import ModelRegistry
 from services.store.pool import Pool
 from services.store.pool_memory import ReadChunks

@@ -1,0 +1,103 @@
+"""One load: what is asked for, how far it is, and the port to what brings bytes from elsewhere."""
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gearfall.core.ids import ModelName
+from gearfall.core.records import StartTimeline, Tier
+from services.store.flight import Flight
+from services.store.pool import Resident
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """Bytes of a model that are verified in the next tier."""
+
+    tier: Tier
+    """The tier that is read."""
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in the tier that was asked for and what it took to bring it there."""
+
+    digest: str
+    size_bytes: int
+    timeline: StartTimeline
+    tier: Tier = Tier.DRAM
+
+
+LoadFlight = Flight[LoadProgress, Loaded]
+
+
+class Far(Protocol):
+    """What brings models from other machines."""
+
+    def size_of(self, model: ModelName) -> int | None:
+        """Bytes of a model that can be fetched; None for one that nobody here has heard of."""
+        ...
+
+    async def fetch(self, model: ModelName, load: "Load", *, is_pooled: bool) -> Resident | None:
+        """Put a model on the SSD tier and, if asked, into pool memory; return the latter.
+
+        Calls `load.go_on` before and `load.report` after each chunk.
+        """
+        ...
+
+
+class NothingFar:
+    """For a store that stands alone."""
+
+    def size_of(self, _model: ModelName) -> int | None:
+        """Nothing is elsewhere."""
+        return None
+
+    async def fetch(self, model: ModelName, _load: "Load", *, is_pooled: bool) -> Resident | None:
+        """Nothing is elsewhere: nobody asks."""
+        raise AssertionError(model, is_pooled)
+
+
+@dataclass(slots=True, eq=False)
+class Load:
+    """One load that waits or runs. Owned by the loader."""
+
+    model: ModelName
+    flight: LoadFlight
+    priority: int
+    target: Tier
+    number: int
+    asked_s: float
+    started_s: float = 0.0
+    remote_s: float = 0.0
+    ssd_s: float = 0.0
+    is_far: bool = False
+    task: "asyncio.Task[None] | None" = None
+    gives_up: threading.Event = field(default_factory=threading.Event)
+    """A near load that was overtaken or cancelled ends at its next report."""
+    may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_demanded(self) -> bool:
+        """Whether somebody waits for it."""
+        return self.priority >= 0
+
+    async def go_on(self) -> None:
+        """Return when the load may take its next chunk."""
+        await self.may_go_on.wait()
+
+    def report(self, size_bytes: int) -> None:
+        """Count bytes that are verified where they belong."""
+        now = self.flight.progress
+        done_bytes = now.done_bytes + size_bytes
+        self.flight.publish(LoadProgress(now.tier, done_bytes, now.total_bytes))
+
+
+def done_flight(tier: Tier, digest: str, size_bytes: int) -> LoadFlight:
+    """Return the flight of a model that was there already."""
+    flight: LoadFlight = Flight(LoadProgress(tier, size_bytes, size_bytes))
+    flight.succeed(Loaded(digest, size_bytes, StartTimeline(from_tier=tier), tier))
+    return flight
