@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.6,<2.14
 NATIVE := CMakeLists.txt $(wildcard cuda_ext/src/*)
 
-.PHONY: venv gen fmt check test demo up bench ext lock clean
+.PHONY: venv gen fmt check test test-gpu demo up bench bench-gpu ext lock clean
 
 venv: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ check: gen
 test: gen
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# On a machine without a CUDA device each test says that it was skipped.
+test-gpu: gen
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
 demo: gen
 	$(BIN)/gearfall demo
 
@@ -52,6 +56,9 @@ up: gen
 
 bench: gen
 	$(BIN)/python -m bench.front_door
+
+bench-gpu: gen
+	$(BIN)/python -m bench.device_read
 
 # Rebuild the extension and swap it in whole, so that whoever runs meanwhile keeps the old one.
 ext: venv

@@ -76,6 +76,9 @@ public:
         : request_(std::move(request)), digest_(std::move(digest)), buffered_(request_.path),
           plan_(make_plan(request_, buffered_, destination)), board_(plan_.chunks(), kWindow),
           digests_(plan_.chunks()) {
+        if (request_.device_buffer != nullptr && plan_.size_bytes > 0) {
+            copy_.emplace(*request_.device_buffer, destination, plan_.size_bytes, false);
+        }
         open_direct();
     }
     ~Pipeline() { stop(); }
@@ -96,12 +99,14 @@ public:
         board_.wait_beyond(plan_.chunks());
         join();
         board_.check_complete();
+        if (copy_) copy_->wait();
         return std::move(digests_);
     }
 
     void stop() {
         board_.cancel();
         join();
+        copy_.reset();
     }
 
     ChunkBoard &board() { return board_; }
@@ -161,6 +166,7 @@ private:
             throw CorruptChunk(describe(chunk, found));
         }
         digests_[chunk] = found;
+        if (copy_) copy_->copy(plan_.begin(chunk), plan_.end(chunk));
         board_.verified();
     }
 
@@ -220,6 +226,7 @@ private:
     std::unique_ptr<File> direct_;
     std::unique_ptr<IoRing> ring_;
     std::optional<RingReader> ring_reader_;
+    std::optional<DeviceCopy> copy_;
     std::atomic<std::uint64_t> populated_{0};
     std::mutex joining_;
     std::vector<std::thread> threads_;

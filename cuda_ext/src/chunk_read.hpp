@@ -1,4 +1,5 @@
-// Reads a range of a file into memory as one pipeline over chunks: populate, read, digest, compare.
+// Reads a range of a file into memory as one pipeline over chunks: populate, read, digest,
+// compare, copy to a device.
 //
 // Direct reads go through io_uring where the kernel permits it: one thread keeps many requests in
 // flight, others digest what arrived. Elsewhere several readers take the chunks in turn, each
@@ -11,6 +12,8 @@
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "device_buffer.hpp"
 
 namespace gearfall {
 
@@ -28,6 +31,8 @@ struct ReadRequest {
     int populate_threads;
     // One digest for each chunk to compare with, or none at all.
     std::vector<std::uint64_t> expected;
+    // Where each chunk is copied as soon as it is verified, or null. Outlives the read.
+    DeviceBuffer *device_buffer;
 };
 
 // Called once a chunk, from a thread of the read; what it throws ends the whole read.

@@ -1,10 +1,13 @@
 // The binding of gearfall._cuda_ext: converts arguments, releases the interpreter lock, maps errors.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <utility>
 
-#include "device.hpp"
+#include "cuda_driver.hpp"
+#include "device_buffer.hpp"
 #include "errors.hpp"
 #include "page_cache.hpp"
 #include "pool_file.hpp"
@@ -13,6 +16,7 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 
+using gearfall::DeviceBuffer;
 using gearfall::PoolFile;
 using gearfall::PythonChunkRead;
 using gearfall::PythonDigest;
@@ -33,7 +37,8 @@ void raise_io_error(const std::exception_ptr &failure, void *) {
 void start_read(PythonChunkRead *self, const nb::bytes &path, std::int64_t offset_bytes,
                 std::int64_t size_bytes, nb::memoryview destination, std::int64_t chunk_bytes,
                 int threads, bool direct, bool ring, int populate_threads,
-                std::vector<std::uint64_t> expected, PythonDigest digest) {
+                std::vector<std::uint64_t> expected, PythonDigest digest,
+                DeviceBuffer *device_buffer) {
     new (self) PythonChunkRead({{path.c_str(), path.size()},
                                 offset_bytes,
                                 size_bytes,
@@ -42,7 +47,8 @@ void start_read(PythonChunkRead *self, const nb::bytes &path, std::int64_t offse
                                 direct,
                                 ring,
                                 populate_threads,
-                                std::move(expected)},
+                                std::move(expected),
+                                device_buffer},
                                std::move(destination), std::move(digest));
 }
 
@@ -65,6 +71,36 @@ std::uint64_t page_cached_bytes(const nb::bytes &path, std::int64_t offset_bytes
     return gearfall::page_cached_bytes(file, offset_bytes, size_bytes);
 }
 
+void open_device_buffer(DeviceBuffer *self, int device, std::int64_t size_bytes,
+                        const std::optional<nb::bytes> &ipc_handle) {
+    if (!ipc_handle) {
+        const nb::gil_scoped_release released;
+        new (self) DeviceBuffer(device, size_bytes);
+    } else {
+        const std::string handle(ipc_handle->c_str(), ipc_handle->size());
+        const nb::gil_scoped_release released;
+        new (self) DeviceBuffer(device, size_bytes, handle);
+    }
+}
+
+nb::bytes ipc_handle(const DeviceBuffer &self) {
+    const auto handle = self.ipc_handle();
+    return nb::bytes(handle.data(), handle.size());
+}
+
+std::uint64_t copy_to_device(DeviceBuffer &self, const nb::memoryview &source) {
+    const gearfall::ReadableBytes bytes(source);
+    const nb::gil_scoped_release released;
+    return gearfall::copy_to_device(self, bytes.data(), bytes.size());
+}
+
+void read_device(const DeviceBuffer &self, std::uint64_t offset_bytes,
+                 nb::memoryview destination) {
+    const gearfall::WritableBytes bytes(std::move(destination));
+    const nb::gil_scoped_release released;
+    self.read(offset_bytes, bytes.data(), bytes.size());
+}
+
 }  // namespace
 
 NB_MODULE(_cuda_ext, module) {
@@ -79,7 +115,7 @@ NB_MODULE(_cuda_ext, module) {
     nb::class_<PythonChunkRead>(module, "ChunkRead", "A read of a file's range under way.")
         .def("__init__", &start_read, "path"_a, "offset_bytes"_a, "size_bytes"_a, "destination"_a,
              "chunk_bytes"_a, "threads"_a, "direct"_a, "ring"_a, "populate_threads"_a,
-             "expected"_a, "digest"_a)
+             "expected"_a, "digest"_a, "device_buffer"_a.none(), nb::keep_alive<1, 13>())
         .def_prop_ro("method", [](const PythonChunkRead &self) { return self.read()->method(); })
         .def("wait_beyond", &wait_beyond, "seen"_a,
              "Wait until more than `seen` chunks are verified or the read is over.")
@@ -93,8 +129,15 @@ NB_MODULE(_cuda_ext, module) {
         .def("seal", &PoolFile::seal, "Return a descriptor to read it by, for good unchanged.");
     module.def("page_cached_bytes", &page_cached_bytes, "path"_a, "offset_bytes"_a, "size_bytes"_a,
                "Return how many bytes of a range the page cache holds.");
-    module.def("cuda_device_count", &gearfall::cuda_device_count,
+    module.def("cuda_device_count", &gearfall::cuda::device_count,
                nb::call_guard<nb::gil_scoped_release>(),
                "Return how many CUDA devices this process may use.");
+    nb::class_<DeviceBuffer>(module, "DeviceBuffer", "Memory on a CUDA device.")
+        .def("__init__", &open_device_buffer, "device"_a, "size_bytes"_a, "ipc_handle"_a.none())
+        .def_prop_ro("address", &DeviceBuffer::address)
+        .def("ipc_handle", &ipc_handle, "Return what another process opens this memory by.")
+        .def("copy_from", &copy_to_device, "source"_a,
+             "Copy to the front and wait; return the bytes that could be pinned.")
+        .def("read", &read_device, "offset_bytes"_a, "destination"_a);
     bind_cpu(module);
 }

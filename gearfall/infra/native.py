@@ -44,6 +44,7 @@ def read_chunks(
     expected: Sequence[int] = (),
     on_progress: Callable[[int], None] | None = None,
     digest: Digest = xxhash.xxh3_64_intdigest,
+    device_buffer: _cuda_ext.DeviceBuffer | None = None,
 ) -> list[int]:
     """Read a range of a file into the front of `destination`; return one digest for each chunk.
 
@@ -54,15 +55,17 @@ def read_chunks(
     through the page cache. `populate_threads` (up to 64) fault fresh memory in ahead of the reads.
 
     A chunk whose digest is not the `expected` one ends the read at once. `on_progress` is told, in
-    the calling thread, how many chunks are verified; what it raises cancels the read. All bounds
-    are checked before the first read. After an error the destination's content is undefined.
+    the calling thread, how many chunks are verified; what it raises cancels the read. Each verified
+    chunk is copied to `device_buffer` (`gearfall.infra.device`), if there is one, while others are
+    read; the copies have arrived when this returns. All bounds are checked before the first read.
+    After an error the destination's content is undefined.
     """
-    with _gearfall_errors():
+    with gearfall_errors():
         reading = _cuda_ext.ChunkRead(
             os.fsencode(path),
             _to_int64(offset_bytes),
             _to_int64(size_bytes),
-            _view_bytes(destination),
+            view_bytes(destination),
             _to_int64(chunk_bytes),
             threads,
             direct,
@@ -70,6 +73,7 @@ def read_chunks(
             populate_threads,
             expected,
             digest,
+            device_buffer,
         )
         try:
             if on_progress is not None:
@@ -89,9 +93,9 @@ def _follow(reading: _cuda_ext.ChunkRead, on_progress: Callable[[int], None]) ->
 def read_method(path: str | os.PathLike[str], *, direct: bool = True, ring: bool = True) -> str:
     """Return how an aligned read of this file is done: io_uring, direct or buffered."""
     chunk_bytes, name = DEFAULT_CHUNK_BYTES, os.fsencode(path)
-    with _gearfall_errors(), mmap.mmap(-1, mmap.PAGESIZE) as page:
+    with gearfall_errors(), mmap.mmap(-1, mmap.PAGESIZE) as page:
         reading = _cuda_ext.ChunkRead(
-            name, 0, 0, memoryview(page), chunk_bytes, 1, direct, ring, 0, (), len
+            name, 0, 0, memoryview(page), chunk_bytes, 1, direct, ring, 0, (), len, None
         )
         try:
             return reading.method
@@ -151,7 +155,7 @@ def page_cached_bytes(
     truly only for files that the caller owns or may write; others look fully cached.
     """
     size = Path(path).stat().st_size - offset_bytes if size_bytes is None else size_bytes
-    with _gearfall_errors():
+    with gearfall_errors():
         return _cuda_ext.page_cached_bytes(
             os.fsencode(path), _to_int64(offset_bytes), _to_int64(size)
         )
@@ -162,12 +166,13 @@ def cuda_device_count() -> int:
 
     The call starts the driver where there is one: a process must not fork after it.
     """
-    with _gearfall_errors():
+    with gearfall_errors():
         return _cuda_ext.cuda_device_count()
 
 
 @contextmanager
-def _gearfall_errors() -> Iterator[None]:
+def gearfall_errors() -> Iterator[None]:
+    """Turn the extension's errors into gearfall's."""
     try:
         yield
     except (_cuda_ext.OutOfRange, _cuda_ext.Truncated, _cuda_ext.CorruptChunk) as error:
@@ -181,6 +186,7 @@ def _to_int64(value: int) -> int:
     return max(-1, min(value, 2**63 - 1))
 
 
-def _view_bytes(buffer: Buffer) -> memoryview:
+def view_bytes(buffer: Buffer) -> memoryview:
+    """View any contiguous buffer as bytes, as the extension takes them."""
     view = memoryview(buffer)
     return view.cast("B") if view.nbytes else memoryview(bytearray())
