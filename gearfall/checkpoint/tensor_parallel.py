@@ -30,7 +30,7 @@ def _halves(length: int, _facts: ModelFacts) -> tuple[Section, ...] | None:
 def _query_heads(length: int, facts: ModelFacts) -> tuple[Section, ...] | None:
     """Heads that share a KV head stay together while they can."""
     members, rest = divmod(length, facts.kv_heads * facts.head_dim)
-    return (Section(length, facts.kv_heads, members),) if members and not rest else None
+    return (Section(length, facts.kv_heads, members),) if members > 0 and not rest else None
 
 
 def _kv_heads(length: int, facts: ModelFacts) -> tuple[Section, ...] | None:
@@ -49,7 +49,7 @@ def _fused_qkv(length: int, facts: ModelFacts) -> tuple[Section, ...] | None:
 def _interleaved_qkv(length: int, facts: ModelFacts) -> tuple[Section, ...] | None:
     """Query, key and value of a head side by side, head after head."""
     heads, rest = divmod(length, 3 * facts.head_dim)
-    return (Section(length, heads, 1),) if heads and not rest else None
+    return (Section(length, heads, 1),) if heads > 0 and not rest else None
 
 
 _WEIGHT_AND_BIAS = r"\.(?:weight|bias)"

@@ -25,6 +25,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from gearfall.checkpoint.rank_tensors import rank_tensors
 from gearfall.core.canary import NOISE, Canary, CanaryToken, answer_length, canary_prompt
 from gearfall.core.manifest import MANIFEST_FILE, parse_manifest
 from services.store.canary_process import CanaryReply, CanaryRequest
@@ -74,20 +75,7 @@ def _stored_tensors(directory: Path) -> Mapping[str, torch.Tensor]:
     for partition in manifest.partitions:
         with (directory / partition.file).open("rb") as file:
             mappings.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-    tensors = {}
-    for name, entry in manifest.tensors_by_name().items():
-        dtype = getattr(torch, entry.dtype)
-        if entry.size_bytes == 0:
-            tensors[name] = torch.empty(entry.shape, dtype=dtype)
-            continue
-        flat = torch.frombuffer(
-            mappings[entry.partition],
-            dtype=torch.uint8,
-            count=entry.size_bytes,
-            offset=entry.offset_bytes,
-        )
-        tensors[name] = flat.view(dtype).view(entry.shape)
-    return tensors
+    return rank_tensors(manifest, mappings, 0, 1)
 
 
 def _recompute_buffers(model: PreTrainedModel) -> None:

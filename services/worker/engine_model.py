@@ -99,6 +99,8 @@ def build_model(
     Raises CorruptCheckpoint when the tensors are not the model's, InvalidRequest when it is of a
     kind that can't be served exactly.
     """
+    if manifest.adapter is not None:
+        raise InvalidRequest("the checkpoint is a LoRA adapter, not a model")
     config = parse_config(config_json)
     _check_supported(config, manifest.model.architecture)
     cache = PagedCache(ops, total_blocks=kv_blocks, device=device)

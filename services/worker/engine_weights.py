@@ -13,20 +13,18 @@ from transformers.conversion_mapping import (
 )
 from transformers.core_model_loading import WeightRenaming
 
+from gearfall.checkpoint.rank_tensors import open_tensor
+from gearfall.checkpoint.reshard import TensorPlan, plan_rank
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import Manifest, TensorEntry
+from gearfall.core.manifest import Manifest
 
-_WEIGHT_DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-}
+_WEIGHT_DTYPES = ("bfloat16", "float16", "float32")
 _IGNORED = (r"rotary_emb\.inv_freq$", r"(^|\.)attn\.(masked_)?bias$")
 """Buffers that old checkpoints hold and today's models compute."""
 
 
 class StoredTensors:
-    """The tensors of one checkpoint by name; each one a view, none a copy."""
+    """The tensors of one checkpoint by name: views, but for what is gathered from several ranks."""
 
     def __init__(
         self,
@@ -36,44 +34,34 @@ class StoredTensors:
         rename: Callable[[str], str],
     ) -> None:
         """`rename` turns a stored name into the model's."""
-        self._entries = {rename(name): entry for name, entry in manifest.tensors_by_name().items()}
+        self._plans = {rename(name): plan for name, plan in plan_rank(manifest, 0, 1).items()}
         self._mappings = mappings
         self._device = device
-        self._views: dict[tuple[int, int], torch.Tensor] = {}
+        self._opened: dict[TensorPlan, torch.Tensor] = {}
         self._used: set[str] = set()
 
     def find(self, names: Sequence[str]) -> torch.Tensor | None:
         """Return the tensor of the first name that is stored; the others count as used too."""
         found = None
         for name in names:
-            entry = self._entries.get(name)
-            if entry is not None:
+            plan = self._plans.get(name)
+            if plan is not None:
                 self._used.add(name)
-                found = self._view(entry) if found is None else found
+                found = self._open(name, plan) if found is None else found
         return found
 
     def unused(self) -> list[str]:
         """Names that nobody asked for."""
-        return sorted(self._entries.keys() - self._used)
+        return sorted(self._plans.keys() - self._used)
 
-    def _view(self, entry: TensorEntry) -> torch.Tensor:
-        place = (entry.partition, entry.offset_bytes)
-        if place not in self._views:
-            self._views[place] = self._open(entry).to(self._device)
-        return self._views[place]
-
-    def _open(self, entry: TensorEntry) -> torch.Tensor:
-        dtype = _WEIGHT_DTYPES.get(entry.dtype)
-        if dtype is None:
+    def _open(self, name: str, plan: TensorPlan) -> torch.Tensor:
+        if plan.dtype not in _WEIGHT_DTYPES:
             raise InvalidRequest(
-                f"tensor {entry.name!r} is {entry.dtype}, not {' or '.join(_WEIGHT_DTYPES)}"
+                f"tensor {name!r} is {plan.dtype}, not {' or '.join(_WEIGHT_DTYPES)}"
             )
-        count = entry.size_bytes // dtype.itemsize
-        if count == 0:
-            return torch.empty(entry.shape, dtype=dtype)
-        mapping = self._mappings[entry.partition]
-        flat = torch.frombuffer(mapping, dtype=dtype, count=count, offset=entry.offset_bytes)
-        return flat.view(entry.shape)
+        if plan not in self._opened:
+            self._opened[plan] = open_tensor(plan, self._mappings).to(self._device)
+        return self._opened[plan]
 
 
 def warm_renamings() -> None:

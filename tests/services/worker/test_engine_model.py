@@ -1,6 +1,8 @@
 """Families served exactly: the packed, paged pass equals transformers' own float32 pass."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, InvalidRequest
 from gearfall.core.ids import Epoch, JobId
+from gearfall.core.manifest import AdapterFacts
 from gearfall.core.sampling import SamplingParams
 from services.worker.batch import Batch, Sequence
 from services.worker.engine import Engine
@@ -232,3 +235,21 @@ def test_native_results_do_not_hang_on_the_batch(llama):
     assert len(found) == 4
     for other in found[1:]:
         assert (other == found[0]).all()
+
+
+@pytest.mark.parametrize("family", ["llama-tied", "phi3", "gpt2", "gpt_neox", "opt"])
+def test_a_checkpoint_cut_for_ranks_is_served_by_one_engine(family: str, tmp_path: Path):
+    model = random_model(family)
+    logits = []
+    for ranks in (1, 2):
+        with tiny_checkpoint(model, tmp_path, ranks=ranks) as checkpoint:
+            assert checkpoint.manifest.ranks == ranks
+            logits.append(build(checkpoint, TorchOps()).reference_logits(PROMPTS[0]))
+    assert np.array_equal(*logits)
+
+
+def test_an_adapter_is_no_model(llama, tmp_path: Path):
+    facts = AdapterFacts("0" * 32, 1, 1.0, is_rank_stabilised=False)
+    manifest = replace(llama.manifest, adapter=facts)
+    with pytest.raises(InvalidRequest, match="adapter"):
+        build(replace(llama, manifest=manifest), TorchOps())

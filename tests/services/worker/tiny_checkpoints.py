@@ -149,19 +149,20 @@ class TinyCheckpoint:
 
 
 @contextmanager
-def tiny_checkpoint(model: PreTrainedModel, directory: Path):
+def tiny_checkpoint(model: PreTrainedModel, directory: Path, *, ranks: int = 1):
     """Save a model, convert it with the store's converter and hold it in memory."""
     model.save_pretrained(directory / "source")
-    with hold_in_memory(directory / "source", directory / "converted") as checkpoint:
+    converted = directory / ("converted" if ranks == 1 else f"converted-{ranks}")
+    with hold_in_memory(directory / "source", converted, ranks=ranks) as checkpoint:
         yield checkpoint
 
 
 @contextmanager
-def hold_in_memory(source: Path, converted: Path):
+def hold_in_memory(source: Path, converted: Path, *, ranks: int = 1):
     """Convert a Hugging Face directory and hold its partitions in memfds."""
     converted.mkdir()
     with open_source(str(source)) as opened:
-        manifest = convert(opened, converted, lambda done, total: None)
+        manifest = convert(opened, converted, lambda done, total: None, ranks=ranks)
     descriptors = []
     try:
         for partition in manifest.partitions:
