@@ -9,7 +9,7 @@ from pathlib import Path
 from gearfall.core.canary import MAX_CANARY_BYTES, Canary, canary_bytes, parse_canary
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, Unavailable
 from services.store.canary_process import CanaryRequest
-from services.store.ssd_tier import StoredModel
+from services.store.stored_model import StoredModel
 
 CANARY_FILE = "canary.json"
 """Beside the manifest and, like the origin, no part of what the digest covers: bytes that changed

@@ -9,7 +9,7 @@ from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import ModelRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_keys import decode_entry, encode_record, key_of
-from services.store.ssd_tier import StoredModel
+from services.store.stored_model import StoredModel
 
 _MAX_ATTEMPTS = 16
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from services.store.pool import Resident
 from services.store.pool_memory import ReadChunks, load_partition
-from services.store.ssd_tier import StoredModel
+from services.store.stored_model import StoredModel
 
 
 class GivenUp(Exception):  # noqa: N818 - not an error: another load goes first

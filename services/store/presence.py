@@ -10,7 +10,7 @@ from gearfall.core.ports import Lease
 from gearfall.core.records import NodeRecord
 from gearfall.infra.cluster import Cluster
 from services.store.model_registry import ModelRegistry
-from services.store.ssd_tier import StoredModel
+from services.store.stored_model import StoredModel
 
 LEASE_TTL_S = 5.0
 _MAX_BACKOFF_S = 2.0

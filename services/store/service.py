@@ -22,7 +22,8 @@ from services.store.model_registry import ModelRegistry
 from services.store.pool import Pool
 from services.store.pool_memory import ReadChunks
 from services.store.presence import Presence
-from services.store.ssd_tier import SsdTier, StoredModel
+from services.store.ssd_tier import SsdTier
+from services.store.stored_model import StoredModel
 
 _MAX_CONVERSIONS = 2
 """Keeps threads free for loads and small files, and the disk's head in few places."""
@@ -172,7 +173,7 @@ class StoreService:
     async def read_file(self, name_text: str, file: str) -> bytes:
         """Return a small file that the model's manifest lists. Raises NotFound."""
         name = ModelName(parse_name(name_text, param="model"))
-        return await asyncio.to_thread(self.ssd.read_file, name, file)
+        return await asyncio.to_thread(self.ssd.get(name).read_file, file)
 
     async def read_canary(self, name_text: str) -> bytes:
         """Return a model's canary as JSON, once it is recorded. Raises NotFound, InvalidRequest."""

@@ -15,15 +15,12 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-
-import msgspec
 
 from gearfall.checkpoint.conversion import Report, convert
 from gearfall.checkpoint.directory import sync_directory, write_file
-from gearfall.checkpoint.reading import read_limited
 from gearfall.checkpoint.source import open_source
 from gearfall.core.errors import (
     Conflict,
@@ -34,41 +31,13 @@ from gearfall.core.errors import (
     Unavailable,
 )
 from gearfall.core.ids import ModelName, parse_name
-from gearfall.core.manifest import (
-    MANIFEST_FILE,
-    MAX_MANIFEST_BYTES,
-    Manifest,
-    checksum,
-    manifest_bytes,
-    manifest_digest,
-    parse_manifest,
-)
+from gearfall.core.manifest import Manifest, manifest_bytes
+from services.store.stored_model import ORIGIN_FILE, StoredModel, open_stored, origin_bytes
 
-_ORIGIN_FILE = "origin.json"
-_MAX_ORIGIN_BYTES = 64 * 1024
+Admit = Callable[[int], None]
+"""Told the bytes that a model is going to take; raises when there is no room."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
-
-
-class _Origin(msgspec.Struct):
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredModel:
-    """A checkpoint on this node's SSD whose manifest was checked; its chunks are not yet."""
-
-    name: ModelName
-    directory: Path
-    manifest: Manifest
-    manifest_json: bytes
-    digest: str
-    source: str
-    """Directory it was registered from."""
-
-    def partition_path(self, index: int) -> Path:
-        """Path of one partition's file."""
-        return self.directory / self.manifest.partitions[index].file
 
 
 class SsdTier:
@@ -114,26 +83,25 @@ class SsdTier:
             raise NotFound(f"model {name!r} is not registered on this node", param="model")
         return self.models[name]
 
-    def register(self, name: ModelName, path: str, report: Report) -> StoredModel:
+    def register(
+        self, name: ModelName, path: str, report: Report, admit: Admit = lambda _: None
+    ) -> StoredModel:
         """Check and convert a source directory; return at once what is there with the same bytes.
 
-        Raises InvalidRequest, CorruptCheckpoint, Conflict (other bytes under this name) or
-        Overloaded (no room); nothing is left behind then.
+        `admit` is asked for room before anything is written. Raises InvalidRequest,
+        CorruptCheckpoint, Conflict (other bytes under this name) or Overloaded (no room); nothing
+        is left behind then.
         """
         with open_source(path) as source, _disk_errors():
             known = self.models.get(name)
             if known is not None:
                 _check_same(known, convert(source, None, report))
                 return known
-            incoming = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".incoming-{name}-"))
-            try:
+            admit(sum(os.fstat(file.fd).st_size for file in source.files))
+            with self.incoming(name) as incoming:
                 convert(source, incoming, report)
-                origin = _Origin(str(source.path))
-                write_file(incoming / _ORIGIN_FILE, msgspec.json.encode(origin))
-                incoming.chmod(0o755)
-                return self._install(name, incoming)
-            finally:
-                _remove_tree(incoming)
+                write_file(incoming / ORIGIN_FILE, origin_bytes(str(source.path)))
+                return self.install(name, incoming)
 
     def mark_broken(self, name: ModelName, error: CorruptCheckpoint) -> None:
         """Remember that a model's bytes failed their check; registering again converts anew."""
@@ -152,23 +120,24 @@ class SsdTier:
         usage = shutil.disk_usage(self._models_dir)
         return usage.total, usage.free
 
-    def read_file(self, name: ModelName, file: str) -> bytes:
-        """Return a small file that the manifest lists, checked against its checksum."""
-        model = self.get(name)
-        entry = model.manifest.file(file)
-        if entry is None:
-            raise NotFound(f"model {name!r} has no file {file[:128]!r}", param="file")
-        content = read_limited(model.directory, entry.name, entry.size_bytes)
-        if len(content) != entry.size_bytes or checksum(content) != entry.checksum:
-            raise CorruptCheckpoint(f"{name}/{file} is not what its manifest says")
-        return content
+    @contextlib.contextmanager
+    def incoming(self, name: ModelName) -> Iterator[Path]:
+        """Give an empty directory to write a model into; removed at the end unless installed."""
+        with _disk_errors():
+            incoming = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".incoming-{name}-"))
+            try:
+                yield incoming
+            finally:
+                _remove_tree(incoming)
 
-    def _install(self, name: ModelName, incoming: Path) -> StoredModel:
+    def install(self, name: ModelName, incoming: Path) -> StoredModel:
+        """Make a whole model of an incoming directory, durably, in place of what was there."""
+        incoming.chmod(0o755)
         self._discard(name)
         sync_directory(incoming)
         incoming.rename(self._models_dir / name)
         sync_directory(self._models_dir)
-        model = _open_model(name, self._models_dir / name)
+        model = open_stored(name, self._models_dir / name)
         self.broken.pop(name, None)
         self.models[name] = model
         return model
@@ -187,27 +156,10 @@ class SsdTier:
             _log.warning("not a model directory", extra={"path": str(directory)})
             return
         try:
-            self.models[name] = _open_model(name, directory)
+            self.models[name] = open_stored(name, directory)
         except CorruptCheckpoint as error:
             _log.exception("a registered model is broken", extra={"model": name})
             self.broken[name] = error
-
-
-def _open_model(name: ModelName, directory: Path) -> StoredModel:
-    try:
-        content = read_limited(directory, MANIFEST_FILE, MAX_MANIFEST_BYTES)
-        manifest = parse_manifest(content)
-        for partition in manifest.partitions:
-            if (directory / partition.file).stat().st_size != partition.size_bytes:
-                raise CorruptCheckpoint(
-                    f"{name}/{partition.file} is not as long as its manifest says"
-                )
-        text = read_limited(directory, _ORIGIN_FILE, _MAX_ORIGIN_BYTES)
-        origin = msgspec.json.decode(text, type=_Origin)
-    except (OSError, msgspec.MsgspecError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{name} cannot be read: {error}") from error
-    digest = manifest_digest(content)
-    return StoredModel(name, directory, manifest, content, digest, origin.source)
 
 
 def _check_same(known: StoredModel, found: Manifest) -> None:

@@ -12,7 +12,8 @@ from gearfall.core.dtypes import DTYPE_OF_SAFETENSORS
 from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.manifest import checksum
-from services.store.ssd_tier import SsdTier, StoredModel
+from services.store.ssd_tier import SsdTier
+from services.store.stored_model import StoredModel
 from tests.services.store.sources import (
     Tensors,
     llama_tensors,
@@ -68,7 +69,7 @@ def test_every_dtype_and_shape_arrives_byte_for_byte(tier: SsdTier, tmp_path: Pa
     tensors |= {"scalar": random_tensor(()), "empty": random_tensor((0, 4))}
     model = tier.register(NAME, str(write_source(tmp_path / "src", tensors)), ignore)
     assert stored_tensors(model) == expected(tensors)
-    assert tier.read_file(NAME, "config.json") == (tmp_path / "src/config.json").read_bytes()
+    assert tier.get(NAME).read_file("config.json") == (tmp_path / "src/config.json").read_bytes()
 
 
 def test_a_model_of_several_chunks_has_their_checksums(tier: SsdTier, tmp_path: Path):
@@ -177,11 +178,11 @@ def test_only_listed_and_sound_files_are_read(tier: SsdTier, tmp_path: Path):
     model = tier.register(NAME, str(write_source(tmp_path / "src")), ignore)
     for file in ("manifest.json", "partition-0.bin", "../tiny/config.json", "", "origin.json"):
         with pytest.raises(NotFound):
-            tier.read_file(NAME, file)
+            tier.get(NAME).read_file(file)
     text = (model.directory / "config.json").read_text()
     (model.directory / "config.json").write_text(text.replace("llama", "LLAMA"))
     with pytest.raises(CorruptCheckpoint):
-        tier.read_file(NAME, "config.json")
+        tier.get(NAME).read_file("config.json")
 
 
 def test_a_hugging_face_snapshot_is_followed_into_its_blobs(tier: SsdTier, tmp_path: Path):
