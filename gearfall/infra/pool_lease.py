@@ -10,6 +10,7 @@ import mmap
 import os
 import socket
 import struct
+from functools import cached_property
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -81,13 +82,20 @@ class PoolLease:
         partition_sizes: tuple[int, ...],
         manifest_json: bytes,
     ) -> None:
-        """Own `connection` and `partition_fds`. Raises CorruptCheckpoint for a bad manifest."""
+        """Own `connection` and `partition_fds`."""
         self._connection = connection
         self.partition_fds = partition_fds
         """Read-only in effect: sealed against writing, growing and shrinking."""
         self.partition_sizes = partition_sizes
         self.manifest_json = manifest_json
-        self.manifest: Manifest = parse_manifest(manifest_json)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest, parsed when it is first asked for: a lease alone needs none of it.
+
+        Raises CorruptCheckpoint for one that breaks a rule of the format.
+        """
+        return parse_manifest(self.manifest_json)
 
     def close(self) -> None:
         """End the lease and close the descriptors; mappings made from them stay. Idempotent."""
@@ -182,10 +190,28 @@ async def _receive_lease(connection: socket.socket, digest: str, fds: list[int])
     if manifest_digest(manifest_json) != digest:
         raise CorruptCheckpoint("the leased manifest is not the one that was asked for")
     lease = PoolLease(connection, tuple(fds), reply.partitions, manifest_json)
-    expected = tuple(partition.size_bytes for partition in lease.manifest.partitions)
+    expected = _partition_sizes(manifest_json)
     if reply.partitions != expected:
         raise CorruptCheckpoint("the leased partitions are not those of the manifest")
     return lease
+
+
+class _Partition(msgspec.Struct):
+    size_bytes: int
+
+
+class _Partitions(msgspec.Struct):
+    """The one part of a manifest that a lease is held against; the rest is skipped over."""
+
+    partitions: tuple[_Partition, ...]
+
+
+def _partition_sizes(manifest_json: bytes) -> tuple[int, ...]:
+    try:
+        found = msgspec.json.decode(manifest_json, type=_Partitions)
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(f"the leased manifest does not decode: {error}") from None
+    return tuple(partition.size_bytes for partition in found.partitions)
 
 
 async def _read_with_fds(
