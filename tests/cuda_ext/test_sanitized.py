@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.cuda_ext.test_driver_double import build_double
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitize"
 SANITIZERS = "address,undefined"
-TESTS = ["tests/gearfall/infra/test_native.py"]
+TESTS = [
+    f"tests/gearfall/infra/{name}.py"
+    for name in ("test_native", "test_pool_file", "test_device", "test_cpu_kernels")
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +68,13 @@ def _build(environment: dict[str, str]) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_native_code_under_sanitizers(environment: dict[str, str]) -> None:
+def test_native_code_under_sanitizers(environment: dict[str, str], tmp_path: Path) -> None:
     extension = _build(environment)
-    child = {**environment, "GEARFALL_SANITIZED_EXT": str(extension)}
+    child = {
+        **environment,
+        "GEARFALL_SANITIZED_EXT": str(extension),
+        "LD_LIBRARY_PATH": str(build_double(tmp_path)),
+    }
     plugin = ["-p", "tests.cuda_ext.sanitized_plugin", "-p", "no:cacheprovider"]
     done = _run([sys.executable, "-m", "pytest", "-q", "--capture=no", *plugin, *TESTS], child)
     assert done.returncode == 0, done.stdout

@@ -40,12 +40,21 @@ def aligned_buffer(size_bytes: int) -> mmap.mmap:
     chunk=st.one_of(st.integers(1, 9), st.sampled_from([BLOCK, 2 * BLOCK, 2**62])),
     threads=st.integers(1, 8),
     direct=st.booleans(),
+    ring=st.booleans(),
+    populate_threads=st.integers(0, 2),
 )
-def test_read_equals_plain_read(file, content, offset, size, chunk, threads, direct):
+def test_read_equals_plain_read(
+    file, content, offset, size, chunk, threads, direct, ring, populate_threads
+):
     size = min(size, FILE_BYTES - offset)
     if chunk < BLOCK:
         size = min(size, 64)
     destination = aligned_buffer(size + 8)
+    expected = content[offset : offset + size]
+    expected_digests = [
+        xxhash.xxh3_64_intdigest(expected[begin : begin + chunk]) for begin in range(0, size, chunk)
+    ]
+    progress: list[int] = []
     digests = native.read_chunks(
         file,
         offset_bytes=offset,
@@ -54,13 +63,134 @@ def test_read_equals_plain_read(file, content, offset, size, chunk, threads, dir
         chunk_bytes=chunk,
         threads=threads,
         direct=direct,
+        ring=ring,
+        populate_threads=populate_threads,
+        expected=expected_digests,
+        on_progress=progress.append,
     )
-    expected = content[offset : offset + size]
     assert destination[:size] == expected
     assert destination[size:] == bytes(len(destination) - size)
-    assert digests == [
-        xxhash.xxh3_64_intdigest(expected[begin : begin + chunk]) for begin in range(0, size, chunk)
+    assert digests == expected_digests
+    assert progress == sorted(set(progress))
+    assert progress[-1:] == ([len(digests)] if digests else [])
+
+
+@pytest.mark.parametrize("chunk", [BLOCK, 3 * BLOCK, 3 << 20])
+@pytest.mark.parametrize(("direct", "ring"), [(True, True), (True, False), (False, False)])
+def test_a_read_of_many_requests(tmp_path, chunk, direct, ring):
+    """More chunks and requests than are ever in flight, and a tail that no direct read takes."""
+    size = (40 << 20) + 777 if chunk > 2**20 else 300 * BLOCK + 777
+    content = os.urandom(1 << 16) * (size // (1 << 16) + 1)
+    content = content[:size]
+    path = tmp_path / "large"
+    path.write_bytes(content)
+    destination = aligned_buffer(size)
+    native.read_chunks(
+        path,
+        offset_bytes=0,
+        size_bytes=size,
+        destination=destination,
+        chunk_bytes=chunk,
+        direct=direct,
+        ring=ring,
+    )
+    assert destination[:size] == content
+
+
+@pytest.mark.parametrize(("direct", "ring"), [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("bad", [0, 3, 5])
+def test_an_unexpected_digest_names_its_chunk(file, content, bad, direct, ring):
+    digests = [
+        xxhash.xxh3_64_intdigest(content[begin : begin + BLOCK])
+        for begin in range(0, FILE_BYTES, BLOCK)
     ]
+    wrong = [digest ^ (index == bad) for index, digest in enumerate(digests)]
+    with pytest.raises(CorruptCheckpoint, match=rf"chunk {bad} .*{digests[bad]:016x}, not"):
+        native.read_chunks(
+            file,
+            offset_bytes=0,
+            size_bytes=FILE_BYTES,
+            destination=aligned_buffer(FILE_BYTES),
+            chunk_bytes=BLOCK,
+            expected=wrong,
+            direct=direct,
+            ring=ring,
+        )
+
+
+@pytest.mark.parametrize("count", [1, 5, 7])
+def test_not_one_expected_digest_a_chunk(file, count):
+    with pytest.raises(ValueError, match="one digest for each of the 6 chunks"):
+        native.read_chunks(
+            file,
+            offset_bytes=0,
+            size_bytes=FILE_BYTES,
+            destination=bytearray(FILE_BYTES),
+            chunk_bytes=BLOCK,
+            expected=[0] * count,
+        )
+
+
+@pytest.mark.parametrize(("direct", "ring"), [(True, True), (True, False), (False, False)])
+def test_progress_that_raises_cancels_the_read(tmp_path, direct, ring):
+    """The digests wait for the cancellation, so that only what was in flight is ever digested."""
+    path = tmp_path / "long"
+    path.write_bytes(os.urandom(512 * BLOCK))
+    digested: list[int] = []
+    cancelled = threading.Event()
+
+    def digest(chunk: memoryview) -> int:
+        digested.append(len(chunk))
+        if len(digested) > 1:
+            assert cancelled.wait(timeout=30)
+        return 0
+
+    def give_up(verified: int) -> None:
+        threading.Timer(0, cancelled.set).start()
+        raise KeyError(verified)
+
+    destination = aligned_buffer(512 * BLOCK)
+    with pytest.raises(KeyError):
+        native.read_chunks(
+            path,
+            offset_bytes=0,
+            size_bytes=512 * BLOCK,
+            destination=destination,
+            chunk_bytes=BLOCK,
+            threads=2,
+            direct=direct,
+            ring=ring,
+            digest=digest,
+            on_progress=give_up,
+        )
+    assert len(digested) < 512
+    destination.close()  # nobody holds on to it
+
+
+@pytest.mark.parametrize("error", [CorruptCheckpoint, KeyError])
+def test_the_destination_is_let_go_of_after_an_error(file, error):
+    def digest(chunk: memoryview) -> int:
+        if error is KeyError:
+            raise KeyError
+        return 1
+
+    destination = aligned_buffer(FILE_BYTES)
+    with pytest.raises(error):
+        native.read_chunks(
+            file,
+            offset_bytes=0,
+            size_bytes=FILE_BYTES,
+            destination=destination,
+            digest=digest,
+            expected=[0],
+        )
+    destination.close()
+
+
+def test_the_method_is_told(file):
+    assert native.read_method(file, direct=False) == "buffered"
+    assert native.read_method(file, ring=False) in ("direct", "buffered")
+    assert native.read_method(file) in ("io_uring", "direct", "buffered")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +234,15 @@ def test_destination_too_small(file, size):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"chunk_bytes": 0}, {"chunk_bytes": -1}, {"threads": 0}, {"threads": 65}]
+    "arguments",
+    [
+        {"chunk_bytes": 0},
+        {"chunk_bytes": -1},
+        {"threads": 0},
+        {"threads": 65},
+        {"populate_threads": -1},
+        {"populate_threads": 65},
+    ],
 )
 def test_senseless_arguments(file, arguments):
     with pytest.raises(ValueError, match="must be"):
@@ -133,8 +271,9 @@ def test_directory_pipe_and_nul_are_refused(tmp_path):
             native.read_chunks(path, offset_bytes=0, size_bytes=0, destination=bytearray(1))
 
 
-@pytest.mark.parametrize("direct", [False, True])
-def test_file_that_shrinks_during_the_read(tmp_path, direct):
+@pytest.mark.parametrize(("direct", "ring"), [(True, True), (True, False), (False, False)])
+def test_file_that_shrinks_during_the_read(tmp_path, direct, ring):
+    """The first digest cuts the file while at most a window of chunks is read."""
     path = tmp_path / "shrinking"
     path.write_bytes(os.urandom(64 * BLOCK))
 
@@ -151,6 +290,7 @@ def test_file_that_shrinks_during_the_read(tmp_path, direct):
             chunk_bytes=BLOCK,
             threads=1,
             direct=direct,
+            ring=ring,
             digest=truncate,
         )
 

@@ -1,0 +1,109 @@
+"""Pool memory can be filled until it is sealed, and never again by anybody."""
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from gearfall.infra.native import PoolFile
+
+SIZE_BYTES = (2 << 20) + 4096
+
+
+@pytest.fixture
+def sealed() -> int:
+    with PoolFile(SIZE_BYTES) as file:
+        with mmap.mmap(file.fileno(), SIZE_BYTES) as mapping:
+            mapping[:4] = b"head"
+            mapping[-4:] = b"tail"
+        return file.seal()
+
+
+def test_what_was_written_is_read(sealed):
+    with mmap.mmap(sealed, SIZE_BYTES, mmap.MAP_PRIVATE) as mapping:
+        assert mapping[:4] == b"head"
+        assert mapping[4:-4] == bytes(SIZE_BYTES - 8)
+        assert mapping[-4:] == b"tail"
+    assert os.fstat(sealed).st_size == SIZE_BYTES
+    os.close(sealed)
+
+
+def test_nobody_changes_it(sealed):
+    for change in (
+        lambda: os.pwrite(sealed, b"x", 0),
+        lambda: os.ftruncate(sealed, 1),
+        lambda: os.ftruncate(sealed, 2 * SIZE_BYTES),
+        lambda: mmap.mmap(sealed, SIZE_BYTES),
+    ):
+        with pytest.raises(OSError, match=r"not permitted|Permission|Bad file|Invalid"):
+            change()
+    os.close(sealed)
+
+
+def test_it_cannot_be_opened_anew_for_writing(sealed):
+    def open_and_write() -> None:
+        with Path(f"/proc/self/fd/{sealed}").open("r+b", buffering=0) as again:
+            again.write(b"x")
+
+    with pytest.raises(OSError, match=r"Read-only|not permitted|Permission"):
+        open_and_write()
+    os.close(sealed)
+
+
+def test_private_writes_stay_private(sealed):
+    with mmap.mmap(sealed, SIZE_BYTES, mmap.MAP_PRIVATE) as mine:
+        mine[:4] = b"mine"
+        with mmap.mmap(sealed, SIZE_BYTES, mmap.MAP_PRIVATE) as other:
+            assert other[:4] == b"head"
+    os.close(sealed)
+
+
+def test_it_outlives_the_object_and_the_descriptor(sealed):
+    mapping = mmap.mmap(sealed, SIZE_BYTES, mmap.MAP_PRIVATE)
+    os.close(sealed)
+    assert mapping[-4:] == b"tail"
+    mapping.close()
+
+
+def test_a_writable_mapping_forbids_sealing():
+    with PoolFile(4096) as file:
+        mapping = mmap.mmap(file.fileno(), 4096)
+        with pytest.raises(OSError, match="busy"):
+            file.seal()
+        mapping.close()
+
+
+def test_sealed_or_closed_it_is_used_up():
+    file = PoolFile(4096)
+    os.close(file.seal())
+    with pytest.raises(ValueError, match="sealed"):
+        file.seal()
+    file.close()
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.fileno()
+
+
+@pytest.mark.parametrize("size", [0, -1, -(2**70)])
+def test_senseless_sizes(size):
+    with pytest.raises(ValueError, match="less than one byte"):
+        PoolFile(size)
+
+
+def test_descriptors_are_given_back():
+    before = sorted(Path("/proc/self/fd").iterdir())
+    for _ in range(3):
+        with PoolFile(4096):
+            pass
+        with PoolFile(4096) as file:
+            os.close(file.seal())
+        with pytest.raises(ValueError, match="less than"):
+            PoolFile(0)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_it_is_seen_in_no_mount_table():
+    with PoolFile(4096):
+        mounts = Path("/proc/self/mountinfo").read_text()
+    assert "gearfall" not in mounts
