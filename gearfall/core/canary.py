@@ -1,7 +1,7 @@
 """The canary: a prompt with the tokens a model must answer it with before it may serve.
 
 Recorded when a model is registered, by transformers' own float32 forward pass; run by an engine
-before its replica is ready. docs/decisions/0003-canary.md says why so.
+before its replica is ready. docs/decisions/0005-canary.md says why so.
 """
 
 from collections.abc import Sequence
