@@ -25,9 +25,11 @@ from gearfall.cli.bench import percentile
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.demo import catalogue
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.pb import common_pb2
 
 MODEL = "arith-large"
 PROMPT = "31415+27182="
+_LOOK_AGAIN_S = 0.1
 RESULTS = Path(__file__).parent / "results" / "resume.json"
 
 
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.resume")
     parser.add_argument("--engine-kills", type=int, default=100)
     parser.add_argument("--worker-kills", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=1, help="the others take over from one")
     parser.add_argument("--tokens", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -68,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="gearfall-bench-") as home:
         outcomes = asyncio.run(_measure(Path(home), flags))
     flags.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine_facts(), "outcomes": [asdict(each) for each in outcomes]}
+    report = {
+        "machine": machine_facts(),
+        "workers": flags.workers,
+        "outcomes": [asdict(each) for each in outcomes],
+    }
     flags.out.write_text(json.dumps(report, indent=2, default=str) + "\n")
     _print(outcomes)
     sys.exit(1 if any(each.changed for each in outcomes) else 0)
@@ -81,6 +88,7 @@ async def _measure(home: Path, flags: argparse.Namespace) -> list[Outcome]:
             data_dir=home / "data",
             rest_listen="127.0.0.1:0",
             grpc_listen="127.0.0.1:0",
+            workers_per_node=flags.workers,
         )
     )
     await cluster.start()
@@ -95,7 +103,8 @@ async def _measure(home: Path, flags: argparse.Namespace) -> list[Outcome]:
             async def kill_all(killed: str, kills: int) -> Outcome:
                 streams = []
                 for _ in range(kills):
-                    pid = await _engine_pid(client) if killed == "engine" else _worker_pid(cluster)
+                    find_pid = _engine_pid if killed == "engine" else _worker_pid
+                    pid = await find_pid(client, cluster)
                     at = draw.randint(1, flags.tokens // 2)
                     streams.append(await _read(client, flags.tokens, at, pid))
                 return _summarise(killed, streams, reference)
@@ -130,13 +139,32 @@ async def _read(client: AsyncClient, tokens: int, kill_at: int = 0, pid: int = 0
     return Stream(tuple(ids), longest_s, owners)
 
 
-async def _engine_pid(client: AsyncClient) -> int:
-    status = await client.status()
-    return next(r.pid for w in status.workers for r in w.replicas if r.model == MODEL)
+async def _engine_pid(client: AsyncClient, _cluster: LocalCluster) -> int:
+    return (await _replicas(client))[0][1]
 
 
-def _worker_pid(cluster: LocalCluster) -> int:
-    return next(s.pid for s in cluster.describe().services if s.service == "worker")
+async def _worker_pid(client: AsyncClient, cluster: LocalCluster) -> int:
+    """Return the process of the worker with the replica; all workers are up by then."""
+    services = cluster.describe().services
+    while any(s.state != "ready" for s in services if s.service == "worker"):
+        await asyncio.sleep(_LOOK_AGAIN_S)
+        services = cluster.describe().services
+    address = (await _replicas(client))[0][0]
+    return next(s.pid for s in services if s.address == address)
+
+
+async def _replicas(client: AsyncClient) -> list[tuple[str, int]]:
+    """Return (worker's address, engine's pid) of the one ready replica; wait until it is one."""
+    while True:
+        found = [
+            (worker.address, replica.pid)
+            for worker in (await client.status()).workers
+            for replica in worker.replicas
+            if replica.model == MODEL and replica.state == common_pb2.REPLICA_STATE_READY
+        ]
+        if len(found) == 1:
+            return found
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 def _summarise(killed: str, streams: Sequence[Stream], reference: Stream) -> Outcome:

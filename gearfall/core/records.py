@@ -180,6 +180,8 @@ class ReplicaRecord:
     """When it last became idle; 0 while it runs jobs."""
     timeline: StartTimeline = field(default_factory=StartTimeline)
     error: str = ""
+    failures: int = 0
+    """How often in a row it failed without a token between; 0 since it last served one."""
 
 
 @dataclass(frozen=True, slots=True)

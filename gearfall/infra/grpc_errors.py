@@ -1,6 +1,7 @@
 """The error tree over gRPC: one table to status codes and back, and its interceptor."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
@@ -104,9 +105,11 @@ def _one(call: Callable[[Any, Any], Awaitable[Any]], method: str) -> Callable[..
     return guarded
 
 
-def _many(
-    call: Callable[[Any, Any], AsyncIterator[Any]], method: str
-) -> Callable[..., AsyncIterator[Any]]:
+def _many(call: Callable[[Any, Any], Any], method: str) -> Callable[..., Any]:
+    """Guard a method with a stream of replies, yielded or (health's Watch) written."""
+    if not inspect.isasyncgenfunction(call):
+        return _one(call, method)
+
     async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             async for reply in call(request, context):

@@ -27,12 +27,15 @@ class StartHistory:
         self._failures: dict[ModelName, int] = {}
         self._states: dict[tuple[str, ModelName], ReplicaState] = {}
         self._errors: dict[ModelName, str] = {}
+        self._hopeful: frozenset[ModelName] = frozenset()
+        """Models with a replica that is ready or on its way up for the first time."""
 
     def observe(self, replicas: Iterable[ReplicaRecord]) -> frozenset[ModelName]:
         """Take note of all replicas there are; return the models that became broken."""
+        present = tuple(replicas)
+        were_broken = frozenset(filter(self.error_of, self._failures))
         states: dict[tuple[str, ModelName], ReplicaState] = {}
-        became_broken = set()
-        for replica in replicas:
+        for replica in present:
             key = (replica.worker_id, replica.model)
             states[key] = replica.state
             if replica.state is ReplicaState.READY:
@@ -40,19 +43,17 @@ class StartHistory:
                     self._timelines[replica.model] = replica.timeline
                 self._failures.pop(replica.model, None)
             elif replica.state is ReplicaState.FAILED and self._states.get(key) != replica.state:
-                count = self._failures.get(replica.model, 0) + 1
-                self._failures[replica.model] = count
-                self._errors[replica.model] = replica.error
-                if count == FAILURES_IN_A_ROW:
-                    became_broken.add(replica.model)
+                self._failures[replica.model] = self._failures.get(replica.model, 0) + 1
+                self._errors[replica.model] = replica.error or "unknown"
         self._states = states
+        self._hopeful = frozenset(each.model for each in present if _is_hopeful(each))
         self._forget_absent()
-        return frozenset(became_broken & self._failures.keys())
+        return frozenset(filter(self.error_of, self._failures)) - were_broken
 
     def error_of(self, model: ModelName) -> str | None:
         """Why the model can't start, if it is broken."""
         is_broken = self._failures.get(model, 0) >= FAILURES_IN_A_ROW
-        return self._errors[model] if is_broken else None
+        return self._errors[model] if is_broken and model not in self._hopeful else None
 
     def process_s(self, model: ModelName) -> float:
         """Seconds from resident bytes to the first token: measured, else those of other models."""
@@ -67,6 +68,13 @@ class StartHistory:
         present = {model for _, model in self._states}
         for model in [each for each in self._failures if each not in present]:
             del self._failures[model]
+
+
+def _is_hopeful(replica: ReplicaRecord) -> bool:
+    if replica.state is ReplicaState.READY:
+        return True
+    is_on_its_way = replica.state in (ReplicaState.LOADING, ReplicaState.STARTING)
+    return is_on_its_way and not replica.error
 
 
 def _process_s(timeline: StartTimeline) -> float:

@@ -24,6 +24,8 @@ class SchedulerPolicy:
     """It also stays this many times as long as its start took: what thrashing may cost at most."""
     patience_s: float = 20.0
     """A model that waited this long may take the room of a busy one."""
+    failing_stay_s: float = 60.0
+    """A replica that does not start is given back at the earliest after this time."""
 
 
 @dataclass(frozen=True, slots=True)

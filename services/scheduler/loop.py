@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable
 
 from gearfall.core.errors import Conflict, Unavailable
+from gearfall.core.ids import WorkerId
 from gearfall.core.ports import Fence, Lease
 from gearfall.core.records import ReplicaState, SchedulerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.election import campaign, resign, wait_deposed
 from services.scheduler.autoscaler import SchedulerPolicy
 from services.scheduler.estimator import StartCosts, learn_start
+from services.scheduler.reachability import LEASE_GRACE_S, note_absent
 from services.scheduler.reconcile import Action, Assign, Decide, Unassign, reconcile
 from services.scheduler.snapshot import ClusterSnapshot, ReplicaKey
+from services.scheduler.worker_links import Links, WorkerLinks
 
 LEASE_TTL_S = 5.0
 RETRY_S = 0.5
@@ -38,12 +41,16 @@ class SchedulerLoop:
         *,
         clock: Callable[[], float] = time.time,
         lease_ttl_s: float = LEASE_TTL_S,
+        make_links: Callable[[Callable[[], None]], Links] = WorkerLinks,
     ) -> None:
+        """`make_links` gets what is to be called when a worker's reachability changed."""
         self._cluster = cluster
         self._policy = policy
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
         self._changed = asyncio.Event()
+        self._links = make_links(self._changed.set)
+        self._absent_since_unix_s: dict[WorkerId, float] = {}
         self._learned_from: set[tuple[ReplicaKey, int]] = set()
         self._task: asyncio.Task[None] | None = None
         self.fence: Fence | None = None
@@ -100,6 +107,7 @@ class SchedulerLoop:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._links.stop()
 
     async def _listen(self) -> None:
         async with contextlib.aclosing(self._cluster.changes()) as changes:
@@ -128,6 +136,7 @@ class SchedulerLoop:
 
     async def _decide(self, fence: Fence) -> float | None:
         """Make and write one decision; return when the next is due though nothing changes."""
+        self._follow_workers()
         snapshot = self.snapshot()
         self._learn(snapshot)
         plan = reconcile(snapshot, self.costs, self._policy, self._clock())
@@ -159,6 +168,13 @@ class SchedulerLoop:
             case Decide(decision):
                 return await self._cluster.put_decision(decision, fence=fence)
 
+    def _follow_workers(self) -> None:
+        """Keep a connection to every worker, and to those that left but have assignments."""
+        view = self._cluster.view
+        absent = {worker_id for worker_id, _ in view.assignments} - view.workers.keys()
+        self._absent_since_unix_s = note_absent(self._absent_since_unix_s, absent, self._clock())
+        self._links.follow({each.worker_id: each.address for each in view.workers.values()}, absent)
+
     def snapshot(self) -> ClusterSnapshot:
         """Return the view as decisions are made from it."""
         view = self._cluster.view
@@ -171,6 +187,12 @@ class SchedulerLoop:
             replicas=view.replicas,
             demand=tuple(view.demand.values()),
             decisions=view.decisions,
+            unreachable=frozenset(filter(self._links.is_down, view.workers)),
+            awaited={
+                worker_id: since_unix_s + LEASE_GRACE_S
+                for worker_id, since_unix_s in self._absent_since_unix_s.items()
+                if not self._links.is_down(worker_id)
+            },
         )
 
     def _learn(self, snapshot: ClusterSnapshot) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gearfall.core.ids import NodeId, WorkerId
+from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.records import ModelRecord, NodeRecord
 from services.scheduler.estimator import StartCosts, StartPrediction, predict_start
@@ -125,18 +125,29 @@ def _obstacle(
 ) -> str:
     """Say why this worker can never host the model as things are; empty when it could."""
     worker = room.worker
-    if node is None:
-        return f"the store of node {worker.node_id} is not there"
-    if worker.node_id not in model.nodes:
-        return f"node {worker.node_id} does not hold the checkpoint"
+    if not room.is_reachable:
+        return "its connection is broken"
+    if node is None or worker.node_id not in model.nodes:
+        where = f"node {worker.node_id}"
+        return (
+            f"{where} does not hold the checkpoint"
+            if node
+            else f"the store of {where} is not there"
+        )
     if worker.max_replicas < 1:
         return "it takes no replicas"
     if model.name in room.hosting:
-        leaving = model.name in room.leaving
-        return "its replica is still leaving" if leaving else "it hosts the model already"
+        return _why_hosting(model.name, room)
     if memory_bytes > worker.memory_bytes:
         return f"needs {memory_bytes} bytes, it has {worker.memory_bytes} in all"
     return ""
+
+
+def _why_hosting(model: ModelName, room: WorkerRoom) -> str:
+    if model in room.failing:
+        return f"its replica does not start: {room.failing[model]}"
+    leaving = model in room.leaving
+    return "its replica is still leaving" if leaving else "it hosts the model already"
 
 
 def _make_room(

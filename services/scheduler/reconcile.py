@@ -127,16 +127,24 @@ class _Step:
         for key in sorted(self.snapshot.assignments):
             replica = self.snapshot.replicas.get(key)
             worker = self.snapshot.workers.get(key[0])
-            if worker is None:
-                self._unassign(key, f"worker {key[0]} is gone")
-            elif key[1] not in self.snapshot.models:
+            if key[1] not in self.snapshot.models:
                 self._unassign(key, f"model {key[1]} was removed")
+            elif worker is None:
+                self._drop_unless_awaited(key)
             elif worker.max_replicas < 1 or _is_draining(replica):
                 self._unassign(key, f"worker {key[0]} is draining")
 
+    def _drop_unless_awaited(self, key: ReplicaKey) -> None:
+        until_unix_s = self.snapshot.awaited.get(key[0], self.now_unix_s)
+        if until_unix_s > self.now_unix_s:
+            self.due_unix_s.append(until_unix_s)
+        else:
+            self._unassign(key, f"worker {key[0]} is gone")
+
     def scale(self, model: ModelName) -> None:
         """Give back what is too much of one model, or start what is missing."""
-        hosted = tuple(self.hosted[model][key] for key in sorted(self.hosted[model]))
+        self._release_failing(model)
+        hosted = self._counted(model)
         decision = scale_model(
             hosted, self.waiting.get(model), self.limits[model], self.policy, self.now_unix_s
         )
@@ -148,6 +156,29 @@ class _Step:
         for _ in range(decision.missing):
             if not self._start_one(self.snapshot.models[model]):
                 break
+
+    def _counted(self, model: ModelName) -> tuple[Hosted, ...]:
+        """What a model really has: on workers that are in reach, and not failing there."""
+        hosted = (self.hosted[model][key] for key in sorted(self.hosted[model]))
+        return tuple(
+            each
+            for each in hosted
+            if (room := self.rooms.get(each.key[0])) and room.is_reachable and not each.is_failing
+        )
+
+    def _release_failing(self, model: ModelName) -> None:
+        """Give failing replicas back after a while: whoever asks then gets new attempts."""
+        stay_s = max(self.policy.failing_stay_s, self.limits[model].keep_alive_s)
+        for key, hosted in sorted(self.hosted[model].items()):
+            if not hosted.is_failing or hosted.replica is None:
+                continue
+            due_unix_s = hosted.replica.idle_since_unix_s + stay_s
+            if due_unix_s > self.now_unix_s:
+                self.due_unix_s.append(due_unix_s)
+                continue
+            reason = f"did not start for {stay_s:g} s: {hosted.replica.error}"
+            self._unassign(key, reason)
+            self._decide(model, "stop", reason, worker_id=key[0])
 
     def _start_one(self, model: ModelRecord) -> bool:
         placement: Placement = place(
@@ -183,7 +214,7 @@ class _Step:
             limits = self.limits.get(model)
             if model == wanting or limits is None:
                 continue
-            spare = len(hosted_by_key) > limits.min_replicas
+            spare = len(self._counted(model)) > limits.min_replicas
             for key, hosted in hosted_by_key.items():
                 at = evictable_at(
                     hosted,

@@ -18,6 +18,10 @@ from gearfall.core.records import (
 
 ReplicaKey = tuple[WorkerId, ModelName]
 
+FAILURES_TO_MOVE = 2
+"""Failed starts in a row after which a replica is tried elsewhere as well."""
+_SHOWN_ERROR_CHARACTERS = 200
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
@@ -31,6 +35,13 @@ class ClusterSnapshot:
     replicas: Mapping[ReplicaKey, ReplicaRecord] = field(default_factory=dict)
     demand: tuple[DemandRecord, ...] = ()
     decisions: Mapping[ModelName, DecisionRecord] = field(default_factory=dict)
+    unreachable: frozenset[WorkerId] = frozenset()
+    """Workers whose connection is broken though their lease still runs."""
+    awaited: Mapping[WorkerId, float] = field(default_factory=dict)
+    """Workers without a record that may yet register again, and until when (Unix seconds)."""
+
+
+_NOT_SERVING = frozenset({ReplicaState.FAILED, ReplicaState.LOADING, ReplicaState.STARTING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,15 @@ class Hosted:
         if self.replica.state is ReplicaState.FAILED:
             return True
         return self.is_ready and self.replica.idle_since_unix_s > 0.0
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it does not come up here: its worker tries on, with pauses."""
+        return (
+            self.replica is not None
+            and self.replica.failures >= FAILURES_TO_MOVE
+            and self.replica.state in _NOT_SERVING
+        )
 
     @property
     def start_s(self) -> float:
@@ -98,6 +118,9 @@ class WorkerRoom:
     hosting: frozenset[ModelName] = frozenset()
     leaving: frozenset[ModelName] = frozenset()
     """Of the hosted models, those that are on their way out."""
+    failing: Mapping[ModelName, str] = field(default_factory=dict)
+    """Of the hosted models, those that do not start here, with the error."""
+    is_reachable: bool = True
 
     def fits(self, memory_bytes: int, *, after_leaving: bool = False) -> bool:
         """Whether one more replica has room, now or once those that leave are gone."""
@@ -130,7 +153,14 @@ def reserved_bytes(snapshot: ClusterSnapshot, key: ReplicaKey) -> int:
 
 def rooms_of(snapshot: ClusterSnapshot) -> dict[WorkerId, WorkerRoom]:
     """Return the room of every live worker."""
-    rooms = {worker_id: WorkerRoom(worker) for worker_id, worker in snapshot.workers.items()}
+    rooms = {
+        worker_id: WorkerRoom(
+            worker,
+            failing=_failing_on(snapshot, worker_id),
+            is_reachable=worker_id not in snapshot.unreachable,
+        )
+        for worker_id, worker in snapshot.workers.items()
+    }
     for key in sorted(snapshot.assignments.keys() | snapshot.replicas.keys()):
         worker_id, model = key
         if worker_id not in rooms:
@@ -139,3 +169,12 @@ def rooms_of(snapshot: ClusterSnapshot) -> dict[WorkerId, WorkerRoom]:
         room = rooms[worker_id].with_replica(model, size)
         rooms[worker_id] = room if key in snapshot.assignments else room.with_leaving(model, size)
     return rooms
+
+
+def _failing_on(snapshot: ClusterSnapshot, worker_id: WorkerId) -> dict[ModelName, str]:
+    failing = {}
+    for key, assignment in snapshot.assignments.items():
+        replica = snapshot.replicas.get(key)
+        if key[0] == worker_id and replica and Hosted(assignment, replica).is_failing:
+            failing[key[1]] = replica.error[:_SHOWN_ERROR_CHARACTERS]
+    return failing

@@ -152,8 +152,13 @@ class Replica:
             waited_s = 0.0
             failures = 1 if self._has_produced else failures + 1
             pause_s = restart_delay_s(failures)
+            idle_since = self.record.idle_since_unix_s if failures > 1 else 0.0
             self._publish(
-                state=ReplicaState.FAILED, pid=0, error=error, idle_since=self._ports.clock()
+                state=ReplicaState.FAILED,
+                pid=0,
+                error=error,
+                idle_since=idle_since or self._ports.clock(),
+                failures=failures,
             )
             _log.error(
                 "replica failed",
@@ -192,6 +197,7 @@ class Replica:
             state=ReplicaState.READY,
             pid=engine.pid,
             error="",
+            failures=0,
             idle_since=self._ports.clock(),
             timeline=timeline,
         )
@@ -249,6 +255,7 @@ class Replica:
         error: str | None = None,
         idle_since: float | None = None,
         timeline: StartTimeline | None = None,
+        failures: int | None = None,
     ) -> None:
         last = self.record
         if self.is_draining:
@@ -260,6 +267,7 @@ class Replica:
             error=last.error if error is None else error,
             idle_since_unix_s=last.idle_since_unix_s if idle_since is None else idle_since,
             timeline=timeline or last.timeline,
+            failures=last.failures if failures is None else failures,
             running_jobs=self.running_jobs,
         )
         self._ports.publisher.publish(self.record)

@@ -104,3 +104,18 @@ def test_replicas_that_are_gone_give_a_new_chance():
     assert history.error_of(SMALL) is not None
     history.observe([])
     assert history.error_of(SMALL) is None
+
+
+def test_a_model_is_not_broken_while_another_worker_tries_it_for_the_first_time():
+    history = StartHistory()
+    failed = replace(READY, state=ReplicaState.FAILED, error="canary differs")
+    retried = replace(failed, state=ReplicaState.STARTING)
+    other = replace(READY, worker_id=WorkerId("other"), state=ReplicaState.LOADING)
+    for _ in range(3):
+        assert history.observe([failed, other]) == frozenset()
+        assert history.observe([retried, other]) == frozenset()
+    assert history.error_of(SMALL) is None
+    other_failed = replace(other, state=ReplicaState.FAILED, error="canary differs too")
+    assert history.observe([retried, other_failed]) == {SMALL}
+    assert history.error_of(SMALL) == "canary differs too"
+    assert history.observe([failed, other_failed]) == frozenset()

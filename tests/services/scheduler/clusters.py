@@ -75,6 +75,8 @@ def replica(
     memory_bytes=100 * MIB,
     slots=16,
     total_s=0.0,
+    error="",
+    failures=0,
 ) -> ReplicaRecord:
     return ReplicaRecord(
         worker_id=WorkerId(worker_id),
@@ -87,6 +89,8 @@ def replica(
         memory_bytes=memory_bytes,
         idle_since_unix_s=idle_since,
         timeline=StartTimeline(total_s=total_s),
+        error=error,
+        failures=failures,
     )
 
 

@@ -12,6 +12,7 @@ from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from services.scheduler.autoscaler import SchedulerPolicy
 from services.scheduler.loop import SchedulerLoop
+from services.scheduler.reachability import LEASE_GRACE_S
 from services.scheduler.service import SchedulerService
 from tests.services.scheduler.clusters import (
     MIB,
@@ -29,6 +30,28 @@ NOW = 1_000.0
 POLICY = SchedulerPolicy(keep_alive_s=60.0, min_residency_s=0.0)
 
 
+class ScriptedLinks:
+    """Links without connections; a test says who is out of reach."""
+
+    def __init__(self) -> None:
+        self.down: set[str] = set()
+        self.followed: set[str] = set()
+        self.on_change = lambda: None
+
+    def follow(self, addresses, keep):
+        self.followed = {*addresses, *(self.followed & set(keep))}
+
+    def is_down(self, worker_id):
+        return worker_id in self.down
+
+    async def stop(self):
+        self.followed = set()
+
+    def set_down(self, *worker_ids):
+        self.down = set(worker_ids)
+        self.on_change()
+
+
 class Fleet:
     """One in-memory cluster state with everything under one lease, and schedulers on it."""
 
@@ -36,6 +59,7 @@ class Fleet:
         self.server = MemoryStateServer()
         self.stack = stack
         self.now = NOW
+        self.links = ScriptedLinks()
 
     async def open(self):
         self.state = MemoryState(self.server)
@@ -56,7 +80,12 @@ class Fleet:
 
     async def scheduler(self, name="s1", policy=POLICY) -> SchedulerLoop:
         cluster = await self.connect(MemoryState(self.server))
-        loop = SchedulerLoop(cluster, policy, clock=lambda: self.now)
+
+        def make_links(on_change):
+            self.links.on_change = on_change
+            return self.links
+
+        loop = SchedulerLoop(cluster, policy, clock=lambda: self.now, make_links=make_links)
         loop.start(SchedulerRecord(name, f"127.0.0.1:{name[-1]}"))
         self.stack.push_async_callback(loop.stop)
         return loop
@@ -123,9 +152,75 @@ async def test_a_vanished_workers_assignments_are_deleted(fleet):
     await fleet.cluster.put_worker(worker(max_replicas=0), lease=fleet.lease)
     await fleet.cluster.put_demand(demand(), lease=fleet.lease)
     await fleet.until(lambda v: ("worker-b", "small") in v.assignments)
+    fleet.links.set_down("worker-b")
     await lease.revoke()
     view = await fleet.until(lambda v: not v.assignments)
     assert view.workers.keys() == {WORKER}
+
+
+async def test_a_broken_connection_starts_the_model_elsewhere_and_deletes_nothing(fleet):
+    await fleet.scheduler()
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: (WORKER, "small") in v.assignments)
+    await fleet.cluster.put_replica(replica(), lease=fleet.lease)
+    await fleet.cluster.put_worker(worker("worker-b"), lease=fleet.lease)
+    fleet.links.set_down(WORKER)
+    view = await fleet.until(lambda v: ("worker-b", "small") in v.assignments)
+    assert view.assignments.keys() == {(WORKER, "small"), ("worker-b", "small")}
+
+
+async def test_workers_lost_in_an_outage_keep_their_assignments_until_they_are_back(fleet):
+    await fleet.scheduler()
+    lease = await fleet.state.grant_lease(60.0)
+    await fleet.cluster.put_worker(worker("worker-b"), lease=lease)
+    await fleet.cluster.put_worker(worker(max_replicas=0), lease=fleet.lease)
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: ("worker-b", "small") in v.assignments)
+    await fleet.cluster.delete_demand(ModelName("small"), demand().router_id)
+    await lease.revoke()
+    fleet.now += LEASE_GRACE_S - 1.0
+    # A decision about another model shows that the leader has looked at this view.
+    await fleet.cluster.put_demand(demand("large"), lease=fleet.lease)
+    view = await fleet.until(lambda v: "large" in v.decisions)
+    assert ("worker-b", "small") in view.assignments
+    assert "worker-b" in fleet.links.followed
+    again = await fleet.state.grant_lease(60.0)
+    await fleet.cluster.put_worker(worker("worker-b"), lease=again)
+    fleet.now += LEASE_GRACE_S
+    view = await fleet.until(lambda v: ("worker-b", "large") in v.assignments)
+    assert ("worker-b", "small") in view.assignments
+
+
+async def test_a_worker_that_does_not_return_in_time_loses_its_assignments(fleet):
+    await fleet.scheduler()
+    lease = await fleet.state.grant_lease(60.0)
+    await fleet.cluster.put_worker(worker("worker-b"), lease=lease)
+    await fleet.cluster.put_worker(worker(max_replicas=0), lease=fleet.lease)
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: ("worker-b", "small") in v.assignments)
+    await fleet.cluster.delete_demand(ModelName("small"), demand().router_id)
+    await lease.revoke()
+    await fleet.cluster.put_demand(demand("large"), lease=fleet.lease)
+    await fleet.until(lambda v: "large" in v.decisions)
+    fleet.now += LEASE_GRACE_S
+    await fleet.cluster.delete_demand(ModelName("large"), demand().router_id)
+    await fleet.until(lambda v: not v.assignments)
+
+
+async def test_a_failing_replica_is_tried_elsewhere_and_explained(fleet):
+    loop = await fleet.scheduler()
+    await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+    await fleet.until(lambda v: (WORKER, "small") in v.assignments)
+    broken = replica(state=ReplicaState.FAILED, idle_since=NOW, error="canary differs", failures=2)
+    await fleet.cluster.put_replica(broken, lease=fleet.lease)
+    view = await fleet.until(lambda v: v.decisions[ModelName("small")].decision == "wait")
+    assert view.decisions[ModelName("small")].rejected == (
+        (f"worker {WORKER}", "its replica does not start: canary differs"),
+    )
+    await fleet.cluster.put_worker(worker("worker-b"), lease=fleet.lease)
+    await fleet.until(lambda v: ("worker-b", "small") in v.assignments)
+    explained = SchedulerService(fleet.cluster, loop, "s1").explain(ModelName("small"))
+    assert "canary differs" in {each.reason for each in explained}
 
 
 async def test_memory_pressure_evicts_the_idle_model(fleet):

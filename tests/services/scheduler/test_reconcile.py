@@ -259,3 +259,70 @@ def test_a_settled_cluster_stays_as_it_is(snapshot):
     plan = step(snapshot, now)
     assert assigned(plan) == []
     assert unassigned(plan) == []
+
+
+BROKEN = {"state": ReplicaState.FAILED, "error": "canary differs", "failures": 2}
+
+
+def test_an_unreachable_worker_is_not_counted_and_not_chosen_and_keeps_its_assignment():
+    base = cluster(
+        workers=by_worker(worker(), worker("worker-b")),
+        assignments=by_key(assignment()),
+        replicas=by_key(replica()),
+        demand=(demand(),),
+    )
+    assert assigned(step(base)) == []
+    plan = step(replace(base, unreachable=frozenset({"worker-a"})))
+    assert assigned(plan) == [("worker-b", "small")]
+    assert unassigned(plan) == []
+    assert decisions(plan)["small"].rejected == (("worker worker-a", "its connection is broken"),)
+
+
+def test_a_worker_that_is_back_in_reach_gives_up_what_is_too_much():
+    plan = step(
+        cluster(
+            workers=by_worker(worker(), worker("worker-b")),
+            assignments=by_key(assignment(), assignment(worker_id="worker-b")),
+            replicas=by_key(
+                replica(idle_since=90.0, total_s=0.1), replica(worker_id="worker-b", total_s=0.1)
+            ),
+        )
+    )
+    assert unassigned(plan) == [("worker-a", "small")]
+
+
+def test_an_awaited_workers_assignment_stands_until_its_time():
+    base = cluster(workers={}, assignments=by_key(assignment()), awaited={"worker-a": 110.0})
+    plan = step(base)
+    assert unassigned(plan) == []
+    assert plan.next_due_unix_s == 110.0
+    assert unassigned(step(base, now=110.0)) == [("worker-a", "small")]
+
+
+def test_a_removed_model_is_not_kept_for_an_awaited_worker():
+    plan = step(cluster(assignments=by_key(assignment("gone", "away")), awaited={"away": 110.0}))
+    assert unassigned(plan) == [("away", "gone")]
+
+
+def test_one_failure_is_the_workers_own_affair_and_two_are_tried_elsewhere():
+    base = cluster(
+        workers=by_worker(worker(), worker("worker-b")),
+        assignments=by_key(assignment()),
+        demand=(demand(),),
+    )
+    once = by_key(replica(state=ReplicaState.FAILED, idle_since=90.0, error="x", failures=1))
+    assert assigned(step(replace(base, replicas=once))) == []
+    for state in (ReplicaState.FAILED, ReplicaState.LOADING, ReplicaState.STARTING):
+        again = by_key(replica(idle_since=90.0, **BROKEN | {"state": state}))
+        assert assigned(step(replace(base, replicas=again))) == [("worker-b", "small")]
+
+
+def test_a_replica_that_does_not_start_is_given_back_after_its_time():
+    base = cluster(
+        assignments=by_key(assignment()), replicas=by_key(replica(idle_since=50.0, **BROKEN))
+    )
+    assert unassigned(step(base)) == []
+    assert step(base).next_due_unix_s == 110.0
+    plan = step(base, now=110.0)
+    assert unassigned(plan) == [("worker-a", "small")]
+    assert "canary differs" in decisions(plan)["small"].reason

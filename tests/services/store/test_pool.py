@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
 from services.store.pool import Pool, Resident
+from services.store.tiers import HALF_LIFE_S
 
 A, B, C = ModelName("a"), ModelName("b"), ModelName("c")
 
@@ -31,6 +32,31 @@ def test_the_least_recently_used_makes_room():
     pool.get(A)
     put(pool, C, 50)
     assert names(pool) == [A, C]
+
+
+def test_the_cheapest_to_bring_back_makes_room():
+    now_s = [0.0]
+    pool = Pool(100, bandwidth_below={A: 1e8, B: 1e9}.__getitem__, clock=lambda: now_s[0])
+    for model in (A, B):
+        put(pool, model, 50)
+    pool.get(B)
+    put(pool, C, 50)
+    assert names(pool) == [A, C]
+
+
+def test_old_uses_count_for_less():
+    now_s = [0.0]
+    pool = Pool(100, clock=lambda: now_s[0])
+    put(pool, A, 50)
+    for _ in range(5):
+        pool.get(A)
+    now_s[0] = 10 * HALF_LIFE_S
+    put(pool, B, 50)
+    put(pool, C, 50)
+    assert names(pool) == [B, C]
+    assert pool.expected_use(A) < 0.01
+    pool.forget(A)
+    assert pool.expected_use(A) == 0
 
 
 def test_what_is_leased_stays():

@@ -214,6 +214,7 @@ async def test_failures_are_recorded_and_retried(site):
     assert site.store.loads == [MODEL] * 3
     assert len(site.spawner.engines) == 2
     assert [lease.is_closed for lease in site.store.leases] == [True, False]
+    await site.until(lambda v: v.replicas[KEY].failures == 0)
 
 
 async def test_a_failed_replica_says_why(site):
@@ -221,6 +222,7 @@ async def test_a_failed_replica_says_why(site):
     await site.assign()
     record = await site.replica(ReplicaState.FAILED)
     assert record.error == "the disk is away"
+    await site.until(lambda v: KEY in v.replicas and v.replicas[KEY].failures >= 2)
     await site.unassign()
     await site.until(lambda v: KEY not in v.replicas)
 
