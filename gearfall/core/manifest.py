@@ -8,9 +8,9 @@ import msgspec
 import xxhash
 
 from gearfall.core.errors import CorruptCheckpoint
-from gearfall.core.manifest_checks import check_manifest, require
+from gearfall.core.manifest_bounds import check_bounds
+from gearfall.core.manifest_checks import check_manifest
 from gearfall.core.manifest_entries import (
-    FORMAT,
     FORMAT_VERSION,
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -53,32 +53,13 @@ def parse_manifest(content: bytes) -> Manifest:
 
     Raises CorruptCheckpoint, and nothing else, for anything that is not a sound manifest.
     """
-    require(len(content) <= MAX_MANIFEST_BYTES, "is larger than any real one")
-    _check_version(content)
+    check_bounds(content)
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"the manifest does not decode: {error}") from None
     check_manifest(manifest)
     return manifest
-
-
-class _Version(msgspec.Struct):
-    format: str
-    format_version: int
-
-
-def _check_version(content: bytes) -> None:
-    try:
-        version = msgspec.json.decode(content, type=_Version)
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpoint(f"the manifest does not decode: {error}") from None
-    require(version.format == FORMAT, "is not of the gearfall format")
-    require(
-        version.format_version == FORMAT_VERSION,
-        f"has format_version {str(version.format_version)[:20]}; "
-        f"this gearfall reads {FORMAT_VERSION}",
-    )
 
 
 __all__ = [

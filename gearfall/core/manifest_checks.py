@@ -9,10 +9,12 @@ from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest_entries import (
     MANIFEST_FILE,
     MAX_CHUNK_BYTES,
+    MAX_CHUNKS,
     MAX_FILES,
     MAX_PARTITION_BYTES,
     MAX_PARTITIONS,
     MAX_RANK,
+    MAX_SECTIONS,
     MAX_SOURCE_FILES,
     MAX_TENSORS,
     PAGE_BYTES,
@@ -29,7 +31,6 @@ from gearfall.core.manifest_entries import (
 )
 from gearfall.core.manifest_split import Split
 
-_MAX_SECTIONS = 16
 _MAX_LORA_RANK = 2**16
 _XXH3_64 = re.compile(r"[0-9a-f]{16}")
 _XXH3_128 = re.compile(r"[0-9a-f]{32}")
@@ -48,6 +49,8 @@ def check_manifest(manifest: Manifest) -> None:
         _check_adapter(manifest.adapter)
     for partition in manifest.partitions:
         _check_partition(partition)
+    chunks = sum(len(partition.checksums) for partition in manifest.partitions)
+    require(chunks <= MAX_CHUNKS, "has too many chunks", chunks)
     for file in manifest.files:
         _check_file(file)
     file_names = [MANIFEST_FILE, *(p.file for p in manifest.partitions)]
@@ -168,7 +171,7 @@ def _check_parts(manifest: Manifest) -> None:
 def _check_split(tensor: TensorEntry, split: Split, ranks: int) -> None:
     shown = f"has a tensor {tensor.name[:80]!r} with"
     require(0 <= split.dimension < len(tensor.shape), f"{shown} a bad split dimension")
-    require(1 <= len(split.sections) <= _MAX_SECTIONS, f"{shown} no or too many sections")
+    require(1 <= len(split.sections) <= MAX_SECTIONS, f"{shown} no or too many sections")
     for section in split.sections:
         unit, rest = divmod(section.length, max(1, section.units))
         require(

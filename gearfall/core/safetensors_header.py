@@ -9,13 +9,17 @@ import struct
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
 
 from gearfall.core.dtypes import DTYPE_BYTES, DTYPE_OF_SAFETENSORS
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import MAX_RANK, MAX_TENSORS, is_tensor_name
+from gearfall.core.manifest import MAX_RANK, is_tensor_name
 
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 32 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_HEADER_TENSORS = 100_000
+_MAX_METADATA_BYTES = 2**20
+_MAX_SHAPE_BYTES = 512
 _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 
@@ -51,8 +55,19 @@ class SafetensorsHeader:
 
 class _Entry(msgspec.Struct):
     dtype: str
-    shape: tuple[int, ...]
+    shape: msgspec.Raw
+    """Decoded only once it is known to be short."""
     data_offsets: tuple[int, int]
+
+
+class _Metadata(msgspec.Struct):
+    """All that a first pass takes from a header; everything else is skipped, not stored."""
+
+    text: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name=_METADATA)
+
+
+_NO_ENTRY = b'{"dtype":"","shape":[],"data_offsets":[0,0]}'
+"""Stands in for the metadata, so that every value of the header is decoded as an entry."""
 
 
 def header_bytes(start: bytes, file_bytes: int) -> int:
@@ -79,13 +94,16 @@ def parse_header(header: bytes, file_bytes: int) -> SafetensorsHeader:
     a dtype that gearfall does not know.
     """
     try:
-        raw = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-        metadata = _decode_metadata(raw.pop(_METADATA, None))
-        entries = {name: msgspec.json.decode(text, type=_Entry) for name, text in raw.items()}
+        metadata_text, rest = _take_metadata(header)
+        metadata = msgspec.json.decode(metadata_text, type=dict[str, str] | None) or {}
+        if rest.count(b"{") > MAX_HEADER_TENSORS + 2:
+            raise CorruptCheckpoint(
+                f"the safetensors header lists more than {MAX_HEADER_TENSORS} tensors"
+            )
+        entries = msgspec.json.decode(rest, type=dict[str, _Entry])
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"the safetensors header does not decode: {error}") from None
-    if len(entries) > MAX_TENSORS:
-        raise CorruptCheckpoint(f"the safetensors header lists more than {MAX_TENSORS} tensors")
+    entries.pop(_METADATA, None)
     start = LENGTH_BYTES + len(header)
     tensors = [_to_tensor(name, entry, start) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.offset_bytes, tensor.size_bytes))
@@ -93,10 +111,26 @@ def parse_header(header: bytes, file_bytes: int) -> SafetensorsHeader:
     return SafetensorsHeader(tuple(tensors), metadata, start)
 
 
-def _decode_metadata(text: msgspec.Raw | None) -> dict[str, str]:
-    if text is None:
-        return {}
-    return msgspec.json.decode(text, type=dict[str, str] | None) or {}
+def _take_metadata(header: bytes) -> tuple[bytes, bytes]:
+    """Return the metadata's JSON and the header with a stand-in for it.
+
+    An entry has fields that it must have and the metadata has none of them, so the header decodes
+    as entries alone without it: a header full of anything else fails at its first value.
+    """
+    raw = memoryview(msgspec.json.decode(header, type=_Metadata).text)
+    if not raw:
+        return b"null", header
+    if len(raw) > _MAX_METADATA_BYTES:
+        raise CorruptCheckpoint(f"the safetensors metadata takes {len(raw)} bytes")
+    start = _address(raw) - _address(memoryview(header))
+    text = bytes(raw)
+    assert header[start : start + len(text)] == text
+    return text, header[:start] + _NO_ENTRY + header[start + len(text) :]
+
+
+def _address(view: memoryview) -> int:
+    address: int = np.frombuffer(view, dtype=np.uint8).ctypes.data
+    return address
 
 
 def _to_tensor(name: str, entry: _Entry, start: int) -> SourceTensor:
@@ -115,7 +149,7 @@ def _to_tensor(name: str, entry: _Entry, start: int) -> SourceTensor:
 
 
 def _torch_shape(name: str, entry: _Entry) -> tuple[int, ...]:
-    shape = entry.shape
+    shape = _decode_shape(name, entry.shape)
     if len(shape) > MAX_RANK or not all(0 <= length < 2**47 for length in shape):
         raise CorruptCheckpoint(f"tensor {name!r} has an impossible shape")
     if entry.dtype != "F4":
@@ -123,6 +157,16 @@ def _torch_shape(name: str, entry: _Entry) -> tuple[int, ...]:
     if not shape or shape[-1] % 2:
         raise CorruptCheckpoint(f"tensor {name!r} of half bytes ends in half a byte")
     return (*shape[:-1], shape[-1] // 2)
+
+
+def _decode_shape(name: str, raw: msgspec.Raw) -> tuple[int, ...]:
+    text = memoryview(raw)
+    if len(text) > _MAX_SHAPE_BYTES:
+        raise CorruptCheckpoint(f"tensor {name!r} has an impossible shape")
+    try:
+        return msgspec.json.decode(text, type=tuple[int, ...])
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(f"the shape of {name!r} does not decode: {error}") from None
 
 
 def _check_cover(tensors: list[SourceTensor], start: int, file_bytes: int) -> None:

@@ -4,6 +4,7 @@ Each through the doors that others use: opening, verifying, planning and exporti
 the commands, and a store that finds the directory at its start.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -23,7 +24,8 @@ from gearfall.checkpoint.verification import verify
 from gearfall.cli.main import app
 from gearfall.core.errors import CorruptCheckpoint, GearfallError
 from gearfall.core.ids import ModelName
-from gearfall.core.manifest import MAX_MANIFEST_BYTES
+from gearfall.core.manifest import MAX_MANIFEST_BYTES, parse_manifest
+from gearfall.core.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header
 from services.store.ssd_tier import SsdTier
 from tests.gearfall.checkpoint.conversions import LLAMA, convert_source, llama_weights, save_source
 
@@ -256,6 +258,56 @@ def test_partitions_that_are_not_what_they_should_be(copy: Path, kind: str):
         with pytest.raises(CorruptCheckpoint, match=partition.name):
             export(checkpoint, copy / "out", ignore)
         assert not list((copy / "out").iterdir())
+
+
+BOMBS: dict[str, tuple[Callable[[Document], None], bytes]] = {
+    "tokens": (set_at("model", "eos_token_ids", to=["X"]), b"1,"),
+    "checksums": (set_at("partitions", 0, "checksums", to=["X"]), b'"0123456789abcdef",'),
+    "lengths": (set_at("tensors", 0, "shape", to=["X"]), b"1,"),
+    "sections": (set_at(*SPLIT, "sections", to=["X"]), b'{"length":1,"units":1,"members":1},'),
+    "aliases": (set_at("aliases", to=["X"]), b'{"name":"a","target":"a"},'),
+    "files": (set_at("files", to=["X"]), b'{"name":"a","size_bytes":1,"checksum":"a"},'),
+    "partitions": (set_at("partitions", to=["X"]), b"{},"),
+    "unknown": (set_at("later", to=["X"]), b'{"a":[]},'),
+}
+
+
+@pytest.mark.parametrize(("damage", "filling"), BOMBS.values(), ids=BOMBS.keys())
+def test_a_long_manifest_does_not_become_large_objects(
+    sound: Path, damage: Callable[[Document], None], filling: bytes
+):
+    document = json.loads((sound / "manifest.json").read_text())
+    damage(document)
+    text = json.dumps(document).encode()
+    count = (MAX_MANIFEST_BYTES - len(text)) // len(filling)
+    content = text.replace(b'"X"', (filling * count)[:-1])
+    with Growth(), contextlib.suppress(CorruptCheckpoint):
+        parse_manifest(content)
+
+
+def many(entry: str) -> Callable[[], bytes]:
+    def build() -> bytes:
+        count = (MAX_HEADER_BYTES - 2) // (len(entry) + 12)
+        return b"{" + ",".join(f'"{i:08}":{entry}' for i in range(count)).encode() + b"}"
+
+    return build
+
+
+HEADER_BOMBS: dict[str, Callable[[], bytes]] = {
+    "numbers": many("1"),
+    "objects": many("{}"),
+    "tensors": many('{"dtype":"I8","shape":[0],"data_offsets":[0,0]}'),
+    "metadata": lambda: b'{"__metadata__":' + many('""')()[:-20].rpartition(b",")[0] + b"}}",
+    "lengths": lambda: b'{"a":{"shape":[' + b"1," * 2**22 + b'1],"dtype":"I8"}}',
+    "depth": lambda: b'{"a":' + b"[" * 2**23,
+}
+
+
+@pytest.mark.parametrize("bomb", HEADER_BOMBS.values(), ids=HEADER_BOMBS.keys())
+def test_a_long_safetensors_header_does_not_either(bomb: Callable[[], bytes]):
+    header = bomb()
+    with Growth(), pytest.raises(CorruptCheckpoint):
+        parse_header(header, len(header) + LENGTH_BYTES)
 
 
 def ignore(done_bytes: int, total_bytes: int) -> None:
