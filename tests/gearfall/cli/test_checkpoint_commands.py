@@ -1,6 +1,8 @@
 """convert, inspect, verify and export as a user calls them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,31 @@ def test_an_adapter_needs_its_base(source: Path, tmp_path: Path):
     assert "LoRA adapter of" in run("inspect", tmp_path / "lora").output
     run("export", tmp_path / "lora", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(adapter)
+
+
+KILLED = """
+import os, sys
+from gearfall.cli import convert
+from gearfall.cli.main import main
+
+def kill_in_the_middle(source, directory, report, *, ranks):
+    def report_and_die(done_bytes, total_bytes):
+        if 2 * done_bytes > total_bytes:
+            os.kill(os.getpid(), 9)
+    return convert_source(source, directory, report_and_die, ranks=ranks)
+
+convert_source, convert.convert_source = convert.convert_source, kill_in_the_middle
+main()
+"""
+
+
+def test_a_killed_conversion_leaves_no_checkpoint(source: Path, tmp_path: Path):
+    command = [sys.executable, "-c", KILLED, "convert", str(source), str(tmp_path / "new")]
+    killed = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert killed.returncode == -9
+    assert not (tmp_path / "new").exists()
+    assert run_json("convert", source, tmp_path / "new")["kind"] == "model"
+    assert run_json("verify", tmp_path / "new")["sound"]
 
 
 def test_what_is_refused(source: Path, tmp_path: Path):

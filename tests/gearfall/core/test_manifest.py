@@ -11,19 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.dtypes import DTYPE_BYTES
-from gearfall.core.errors import CorruptCheckpoint
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import (
     MAX_MANIFEST_BYTES,
+    AdapterFacts,
     AliasEntry,
     FileEntry,
     Manifest,
     ModelFacts,
     PartitionEntry,
+    SourceFileEntry,
     TensorEntry,
     manifest_bytes,
     manifest_digest,
     parse_manifest,
 )
+from gearfall.core.manifest_split import Section, Split
 
 FACTS = ModelFacts("LlamaForCausalLM", 96, 64, 16, 0, (1, 2), "bfloat16", 2, 1, 4, False)
 
@@ -49,6 +52,31 @@ def sound_manifest() -> Manifest:
     )
 
 
+def cut_manifest() -> Manifest:
+    """An adapter of two ranks: a fused tensor in two parts, one whole in both, headers kept."""
+    split = Split(1, (Section(4, 2, 2), Section(2, 1, 0)))
+    return Manifest(
+        format_version=1,
+        model=FACTS,
+        adapter=AdapterFacts("0123456789abcdef" * 2, 8, 16.0, is_rank_stabilised=True),
+        partitions=tuple(
+            PartitionEntry(f"partition-{rank}.bin", 4096, 4096, ("0" * 16,)) for rank in (0, 1)
+        ),
+        tensors=(
+            TensorEntry("fused", "uint8", (3, 4), 0, 0, 12, split),
+            TensorEntry("norm", "float32", (2,), 0, 256, 8),
+            TensorEntry("fused", "uint8", (3, 4), 1, 0, 12, split),
+            TensorEntry("norm", "float32", (2,), 1, 256, 8),
+        ),
+        aliases=(AliasEntry("twin", "fused"),),
+        files=(FileEntry("source-headers.bin", 120, "f" * 16),),
+        source_files=(
+            SourceFileEntry("a.safetensors", 100, 60),
+            SourceFileEntry("b.safetensors", 60, 60),
+        ),
+    )
+
+
 def document() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(manifest_bytes(sound_manifest()))
     return loaded
@@ -59,6 +87,23 @@ def test_round_trip():
     assert parse_manifest(content) == sound_manifest()
     assert manifest_bytes(parse_manifest(content)) == content
     assert len(manifest_digest(content)) == 32
+
+
+def test_round_trip_of_parts():
+    content = manifest_bytes(cut_manifest())
+    assert parse_manifest(content) == cut_manifest()
+    assert manifest_bytes(parse_manifest(content)) == content
+
+
+def test_parts_know_the_whole():
+    manifest = cut_manifest()
+    assert manifest.ranks == 2
+    entries = manifest.entries_by_name()
+    assert entries["twin"] == entries["fused"]
+    assert [entry.full_shape for entry in entries["fused"]] == [(3, 6), (3, 6)]
+    assert entries["fused"][0].full_bytes == 18
+    with pytest.raises(InvalidRequest, match="2 ranks"):
+        manifest.tensors_by_name()
 
 
 def test_an_alias_names_the_bytes_of_its_target():
@@ -172,7 +217,8 @@ def test_what_is_no_manifest_is_refused_quickly(content: bytes):
 
 @given(st.data())
 def test_mutated_bytes_raise_nothing_else(data: st.DataObject):
-    content = bytearray(manifest_bytes(sound_manifest()))
+    manifest = data.draw(st.sampled_from((sound_manifest(), cut_manifest())))
+    content = bytearray(manifest_bytes(manifest))
     for _ in range(data.draw(st.integers(1, 4))):
         begin = data.draw(st.integers(0, len(content)))
         length = data.draw(st.integers(0, 8))
@@ -188,9 +234,13 @@ JSON = st.recursive(
 )
 
 
-@given(seed=st.integers(0, 2**32), value=JSON)
-def test_any_value_anywhere_raises_nothing_else(seed: int, value: Any):
-    broken = document()
+@given(
+    seed=st.integers(0, 2**32),
+    value=JSON,
+    manifest=st.sampled_from((sound_manifest(), cut_manifest())),
+)
+def test_any_value_anywhere_raises_nothing_else(seed: int, value: Any, manifest: Manifest):
+    broken = json.loads(manifest_bytes(manifest))
     place: Any = broken
     choice = random.Random(seed)
     while True:
