@@ -41,6 +41,10 @@ FILES = {"torch.load": "model.pt", "torch.load mmap": "model.pt", "tensorizer": 
 """What a loader reads, where that is not model.safetensors."""
 
 
+MAX_STRAY_SHARE = 0.01
+"""Of a file: a busy machine takes a page back now and then."""
+
+
 class Child:
     """A process that speaks lines of JSON."""
 
@@ -181,10 +185,9 @@ def prepare(paths: Sequence[Path], condition: str) -> None:
                     pass
             else:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        wanted = path.stat().st_size if condition == "warm" else 0
-        found = page_cached_bytes(path)
-        if found != wanted and condition != "resident":
-            raise SystemExit(f"{condition}: the page cache holds {found} bytes of {path}")
+        share = page_cached_bytes(path) / path.stat().st_size
+        if condition != "resident" and abs(share - (condition == "warm")) > MAX_STRAY_SHARE:
+            raise SystemExit(f"{condition}: the page cache holds {share:.1%} of {path}")
 
 
 def prepare_peers(venv: Path) -> tuple[Path, dict[str, str]]:
