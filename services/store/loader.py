@@ -64,7 +64,11 @@ class Loader:
     @property
     def queued_bytes(self) -> int:
         """Bytes still to move for loads that were asked for."""
-        states = (load.flight.progress for load in self._loads.values())
+        return self.queued_bytes_of(is_far=True) + self.queued_bytes_of(is_far=False)
+
+    def queued_bytes_of(self, *, is_far: bool) -> int:
+        """Bytes still to move from elsewhere, or from SSD."""
+        states = (load.flight.progress for load in self._loads.values() if load.is_far == is_far)
         return sum(state.total_bytes - state.done_bytes for state in states)
 
     def bandwidth_of(self, tier: Tier) -> float:

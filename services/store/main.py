@@ -48,6 +48,12 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         meaning="private directory of the attach socket; DATA_DIR/attach if empty",
     )
     parser.add_setting(
+        "--ssd-bytes",
+        default=0,
+        meaning="most bytes of models on the SSD tier; 0 for what its file system has",
+        parse=_not_negative,
+    )
+    parser.add_setting(
         "--dram-bytes",
         default=_DEFAULT_DRAM_BYTES,
         meaning="capacity of the DRAM pool",
@@ -59,7 +65,14 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
 async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
     """Serve until `stop` is set or a part of the store fails."""
     attach_dir = _directory(flags.attach_dir) if flags.attach_dir else flags.data_dir / "attach"
-    settings = StoreSettings(flags.node_id, flags.data_dir, attach_dir, flags.dram_bytes)
+    settings = StoreSettings(
+        flags.node_id,
+        flags.data_dir,
+        attach_dir,
+        flags.dram_bytes,
+        ssd_bytes=flags.ssd_bytes,
+        bulk_host=flags.listen.rpartition(":")[0].strip("[]"),
+    )
     async with AsyncExitStack() as stack:
         state = EtcdState(flags.etcd)
         stack.push_async_callback(state.close)
@@ -110,5 +123,12 @@ def _directory(text: str) -> Path:
 def _positive(text: str) -> int:
     value = int(text)
     if value <= 0:
+        raise ValueError(text)
+    return value
+
+
+def _not_negative(text: str) -> int:
+    value = int(text)
+    if value < 0:
         raise ValueError(text)
     return value

@@ -1,7 +1,7 @@
 """This node's part of the ModelRecords: merged by compare-and-set, so that nodes don't race."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gearfall.core.errors import Conflict, Unavailable
@@ -66,6 +66,25 @@ class ModelRegistry:
         if record is not None and not record.nodes and forget:
             await self._cluster.delete_model(name)
         return record is not None
+
+    async def give_up(self, name: ModelName) -> bool:
+        """Say that this node holds a model no longer, if another live node still does.
+
+        One write decides, so that two nodes can't both count on each other's copy.
+        """
+
+        def leave(known: ModelRecord | None) -> ModelRecord | None:
+            if known is None or not self.others(known):
+                return known
+            return replace(known, nodes=tuple(n for n in known.nodes if n != self._node_id))
+
+        record = await self._update(name, leave)
+        return record is not None and self._node_id not in record.nodes
+
+    def others(self, record: ModelRecord) -> Sequence[NodeId]:
+        """Other live nodes that have a model."""
+        live = self._cluster.view.nodes
+        return tuple(node for node in record.nodes if node != self._node_id and node in live)
 
     async def reconcile(self, stored: dict[ModelName, StoredModel]) -> None:
         """Make the records tell the truth about this node: after a start, or a loss of state.

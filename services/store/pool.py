@@ -4,11 +4,13 @@ Used from one thread, the event loop's: a lease and an eviction can't race.
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
+from services.store.tiers import Candidate, UseCount, choose_victims
 
 _RETRY_S = 5.0
 
@@ -33,11 +35,24 @@ class Resident:
 class Pool:
     """Owns the resident models. Room is reserved before a load and is never exceeded."""
 
-    def __init__(self, capacity_bytes: int, on_change: Callable[[], None] = lambda: None) -> None:
-        """`on_change` is called after every change of what is resident."""
+    def __init__(
+        self,
+        capacity_bytes: int,
+        on_change: Callable[[], None] = lambda: None,
+        *,
+        bandwidth_below: Callable[[ModelName], float] = lambda _: 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`on_change` is called after every change of what is resident.
+
+        `bandwidth_below`: bytes per second at which a model would come back; 0 while unknown.
+        """
         self.capacity_bytes = capacity_bytes
         self.on_change = on_change
+        self.bandwidth_below = bandwidth_below
+        self._clock = clock
         self._residents: dict[ModelName, Resident] = {}  # least recently used first
+        self._uses: dict[ModelName, UseCount] = {}
         self._reserved: dict[ModelName, int] = {}
         self._holders: dict[ModelName, list[str]] = {}
 
@@ -57,14 +72,27 @@ class Pool:
         resident = self._residents.pop(model, None)
         if resident is not None:
             self._residents[model] = resident
+            self._count_use(model)
         return resident
+
+    def peek(self, model: ModelName) -> Resident | None:
+        """Return a resident model without counting that as a use."""
+        return self._residents.get(model)
+
+    def expected_use(self, model: ModelName) -> float:
+        """Uses of a model lately, resident or not; older ones count for less."""
+        return self._uses.get(model, UseCount()).at(self._clock())
+
+    def forget(self, model: ModelName) -> None:
+        """Forget how often a removed model was used."""
+        self._uses.pop(model, None)
 
     def holders(self, model: ModelName) -> Sequence[str]:
         """Who leases a model, one entry for each lease."""
         return tuple(self._holders.get(model, ()))
 
     def reserve(self, model: ModelName, size_bytes: int) -> None:
-        """Set room aside for a load, evicting least recently used models that nobody leases.
+        """Set room aside for a load, evicting what costs least of the models that nobody leases.
 
         Raises InvalidRequest when the model is larger than the pool, Overloaded when leases and
         other loads leave too little. Nothing is evicted in vain.
@@ -78,12 +106,8 @@ class Pool:
                 param="model",
             )
         missing_bytes = size_bytes - (self.capacity_bytes - self.used_bytes)
-        victims = []
-        for resident in self._residents.values():
-            if missing_bytes > 0 and not self._holders.get(resident.model):
-                victims.append(resident.model)
-                missing_bytes -= resident.size_bytes
-        if missing_bytes > 0:
+        victims = choose_victims(self._candidates(), missing_bytes)
+        if missing_bytes > 0 and not victims:
             raise Overloaded(
                 f"no room for {model!r} in the DRAM pool: {missing_bytes} bytes more are leased "
                 "or being loaded",
@@ -102,6 +126,7 @@ class Pool:
         reserved = self._reserved.pop(resident.model)
         assert reserved == resident.size_bytes
         self._residents[resident.model] = resident
+        self._count_use(resident.model)
         self.on_change()
 
     def lease(self, model: ModelName, digest: str, holder: str) -> Resident:
@@ -150,3 +175,18 @@ class Pool:
         assert all(self._holders.values())
         assert self._holders.keys() <= self._residents.keys()
         assert not self._reserved.keys() & self._residents.keys()
+
+    def _candidates(self) -> Sequence[Candidate]:
+        return [
+            Candidate(
+                model,
+                resident.size_bytes,
+                self.bandwidth_below(model),
+                self.expected_use(model),
+            )
+            for model, resident in self._residents.items()
+            if not self._holders.get(model)
+        ]
+
+    def _count_use(self, model: ModelName) -> None:
+        self._uses[model] = self._uses.get(model, UseCount()).used(self._clock())

@@ -59,6 +59,9 @@ class RemoteCheckpoint:
             contents[entry.name] = content
         return contents
 
+    async def close(self) -> None:
+        """Nothing is held between reads."""
+
 
 async def open_remote(url: str, *, stall_s: float = STALL_S) -> RemoteCheckpoint:
     """Read and check the manifest below a URL, and that every partition has the promised length.

@@ -7,14 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from gearfall.core.errors import Conflict, GearfallError, Internal, NotFound, Unavailable
+from gearfall.core.errors import (
+    Conflict,
+    GearfallError,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
 from gearfall.core.ids import ModelName, NodeId, parse_name
-from gearfall.core.records import ModelRecord, NodeRecord
+from gearfall.core.records import ModelRecord, NodeRecord, Tier
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.native import read_chunks
+from gearfall.infra.remote import is_url
 from services.store.attach_server import AttachServer
 from services.store.canaries import Canaries, ComputeCanary
 from services.store.canary_process import CanaryProcess
+from services.store.catalogue import Catalogue
+from services.store.elsewhere import ClusterCopies, Elsewhere
 from services.store.flight import Flight
 from services.store.load import LoadFlight
 from services.store.loader import Loader
@@ -22,8 +32,11 @@ from services.store.model_registry import ModelRegistry
 from services.store.pool import Pool
 from services.store.pool_memory import ReadChunks
 from services.store.presence import Presence
+from services.store.remote_checkpoint import open_remote
+from services.store.ssd_room import SsdRoom
 from services.store.ssd_tier import SsdTier
 from services.store.stored_model import StoredModel
+from services.store.transfers import Transfers
 
 _MAX_CONVERSIONS = 2
 """Keeps threads free for loads and small files, and the disk's head in few places."""
@@ -41,6 +54,10 @@ class StoreSettings:
     """Private directory of the attach socket; workers of the node must reach it."""
     dram_bytes: int
     """Capacity of the DRAM pool."""
+    ssd_bytes: int = 0
+    """Most bytes of models on the SSD tier; 0 for what its file system has."""
+    bulk_host: str = "127.0.0.1"
+    """Where neighbours reach the bulk socket: the host that gRPC listens on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +91,33 @@ class StoreService:
         self.settings = settings
         self.address = ""
         self.ssd = SsdTier(settings.data_dir)
-        self.pool = Pool(settings.dram_bytes, on_change=self._notify)
+        self.catalogue = Catalogue(settings.data_dir)
+        self.pool = Pool(
+            settings.dram_bytes, on_change=self._notify, bandwidth_below=self._bandwidth_below
+        )
         self.loader = Loader(self.ssd, self.pool, read, on_broken=self._notify)
+        self.transfers = Transfers(self.ssd, self.pool, settings.bulk_host)
         self.attach = AttachServer(self.pool, settings.attach_dir)
         self._canary_process = CanaryProcess()
         self._canaries = Canaries(compute_canary or self._canary_process.compute)
         self._registry = ModelRegistry(cluster, settings.node_id)
+        copies = ClusterCopies(cluster, self._registry, self.catalogue)
+        self.room = SsdRoom(
+            settings.ssd_bytes,
+            self.ssd,
+            copies,
+            is_busy=self._is_busy,
+            expected_use=self.pool.expected_use,
+            bandwidth=lambda: self.loader.bandwidth_of(Tier.REMOTE),
+        )
+        self.loader.far = Elsewhere(
+            cluster,
+            self._registry,
+            catalogue=self.catalogue,
+            ssd=self.ssd,
+            room=self.room,
+            on_arrived=self._notify,
+        )
         self._presence = Presence(cluster, self._registry, self.describe, self._stored)
         self._tasks: asyncio.Task[None] | None = None
         self._works: set[asyncio.Task[None]] = set()
@@ -95,7 +133,9 @@ class StoreService:
         Raises Conflict when another store uses the data directory.
         """
         await asyncio.to_thread(self.ssd.open)
+        await asyncio.to_thread(self.catalogue.open)
         self.attach.open()
+        self.transfers.start()
 
     async def start(self, address: str) -> None:
         """Start to load and lease, and return once the node is published under `address`."""
@@ -119,6 +159,7 @@ class StoreService:
         await self._canary_process.stop()
         await self._presence.withdraw()
         self.attach.close()
+        self.transfers.close()
         self.pool.close()
         self.ssd.close()
 
@@ -141,12 +182,25 @@ class StoreService:
             self._spawn(self._register(name, path, flight))
         return flight
 
-    def load(self, name_text: str, priority: int = 0) -> LoadFlight:
-        """Bring a model to the pool. Raises NotFound, CorruptCheckpoint or InvalidRequest."""
+    def load(self, name_text: str, priority: int = 0, target: Tier = Tier.DRAM) -> LoadFlight:
+        """Bring a model up to a tier. Raises NotFound, CorruptCheckpoint or InvalidRequest."""
+        if target not in {Tier.SSD, Tier.DRAM}:
+            raise InvalidRequest("a store loads to SSD or DRAM", param="target")
         name = ModelName(parse_name(name_text, param="model"))
         if name in self._removing:
             raise NotFound(f"model {name!r} is being removed", param="model")
-        return self.loader.load(name, priority)
+        return self.loader.load(name, priority, target)
+
+    def cancel_prefetch(self, name_text: str) -> bool:
+        """Give up a load that nobody waits for; False when there is none."""
+        return self.loader.cancel_prefetch(ModelName(parse_name(name_text, param="model")))
+
+    def open_transfer(
+        self, name_text: str, digest: str, connections: int
+    ) -> tuple[bytes, list[bytes]]:
+        """Let a neighbour read a model; see `Transfers.open`."""
+        name = ModelName(parse_name(name_text, param="model"))
+        return self.transfers.open(name, digest, connections)
 
     def unload(self, name_text: str) -> int:
         """Drop a model from the pool, return its bytes. Raises Conflict while it is leased."""
@@ -173,11 +227,17 @@ class StoreService:
     async def read_file(self, name_text: str, file: str) -> bytes:
         """Return a small file that the model's manifest lists. Raises NotFound."""
         name = ModelName(parse_name(name_text, param="model"))
-        return await asyncio.to_thread(self.ssd.get(name).read_file, file)
+        model = self.catalogue.models.get(name)
+        if model is None or name in self.ssd.models:
+            model = self.ssd.get(name)
+        return await asyncio.to_thread(model.read_file, file)
 
     async def read_canary(self, name_text: str) -> bytes:
         """Return a model's canary as JSON, once it is recorded. Raises NotFound, InvalidRequest."""
         name = ModelName(parse_name(name_text, param="model"))
+        if name not in self.ssd.models and self.loader.far.size_of(name) is not None:
+            # It is computed from the bytes, which the load that it guards is about to need too.
+            await self.load(name, target=Tier.SSD).wait()
         return await self._canaries.read(self.ssd.get(name))
 
     def describe(self) -> NodeRecord:
@@ -219,7 +279,7 @@ class StoreService:
         self, name: ModelName, path: str, flight: RegisterFlight
     ) -> ModelRecord:
         loop = asyncio.get_running_loop()
-        was_known = name in self.ssd.models
+        was_known = name in self._stored()
 
         def report(done_bytes: int, total_bytes: int) -> None:
             if self._is_stopping:
@@ -228,38 +288,76 @@ class StoreService:
             progress = RegisterProgress(phase, done_bytes, total_bytes)
             loop.call_soon_threadsafe(flight.publish, progress)
 
-        async with self._conversions:
-            stored = await asyncio.to_thread(self.ssd.register, name, path, report)
+        def admit(size_bytes: int) -> None:
+            reserving = self.room.reserve(name, size_bytes)
+            asyncio.run_coroutine_threadsafe(reserving, loop).result()
+
+        try:
+            if is_url(path):
+                stored = await self._note_remote(name, path)
+            else:
+                async with self._conversions:
+                    stored = await asyncio.to_thread(self.ssd.register, name, path, report, admit)
+        finally:
+            self.room.release(name)
         try:
             record = await self._registry.publish(stored)
         except Conflict:
             if not was_known:
-                await asyncio.to_thread(self.ssd.remove, name)
+                await asyncio.to_thread(self._discard, name)
             raise
         except Unavailable:
             # The model is whole on disk: it is published as soon as state is back.
             self._notify()
             raise
-        self._canaries.record(stored)
+        if name in self.ssd.models:
+            self._canaries.record(stored)
         size_bytes = record.size_bytes
         flight.publish(RegisterProgress("done", size_bytes, size_bytes))
         return record
+
+    async def _note_remote(self, name: ModelName, url: str) -> StoredModel:
+        """Keep what is known of a checkpoint below a URL; its chunks come when they are needed."""
+        remote = await open_remote(url)
+        known = self._stored().get(name)
+        if known is not None:
+            if known.digest != remote.digest:
+                raise Conflict(
+                    f"model {name!r} is registered with other bytes: remove it first", param="name"
+                )
+            return known
+        files = await remote.read_files()
+        return await asyncio.to_thread(
+            self.catalogue.put, name, remote.manifest_json, files, url.rstrip("/")
+        )
+
+    def _discard(self, name: ModelName) -> None:
+        self.catalogue.remove(name)
+        self.ssd.remove(name)
+
+    def _is_busy(self, name: ModelName) -> bool:
+        return bool(self.pool.holders(name)) or self.loader.is_loading(name)
+
+    def _bandwidth_below(self, name: ModelName) -> float:
+        return self.loader.bandwidth_of(Tier.SSD if name in self.ssd.models else Tier.REMOTE)
 
     async def _remove(self, name: ModelName) -> None:
         # Dropped before the first await: no lease can be taken between the check and the removal.
         if self.pool.get(name) is not None:
             self.pool.drop(name)
-        is_here = name in self.ssd.models or name in self.ssd.broken
+        is_here = name in self._stored() or name in self.ssd.broken
         was_recorded = await self._registry.withdraw(name, forget=True)
         if not is_here and not was_recorded:
             raise NotFound(f"model {name!r} is not registered", param="model")
-        await asyncio.to_thread(self.ssd.remove, name)
+        await asyncio.to_thread(self._discard, name)
+        self.pool.forget(name)
         _log.info("model removed", extra={"model": name})
 
     def _stored(self) -> dict[ModelName, StoredModel]:
         # Copied in one step: registrations add to it from their threads.
-        models = list(self.ssd.models.items())
-        return {name: model for name, model in models if name not in self._removing}
+        models = {**self.catalogue.models, **self.ssd.models}
+        gone = self._removing | (self.room.leaving - self.catalogue.models.keys())
+        return {name: model for name, model in models.items() if name not in gone}
 
     def _lock(self, name: ModelName) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 from gearfall.core.records import Tier
-from gearfall.infra.convert import TIER_TO_PB, model_to_pb, timeline_to_pb
+from gearfall.infra.convert import TIER_FROM_PB, TIER_TO_PB, model_to_pb, timeline_to_pb
 from gearfall.infra.grpc_errors import Context
 from gearfall.pb import common_pb2, store_pb2, store_pb2_grpc
 from services.store.service import StoreService
@@ -35,7 +35,8 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         self, request: store_pb2.LoadModelRequest, _context: Context
     ) -> AsyncIterator[store_pb2.LoadProgress]:
         """Stream the load's progress; the last message says where to take the lease."""
-        flight = self._service.load(request.model, request.priority)
+        target = TIER_FROM_PB.get(request.target, Tier.DRAM)
+        flight = self._service.load(request.model, request.priority, target)
         async for progress in flight.follow():
             yield store_pb2.LoadProgress(
                 tier=TIER_TO_PB[progress.tier],
@@ -44,7 +45,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
             )
         loaded = await flight.wait()
         yield store_pb2.LoadProgress(
-            tier=common_pb2.TIER_DRAM,
+            tier=TIER_TO_PB[loaded.tier],
             done_bytes=loaded.size_bytes,
             total_bytes=loaded.size_bytes,
             done=True,
@@ -78,6 +79,24 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
     ) -> store_pb2.ReadCanaryReply:
         """Return a model's canary."""
         return store_pb2.ReadCanaryReply(content=await self._service.read_canary(request.model))
+
+    async def CancelPrefetch(  # noqa: N802 - named by the proto
+        self, request: store_pb2.CancelPrefetchRequest, _context: Context
+    ) -> store_pb2.CancelPrefetchReply:
+        """Give up a prefetch."""
+        was_cancelled = self._service.cancel_prefetch(request.model)
+        return store_pb2.CancelPrefetchReply(was_cancelled=was_cancelled)
+
+    async def OpenTransfer(  # noqa: N802 - named by the proto
+        self, request: store_pb2.OpenTransferRequest, _context: Context
+    ) -> store_pb2.OpenTransferReply:
+        """Open bulk connections for a neighbour."""
+        manifest, tokens = self._service.open_transfer(
+            request.model, request.digest, request.connections
+        )
+        return store_pb2.OpenTransferReply(
+            manifest=manifest, port=self._service.transfers.port, tokens=tokens
+        )
 
     async def GetStatus(  # noqa: N802 - named by the proto
         self, _request: store_pb2.StoreStatusRequest, _context: Context
@@ -118,17 +137,23 @@ def _in_dram(service: StoreService) -> list[common_pb2.Residency]:
 
 
 def _tiers(service: StoreService) -> list[common_pb2.TierBandwidth]:
-    capacity_bytes, free_bytes = service.ssd.space()
-    ssd = common_pb2.TierBandwidth(
-        tier=TIER_TO_PB[Tier.SSD],
-        bytes_per_s=service.loader.bytes_per_s,
-        capacity_bytes=capacity_bytes,
-        used_bytes=capacity_bytes - free_bytes,
-        queued_bytes=service.loader.queued_bytes,
-    )
-    dram = common_pb2.TierBandwidth(
-        tier=TIER_TO_PB[Tier.DRAM],
-        capacity_bytes=service.pool.capacity_bytes,
-        used_bytes=service.pool.used_bytes,
-    )
-    return [ssd, dram]
+    loader, room, pool = service.loader, service.room, service.pool
+    return [
+        common_pb2.TierBandwidth(
+            tier=TIER_TO_PB[Tier.REMOTE],
+            bytes_per_s=loader.bandwidth_of(Tier.REMOTE),
+            queued_bytes=loader.queued_bytes_of(is_far=True),
+        ),
+        common_pb2.TierBandwidth(
+            tier=TIER_TO_PB[Tier.SSD],
+            bytes_per_s=loader.bandwidth_of(Tier.SSD),
+            capacity_bytes=room.capacity_bytes,
+            used_bytes=room.used_bytes,
+            queued_bytes=loader.queued_bytes_of(is_far=False),
+        ),
+        common_pb2.TierBandwidth(
+            tier=TIER_TO_PB[Tier.DRAM],
+            capacity_bytes=pool.capacity_bytes,
+            used_bytes=pool.used_bytes,
+        ),
+    ]

@@ -1,0 +1,218 @@
+"""Brings models from where else they are: a neighbour's store, then the URL they came from."""
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from gearfall.checkpoint.directory import disk_errors, write_file
+from gearfall.core.errors import CorruptCheckpoint, NotFound, Unavailable
+from gearfall.core.ids import ModelName
+from gearfall.core.manifest import MANIFEST_FILE, Manifest
+from gearfall.core.records import ModelRecord, Tier
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.remote import is_url
+from services.store.arrival import ByteSource, bring
+from services.store.canaries import CANARY_FILE
+from services.store.catalogue import Catalogue
+from services.store.load import Load, LoadProgress
+from services.store.model_registry import ModelRegistry
+from services.store.neighbour import NeighbourCheckpoint
+from services.store.pool import Resident
+from services.store.remote_checkpoint import open_remote
+from services.store.ssd_room import SsdRoom
+from services.store.ssd_tier import SsdTier
+from services.store.stored_model import ORIGIN_FILE, StoredModel, origin_bytes
+
+_log = logging.getLogger(__name__)
+
+
+class Origin(ByteSource, Protocol):
+    """One checkpoint, opened where it is."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What its bytes are."""
+        ...
+
+    @property
+    def manifest_json(self) -> bytes:
+        """The manifest as it lies there."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of the manifest."""
+        ...
+
+    async def read_files(self) -> dict[str, bytes]:
+        """Return the small files."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+_Open = Callable[[], Awaitable[Origin]]
+
+
+class ClusterCopies:
+    """Who else has a model, by cluster state and by the URLs that models came from."""
+
+    def __init__(self, cluster: Cluster, registry: ModelRegistry, catalogue: Catalogue) -> None:
+        self._cluster = cluster
+        self._registry = registry
+        self._catalogue = catalogue
+
+    def has_others(self, model: StoredModel) -> bool:
+        """Whether, as far as is known, the bytes are also somewhere else."""
+        record = self._cluster.view.models.get(model.name)
+        return is_url(model.source) or (record is not None and bool(self._registry.others(record)))
+
+    async def give_up(self, model: StoredModel) -> bool:
+        """Say that this node holds the bytes no longer; False, unsaid, if nobody else does."""
+        if is_url(model.source):
+            await asyncio.to_thread(self._catalogue.keep, model)
+            return True
+        return await self._registry.give_up(model.name)
+
+
+class Elsewhere:
+    """What is known of other places; each fetch ends whole on the SSD tier or leaves nothing."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        registry: ModelRegistry,
+        *,
+        catalogue: Catalogue,
+        ssd: SsdTier,
+        room: SsdRoom,
+        on_arrived: Callable[[], None],
+    ) -> None:
+        self._cluster = cluster
+        self._registry = registry
+        self._catalogue = catalogue
+        self._ssd = ssd
+        self._room = room
+        self._on_arrived = on_arrived
+
+    def size_of(self, model: ModelName) -> int | None:
+        """Bytes of a model that can be fetched; None for one that nobody here has heard of."""
+        entry = self._catalogue.models.get(model)
+        if entry is not None:
+            return entry.manifest.size_bytes
+        record = self._record(model)
+        if record is None or not (self._registry.others(record) or is_url(record.source)):
+            return None
+        return record.size_bytes
+
+    async def fetch(self, model: ModelName, load: Load, *, is_pooled: bool) -> Resident | None:
+        """Put a model on the SSD tier and, if asked, into pool memory; return the latter.
+
+        Tries one place after the other; raises what the last one said.
+        """
+        failure: Unavailable | NotFound = NotFound(f"model {model!r} is nowhere", param="model")
+        for place, open_origin in self._places(model):
+            load.flight.publish(LoadProgress(Tier.REMOTE, 0, load.flight.progress.total_bytes))
+            try:
+                origin = await open_origin()
+                try:
+                    return await self._receive(model, origin, load, is_pooled=is_pooled)
+                finally:
+                    await origin.close()
+            except (Unavailable, NotFound) as error:
+                extra = {"model": model, "place": place, "error": error.message}
+                _log.warning("model not fetched", extra=extra)
+                failure = error
+        if isinstance(failure, NotFound):
+            raise Unavailable(f"model {model!r} cannot be fetched: {failure.message}") from failure
+        raise failure
+
+    def _record(self, model: ModelName) -> ModelRecord | None:
+        record = self._cluster.view.models.get(model)
+        return None if record is None or record.is_removing else record
+
+    def _places(self, model: ModelName) -> Sequence[tuple[str, _Open]]:
+        record, entry = self._record(model), self._catalogue.models.get(model)
+        digest = entry.digest if entry is not None else record.digest if record is not None else ""
+        places: list[tuple[str, _Open]] = []
+        if record is not None and record.digest == digest:
+            for node_id in self._registry.others(record):
+                address = self._cluster.view.nodes[node_id].address
+                places.append((address, partial(_open_neighbour, address, model, digest)))
+        url = self._source(model)
+        if is_url(url):
+            places.append((url, partial(_open_url, url, digest)))
+        return places
+
+    def _source(self, model: ModelName) -> str:
+        entry, record = self._catalogue.models.get(model), self._record(model)
+        return entry.source if entry is not None else record.source if record is not None else ""
+
+    async def _receive(
+        self, model: ModelName, origin: Origin, load: Load, *, is_pooled: bool
+    ) -> Resident | None:
+        manifest = origin.manifest
+        if manifest.size_bytes != load.flight.progress.total_bytes:
+            raise CorruptCheckpoint(f"model {model!r} is not of the size it was registered with")
+        await self._room.reserve(model, manifest.size_bytes)
+        try:
+            with self._ssd.incoming(model) as incoming:
+                files = await origin.read_files()
+                fds = await bring(
+                    manifest,
+                    origin,
+                    incoming,
+                    is_pooled=is_pooled,
+                    report=load.report,
+                    gate=load.go_on,
+                )
+                try:
+                    await asyncio.to_thread(self._install, model, incoming, origin, files)
+                except BaseException:
+                    for fd in fds:
+                        os.close(fd)
+                    raise
+        finally:
+            self._room.release(model)
+        self._on_arrived()
+        if not is_pooled:
+            return None
+        sizes = tuple(partition.size_bytes for partition in manifest.partitions)
+        return Resident(model, origin.digest, origin.manifest_json, fds, sizes)
+
+    def _install(
+        self, model: ModelName, incoming: Path, origin: Origin, files: dict[str, bytes]
+    ) -> None:
+        entry = self._catalogue.models.get(model)
+        with disk_errors():
+            for name, content in files.items():
+                write_file(incoming / name, content)
+            write_file(incoming / MANIFEST_FILE, origin.manifest_json)
+            write_file(incoming / ORIGIN_FILE, origin_bytes(self._source(model)))
+            if entry is not None and (entry.directory / CANARY_FILE).exists():
+                shutil.copy(entry.directory / CANARY_FILE, incoming / CANARY_FILE)
+            self._ssd.install(model, incoming)
+
+
+async def _open_neighbour(address: str, model: ModelName, digest: str) -> Origin:
+    origin = NeighbourCheckpoint(address, model, digest)
+    try:
+        await origin.open()
+    except BaseException:
+        await origin.close()
+        raise
+    return origin
+
+
+async def _open_url(url: str, digest: str) -> Origin:
+    origin = await open_remote(url)
+    if origin.digest != digest:
+        raise CorruptCheckpoint(f"{url} holds another checkpoint than was registered")
+    return origin

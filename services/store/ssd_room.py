@@ -1,0 +1,128 @@
+"""The SSD tier's books: how much it may hold, and what leaves to make room.
+
+A model leaves only where its bytes are kept somewhere else: below its URL, or on another node's SSD
+by the word of cluster state, where two nodes can't both give up the last copy.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from gearfall.core.errors import InvalidRequest, Overloaded
+from gearfall.core.ids import ModelName
+from services.store.ssd_tier import SsdTier
+from services.store.stored_model import StoredModel
+from services.store.tiers import Candidate, choose_victims
+
+_RETRY_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Copies(Protocol):
+    """Who else has a model."""
+
+    def has_others(self, model: StoredModel) -> bool:
+        """Whether, as far as is known, the bytes are also somewhere else."""
+        ...
+
+    async def give_up(self, model: StoredModel) -> bool:
+        """Say that this node holds the bytes no longer; False, unsaid, if nobody else does."""
+        ...
+
+
+class SsdRoom:
+    """Owns what is promised to conversions and fetches under way."""
+
+    def __init__(
+        self,
+        capacity_bytes: int,
+        ssd: SsdTier,
+        copies: Copies,
+        *,
+        is_busy: Callable[[ModelName], bool],
+        expected_use: Callable[[ModelName], float],
+        bandwidth: Callable[[], float],
+    ) -> None:
+        """`capacity_bytes`: 0 for what the file system has. `is_busy`: leased or being loaded."""
+        self._capacity_bytes = capacity_bytes
+        self._ssd = ssd
+        self._copies = copies
+        self._is_busy = is_busy
+        self._expected_use = expected_use
+        self._bandwidth = bandwidth
+        self._reserved: dict[ModelName, int] = {}
+        self.leaving: set[ModelName] = set()
+        """On their way out: others no longer count on them, so they must not be published."""
+        self._turn = asyncio.Lock()
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Most bytes of models that the tier may hold."""
+        total_bytes, _ = self._ssd.space()
+        return min(self._capacity_bytes or total_bytes, total_bytes)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the models that are there and of those on their way."""
+        return sum(self._sizes().values()) + sum(self._reserved.values())
+
+    async def reserve(self, model: ModelName, size_bytes: int) -> None:
+        """Set room aside, evicting what costs least to bring back; `release` gives it back.
+
+        Raises InvalidRequest when the model is larger than the tier, Overloaded when too little of
+        it can leave.
+        """
+        if size_bytes > self.capacity_bytes:
+            raise InvalidRequest(
+                f"model {model!r} takes {size_bytes} bytes and the SSD tier holds "
+                f"{self.capacity_bytes}: start the store with a larger --ssd-bytes or disk",
+                param="model",
+            )
+        async with self._turn:
+            kept: set[ModelName] = {model}
+            while (missing_bytes := self._missing_bytes(size_bytes)) > 0:
+                victims = choose_victims(self._candidates(kept), missing_bytes)
+                if not victims:
+                    raise Overloaded(
+                        f"no room for {model!r} on the SSD tier: {missing_bytes} bytes more are "
+                        "in use or the only copy",
+                        retry_after_s=_RETRY_S,
+                    )
+                if not await self._evict(victims[0]):
+                    kept.add(victims[0])
+            self._reserved[model] = size_bytes
+
+    def release(self, model: ModelName) -> None:
+        """Give back what was set aside: the model is there, or will not come. Idempotent."""
+        self._reserved.pop(model, None)
+
+    def _sizes(self) -> dict[ModelName, int]:
+        # Copied in one step: registrations add to it from their threads.
+        return {name: each.manifest.size_bytes for name, each in list(self._ssd.models.items())}
+
+    def _missing_bytes(self, size_bytes: int) -> int:
+        _, free_bytes = self._ssd.space()
+        left_bytes = min(self.capacity_bytes - self.used_bytes, free_bytes)
+        return size_bytes - left_bytes
+
+    def _candidates(self, kept: set[ModelName]) -> Sequence[Candidate]:
+        return [
+            Candidate(name, model.manifest.size_bytes, self._bandwidth(), self._expected_use(name))
+            for name, model in list(self._ssd.models.items())
+            if name not in kept and not self._is_busy(name) and self._copies.has_others(model)
+        ]
+
+    async def _evict(self, name: ModelName) -> bool:
+        self.leaving.add(name)
+        try:
+            if not await self._copies.give_up(self._ssd.models[name]):
+                return False
+            # Asked again: while we waited, somebody may have begun to load or lease it.
+            if self._is_busy(name):
+                return False
+            await asyncio.to_thread(self._ssd.remove, name)
+        finally:
+            self.leaving.discard(name)
+        _log.info("model evicted from SSD", extra={"model": name})
+        return True
