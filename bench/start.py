@@ -206,13 +206,7 @@ def over_load(samples: Sequence[Sample]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.start", description=__doc__)
-    parser.add_argument("--size", type=float, default=1.0, help="of the model, GB")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=4, help="of the engine")
-    parser.add_argument("--directory", type=Path, default=Path("build/load"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    flags = parser.parse_args(argv)
+    flags = parse_flags(argv)
     before = machine_facts()
     samples = asyncio.run(measure(flags, Console(stderr=True)))
     document = {
@@ -227,6 +221,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.print(over_load(samples))
     after = machine_facts()["load_average"]
     out.print(f"load average {before['load_average']} before, {after} after")
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.start", description=__doc__)
+    parser.add_argument("--size", type=float, default=1.0, help="of the model, GB")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=4, help="of the engine")
+    parser.add_argument("--directory", type=Path, default=Path("build/load"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
