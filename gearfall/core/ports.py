@@ -185,6 +185,10 @@ class JobQueue(Protocol):
         """Whether the entry still exists, claimed or not (it does not after data loss)."""
         ...
 
+    async def holder(self, model: ModelName, entry_id: str) -> str | None:
+        """Return the consumer that holds an entry, None when nobody does or it is gone."""
+        ...
+
     async def depth(self, model: ModelName) -> QueueDepth:
         """Count the entries of a model's queue."""
         ...

@@ -120,6 +120,11 @@ class MemoryQueue:
         """See the port."""
         return entry_id in self._reach().get(model, {})
 
+    async def holder(self, model: ModelName, entry_id: str) -> str | None:
+        """See the port."""
+        entry = self._reach().get(model, {}).get(entry_id)
+        return entry.consumer if entry is not None else None
+
     async def depth(self, model: ModelName) -> QueueDepth:
         """See the port."""
         entries = self._reach().get(model, {})

@@ -130,6 +130,17 @@ class RedisQueue:
         )
         return bool(rows)
 
+    async def holder(self, model: ModelName, entry_id: str) -> str | None:
+        """See the port."""
+        ask = partial(
+            self._redis.xpending_range, self._key(model), GROUP, entry_id, entry_id, count=1
+        )
+        try:
+            rows = await self._call(ask, attempts=2)
+        except NotFound:
+            return None  # no group yet: nobody has claimed anything
+        return cast("bytes", rows[0]["consumer"]).decode() if rows else None
+
     async def depth(self, model: ModelName) -> QueueDepth:
         """See the port."""
         length, claimed = await self._call(

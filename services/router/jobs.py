@@ -1,6 +1,7 @@
 """The jobs this router answers for: token logs, owners, and their way back to the queue."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,9 @@ _log = logging.getLogger(__name__)
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 1.0
 _CHECKS_AT_ONCE = 64
+_RECHECK_S = 0.15
+"""When to look whether the queue gave a lost job back to the dead worker that had it: its blocked
+claim may outlive it there by a moment."""
 
 
 class JobTable:
@@ -218,6 +222,10 @@ class JobTable:
             await self._append(running, running.deadline_s)
         except GearfallError as error:
             self._fail(running, error)
+            return
+        await asyncio.sleep(_RECHECK_S)
+        with contextlib.suppress(Unavailable):  # looked at again by `check_entries`
+            await self._check_entry(running)
 
     async def _append(self, running: RunningJob, until_s: float) -> None:
         """Append the current epoch; retry on Unavailable until the loop's clock shows `until_s`."""
@@ -251,12 +259,21 @@ class JobTable:
         )
 
     async def _check_entry(self, running: RunningJob) -> bool:
-        entry_id = running.entry_id
-        if entry_id is None or await self._queue.contains(running.job.model, entry_id):
+        """Append a waiting job again if its entry is gone or a worker without a stream has it."""
+        entry_id, model = running.entry_id, running.job.model
+        if entry_id is None or not self._is_waiting(running):
+            return False
+        holder = await self._queue.holder(model, entry_id)
+        if holder is None and await self._queue.contains(model, entry_id):
             return False
         if not self._is_waiting(running) or running.entry_id != entry_id:
             return False
-        _log.warning("the queue lost an entry", extra={"job_id": running.job.job_id})
+        if holder is not None and holder in self._links:
+            return False
+        where = f"held by {holder}, which is not connected" if holder else "gone"
+        _log.warning(
+            "a waiting entry is lost", extra={"job_id": running.job.job_id, "reason": where}
+        )
         running.entry_id = None
         running.log.reissue()
         self._background.spawn(self._append_again(running), "append-again")

@@ -146,6 +146,19 @@ async def test_reclaim_of_an_unknown_queue_is_empty(queues):
     assert list(await queue.reclaim(MODEL, "me", alive=frozenset(), max_jobs=9)) == []
 
 
+async def test_the_holder_of_an_entry_is_who_claimed_it_last(queues):
+    queue = queues.connect()
+    assert await queue.holder(MODEL, "1-0") is None
+    (entry_id,) = await append(queue, 1)
+    assert await queue.holder(MODEL, entry_id) is None
+    await claim(queue, "w1")
+    assert await queue.holder(MODEL, entry_id) == "w1"
+    await queue.reclaim(MODEL, "w2", alive=frozenset({"w2"}), max_jobs=1)
+    assert await queue.holder(MODEL, entry_id) == "w2"
+    await queue.acknowledge(MODEL, [entry_id])
+    assert await queue.holder(MODEL, entry_id) is None
+
+
 async def test_cancel_removes_what_nobody_claimed(queues):
     queue = queues.connect()
     first, second = await append(queue, 2)

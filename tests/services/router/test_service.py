@@ -249,6 +249,20 @@ async def test_demand_is_put_for_a_job_that_waits_despite_a_ready_replica():
         assert (await asking).waits == []
 
 
+async def test_a_job_whose_entry_a_worker_without_a_stream_holds_is_appended_again():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        asked = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: bool(rig.queue_server.queues.get(ModelName("small"))))
+        (held,) = await rig.queue.claim(ModelName("small"), "dead", max_jobs=1, block_s=0)
+        await rig.until(lambda: len(rig.queue_server.queues[ModelName("small")]) > 1)
+        worker = rig.worker(small=Answer("hello"))
+        outcome = await asked
+        assert outcome.text() == "hello"
+        assert outcome.ends[0].stages[0].epochs == 1, "nobody else ever owned it"
+        assert {job.epoch for job in worker.jobs} > {held.job.epoch}
+
+
 async def test_a_queue_that_lost_its_data_gets_the_jobs_again():
     async with running_rig() as rig:
         await rig.add_model("small")
