@@ -19,6 +19,8 @@ class Faults:
     cuts_left: int = 10**9
     stall: threading.Event | None = None
     """Bodies wait for it before their second half."""
+    stall_file: str = ""
+    """The only one that stalls; all do if empty."""
     extra_length: int = 0
     """Added to every size that is told."""
     ignore_ranges: bool = False
@@ -28,7 +30,8 @@ class Faults:
     """Other bytes under a name, without another tag."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """(file, Range header) of every GET, in order."""
-    on_get: list[threading.Event] = field(default_factory=list)
+    partition_asked: threading.Event = field(default_factory=threading.Event)
+    """Set by the first GET of a partition."""
 
 
 @dataclass
@@ -56,6 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.lstrip("/")
         self.server.faults.requests.append((name, self.headers.get("Range", "")))
+        if name.startswith("partition"):
+            self.server.faults.partition_asked.set()
         self._answer(has_body=True)
 
     def _answer(self, has_body: bool) -> None:
@@ -93,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_body(self, body: bytes) -> None:
         faults = self.server.faults
-        if faults.stall is not None:
+        if faults.stall is not None and self.path.lstrip("/").startswith(faults.stall_file):
             half = len(body) // 2
             self.wfile.write(body[:half])
             self.wfile.flush()

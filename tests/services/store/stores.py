@@ -116,6 +116,7 @@ async def running_store(
     node: str = "node-0",
     server: MemoryStateServer | None = None,
     dram_bytes: int = 2**26,
+    ssd_bytes: int = 0,
     read: ReadChunks = read_chunks,
     compute_canary: ComputeCanary = no_canary,
 ) -> AsyncIterator[RunningStore]:
@@ -123,7 +124,9 @@ async def running_store(
     state = MemoryState(server)
     cluster = Cluster(state)
     await cluster.start()
-    settings = StoreSettings(NodeId(node), directory, directory / "attach", dram_bytes)
+    settings = StoreSettings(
+        NodeId(node), directory, directory / "attach", dram_bytes, ssd_bytes=ssd_bytes
+    )
     service = StoreService(settings, cluster, read=read, compute_canary=compute_canary)
     await service.open()
     grpc_server = await start_server(
