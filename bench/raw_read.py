@@ -39,6 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "raw_read.json"
 GIB = 2**30
 _RAW_THREADS = 16
 _RAW_REQUEST_BYTES = 1 << 20
+_ATTEMPTS = 20
 _RAW = ("raw io_uring", "raw threads")
 _COLD = ("load", "load, no io_uring", "load, 4 KiB pages")
 _WARM = ("load, warm",)
@@ -130,16 +131,22 @@ def write_partition(path: Path, size_bytes: int) -> PartitionEntry:
 
 def prepare(path: Path, *, is_warm: bool) -> None:
     """Bring the whole file into the page cache, or none of it."""
+    wanted_bytes = path.stat().st_size if is_warm else 0
     with path.open("rb", buffering=0) as file:
-        if is_warm:
-            buffer = bytearray(DEFAULT_CHUNK_BYTES)
-            while file.readinto(buffer):
-                pass
-        else:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    found_bytes = page_cached_bytes(path)
-    if found_bytes != (path.stat().st_size if is_warm else 0):
-        raise SystemExit(f"the page cache holds {found_bytes} bytes of {path}")
+        for _ in range(_ATTEMPTS):
+            if is_warm:
+                buffer = bytearray(DEFAULT_CHUNK_BYTES)
+                while file.readinto(buffer):
+                    pass
+                file.seek(0)
+            else:
+                # The kernel passes over pages that it holds at the moment.
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            found_bytes = page_cached_bytes(path)
+            if found_bytes == wanted_bytes:
+                return
+    raise SystemExit(f"the page cache holds {found_bytes} bytes of {path}, not {wanted_bytes}")
 
 
 def raw_read(path: Path, partition: PartitionEntry, *, is_ring: bool) -> float:
