@@ -77,7 +77,7 @@ async def _start_gearfall(directory: Path, stack: AsyncExitStack) -> Target:
     await cluster.start()
     checkpoint = directory / "checkpoint"
     write_tiny_checkpoint(checkpoint)
-    async with AsyncClient(cluster.grpc_address) as client:
+    async with AsyncClient(cluster.grpc_address, api_key=API_KEY) as client:
         async for _ in client.register_model(MODEL, str(checkpoint)):
             pass
     return Target(GEARFALL, cluster.rest_address, cluster.processes)

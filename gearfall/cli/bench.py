@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from gearfall.cli.connection import AsJson, Server, connect
+from gearfall.cli.connection import AsJson, Server, api_key, connect
 from gearfall.cli.render import console, print_json, print_table, seconds_text
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.request import Options
@@ -99,7 +99,7 @@ async def _run(
     samples: list[Sample] = []
     failures: list[GearfallError] = []
     left = iter(range(requests))
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, api_key=api_key()) as client:
         with Progress(console=console, disable=quiet) as bars:
             task = bars.add_task(f"asking {model}", total=requests)
 

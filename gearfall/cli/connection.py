@@ -40,7 +40,12 @@ def run_dir(home: Path) -> Path:
 
 def connect(server: str) -> Client:
     """Return a client for `server`, or for the local cluster; raise Unavailable without one."""
-    return Client(server or _local_address())
+    return Client(server or _local_address(), api_key=api_key())
+
+
+def api_key() -> str:
+    """The key that commands send: $GEARFALL_API_KEY, of several the first."""
+    return os.environ.get("GEARFALL_API_KEY", "").partition(",")[0]
 
 
 def _local_address() -> str:

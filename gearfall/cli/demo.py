@@ -75,9 +75,9 @@ def _write(path: Path, report: DemoReport) -> None:
     path.write_text(json.dumps(asdict(report), indent=2) + "\n")
 
 
-def prepare(grpc_address: str, *, quiet: bool) -> DeploymentRecord:
+def prepare(grpc_address: str, *, quiet: bool, api_key: str = "") -> DeploymentRecord:
     """Register the demo family and deploy its cascade; return the deployment."""
-    with Client(grpc_address) as client:
+    with Client(grpc_address, api_key=api_key) as client:
         for name, path in catalogue.checkpoint_paths().items():
             register_with_progress(client, name, path, quiet=quiet)
         return client.deploy(deployment_from_file(catalogue.deployment_path()))

@@ -75,7 +75,8 @@ async def _run(settings: LocalClusterSettings, *, with_demo: bool, as_json: bool
     try:
         await cluster.start()
         if with_demo:
-            await asyncio.to_thread(prepare, cluster.grpc_address, quiet=as_json)
+            key = next(iter(settings.api_keys), "")
+            await asyncio.to_thread(prepare, cluster.grpc_address, quiet=as_json, api_key=key)
         if as_json:
             print_json({"rest": cluster.rest_address, "grpc": cluster.grpc_address})
         else:

@@ -8,6 +8,7 @@ import grpc
 from gearfall.client.request import GenerateCall, Options, Prompt
 from gearfall.client.values import Answer, Event, answer_from_events, event_from_pb
 from gearfall.core.records import DeploymentRecord
+from gearfall.infra.bearer import bearer_metadata
 from gearfall.infra.convert import deployment_from_pb, deployment_to_pb
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.grpc_errors import error_from_rpc
@@ -28,9 +29,13 @@ class AsyncClient:
         answer = await client.generate("arith", "12+30=")
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        """`address`: host:port of the router's gRPC server. Connects on the first call."""
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, api_key: str = "") -> None:
+        """`address`: host:port of the router's gRPC server. Connects on the first call.
+
+        `api_key`: sent with every call; a router that has keys raises Unauthenticated without one.
+        """
         self.address = address
+        self._metadata = bearer_metadata(api_key)
         self._channel = open_channel(address)
         self._router = router_pb2_grpc.RouterStub(self._channel)
 
@@ -60,7 +65,7 @@ class AsyncClient:
         Closing the iterator stops the work within one decode step.
         """
         request = GenerateCall(model, prompt, options).to_pb()
-        call = self._router.Generate(request, timeout=_GENERATE_TIMEOUT_S)
+        call = self._router.Generate(request, timeout=_GENERATE_TIMEOUT_S, metadata=self._metadata)
         try:
             async for message in call:
                 yield event_from_pb(message)
@@ -85,7 +90,9 @@ class AsyncClient:
         `path` is a directory on the stores' machines.
         """
         request = store_pb2.RegisterModelRequest(name=name, path=path)
-        call = self._router.RegisterModel(request, timeout=_REGISTER_TIMEOUT_S)
+        call = self._router.RegisterModel(
+            request, timeout=_REGISTER_TIMEOUT_S, metadata=self._metadata
+        )
         try:
             async for progress in call:
                 yield progress
@@ -124,6 +131,6 @@ class AsyncClient:
 
     async def _call(self, method: Callable[..., Awaitable[T]], request: object) -> T:
         try:
-            return await method(request, timeout=_ADMIN_TIMEOUT_S)
+            return await method(request, timeout=_ADMIN_TIMEOUT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error

@@ -21,15 +21,15 @@ class Client:
         print(client.generate("arith", "12+30=").text)
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        """`address`: host:port of the router's gRPC server."""
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, api_key: str = "") -> None:
+        """`address`: host:port of the router's gRPC server; `api_key`: sent with every call."""
         self.address = address
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="gearfall-client", daemon=True
         )
         self._thread.start()
-        self._async = self._run(_open(address))
+        self._async = self._run(_open(address, api_key))
 
     def __enter__(self) -> Self:
         return self
@@ -106,8 +106,8 @@ class Client:
             self._run(items.aclose())  # type: ignore[attr-defined]
 
 
-async def _open(address: str) -> AsyncClient:
-    return AsyncClient(address)
+async def _open(address: str, api_key: str) -> AsyncClient:
+    return AsyncClient(address, api_key=api_key)
 
 
 async def _next(items: AsyncIterator[T]) -> T | None:

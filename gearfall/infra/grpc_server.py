@@ -30,13 +30,17 @@ async def start_server(
     listen: str,
     add_servicers: Callable[[grpc.aio.Server], None],
     service_names: Sequence[str],
+    *,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> GrpcServer:
     """Serve on `listen` (host:port; port 0 picks one).
 
     `service_names` are full names (gearfall.v1.Router) for health and reflection. Raises
     Unavailable when the address can't be bound.
     """
-    server = grpc.aio.server(interceptors=(ErrorInterceptor(),), options=SERVER_OPTIONS)
+    server = grpc.aio.server(
+        interceptors=(ErrorInterceptor(), *interceptors), options=SERVER_OPTIONS
+    )
     add_servicers(server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -2,14 +2,16 @@
 
 import asyncio
 import os
+import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 import gearfall
 from gearfall.core.errors import InvalidRequest
+from gearfall.infra.bearer import SECRET_VARIABLE
 from gearfall.infra.cluster_file import (
     ClusterFile,
     ServiceFacts,
@@ -54,6 +56,10 @@ class LocalClusterSettings:
     """Idle time after which a model without a deployment is stopped."""
     api_keys: tuple[str, ...] = ()
     """Bearer tokens that the router accepts; none: it is open."""
+    cluster_secret: str = field(default="", repr=False)
+    """What workers send to routers. Empty: $GEARFALL_CLUSTER_SECRET, else a new one for a cluster
+    with an etcd of its own; one whose etcd others may share must have it set everywhere, or none.
+    """
     log_level: str = "INFO"
 
 
@@ -82,6 +88,7 @@ def service_commands(settings: LocalClusterSettings) -> Sequence[Sequence[Proces
             *("--node-id", node, "--device", settings.device),
             *("--memory-bytes", settings.memory_bytes, "--max-replicas", settings.max_replicas),
             *("--slots", settings.slots, "--threads", settings.threads),
+            environment={SECRET_VARIABLE: settings.cluster_secret},
         )
         for node in nodes
         for number in range(1, settings.workers_per_node + 1)
@@ -93,7 +100,10 @@ def service_commands(settings: LocalClusterSettings) -> Sequence[Sequence[Proces
         "router",
         *("--listen", settings.grpc_listen, "--rest", settings.rest_listen),
         # Not as flags, which every user of the machine can read.
-        environment={"GEARFALL_API_KEY": ",".join(settings.api_keys)},
+        environment={
+            "GEARFALL_API_KEY": ",".join(settings.api_keys),
+            SECRET_VARIABLE: settings.cluster_secret,
+        },
     )
     return (stores, workers, (scheduler,), (router,))
 
@@ -181,6 +191,7 @@ class LocalCluster:
             data_dir=settings.data_dir.absolute(),
             rest_listen=_with_port(settings.rest_listen),
             grpc_listen=_with_port(settings.grpc_listen),
+            cluster_secret=settings.cluster_secret or _secret_for(settings.etcd_url),
         )
 
     def _servers(self) -> Sequence[ProcessSpec]:
@@ -260,6 +271,11 @@ def _facts(process: SupervisedProcess) -> ServiceFacts:
         log=str(process.spec.log_path),
         restarts=process.restarts,
     )
+
+
+def _secret_for(etcd_url: str) -> str:
+    given = os.environ.get(SECRET_VARIABLE, "")
+    return given or ("" if etcd_url else secrets.token_urlsafe(32))
 
 
 def _with_port(address: str) -> str:

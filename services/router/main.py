@@ -14,6 +14,7 @@ import grpc
 from gearfall.core.ids import RouterId
 from gearfall.core.ports import ClusterState, JobQueue
 from gearfall.core.records import RouterRecord
+from gearfall.infra.bearer import SECRET_VARIABLE, BearerInterceptor
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import GrpcServer, start_server
@@ -50,7 +51,9 @@ class RouterSettings:
     advertise: str = ""
     """host:port at which workers reach the gRPC server; empty: where it listens."""
     api_keys: tuple[str, ...] = ()
-    """Any of them opens the REST door's /v1; none leaves it open. gRPC is for the cluster."""
+    """Any of them opens REST's /v1 and gRPC's Router; none leaves both open."""
+    cluster_secret: str = ""
+    """What workers must send to push tokens; empty: anybody who reaches the port may."""
     max_body_bytes: int = MAX_BODY_BYTES
     limits: RouterLimits = field(default_factory=RouterLimits)
 
@@ -162,8 +165,12 @@ class Router:
             sink = TokenSinkServicer(self.jobs, self.router_id)
             add_TokenSinkServicer_to_server(sink, server)
 
-        names = ("gearfall.v1.Router", "gearfall.v1.TokenSink")
-        return await start_server(self._settings.listen, add_servicers, names)
+        settings = self._settings
+        secrets_of_sink = (settings.cluster_secret,) if settings.cluster_secret else ()
+        keys = {"gearfall.v1.Router": settings.api_keys, "gearfall.v1.TokenSink": secrets_of_sink}
+        return await start_server(
+            settings.listen, add_servicers, tuple(keys), interceptors=(BearerInterceptor(keys),)
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -189,7 +196,7 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--api-key",
         action="append",
         default=_keys_from_environment(),
-        help="opens the REST door; repeatable; none leaves it open [GEARFALL_API_KEY, by commas]",
+        help="opens both doors; repeatable; none leaves them open [GEARFALL_API_KEY, by commas]",
     )
     return parser.parse_args(argv)
 
@@ -201,6 +208,7 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         rest_listen=flags.rest,
         advertise=flags.advertise,
         api_keys=tuple(flags.api_key),
+        cluster_secret=os.environ.get(SECRET_VARIABLE, ""),
         max_body_bytes=flags.max_body_bytes,
         limits=RouterLimits(max_choices=flags.max_choices),
     )

@@ -5,7 +5,6 @@ dependency injection cost more than the rest of a request's way here.
 """
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gearfall.core.errors import GearfallError, Internal, NotFound, Unauthenticated
+from gearfall.core.errors import GearfallError, Internal, NotFound
 from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.infra.bearer import HEADER, check_bearer
 from services.router.catalogue import Catalogue
 from services.router.cluster_status import ClusterStatus
 from services.router.generation import Delta, GenerationEvent, GenerationRequest
@@ -61,7 +61,7 @@ class RestDoor:
         self._service = service
         self._catalogue = catalogue
         self._status = status
-        self._api_keys = tuple(key.encode() for key in api_keys)
+        self._api_keys = tuple(api_keys)
         self._max_body_bytes = max_body_bytes
 
     def build_app(self) -> FastAPI:
@@ -97,13 +97,7 @@ class RestDoor:
         return guarded
 
     def _authenticate(self, request: Request) -> None:
-        if not self._api_keys:
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        given = key.strip().encode()
-        matches = [hmac.compare_digest(given, each) for each in self._api_keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise Unauthenticated("no or unknown API key: send 'Authorization: Bearer KEY'")
+        check_bearer(request.headers.get(HEADER, ""), self._api_keys)
 
     async def _chat(self, request: Request) -> Response:
         body = chat_from_json(await _read_body(request, self._max_body_bytes))

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import NodeId, WorkerId
 from gearfall.core.records import WorkerRecord
+from gearfall.infra.bearer import SECRET_VARIABLE
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import start_server
@@ -89,7 +90,8 @@ async def start_worker(
     stack.push_async_callback(settlement.stop)
 
     def open_stream(address: str, listener: PushListener) -> PushStream:
-        return PushStream(address, worker_id, node_id, listener)
+        secret = os.environ.get(SECRET_VARIABLE, "")
+        return PushStream(address, worker_id, node_id, listener, secret=secret)
 
     board = JobBoard(settlement, open_stream, lambda router: router in cluster.view.routers)
     stack.push_async_callback(board.stop)

@@ -16,6 +16,7 @@ import grpc
 
 from gearfall.core.ids import Epoch, JobId, NodeId, RouterId, WorkerId
 from gearfall.core.job import Job, TokenRun
+from gearfall.infra.bearer import bearer_metadata
 from gearfall.infra.convert import token_run_to_pb
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.pb import router_pb2 as pb
@@ -70,7 +71,9 @@ class PushStream:
         *,
         reconnect_for_s: float = RECONNECT_FOR_S,
         connect: Callable[[str], grpc.aio.Channel] = open_channel,
+        secret: str = "",
     ) -> None:
+        """`secret`: the cluster's; empty where its routers ask for none."""
         self.address = address
         self.router_id: RouterId | None = None
         """Of the router at the other end while the stream is open."""
@@ -78,6 +81,7 @@ class PushStream:
         self._listener = listener
         self._reconnect_for_s = reconnect_for_s
         self._connect = connect
+        self._metadata = bearer_metadata(secret)
         self._outgoing: asyncio.Queue[pb.WorkerPush] = asyncio.Queue()
         self._call: Call | None = None
         self._task: asyncio.Task[None] | None = None
@@ -139,7 +143,7 @@ class PushStream:
         """Hold one connection until it breaks; return whether it was ever open."""
         self._outgoing = asyncio.Queue()
         async with self._connect(self.address) as channel:
-            self._call = TokenSinkStub(channel).Push()
+            self._call = TokenSinkStub(channel).Push(metadata=self._metadata)
             try:
                 router_id = await self._greet(self._call)
                 if router_id is None:
@@ -161,7 +165,8 @@ class PushStream:
                 await call.write(self._hello)
                 reply = await call.read()
         except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
-            _log.debug("no hello", extra={"address": self.address, "error": str(error)})
+            level = logging.WARNING if _is_refused(error) else logging.DEBUG
+            _log.log(level, "no hello", extra={"address": self.address, "error": str(error)})
             return None
         except asyncio.CancelledError:
             if _is_cancelled_from_outside():
@@ -218,6 +223,13 @@ def join_steps(pushes: Sequence[pb.WorkerPush]) -> list[pb.WorkerPush]:
         else:
             joined.append(push)
     return joined
+
+
+def _is_refused(error: BaseException) -> bool:
+    """Whether the router does not know this cluster's secret: somebody has to set it."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return False
+    return error.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def _is_cancelled_from_outside() -> bool:

@@ -256,3 +256,11 @@ def test_the_real_commands_carry_the_settings(tmp_path):
     router = service_commands(replace(chosen, api_keys=("one", "two")))[3][0]
     assert router.environment["GEARFALL_API_KEY"] == "one,two"
     assert not {"one", "two"} & set(router.argv)
+
+
+def test_router_and_workers_share_the_secret_and_only_by_environment(tmp_path):
+    chosen = LocalClusterSettings(tmp_path, tmp_path, cluster_secret="hush")
+    _, (worker,), _, (router,) = service_commands(chosen)
+    assert worker.environment["GEARFALL_CLUSTER_SECRET"] == "hush"
+    assert router.environment["GEARFALL_CLUSTER_SECRET"] == "hush"
+    assert "hush" not in (*worker.argv, *router.argv, repr(chosen))

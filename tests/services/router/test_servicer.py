@@ -6,9 +6,16 @@ import grpc
 import pytest
 
 from gearfall.client import AsyncClient
-from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from gearfall.core.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
 from gearfall.core.ids import DeploymentName, ModelName, WorkerId
 from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.infra.bearer import bearer_metadata
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb import router_pb2_grpc
@@ -160,3 +167,37 @@ async def test_a_push_stream_starts_with_hello(rig):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call.read()
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_api_keys_guard_every_method_of_the_router_and_not_the_token_sink():
+    async with running_rig(api_keys=("one", "two")) as rig:
+        await rig.add_model("small")
+        rig.worker(small=Answer("hello"))
+        address = rig.router.grpc_address
+        for key in ("", "three"):
+            async with AsyncClient(address, api_key=key) as client:
+                for call in (client.models(), client.status(), client.generate("small", "hi")):
+                    with pytest.raises(Unauthenticated):
+                        await call
+                with pytest.raises(Unauthenticated):
+                    await anext(aiter(client.register_model("x", "/nowhere")))
+        async with AsyncClient(address, api_key="two") as client:
+            assert (await client.generate("small", "hi")).text == "hello"
+            assert [each.name for each in (await client.models()).models] == ["small"]
+
+
+async def test_only_the_clusters_own_workers_push_tokens_where_there_is_a_secret():
+    async with (
+        running_rig(cluster_secret="hush") as rig,
+        open_channel(rig.router.grpc_address) as channel,
+    ):
+        hello = pb.WorkerPush(hello=pb.WorkerHello(worker_id="w", node_id="n"))
+        sink = router_pb2_grpc.TokenSinkStub(channel)
+        stranger = sink.Push(metadata=bearer_metadata("guess"), timeout=5)
+        assert await stranger.code() is grpc.StatusCode.UNAUTHENTICATED
+        own = sink.Push(metadata=bearer_metadata("hush"), timeout=5)
+        await own.write(hello)
+        reply = await own.read()
+        assert isinstance(reply, pb.RouterReply)
+        assert reply.hello.router_id == rig.router.router_id
+        own.cancel()
