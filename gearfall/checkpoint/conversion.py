@@ -23,6 +23,7 @@ from gearfall.core.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     MAX_PARTITIONS,
+    MAX_TENSORS,
     SOURCE_HEADERS_FILE,
     AliasEntry,
     FileEntry,
@@ -77,6 +78,12 @@ def convert(source: Source, directory: Path | None, report: Report, *, ranks: in
     aliases = find_aliases(source, located)
     stored = [located[name] for name in load_order(located) if name not in aliases]
     layouts = [_lay_out(stored, source.rules.splits, rank, ranks) for rank in range(ranks)]
+    entries = tuple(cut.entry for layout in layouts for cut in layout.cuts)
+    if max(len(entries), len(aliases)) > MAX_TENSORS:
+        raise InvalidRequest(
+            f"{len(entries)} entries of tensors: the format has room for {MAX_TENSORS}",
+            param="ranks" if ranks > 1 else "path",
+        )
     small_files = source.small_files | _headers(source)
     partitions = _write_partitions(directory, layouts, report)
     source.check_unchanged()
@@ -85,7 +92,7 @@ def convert(source: Source, directory: Path | None, report: Report, *, ranks: in
         model=source.facts,
         adapter=source.adapter,
         partitions=partitions,
-        tensors=tuple(cut.entry for layout in layouts for cut in layout.cuts),
+        tensors=entries,
         aliases=tuple(AliasEntry(name, target) for name, target in sorted(aliases.items())),
         files=tuple(_file_entry(name, text) for name, text in small_files.items()),
         source_files=tuple(_source_entry(file) for file in source.files),

@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 
 from gearfall.checkpoint.model_facts import read_facts
+from gearfall.checkpoint.shard_index import INDEX_FILE, parse_shard_index
 from gearfall.checkpoint.tensor_parallel import SplitRules, find_splits
 from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import MAX_TENSORS, AdapterFacts, ModelFacts, is_file_name
+from gearfall.core.manifest import AdapterFacts, ModelFacts
 from gearfall.core.safetensors_header import (
     LENGTH_BYTES,
     SafetensorsHeader,
@@ -31,7 +32,6 @@ from gearfall.core.safetensors_header import (
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
-INDEX_FILE = "model.safetensors.index.json"
 SMALL_FILES_MAX_BYTES: dict[str, int] = {
     CONFIG_FILE: 2**20,
     GENERATION_CONFIG_FILE: 2**20,
@@ -45,13 +45,14 @@ SMALL_FILES_MAX_BYTES: dict[str, int] = {
 
 _SINGLE = "model.safetensors"
 _MAX_HEADERS_BYTES = 32 * 2**20
-_MAX_SHARDS = 4096
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _SNAPSHOT = re.compile(r"[0-9a-f]{40}")
 
 
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
+class _TokenizerConfig(msgspec.Struct):
+    """All that is asked of tokenizer_config.json; the rest is skipped, not stored."""
+
+    chat_template: msgspec.Raw = msgspec.Raw(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,21 +143,7 @@ def _list_shards(path: Path) -> dict[str, str]:
         return {}
     if not os.path.lexists(path / INDEX_FILE):
         raise InvalidRequest(_explain_missing(path), param="path")
-    try:
-        index = msgspec.json.decode(
-            _read(path, INDEX_FILE, SMALL_FILES_MAX_BYTES[INDEX_FILE]), type=_Index
-        )
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{INDEX_FILE} does not decode: {error}") from None
-    shards = set(index.weight_map.values())
-    if not 0 < len(index.weight_map) <= MAX_TENSORS or len(shards) > _MAX_SHARDS:
-        raise CorruptCheckpoint(f"{INDEX_FILE} has an empty or too large weight_map")
-    for name in shards:
-        if not is_file_name(name) or not name.endswith(".safetensors"):
-            raise CorruptCheckpoint(
-                f"{INDEX_FILE} names a shard outside its directory: {name[:80]!r}"
-            )
-    return index.weight_map
+    return parse_shard_index(_read(path, INDEX_FILE, SMALL_FILES_MAX_BYTES[INDEX_FILE]))
 
 
 def _explain_missing(path: Path) -> str:
@@ -224,21 +211,27 @@ def open_all(
     path: Path, names: Sequence[str], stack: contextlib.ExitStack
 ) -> tuple[SourceFile, ...]:
     """Open safetensors files for as long as `stack` lives; their headers are checked."""
-    files = tuple(_open_safetensors(path, name, stack) for name in names)
-    if sum(file.header.start_bytes for file in files) > _MAX_HEADERS_BYTES:
-        raise InvalidRequest(
-            f"the safetensors headers take more than {_MAX_HEADERS_BYTES} bytes", param="path"
-        )
-    return files
+    files: list[SourceFile] = []
+    left_bytes = _MAX_HEADERS_BYTES
+    for name in names:
+        files.append(_open_safetensors(path, name, left_bytes, stack))
+        left_bytes -= files[-1].header.start_bytes
+    return tuple(files)
 
 
-def _open_safetensors(path: Path, name: str, stack: contextlib.ExitStack) -> SourceFile:
+def _open_safetensors(
+    path: Path, name: str, max_header_bytes: int, stack: contextlib.ExitStack
+) -> SourceFile:
     if not os.path.lexists(path / name):
         raise CorruptCheckpoint(f"{INDEX_FILE} names {name}, which is not there")
     fd, status = _open_regular(path, name)
     stack.callback(os.close, fd)
     try:
         size = header_bytes(os.pread(fd, LENGTH_BYTES, 0), status.st_size)
+        if size + LENGTH_BYTES > max_header_bytes:
+            raise InvalidRequest(
+                f"the safetensors headers take more than {_MAX_HEADERS_BYTES} bytes", param="path"
+            )
         header = parse_header(os.pread(fd, size, LENGTH_BYTES), status.st_size)
     except CorruptCheckpoint as error:
         raise CorruptCheckpoint(f"{name}: {error.message}") from None
@@ -272,16 +265,21 @@ def _ties(files: tuple[SourceFile, ...], tensors: list[SourceTensor]) -> dict[st
 
 
 def _facts(small_files: dict[str, bytes], tensors: list[SourceTensor]) -> ModelFacts:
-    tokenizer = decode_object(
-        "tokenizer_config.json", small_files.get("tokenizer_config.json", b"{}")
-    )
     return read_facts(
         decode_object(CONFIG_FILE, small_files[CONFIG_FILE]),
         decode_object(GENERATION_CONFIG_FILE, small_files.get(GENERATION_CONFIG_FILE, b"{}")),
         tensors,
         has_chat_template="chat_template.jinja" in small_files
-        or bool(tokenizer.get("chat_template")),
+        or _has_chat_template(small_files.get("tokenizer_config.json", b"{}")),
     )
+
+
+def _has_chat_template(tokenizer_config: bytes) -> bool:
+    try:
+        found = msgspec.json.decode(tokenizer_config, type=_TokenizerConfig).chat_template
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(f"tokenizer_config.json does not decode: {error}") from None
+    return bytes(found) not in (b"", b"null", b'""', b"[]", b"{}", b"false")
 
 
 def decode_object(name: str, text: bytes) -> dict[str, Any]:

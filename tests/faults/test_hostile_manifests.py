@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from gearfall.checkpoint.export import export
 from gearfall.checkpoint.reading import open_checkpoint
 from gearfall.checkpoint.reshard import plan_rank
+from gearfall.checkpoint.shard_index import parse_shard_index
 from gearfall.checkpoint.verification import verify
 from gearfall.cli.main import app
 from gearfall.core.errors import CorruptCheckpoint, GearfallError
@@ -308,6 +309,15 @@ def test_a_long_safetensors_header_does_not_either(bomb: Callable[[], bytes]):
     header = bomb()
     with Growth(), pytest.raises(CorruptCheckpoint):
         parse_header(header, len(header) + LENGTH_BYTES)
+
+
+@pytest.mark.parametrize("entry", ['"{:07}":"",', '"{:07}":"{:07}.safetensors",', '"{:07}":1,'])
+def test_nor_does_a_long_index(entry: str):
+    filling = "".join(entry.format(i, i) for i in range(2**25 // (len(entry.format(0, 0)))))
+    text = f'{{"weight_map":{{{filling[:-1]}}}}}'.encode()
+    del filling
+    with Growth(), pytest.raises(CorruptCheckpoint):
+        parse_shard_index(text)
 
 
 def ignore(done_bytes: int, total_bytes: int) -> None:
