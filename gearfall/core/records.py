@@ -80,9 +80,9 @@ class ModelRecord:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     source: str
-    """Directory it was registered from."""
+    """Directory or URL it was registered from."""
     nodes: tuple[NodeId, ...]
-    """Nodes whose store holds it on SSD."""
+    """Nodes whose store can load it: from its SSD or, if `source` is a URL, from there."""
     dtype: str
     """Of most of its bytes, as torch writes it: bfloat16."""
     layers: int = 0
@@ -130,6 +130,13 @@ class NodeRecord:
     """Measured by real loads; 0 while unknown."""
     resident: tuple[ModelName, ...] = ()
     """Models in the DRAM pool."""
+    remote_bytes_per_s: float = 0.0
+    """From elsewhere to SSD, and to DRAM in the same pass; 0 while unknown."""
+    ssd_capacity_bytes: int = 0
+    ssd_used_bytes: int = 0
+    on_ssd: tuple[ModelName, ...] | None = None
+    """Models whose bytes are on SSD; those else listed for this node come from elsewhere. None from
+    a store that does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,10 @@ class RemoteDirectory:
         CorruptCheckpoint when another version is served, NotFound or PermissionDenied when the
         server says so, InvalidRequest when it does not serve ranges.
         """
-        options: obstore.GetOptions = {"range": (offset_bytes, offset_bytes + size_bytes)}
+        options: obstore.GetOptions = {}
+        # Some servers answer a range that is the whole as if none was asked for.
+        if size_bytes != version.size_bytes:
+            options["range"] = (offset_bytes, offset_bytes + size_bytes)
         if version.tag:
             options["if_match"] = version.tag
         with self._errors(file):

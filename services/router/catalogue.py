@@ -13,6 +13,7 @@ from gearfall.core.ports import JobQueue
 from gearfall.core.records import DeploymentRecord, NodeRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_view import ClusterView
+from gearfall.infra.remote import is_url
 from gearfall.pb import store_pb2
 from services.router.peers import Peers
 
@@ -62,8 +63,8 @@ class Catalogue:
         Goes on where one store fails, then raises the first failure: what a store has stays.
         """
         parse_name(name, param="name")
-        if not path.startswith("/"):
-            raise InvalidRequest(f"path {path[:200]!r} is not absolute", param="path")
+        if not path.startswith("/") and not is_url(path):
+            raise InvalidRequest(f"path {path[:200]!r} is neither absolute nor a URL", param="path")
         if DeploymentName(name) in self._cluster.view.deployments:
             raise Conflict(f"a deployment has the name {name}", param="name")
         nodes = tuple(self._cluster.view.nodes.values())

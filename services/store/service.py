@@ -250,6 +250,10 @@ class StoreService:
             dram_used_bytes=self.pool.used_bytes,
             ssd_bytes_per_s=self.loader.bytes_per_s,
             resident=tuple(resident.model for resident in self.pool.residents),
+            remote_bytes_per_s=self.loader.bandwidth_of(Tier.REMOTE),
+            ssd_capacity_bytes=self.room.capacity_bytes,
+            ssd_used_bytes=self.room.used_bytes,
+            on_ssd=tuple(sorted(list(self.ssd.models))),
         )
 
     async def _run(self) -> None:

@@ -46,6 +46,7 @@ class SsdRoom:
     ) -> None:
         """`capacity_bytes`: 0 for what the file system has. `is_busy`: leased or being loaded."""
         self._capacity_bytes = capacity_bytes
+        self._disk_bytes = 0
         self._ssd = ssd
         self._copies = copies
         self._is_busy = is_busy
@@ -59,8 +60,8 @@ class SsdRoom:
     @property
     def capacity_bytes(self) -> int:
         """Most bytes of models that the tier may hold."""
-        total_bytes, _ = self._ssd.space()
-        return min(self._capacity_bytes or total_bytes, total_bytes)
+        self._disk_bytes = self._disk_bytes or self._ssd.space()[0]
+        return min(self._capacity_bytes or self._disk_bytes, self._disk_bytes)
 
     @property
     def used_bytes(self) -> int:

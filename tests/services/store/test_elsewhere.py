@@ -74,6 +74,7 @@ async def test_a_url_is_registered_without_its_bytes_and_loaded_in_one_pass(
         file = await store.call("ReadFile", pb.ReadFileRequest(model=NAME, file="config.json"))
         assert file.content == (model / "config.json").read_bytes()
         await store.wait_model(NAME, ("node-0",))
+        await store.wait_node(on_ssd=())
 
         progress = await store.load(NAME)
         assert progress[0].tier == common_pb2.TIER_REMOTE
@@ -93,6 +94,9 @@ async def test_a_url_is_registered_without_its_bytes_and_loaded_in_one_pass(
         speeds = {tier.tier: tier.bytes_per_s for tier in status.tiers}
         assert speeds[common_pb2.TIER_REMOTE] > 0
         assert speeds[common_pb2.TIER_SSD] > 0
+        node = await store.wait_node(on_ssd=(NAME,), resident=(NAME,))
+        assert node.remote_bytes_per_s > 0
+        assert node.ssd_used_bytes == registered.size_bytes
 
 
 async def test_a_restart_knows_remote_models_and_removes_half_written_ones(
