@@ -37,7 +37,8 @@ class DeviceBuffer:
         """Copy host memory to the front and wait; return how many of its bytes could be pinned.
 
         Pinned memory is read by the device directly. What can't be pinned (a driver without
-        read-only registration) goes through the driver's own memory, more slowly.
+        read-only registration) goes through the driver's own memory, more slowly. Map pool memory
+        MAP_SHARED and read-only for this: pinning a private mapping makes the kernel copy it.
         """
         with gearfall_errors():
             return self.native.copy_from(view_bytes(source))

@@ -187,6 +187,28 @@ def test_the_destination_is_let_go_of_after_an_error(file, error):
     destination.close()
 
 
+@pytest.mark.parametrize(("direct", "ring"), [(True, True), (True, False), (False, False)])
+def test_a_destination_without_memory_behind_it(file, tmp_path, direct, ring):
+    """The device refuses the read, and so does the buffered one that is tried in its place."""
+    backing = tmp_path / "backing"
+    backing.write_bytes(bytes(4 * BLOCK))
+    with backing.open("r+b") as opened, mmap.mmap(opened.fileno(), 4 * BLOCK) as destination:
+        opened.truncate(BLOCK)
+        with pytest.raises(OSError, match="Bad address") as caught:
+            native.read_chunks(
+                file,
+                offset_bytes=0,
+                size_bytes=4 * BLOCK,
+                destination=destination,
+                chunk_bytes=2 * BLOCK,
+                threads=1,
+                populate_threads=1,
+                direct=direct,
+                ring=ring,
+            )
+    assert caught.value.errno == errno.EFAULT
+
+
 def test_the_method_is_told(file):
     assert native.read_method(file, direct=False) == "buffered"
     assert native.read_method(file, ring=False) in ("direct", "buffered")
