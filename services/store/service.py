@@ -253,7 +253,7 @@ class StoreService:
             remote_bytes_per_s=self.loader.bandwidth_of(Tier.REMOTE),
             ssd_capacity_bytes=self.room.capacity_bytes,
             ssd_used_bytes=self.room.used_bytes,
-            on_ssd=tuple(sorted(list(self.ssd.models))),
+            on_ssd=tuple(sorted(self.ssd.models)),
         )
 
     async def _run(self) -> None:

@@ -30,6 +30,8 @@ class Faults:
     """Other bytes under a name, without another tag."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """(file, Range header) of every GET, in order."""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    """Set when the first body stalls."""
     partition_asked: threading.Event = field(default_factory=threading.Event)
     """Set by the first GET of a partition."""
 
@@ -102,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
             half = len(body) // 2
             self.wfile.write(body[:half])
             self.wfile.flush()
+            faults.stalled.set()
             faults.stall.wait(20)
             body = body[half:]
         if faults.cut_after_bytes is not None and faults.cuts_left > 0:
