@@ -115,7 +115,7 @@ class Bench:
         kind = loader.removeprefix("raw ")
         argv = (sys.executable, "-m", "bench.load_ours", "raw", str(self._partitions[0]), kind)
         with child(*argv) as process:
-            prepare(self._partitions, condition)
+            self._prepare(self._partitions, condition)
             done = process.ask()
         return Sample(loader, condition, self.size_bytes, index, done["load_s"])
 
@@ -131,7 +131,7 @@ class Bench:
             load_s = 0.0
             if condition != "resident":
                 self._store.ask(do="unload", model=self._model)
-                prepare(self._partitions, condition)
+                self._prepare(self._partitions, condition)
                 load_s = self._store.ask(do="load", model=self._model)["load_s"]
             manifest = self._store.ask(do="load", model=self._model)["digest"]
             done = client.ask(digest=self._wants_digest(condition, index), manifest=manifest)
@@ -141,7 +141,16 @@ class Bench:
             phases_s = {"load": load_s, **phases_s}
         peak_bytes = max(self._load_peak_bytes, done["peak_bytes"])
         total_s = sum(phases_s.values())
-        return Sample(OURS, condition, self.size_bytes, index, total_s, phases_s, peak_bytes)
+        return Sample(
+            OURS,
+            condition,
+            self.size_bytes,
+            index,
+            total_s,
+            phases_s,
+            peak_bytes,
+            done["faults"],
+        )
 
     def _run_peer(self, loader: str, condition: str, index: int) -> Sample | None:
         argv = (self._peers_python, "-P", str(PEER_SCRIPT), loader, str(self._directory))
@@ -149,13 +158,18 @@ class Bench:
             if "missing" in process.first:
                 self.missing[loader] = process.first["missing"]
                 return None
-            prepare([self._directory / FILES.get(loader, "model.safetensors")], condition)
+            self._prepare([self._directory / FILES.get(loader, "model.safetensors")], condition)
             done = process.ask(digest=self._wants_digest(condition, index))
         self._compare(loader, done["digest"])
         phases_s = {"load": done["load_s"], "touch": done["touch_s"]}
         peak_bytes = done["peak_bytes"] - done["tensor_bytes"]
         total_s = sum(phases_s.values())
         return Sample(loader, condition, self.size_bytes, index, total_s, phases_s, peak_bytes)
+
+    def _prepare(self, paths: Sequence[Path], condition: str) -> None:
+        """Have of all the model's files only these in the page cache: it does not hold them all."""
+        prepare([*self._partitions, *self._directory.glob("model.*")], "cold")
+        prepare(paths, condition)
 
     def _wants_digest(self, condition: str, index: int) -> bool:
         return index == 0 and condition != "warm"
@@ -294,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(document, indent=2) + "\n")
-    out = Console(width=max(Console().width, 110))
+    out = Console(width=max(Console().width, 140))
     out.print(table(rows))
     out.print(*phase_lines(rows), sep="\n")
     for size, found in sorted(ceilings.items()):

@@ -7,6 +7,7 @@ makes tensors as an engine does, `raw` the disk's ceiling. Lines of JSON, as in 
 import asyncio
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -112,13 +113,16 @@ async def attach(socket: str, model: str) -> None:
     tensors = {name: stored.find([name]) for name in names}
     attached = time.perf_counter()
     found = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    faults_before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     touch(found)
     touched = time.perf_counter()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before
     say(
         lease_s=leased - started,
         map_s=mapped - leased,
         views_s=attached - mapped,
         touch_s=touched - attached,
+        faults=faults,
         peak_bytes=(memory_kib("VmHWM") - before_kib) * 1024 - sum(lease.partition_sizes),
         tensor_bytes=sum(tensor.nbytes for tensor in found.values()),
         digest=digest(found) if request["digest"] else "",

@@ -26,6 +26,8 @@ class Sample:
     phases_s: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
     """Most memory beyond the model's own bytes."""
+    touch_faults: int = 0
+    """Page faults of the touch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Row:
     phases_s: dict[str, float]
     """Medians."""
     peak_mib: float
+    touch_faults: int
 
 
 def summarize(samples: Sequence[Sample]) -> list[Row]:
@@ -72,6 +75,7 @@ def _row(key: tuple[int, str, str], group: Sequence[Sample], ours: Sequence[Samp
         spread(ratios) if ratios else None,
         {name: spread(s.phases_s[name] for s in group).median for name in names},
         max(sample.peak_bytes for sample in group) / MIB,
+        max(sample.touch_faults for sample in group),
     )
 
 
@@ -119,6 +123,7 @@ def phase_lines(rows: Sequence[Row]) -> list[str]:
     return [
         f"{row.size_bytes / 1e9:.2f} GB {row.condition}: "
         + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in row.phases_s.items())
+        + f"; {row.touch_faults} page faults in the touch"
         for row in rows
         if row.loader == OURS
     ]

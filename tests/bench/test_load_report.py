@@ -14,7 +14,7 @@ SAMPLES = [
     Sample("raw io_uring", "cold", SIZE, 0, 0.5),
     Sample("raw threads", "cold", SIZE, 0, 0.4),
     Sample("raw io_uring", "cold", SIZE, 1, 0.45),
-    Sample(OURS, "cold", SIZE, 0, 0.55, {"load": 0.5, "touch": 0.05}, 3 * 2**20),
+    Sample(OURS, "cold", SIZE, 0, 0.55, {"load": 0.5, "touch": 0.05}, 3 * 2**20, 640),
     Sample(OURS, "cold", SIZE, 1, 0.45, {"load": 0.45, "touch": 0.0}, 5 * 2**20),
     Sample("torch.load", "cold", SIZE, 0, 1.1, {"load": 1.0, "touch": 0.1}),
     Sample("torch.load", "cold", SIZE, 1, 1.8, {"load": 1.8, "touch": 0.0}),
@@ -43,7 +43,9 @@ def test_the_ceiling_is_the_faster_raw_read_of_each_round():
 def test_the_table_has_a_row_for_each_loader_and_condition():
     rows = summarize(SAMPLES)
     assert table(rows).row_count == len(rows) == 5
-    assert phase_lines(rows) == ["1.00 GB cold: load 475.0 ms, touch 25.0 ms"]
+    assert phase_lines(rows) == [
+        "1.00 GB cold: load 475.0 ms, touch 25.0 ms; 640 page faults in the touch"
+    ]
 
 
 def test_the_model_is_a_sound_checkpoint_of_about_the_size_without_equal_tensors(tmp_path):
