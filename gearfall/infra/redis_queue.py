@@ -25,8 +25,9 @@ from gearfall.core.ids import ModelName
 from gearfall.core.job import Job
 from gearfall.core.ports import QueueDepth, QueuedJob
 from gearfall.infra.convert import job_from_pb, job_to_pb
+from gearfall.infra.redis_appends import JoinedAppends
 from gearfall.infra.redis_errors import UNREACHABLE, error_from_redis
-from gearfall.infra.redis_scripts import ADOPT, CANCEL, DEPTH, RECLAIM
+from gearfall.infra.redis_scripts import ACKNOWLEDGE, ADOPT, CANCEL, DEPTH, RECLAIM
 from gearfall.pb import common_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 GROUP = b"workers"
 FIELD = b"job"
 _SETTLE_S = 2.0
+_MOST_ACKNOWLEDGED = 1000
+"""Entries of one script call: Lua's stack is finite."""
 
 
 class RedisQueue:
@@ -60,9 +63,11 @@ class RedisQueue:
             retry=Retry(NoBackoff(), 0),
             max_connections=1024,
         )
+        self._acknowledge = self._redis.register_script(ACKNOWLEDGE)
         self._cancel = self._redis.register_script(CANCEL)
         self._depth = self._redis.register_script(DEPTH)
         self._reclaim = self._redis.register_script(RECLAIM)
+        self._appends = JoinedAppends(self._redis, self._call)
         self._adopt = self._redis.register_script(ADOPT)
         self._held: defaultdict[tuple[ModelName, str], set[str]] = defaultdict(set)
         self._claims_in_flight: defaultdict[tuple[ModelName, str], int] = defaultdict(int)
@@ -72,8 +77,7 @@ class RedisQueue:
     async def append(self, job: Job) -> str:
         """See the port. After Unavailable the entry may exist: a claimer must tolerate it."""
         fields = {FIELD: job_to_pb(job).SerializeToString()}
-        entry_id = await self._call(partial(self._redis.xadd, self._key(job.model), fields))
-        return cast("bytes", entry_id).decode()
+        return (await self._appends.append(self._key(job.model), fields)).decode()
 
     async def claim(
         self, model: ModelName, consumer: str, *, max_jobs: int, block_s: float
@@ -98,14 +102,10 @@ class RedisQueue:
         """See the port."""
         if not entry_ids:
             return
-
-        async def remove() -> None:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.xack(self._key(model), GROUP, *entry_ids)
-                pipe.xdel(self._key(model), *entry_ids)
-                await pipe.execute()
-
-        await self._call(remove, attempts=2)
+        for start in range(0, len(entry_ids), _MOST_ACKNOWLEDGED):
+            arguments: list[Any] = [GROUP, *entry_ids[start : start + _MOST_ACKNOWLEDGED]]
+            remove = partial(self._acknowledge, [self._key(model)], arguments)
+            await self._call(remove, attempts=2)
         for (held_model, _), held in self._held.items():
             if held_model == model:
                 held.difference_update(entry_ids)

@@ -1,5 +1,12 @@
 """Lua scripts of the job queue; KEYS[1] is the stream, ARGV[1] the consumer group."""
 
+ACKNOWLEDGE = """
+-- ARGV[2..]: entry ids. Removes them for good, whoever holds them.
+local group = table.remove(ARGV, 1)
+redis.call('XACK', KEYS[1], group, unpack(ARGV))
+return redis.call('XDEL', KEYS[1], unpack(ARGV))
+"""
+
 CANCEL = """
 -- ARGV[2]: entry id. Deletes the entry unless a consumer holds it; returns 1 if it was deleted.
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)

@@ -19,6 +19,7 @@ from gearfall.core.job import Job, TokenRun
 from gearfall.infra.bearer import bearer_metadata
 from gearfall.infra.convert import token_run_to_pb
 from gearfall.infra.grpc_channels import open_channel
+from gearfall.pb import common_pb2 as pb_common
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb.router_pb2_grpc import TokenSinkStub
 
@@ -27,6 +28,14 @@ HELLO_TIMEOUT_S = 3.0
 FLUSH_TIMEOUT_S = 1.0
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
+_JOINABLE = frozenset(
+    {
+        pb_common.FINISH_REASON_UNSPECIFIED,
+        pb_common.FINISH_REASON_STOP,
+        pb_common.FINISH_REASON_LENGTH,
+    }
+)
+"""Ends that count the run's tokens in; after others the tokens before them stay a run."""
 MOST_JOINED = 32
 """Steps that one message may hold: it stays far below the limit of a message."""
 
@@ -219,10 +228,34 @@ def join_steps(pushes: Sequence[pb.WorkerPush]) -> list[pb.WorkerPush]:
     joined: list[pb.WorkerPush] = []
     for push in pushes:
         if push.HasField("step") and joined and joined[-1].HasField("step"):
-            joined[-1].step.runs.extend(push.step.runs)
+            _extend(joined[-1].step, push.step)
         else:
             joined.append(push)
     return joined
+
+
+def _extend(step: pb.StepTokens, later: pb.StepTokens) -> None:
+    """Append the runs of a later step; one that continues a job's run becomes part of it."""
+    last_by_job = {(run.job_id, run.epoch): run for run in step.runs}
+    for run in later.runs:
+        last = last_by_job.get((run.job_id, run.epoch))
+        if last is None or not _continues(last, run):
+            step.runs.append(run)
+            continue
+        last.token_ids.extend(run.token_ids)
+        last.logprobs.extend(run.logprobs)
+        last.margins.extend(run.margins)
+        last.alternatives.extend(run.alternatives)
+        last.finish = run.finish
+        last.error = run.error
+
+
+def _continues(last: pb_common.TokenRun, run: pb_common.TokenRun) -> bool:
+    """Whether both can be one run: no gap, no end between, alternatives for all tokens or none."""
+    if last.finish or not run.token_ids or run.finish not in _JOINABLE:
+        return False
+    has_alternatives = bool(last.alternatives) == bool(run.alternatives)
+    return has_alternatives and last.index + len(last.token_ids) == run.index
 
 
 def _is_refused(error: BaseException) -> bool:

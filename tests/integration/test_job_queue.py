@@ -146,6 +146,20 @@ async def test_reclaim_of_an_unknown_queue_is_empty(queues):
     assert list(await queue.reclaim(MODEL, "me", alive=frozenset(), max_jobs=9)) == []
 
 
+async def test_appends_at_once_are_all_kept_and_one_that_is_cancelled_hurts_none(queues):
+    queue = queues.connect()
+    tasks = [asyncio.create_task(queue.append(job(i))) for i in range(300)]
+    await asyncio.sleep(0)
+    tasks[7].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    kept = [each for each in results if isinstance(each, str)]
+    assert len(kept) == len(set(kept)) >= 299
+    taken = await claim(queue, "w1", max_jobs=300)
+    assert set(kept) <= set(ids(taken))
+    await queue.acknowledge(MODEL, ids(taken))
+    assert await queue.depth(MODEL) == QueueDepth(waiting=0, claimed=0)
+
+
 async def test_the_holder_of_an_entry_is_who_claimed_it_last(queues):
     queue = queues.connect()
     assert await queue.holder(MODEL, "1-0") is None

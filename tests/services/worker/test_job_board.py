@@ -135,7 +135,9 @@ async def test_steps_that_wait_for_the_stream_share_a_message(bench):
     bench.push(run_of(a_job, 0))
     bench.push(run_of(a_job, 1))
     await bench.router.until(lambda: bench.router.steps)
-    assert bench.router.steps == [[("job-1", 0), ("job-1", 1)]]
+    assert bench.router.steps == [[("job-1", 0)]]
+    (joined,) = bench.router.heard[-1].step.runs
+    assert list(joined.token_ids) == [7, 7]
 
 
 async def test_stop_cancels_in_the_engine_and_acknowledges(bench):

@@ -1,11 +1,13 @@
 """Steps that wait for the stream travel together, and nothing changes its place."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.pb import common_pb2
 from gearfall.pb import router_pb2 as pb
 from services.worker.push_stream import join_steps
 
@@ -55,3 +57,53 @@ def test_order_is_kept_and_no_two_steps_stay_apart(kinds: list[str]) -> None:
     assert flat == list(range(len(kinds)))
     is_step = [push.HasField("step") for push in joined]
     assert (True, True) not in pairwise(is_step)
+
+
+def run(index: int, *tokens: int, job: str = "a", finish: int = 0, top: bool = False) -> Any:
+    made = pb.StepTokens().runs.add(job_id=job, epoch=1, index=index, finish=finish)
+    made.token_ids.extend(tokens)
+    made.logprobs.extend(-0.5 for _ in tokens)
+    made.margins.extend(1.0 for _ in tokens)
+    for _ in tokens if top else ():
+        made.alternatives.add()
+    return made
+
+
+def steps(*runs: Any) -> list[Any]:
+    joined = join_steps([pb.WorkerPush(step=pb.StepTokens(runs=[each])) for each in runs])
+    return [each for push in joined for each in push.step.runs]
+
+
+STOP, LENGTH, ERROR = (
+    common_pb2.FINISH_REASON_STOP,
+    common_pb2.FINISH_REASON_LENGTH,
+    common_pb2.FINISH_REASON_ERROR,
+)
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([run(0, 7), run(1, 8)], [run(0, 7, 8)]),
+        ([run(0, 7), run(0, 9, job="b"), run(1, 8)], [run(0, 7, 8), run(0, 9, job="b")]),
+        ([run(3, 7), run(4, 8, finish=STOP)], [run(3, 7, 8, finish=STOP)]),
+        ([run(0, 7, top=True), run(1, 8, top=True)], [run(0, 7, 8, top=True)]),
+    ],
+)
+def test_a_jobs_consecutive_runs_become_one(runs: list[Any], expected: list[Any]) -> None:
+    assert steps(*runs) == expected
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [run(0, 7), run(2, 8)],
+        [run(0, 7), run(0, 7)],
+        [run(0, 7, finish=LENGTH), run(1, 8)],
+        [run(0, 7), run(1, 8, finish=ERROR)],
+        [run(0, 7), run(1, finish=STOP)],
+        [run(0, 7, top=True), run(1, 8)],
+    ],
+)
+def test_what_is_not_one_run_stays_apart(runs: list[Any]) -> None:
+    assert steps(*runs) == runs
