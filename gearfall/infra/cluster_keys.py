@@ -11,6 +11,7 @@ replicas/<worker_id>/<model>        ReplicaRecord     lease of the worker
 demand/<model>/<router_id>          DemandRecord      lease of the router
 decisions/<model>                   DecisionRecord    fenced
 leader                              SchedulerRecord   lease of the leader
+incarnation                         (text)            names one life of cluster state; no record
 """
 
 import math
@@ -50,6 +51,9 @@ Record = (
 LEADER = "leader"
 LEADER_KEY = "leader"
 """The key whose create_revision is the election revision: the leader's fence."""
+
+INCARNATION_KEY = "incarnation"
+"""Written once, by whoever asks first; another value means that state was made anew."""
 
 
 class UndecodableError(ValueError):

@@ -19,7 +19,13 @@ from gearfall.core.records import (
     SchedulerRecord,
     WorkerRecord,
 )
-from gearfall.infra.cluster_keys import ALL_KINDS, LEADER, UndecodableError, decode_entry
+from gearfall.infra.cluster_keys import (
+    ALL_KINDS,
+    INCARNATION_KEY,
+    LEADER,
+    UndecodableError,
+    decode_entry,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +122,8 @@ class ViewBuilder:
         self.view = replace(self.view, **changed)
 
     def _decode(self, entry: StateEntry) -> tuple[str, Any, Any] | None:
+        if entry.key == INCARNATION_KEY:
+            return None
         try:
             return decode_entry(entry.key, entry.value)
         except UndecodableError as error:

@@ -1,6 +1,8 @@
 """This node's part of the ModelRecords: merged by compare-and-set, so that nodes don't race."""
 
+import contextlib
 import logging
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -8,7 +10,8 @@ from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import ModelRecord
 from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_keys import decode_entry, encode_record, key_of
+from gearfall.infra.cluster_keys import INCARNATION_KEY, decode_entry, encode_record, key_of
+from services.store.ledger import Ledger
 from services.store.stored_model import StoredModel
 
 _MAX_ATTEMPTS = 16
@@ -20,9 +23,10 @@ _Change = Callable[[ModelRecord | None], ModelRecord | None]
 class ModelRegistry:
     """Adds and removes this node in the records of models."""
 
-    def __init__(self, cluster: Cluster, node_id: NodeId) -> None:
+    def __init__(self, cluster: Cluster, node_id: NodeId, ledger: Ledger) -> None:
         self._cluster = cluster
         self._node_id = node_id
+        self._ledger = ledger
         self._refused: set[tuple[ModelName, str]] = set()
 
     async def publish(self, stored: StoredModel) -> ModelRecord:
@@ -47,8 +51,10 @@ class ModelRegistry:
                 return fresh
             return replace(fresh, source=known.source, is_removing=known.is_removing)
 
+        incarnation = await self._incarnation()
         record = await self._update(name, add)
         assert record is not None
+        self._ledger.add(incarnation, name, stored.digest)
         return record
 
     async def withdraw(self, name: ModelName, *, forget: bool) -> bool:
@@ -86,11 +92,14 @@ class ModelRegistry:
         live = self._cluster.view.nodes
         return tuple(node for node in record.nodes if node != self._node_id and node in live)
 
-    async def reconcile(self, stored: dict[ModelName, StoredModel]) -> None:
+    async def reconcile(self, stored: dict[ModelName, StoredModel]) -> Sequence[ModelName]:
         """Make the records tell the truth about this node: after a start, or a loss of state.
 
-        Raises Unavailable. A conflict is logged once and left: somebody must remove one of the two.
+        Returns the models that were removed from the cluster while this node did not listen: they
+        are not published again. Raises Unavailable. A conflict is logged once and left: somebody
+        must remove one of the two.
         """
+        removed = []
         models = self._cluster.view.models
         for name, record in models.items():
             if self._node_id in record.nodes and name not in stored:
@@ -98,8 +107,34 @@ class ModelRegistry:
         for name, model in stored.items():
             known = models.get(name)
             is_listed = known is not None and self._node_id in known.nodes
-            if known is None or not is_listed or known.digest != model.digest:
+            if known is None and await self._is_removed(model):
+                removed.append(name)
+            elif known is None or not is_listed or known.digest != model.digest:
                 await self._publish_found(model)
+        return removed
+
+    def forget(self, name: ModelName) -> None:
+        """Note that a model is no longer here, so that it may come again."""
+        self._ledger.remove(name)
+
+    async def _is_removed(self, model: StoredModel) -> bool:
+        # The view may be behind a registration: only state itself says that a model is gone.
+        if await self._cluster.state.get(key_of("models", model.name)) is not None:
+            return False
+        return self._ledger.has(await self._incarnation(), model.name, model.digest)
+
+    async def _incarnation(self) -> str:
+        """Return what names this life of cluster state; the first who asks names it."""
+        state = self._cluster.state
+        for _ in range(_MAX_ATTEMPTS):
+            entry = await state.get(INCARNATION_KEY)
+            if entry is not None:
+                return entry.value.decode("ascii", "replace")
+            name = uuid.uuid4().hex
+            with contextlib.suppress(Conflict):
+                await state.compare_and_set(INCARNATION_KEY, name.encode(), expected_mod_revision=0)
+                return name
+        raise Unavailable("cluster state does not keep its incarnation", retry_after_s=1.0)
 
     async def _publish_found(self, model: StoredModel) -> None:
         try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from gearfall.core.errors import Conflict, GearfallError
 from gearfall.core.ids import ModelName
@@ -26,12 +26,17 @@ class Presence:
         registry: ModelRegistry,
         describe: Callable[[], NodeRecord],
         stored: Callable[[], dict[ModelName, StoredModel]],
+        drop: Callable[[ModelName], Awaitable[None]],
     ) -> None:
-        """`describe` and `stored` say what is true now: the node, and the models on its SSD."""
+        """`describe` and `stored` say what is true now: the node, and the models it can load.
+
+        `drop` removes a model that was removed from the cluster while this node did not listen.
+        """
         self._cluster = cluster
         self._registry = registry
         self._describe = describe
         self._stored = stored
+        self._drop = drop
         self._changed = asyncio.Event()
         self._is_published = asyncio.Event()
         self._lease: Lease | None = None
@@ -80,7 +85,8 @@ class Presence:
     async def _publish(self, lease: Lease) -> None:
         # Cleared first: a change that comes while we write is published in the next round.
         self._changed.clear()
-        await self._registry.reconcile(self._stored())
+        for removed in await self._registry.reconcile(self._stored()):
+            await self._drop(removed)
         await self._cluster.put_node(self._describe(), lease=lease)
         self._is_published.set()
 

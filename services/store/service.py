@@ -26,6 +26,7 @@ from services.store.canary_process import CanaryProcess
 from services.store.catalogue import Catalogue
 from services.store.elsewhere import ClusterCopies, Elsewhere
 from services.store.flight import Flight
+from services.store.ledger import Ledger
 from services.store.load import LoadFlight
 from services.store.loader import Loader
 from services.store.model_registry import ModelRegistry
@@ -100,7 +101,8 @@ class StoreService:
         self.attach = AttachServer(self.pool, settings.attach_dir)
         self._canary_process = CanaryProcess()
         self._canaries = Canaries(compute_canary or self._canary_process.compute)
-        self._registry = ModelRegistry(cluster, settings.node_id)
+        self._ledger = Ledger(settings.data_dir)
+        self._registry = ModelRegistry(cluster, settings.node_id, self._ledger)
         copies = ClusterCopies(cluster, self._registry, self.catalogue)
         self.room = SsdRoom(
             settings.ssd_bytes,
@@ -118,7 +120,9 @@ class StoreService:
             room=self.room,
             on_arrived=self._notify,
         )
-        self._presence = Presence(cluster, self._registry, self.describe, self._stored)
+        self._presence = Presence(
+            cluster, self._registry, self.describe, self._stored, self._drop_removed
+        )
         self._tasks: asyncio.Task[None] | None = None
         self._works: set[asyncio.Task[None]] = set()
         self._registrations: dict[tuple[ModelName, str], RegisterFlight] = {}
@@ -134,6 +138,7 @@ class StoreService:
         """
         await asyncio.to_thread(self.ssd.open)
         await asyncio.to_thread(self.catalogue.open)
+        self._ledger.open()
         self.attach.open()
         self.transfers.start()
 
@@ -335,6 +340,16 @@ class StoreService:
             self.catalogue.put, name, remote.manifest_json, files, url.rstrip("/")
         )
 
+    async def _drop_removed(self, name: ModelName) -> None:
+        """Drop a model that the cluster has forgotten, unless it is in use: then later."""
+        if self._is_busy(name) or self._lock(name).locked():
+            return
+        if self.pool.peek(name) is not None:
+            self.pool.drop(name)
+        await asyncio.to_thread(self._discard, name)
+        self._registry.forget(name)
+        _log.info("model dropped: it was removed from the cluster", extra={"model": name})
+
     def _discard(self, name: ModelName) -> None:
         self.catalogue.remove(name)
         self.ssd.remove(name)
@@ -355,6 +370,7 @@ class StoreService:
             raise NotFound(f"model {name!r} is not registered", param="model")
         await asyncio.to_thread(self._discard, name)
         self.pool.forget(name)
+        self._registry.forget(name)
         _log.info("model removed", extra={"model": name})
 
     def _stored(self) -> dict[ModelName, StoredModel]:

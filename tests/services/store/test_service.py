@@ -209,3 +209,37 @@ async def test_the_node_leaves_cluster_state_when_it_stops(tmp_path: Path):
         assert NodeId("node-0") == store.node_id
         assert "nodes/node-0" in server.entries
     assert "nodes/node-0" not in server.entries
+
+
+async def test_a_model_removed_while_a_store_was_down_does_not_come_back(tmp_path: Path):
+    server = MemoryStateServer()
+    source = write_source(tmp_path / "src")
+    async with running_store(tmp_path / "store", server=server) as store:
+        for name in (NAME, "kept"):
+            await store.register(name, source)
+    del server.entries[f"models/{NAME}"]
+    async with running_store(tmp_path / "store", server=server) as store:
+        assert list(store.cluster.view.models) == ["kept"]
+        assert [entry.name for entry in (tmp_path / "store/models").iterdir()] == ["kept"]
+        with pytest.raises(NotFound):
+            await store.load(NAME)
+        await store.register(NAME, source)
+        await store.load(NAME)
+
+
+async def test_state_made_anew_while_a_store_was_down_learns_its_models(tmp_path: Path):
+    async with running_store(tmp_path / "store") as store:
+        await store.register(NAME, write_source(tmp_path / "src"))
+    async with running_store(tmp_path / "store", server=MemoryStateServer()) as store:
+        await store.wait_model(NAME, ("node-0",))
+        await store.load(NAME)
+
+
+async def test_a_damaged_ledger_removes_nothing(tmp_path: Path):
+    server = MemoryStateServer()
+    async with running_store(tmp_path / "store", server=server) as store:
+        await store.register(NAME, write_source(tmp_path / "src"))
+    (tmp_path / "store/published.json").write_bytes(b"{")
+    del server.entries[f"models/{NAME}"]
+    async with running_store(tmp_path / "store", server=server) as store:
+        await store.wait_model(NAME, ("node-0",))
