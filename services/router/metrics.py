@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -11,6 +18,9 @@ class RouterMetrics:
     """Counters and histograms; `model` is what the client asked for, `stage` a model that ran."""
 
     def __init__(self) -> None:
+        # They double the series and say nothing that a counter's reset does not. The library knows
+        # this setting for the whole process only.
+        disable_created_metrics()
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "gearfall_requests",

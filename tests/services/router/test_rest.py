@@ -287,6 +287,7 @@ async def test_health_and_metrics(rig, http):
     assert 'gearfall_requests_total{model="small",outcome="finished"} 1.0' in text
     assert 'gearfall_time_to_first_token_seconds_count{model="small"} 1.0' in text
     assert 'gearfall_queue_depth{model="small",state="waiting"} 0.0' in text
+    assert "_created" not in text
     rig.queue_server.stop()
     reply = await http.get("/readyz")
     assert reply.status_code == 503
