@@ -20,7 +20,7 @@ class RouterMetrics:
     def __init__(self) -> None:
         # They double the series and say nothing that a counter's reset does not. The library knows
         # this setting for the whole process only.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "gearfall_requests",
