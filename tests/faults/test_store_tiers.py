@@ -14,6 +14,7 @@ import pytest
 
 from gearfall.core.errors import InvalidRequest, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
+from gearfall.infra.memory_state import MemoryStateServer
 from gearfall.pb import common_pb2
 from gearfall.pb import store_pb2 as pb
 from tests.gearfall.infra.web_servers import WebServer, web_server
@@ -208,3 +209,32 @@ async def test_a_server_that_hangs_up_and_recovers(web: WebServer, tmp_path: Pat
         web.faults.cut_after_bytes = None
         assert (await load)[-1].done
         assert [entry.name for entry in (tmp_path / "store/models").iterdir()] == ["m"]
+
+
+async def test_a_neighbour_that_dies_half_way_is_replaced_by_the_url(
+    web: WebServer, tmp_path: Path
+):
+    """Two places have it: the one that dies in the middle of a chunk costs time, nothing else."""
+    server = MemoryStateServer()
+    async with running_store(tmp_path / "two", node="node-2", server=server) as two:
+        async with running_store(tmp_path / "one", node="node-1", server=server) as one:
+            await one.register("m", web.url)
+            await one.load("m")
+            await two.wait_model("m", ("node-1",))
+            first, asked = one.service.transfers, asyncio.Event()
+            loading = asyncio.create_task(follow_until_bytes(two, asked))
+            await asyncio.wait_for(asked.wait(), TIMEOUT_S)
+            first.close()
+        assert (await loading).done
+        content = (tmp_path / "two/models/m/partition-0.bin").read_bytes()
+        assert content == (tmp_path / "model/partition-0.bin").read_bytes()
+        two.service.pool.check()
+
+
+async def follow_until_bytes(store: RunningStore, asked: asyncio.Event) -> pb.LoadProgress:
+    """Load a model and say when its load has begun."""
+    last = pb.LoadProgress()
+    async for progress in store.stub.LoadModel(pb.LoadModelRequest(model="m"), timeout=TIMEOUT_S):
+        asked.set()
+        last = progress
+    return last
