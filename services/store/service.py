@@ -2,30 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 from gearfall.core.errors import (
     Conflict,
-    GearfallError,
-    Internal,
     InvalidRequest,
     NotFound,
-    Unavailable,
 )
 from gearfall.core.ids import ModelName, NodeId, parse_name
-from gearfall.core.records import ModelRecord, NodeRecord, Tier
+from gearfall.core.records import NodeRecord, Tier
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.native import read_chunks
-from gearfall.infra.remote import is_url
 from services.store.attach_server import AttachServer
 from services.store.canaries import Canaries, ComputeCanary
 from services.store.canary_process import CanaryProcess
 from services.store.catalogue import Catalogue
 from services.store.elsewhere import ClusterCopies, Elsewhere
-from services.store.flight import Flight
 from services.store.ledger import Ledger
 from services.store.load import LoadFlight
 from services.store.loader import Loader
@@ -33,14 +27,12 @@ from services.store.model_registry import ModelRegistry
 from services.store.pool import Pool
 from services.store.pool_memory import ReadChunks
 from services.store.presence import Presence
-from services.store.remote_checkpoint import open_remote
+from services.store.registration import RegisterFlight, Registrations
 from services.store.ssd_room import SsdRoom
 from services.store.ssd_tier import SsdTier
 from services.store.stored_model import StoredModel
 from services.store.transfers import Transfers
 
-_MAX_CONVERSIONS = 2
-"""Keeps threads free for loads and small files, and the disk's head in few places."""
 _log = logging.getLogger(__name__)
 
 
@@ -59,19 +51,6 @@ class StoreSettings:
     """Most bytes of models on the SSD tier; 0 for what its file system has."""
     bulk_host: str = "127.0.0.1"
     """Where neighbours reach the bulk socket: the host that gRPC listens on."""
-
-
-@dataclass(frozen=True, slots=True)
-class RegisterProgress:
-    """How far a registration is."""
-
-    phase: str
-    """check, convert, sync or done."""
-    done_bytes: int = 0
-    total_bytes: int = 0
-
-
-RegisterFlight = Flight[RegisterProgress, ModelRecord]
 
 
 class StoreService:
@@ -124,12 +103,17 @@ class StoreService:
             cluster, self._registry, self.describe, self._stored, self._drop_removed
         )
         self._tasks: asyncio.Task[None] | None = None
-        self._works: set[asyncio.Task[None]] = set()
-        self._registrations: dict[tuple[ModelName, str], RegisterFlight] = {}
         self._locks: WeakValueDictionary[ModelName, asyncio.Lock] = WeakValueDictionary()
-        self._conversions = asyncio.Semaphore(_MAX_CONVERSIONS)
         self._removing: set[ModelName] = set()
-        self._is_stopping = False
+        self._registrations = Registrations(
+            self.ssd,
+            self.catalogue,
+            room=self.room,
+            registry=self._registry,
+            canaries=self._canaries,
+            lock_of=self._lock,
+            on_unpublished=self._notify,
+        )
 
     async def open(self) -> None:
         """Find the SSD tier again and open the attach socket: calls can be answered from here on.
@@ -154,12 +138,13 @@ class StoreService:
 
     async def stop(self) -> None:
         """Withdraw the node, end all work and free the pool. Idempotent."""
-        self._is_stopping = True
+        self._registrations.stop()
         self.loader.stop()
-        for task in (*self._works, *((self._tasks,) if self._tasks else ())):
-            task.cancel()
-            await asyncio.wait((task,))
-        self._tasks = None
+        await self._registrations.wait_ended()
+        if self._tasks is not None:
+            self._tasks.cancel()
+            await asyncio.wait((self._tasks,))
+            self._tasks = None
         await self._canaries.stop()
         await self._canary_process.stop()
         await self._presence.withdraw()
@@ -174,18 +159,9 @@ class StoreService:
         await asyncio.shield(self._tasks)
 
     def register(self, name_text: str, path: str) -> RegisterFlight:
-        """Register a source directory; the same registration under way is joined.
-
-        Raises InvalidRequest for a bad name; other errors come through the flight. It goes on when
-        nobody follows any more.
-        """
+        """Register a directory or a URL; see `Registrations.begin`."""
         name = ModelName(parse_name(name_text, param="name"))
-        flight = self._registrations.get((name, path))
-        if flight is None:
-            flight = Flight(RegisterProgress("check"))
-            self._registrations[name, path] = flight
-            self._spawn(self._register(name, path, flight))
-        return flight
+        return self._registrations.begin(name, path)
 
     def load(self, name_text: str, priority: int = 0, target: Tier = Tier.DRAM) -> LoadFlight:
         """Bring a model up to a tier. Raises NotFound, CorruptCheckpoint or InvalidRequest."""
@@ -267,92 +243,15 @@ class StoreService:
             tasks.create_task(self.attach.run())
             tasks.create_task(self._presence.run())
 
-    async def _register(self, name: ModelName, path: str, flight: RegisterFlight) -> None:
-        try:
-            async with self._lock(name):
-                flight.succeed(await self._convert_and_publish(name, path, flight))
-            _log.info("model registered", extra={"model": name, "source": path})
-        except asyncio.CancelledError:
-            flight.fail(Unavailable("the store is stopping"))
-            raise
-        except GearfallError as error:
-            _log.warning("model not registered", extra={"model": name, "error": error.message})
-            flight.fail(error)
-        except Exception as error:
-            _log.exception("unexpected error in a registration", extra={"model": name})
-            flight.fail(Internal(f"registering {name!r} failed: {type(error).__name__}"))
-        finally:
-            del self._registrations[name, path]
-
-    async def _convert_and_publish(
-        self, name: ModelName, path: str, flight: RegisterFlight
-    ) -> ModelRecord:
-        loop = asyncio.get_running_loop()
-        was_known = name in self._stored()
-
-        def report(done_bytes: int, total_bytes: int) -> None:
-            if self._is_stopping:
-                raise Unavailable("the store is stopping")
-            phase = "convert" if done_bytes < total_bytes else "sync"
-            progress = RegisterProgress(phase, done_bytes, total_bytes)
-            loop.call_soon_threadsafe(flight.publish, progress)
-
-        def admit(size_bytes: int) -> None:
-            reserving = self.room.reserve(name, size_bytes)
-            asyncio.run_coroutine_threadsafe(reserving, loop).result()
-
-        try:
-            if is_url(path):
-                stored = await self._note_remote(name, path)
-            else:
-                async with self._conversions:
-                    stored = await asyncio.to_thread(self.ssd.register, name, path, report, admit)
-        finally:
-            self.room.release(name)
-        try:
-            record = await self._registry.publish(stored)
-        except Conflict:
-            if not was_known:
-                await asyncio.to_thread(self._discard, name)
-            raise
-        except Unavailable:
-            # The model is whole on disk: it is published as soon as state is back.
-            self._notify()
-            raise
-        if name in self.ssd.models:
-            self._canaries.record(stored)
-        size_bytes = record.size_bytes
-        flight.publish(RegisterProgress("done", size_bytes, size_bytes))
-        return record
-
-    async def _note_remote(self, name: ModelName, url: str) -> StoredModel:
-        """Keep what is known of a checkpoint below a URL; its chunks come when they are needed."""
-        remote = await open_remote(url)
-        known = self._stored().get(name)
-        if known is not None:
-            if known.digest != remote.digest:
-                raise Conflict(
-                    f"model {name!r} is registered with other bytes: remove it first", param="name"
-                )
-            return known
-        files = await remote.read_files()
-        return await asyncio.to_thread(
-            self.catalogue.put, name, remote.manifest_json, files, url.rstrip("/")
-        )
-
     async def _drop_removed(self, name: ModelName) -> None:
         """Drop a model that the cluster has forgotten, unless it is in use: then later."""
         if self._is_busy(name) or self._lock(name).locked():
             return
         if self.pool.peek(name) is not None:
             self.pool.drop(name)
-        await asyncio.to_thread(self._discard, name)
+        await asyncio.to_thread(self._registrations.discard, name)
         self._registry.forget(name)
         _log.info("model dropped: it was removed from the cluster", extra={"model": name})
-
-    def _discard(self, name: ModelName) -> None:
-        self.catalogue.remove(name)
-        self.ssd.remove(name)
 
     def _is_busy(self, name: ModelName) -> bool:
         return bool(self.pool.holders(name)) or self.loader.is_loading(name)
@@ -368,7 +267,7 @@ class StoreService:
         was_recorded = await self._registry.withdraw(name, forget=True)
         if not is_here and not was_recorded:
             raise NotFound(f"model {name!r} is not registered", param="model")
-        await asyncio.to_thread(self._discard, name)
+        await asyncio.to_thread(self._registrations.discard, name)
         self.pool.forget(name)
         self._registry.forget(name)
         _log.info("model removed", extra={"model": name})
@@ -381,11 +280,6 @@ class StoreService:
 
     def _lock(self, name: ModelName) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
-
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(work)
-        self._works.add(task)
-        task.add_done_callback(self._works.discard)
 
     def _notify(self) -> None:
         self._presence.notify()

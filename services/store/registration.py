@@ -1,0 +1,169 @@
+"""Registers models: converts a local directory, or notes a checkpoint below a URL."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gearfall.core.errors import Conflict, GearfallError, Internal, Unavailable
+from gearfall.core.ids import ModelName
+from gearfall.core.records import ModelRecord
+from gearfall.infra.remote import is_url
+from services.store.canaries import Canaries
+from services.store.catalogue import Catalogue
+from services.store.flight import Flight
+from services.store.model_registry import ModelRegistry
+from services.store.remote_checkpoint import open_remote
+from services.store.ssd_room import SsdRoom
+from services.store.ssd_tier import SsdTier
+from services.store.stored_model import StoredModel
+
+_MAX_CONVERSIONS = 2
+"""Keeps threads free for loads and small files, and the disk's head in few places."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterProgress:
+    """How far a registration is."""
+
+    phase: str
+    """check, convert, sync or done."""
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+RegisterFlight = Flight[RegisterProgress, ModelRecord]
+
+
+class Registrations:
+    """Owns the registrations under way; each ends whole and published, or leaves nothing."""
+
+    def __init__(
+        self,
+        ssd: SsdTier,
+        catalogue: Catalogue,
+        *,
+        room: SsdRoom,
+        registry: ModelRegistry,
+        canaries: Canaries,
+        lock_of: Callable[[ModelName], asyncio.Lock],
+        on_unpublished: Callable[[], None],
+    ) -> None:
+        """`lock_of`: held while a model is registered or removed. `on_unpublished`: try later."""
+        self._ssd = ssd
+        self._catalogue = catalogue
+        self._room = room
+        self._registry = registry
+        self._canaries = canaries
+        self._lock_of = lock_of
+        self._on_unpublished = on_unpublished
+        self._works: set[asyncio.Task[None]] = set()
+        self._flights: dict[tuple[ModelName, str], RegisterFlight] = {}
+        self._conversions = asyncio.Semaphore(_MAX_CONVERSIONS)
+        self._is_stopping = False
+
+    def begin(self, name: ModelName, path: str) -> RegisterFlight:
+        """Register a directory or a URL; the same registration under way is joined.
+
+        Errors come through the flight. It goes on when nobody follows any more.
+        """
+        flight = self._flights.get((name, path))
+        if flight is None:
+            flight = Flight(RegisterProgress("check"))
+            self._flights[name, path] = flight
+            task = asyncio.create_task(self._register(name, path, flight))
+            self._works.add(task)
+            task.add_done_callback(self._works.discard)
+        return flight
+
+    def stop(self) -> None:
+        """Give up what is under way at its next block."""
+        self._is_stopping = True
+
+    async def wait_ended(self) -> None:
+        """Cancel what is under way and wait for it."""
+        for task in tuple(self._works):
+            task.cancel()
+            await asyncio.wait((task,))
+
+    def discard(self, name: ModelName) -> None:
+        """Forget a model and remove what is here of it. Blocks; idempotent."""
+        self._catalogue.remove(name)
+        self._ssd.remove(name)
+
+    async def _register(self, name: ModelName, path: str, flight: RegisterFlight) -> None:
+        try:
+            async with self._lock_of(name):
+                flight.succeed(await self._convert_and_publish(name, path, flight))
+            _log.info("model registered", extra={"model": name, "source": path})
+        except asyncio.CancelledError:
+            flight.fail(Unavailable("the store is stopping"))
+            raise
+        except GearfallError as error:
+            _log.warning("model not registered", extra={"model": name, "error": error.message})
+            flight.fail(error)
+        except Exception as error:
+            _log.exception("unexpected error in a registration", extra={"model": name})
+            flight.fail(Internal(f"registering {name!r} failed: {type(error).__name__}"))
+        finally:
+            del self._flights[name, path]
+
+    async def _convert_and_publish(
+        self, name: ModelName, path: str, flight: RegisterFlight
+    ) -> ModelRecord:
+        loop = asyncio.get_running_loop()
+        was_known = name in self._known()
+
+        def report(done_bytes: int, total_bytes: int) -> None:
+            if self._is_stopping:
+                raise Unavailable("the store is stopping")
+            phase = "convert" if done_bytes < total_bytes else "sync"
+            progress = RegisterProgress(phase, done_bytes, total_bytes)
+            loop.call_soon_threadsafe(flight.publish, progress)
+
+        def admit(size_bytes: int) -> None:
+            reserving = self._room.reserve(name, size_bytes)
+            asyncio.run_coroutine_threadsafe(reserving, loop).result()
+
+        try:
+            if is_url(path):
+                stored = await self._note_remote(name, path)
+            else:
+                async with self._conversions:
+                    stored = await asyncio.to_thread(self._ssd.register, name, path, report, admit)
+        finally:
+            self._room.release(name)
+        try:
+            record = await self._registry.publish(stored)
+        except Conflict:
+            if not was_known:
+                await asyncio.to_thread(self.discard, name)
+            raise
+        except Unavailable:
+            # The model is whole on disk: it is published as soon as state is back.
+            self._on_unpublished()
+            raise
+        if name in self._ssd.models:
+            self._canaries.record(stored)
+        size_bytes = record.size_bytes
+        flight.publish(RegisterProgress("done", size_bytes, size_bytes))
+        return record
+
+    async def _note_remote(self, name: ModelName, url: str) -> StoredModel:
+        """Keep what is known of a checkpoint below a URL; its chunks come when they are needed."""
+        remote = await open_remote(url)
+        known = self._known().get(name)
+        if known is not None:
+            if known.digest != remote.digest:
+                raise Conflict(
+                    f"model {name!r} is registered with other bytes: remove it first", param="name"
+                )
+            return known
+        files = await remote.read_files()
+        return await asyncio.to_thread(
+            self._catalogue.put, name, remote.manifest_json, files, url.rstrip("/")
+        )
+
+    def _known(self) -> Mapping[ModelName, StoredModel]:
+        return {**self._catalogue.models, **self._ssd.models}
