@@ -129,6 +129,9 @@ class Registrations:
         try:
             if is_url(path):
                 stored = await self._note_remote(name, path)
+            elif name in self._catalogue.models:
+                url = self._catalogue.models[name].source
+                raise Conflict(f"model {name!r} is registered from {url}: remove it first")
             else:
                 async with self._conversions:
                     stored = await asyncio.to_thread(self._ssd.register, name, path, report, admit)

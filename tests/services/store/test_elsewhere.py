@@ -121,6 +121,8 @@ async def test_other_bytes_below_the_url_than_were_registered(web: WebServer, tm
         assert (await store.register(NAME, web.url))[-1].phase == "done"
         with pytest.raises(Conflict):
             await store.register(NAME, other.as_uri())
+        with pytest.raises(Conflict, match="registered from"):
+            await store.register(NAME, write_source(tmp_path / "src"))
         for entry in other.iterdir():
             web.faults.replace[entry.name] = entry.read_bytes()
         with pytest.raises(CorruptCheckpoint, match="another checkpoint"):
