@@ -1,4 +1,4 @@
-"""Serves the attach protocol: leases on resident models over a Unix socket (docs/plan.md).
+"""Serves the attach protocol: leases on resident models over a Unix socket (docs/protocol.md).
 
 A lease is its connection. The kernel closes a dead holder's connection, and that ends the lease,
 however the holder died.
