@@ -1,6 +1,6 @@
 """Leases on models in the node's DRAM pool: descriptors over a Unix socket, mapped without a copy.
 
-Client and framing of the attach protocol (docs/protocol.md); `services.store.attach_server` answers.
+Client and framing of the attach protocol (docs/protocol.md), served by the store's attach_server.
 The mapping half (`map_partition`) is all that an engine process needs; nothing here imports grpc.
 """
 
