@@ -44,6 +44,8 @@ class Job:
     priority: Priority = Priority.INTERACTIVE
     tenant: str = ""
     enqueued_unix_s: float = 0.0
+    adapter: str = ""
+    """Registered LoRA adapter that `model` runs with; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,11 @@ class ModelRecord:
     """Small files kept with the checkpoint: config.json, tokenizer.json."""
     is_removing: bool = False
     """Takes no new request and no replica; stores drop it once its replicas are gone."""
+    base: str = ""
+    """Of a LoRA adapter: the model that it belongs to, whose facts the others repeat, but for
+    `parameters`, `size_bytes` and `dtype`. Empty for a model."""
+    base_digest: str = ""
+    """Of a LoRA adapter: the base's bytes that it fits, and no others."""
 
 
 @dataclass(frozen=True, slots=True)

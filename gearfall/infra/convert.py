@@ -119,6 +119,7 @@ def job_to_pb(job: Job) -> pb.Job:
         priority=priority_to_pb(job.priority),
         tenant=job.tenant,
         enqueued_unix_s=job.enqueued_unix_s,
+        adapter=job.adapter,
     )
 
 
@@ -141,6 +142,7 @@ def job_from_pb(message: pb.Job) -> Job:
         priority=priority_from_pb(message.priority),
         tenant=message.tenant,
         enqueued_unix_s=message.enqueued_unix_s,
+        adapter=message.adapter,
     )
 
 
@@ -259,6 +261,7 @@ def model_to_pb(
         has_chat_template=record.has_chat_template,
         readiness=readiness,
         expected_start_s=expected_start_s,
+        base=record.base,
     )
 
 

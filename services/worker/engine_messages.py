@@ -1,7 +1,8 @@
 """Messages between a worker and its engine processes: msgpack frames over one Unix socket pair.
 
-Worker to engine: StartEngine first, then SubmitJob, CancelJob, StopEngine, and for migrations
-HoldJob, FeedJob, ReleaseJob (at the target), PinJob, FreezeJob, ThawJob, UnpinJob (at the source).
+Worker to engine: StartEngine first, then SubmitJob, CancelJob, StopEngine, for LoRA adapters
+AttachAdapter and DropAdapter, and for migrations HoldJob, FeedJob, ReleaseJob (at the target),
+PinJob, FreezeJob, ThawJob, UnpinJob (at the source).
 Engine to worker: EngineReady or EngineFailed first, then one StepDone per decode step, in which the
 reports about held, pinned and frozen jobs travel behind the tokens that came before them.
 A frame is a 4-byte little-endian length and a msgpack body; see `services.worker.frames`.
@@ -49,6 +50,30 @@ class SubmitJob(msgspec.Struct, frozen=True, tag=True):
     priority: Priority = Priority.INTERACTIVE
     deadline_unix_s: float = 0.0
     """0 means none."""
+    adapter: str = ""
+    """LoRA adapter that it runs with, empty for none: its name on the way to
+    `services.worker.adapter_engine`, its digest from there on, so that what is cached of a job is
+    never taken for another adapter's that bears the same name."""
+
+
+class AttachAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Map a LoRA adapter (its partitions' descriptors travel beside this message) and keep it.
+
+    Answered with an AdapterReport. A second one of the same digest changes nothing.
+    """
+
+    adapter: str
+    """Digest of its manifest."""
+    name: str
+    manifest_json: bytes
+    config_json: bytes
+    """Its adapter_config.json."""
+
+
+class DropAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Let go of an adapter as soon as no job runs with it. Idempotent, not answered."""
+
+    adapter: str
 
 
 class CancelJob(msgspec.Struct, frozen=True, tag=True):
@@ -198,6 +223,13 @@ class JobReport(msgspec.Struct, frozen=True, tag=True):
     error: str = ""
 
 
+class AdapterReport(msgspec.Struct, frozen=True, tag=True):
+    """An adapter was attached, or, with `error`, could not be: its jobs end with that error."""
+
+    adapter: str
+    error: str = ""
+
+
 class StepDone(msgspec.Struct, frozen=True, tag=True):
     """Everything one step produced, all jobs together; finished runs carry `finish`."""
 
@@ -208,11 +240,14 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     reports: tuple[JobReport, ...] = ()
     """Each held job that advanced, and the answers to what was asked about jobs; they hold after
     `runs`. A step in which nothing was computed may carry reports alone."""
+    adapters: tuple[AdapterReport, ...] = ()
 
 
 WorkerMessage = (
     StartEngine
     | SubmitJob
+    | AttachAdapter
+    | DropAdapter
     | CancelJob
     | HoldJob
     | FeedJob

@@ -213,6 +213,7 @@ class JobBoard:
                 generated_token_ids=job.generated_token_ids,
                 sampling=job.sampling,
                 tenant=job.tenant,
+                adapter=job.adapter,
             )
         )
 

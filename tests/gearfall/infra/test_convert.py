@@ -40,6 +40,7 @@ jobs = st.builds(
     priority=st.sampled_from(Priority),
     tenant=st.text(max_size=8),
     enqueued_unix_s=st.floats(0, 1e12),
+    adapter=st.text(max_size=8),
 )
 
 
