@@ -13,11 +13,31 @@ from services.worker.packing import pack_step
 
 PROVEN = frozenset(
     {
+        "Cohere2ForCausalLM",
+        "CohereForCausalLM",
         "GPT2LMHeadModel",
+        "GPTBigCodeForCausalLM",
+        "GPTNeoXForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "GemmaForCausalLM",
+        "Glm4ForCausalLM",
+        "GraniteForCausalLM",
         "LlamaForCausalLM",
         "MistralForCausalLM",
+        "NemotronForCausalLM",
+        "OPTForCausalLM",
+        "Olmo2ForCausalLM",
+        "Olmo3ForCausalLM",
+        "OlmoForCausalLM",
+        "Phi3ForCausalLM",
+        "PhiForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
+        "SeedOssForCausalLM",
+        "SmolLM3ForCausalLM",
+        "StableLmForCausalLM",
+        "Starcoder2ForCausalLM",
     }
 )
 """Architectures whose equality the test suite shows; they start without a trial."""

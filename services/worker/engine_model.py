@@ -179,12 +179,19 @@ def _construct(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=attention, dtype=torch.float32, trust_remote_code=False
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        except KeyError as error:
+            raise _own_attention(config.model_type) from error
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InvalidRequest(f"transformers can't build this model: {error}") from error
     assert isinstance(model, PreTrainedModel)
     if not model._can_set_attn_implementation():  # noqa: SLF001
-        raise InvalidRequest(f"{type(model).__name__} has an attention of its own kind")
+        raise _own_attention(config.model_type)
     return model
+
+
+def _own_attention(kind: str) -> InvalidRequest:
+    """Families that choose among attention classes of their own don't know the paged one."""
+    return InvalidRequest(f"models of the kind {kind!r} have an attention of their own kind")
 
 
 def _check_complete(model: PreTrainedModel) -> None:

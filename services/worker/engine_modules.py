@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from services.worker.engine_activations import RowActivation, is_activation, is_silu
 from services.worker.engine_ops import Ops
 
 _LLAMA_NORMS = frozenset(
@@ -98,9 +99,9 @@ def _stand_in(module: nn.Module, ops: Ops) -> nn.Module:
         return StoredEmbedding(module.weight)
     if kind in _LLAMA_NORMS:
         return RmsNorm(ops, module.weight, float(module.variance_epsilon))  # type: ignore[arg-type]
-    if kind in _GATED_MLPS and type(module.act_fn).__name__ == "SiLUActivation":
+    if kind in _GATED_MLPS and is_silu(module.act_fn):
         return GatedMlp(ops, module.gate_proj, module.up_proj, module.down_proj)  # type: ignore[arg-type]
-    return module
+    return RowActivation(module) if is_activation(module) else module
 
 
 def _widen_parameters(module: nn.Module) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, InvalidRequest
 from gearfall.core.ids import Epoch, JobId
@@ -15,7 +17,7 @@ from gearfall.core.manifest import AdapterFacts
 from gearfall.core.sampling import SamplingParams
 from services.worker.batch import Batch, Sequence
 from services.worker.engine import Engine
-from services.worker.engine_check import try_unproven
+from services.worker.engine_check import PROVEN, try_unproven
 from services.worker.engine_messages import SubmitJob
 from services.worker.engine_model import build_model
 from services.worker.engine_ops import NativeOps, TorchOps
@@ -23,6 +25,7 @@ from services.worker.kv_blocks import KvBlocks
 from services.worker.packing import pack_step
 from tests.services.worker.tiny_checkpoints import (
     CONFIGS,
+    REFUSED,
     VOCABULARY,
     random_model,
     tiny_checkpoint,
@@ -38,15 +41,27 @@ BLOCKS = 64
 ANSWER_TOKENS = 18
 
 
-@pytest.fixture(params=["native", "torch"])
-def ops(request):
-    return NativeOps(2) if request.param == "native" else TorchOps()
+TORCH_FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt")
+"""Also computed by plain torch, whose kernels know the same things."""
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
-def checkpoint(request, tmp_path_factory):
-    directory = tmp_path_factory.mktemp(request.param)
-    with tiny_checkpoint(random_model(request.param), directory) as checkpoint:
+@pytest.fixture(
+    scope="module",
+    params=[*((family, "native") for family in CONFIGS), *((f, "torch") for f in TORCH_FAMILIES)],
+    ids="-".join,
+)
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def ops(case):
+    return NativeOps(2) if case[1] == "native" else TorchOps()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(case, tmp_path_factory):
+    with tiny_checkpoint(random_model(case[0]), tmp_path_factory.mktemp("family")) as checkpoint:
         yield checkpoint
 
 
@@ -210,9 +225,11 @@ class _WrongOps(TorchOps):
         return super().attend(q, cache, layout, spec) * 1.1
 
 
-def test_native_results_do_not_hang_on_the_batch(llama):
+@pytest.mark.parametrize("family", CONFIGS)
+def test_native_results_do_not_hang_on_the_batch(family: str, tmp_path: Path):
     """Bit for bit: alone, beside others, whole and in chunks."""
-    model = build(llama, NativeOps(2))
+    with tiny_checkpoint(random_model(family), tmp_path) as checkpoint:
+        model = build(checkpoint, NativeOps(2))
     found = []
     for step_tokens, companions in ((128, 0), (128, 5), (3, 2), (5, 4)):
         batch = Batch(KvBlocks(BLOCKS), slots=8, step_tokens=step_tokens)
@@ -235,6 +252,21 @@ def test_native_results_do_not_hang_on_the_batch(llama):
     assert len(found) == 4
     for other in found[1:]:
         assert (other == found[0]).all()
+
+
+def test_every_proven_family_is_in_this_suite():
+    kinds = {getattr(transformers, kind).model_type for kind, _ in CONFIGS.values()}
+    names = {MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] for kind in kinds}
+    assert names == PROVEN
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED))
+def test_what_can_not_be_served_exactly_is_refused(family: str, tmp_path: Path):
+    with (
+        tiny_checkpoint(random_model(family), tmp_path) as checkpoint,
+        pytest.raises(InvalidRequest, match=REFUSED[family][2]),
+    ):
+        build(checkpoint, NativeOps(1)).forward(_one_token())
 
 
 @pytest.mark.parametrize("family", ["llama-tied", "phi3", "gpt2", "gpt_neox", "opt"])

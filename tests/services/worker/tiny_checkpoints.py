@@ -33,6 +33,22 @@ _LLAMA_SHAPE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+_GPT2_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": CONTEXT_TOKENS,
+}
+_OPT_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "ffn_dim": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT_TOKENS,
+    "word_embed_proj_dim": 48,
+}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", _LLAMA_SHAPE),
     "llama-tied": ("LlamaConfig", _LLAMA_SHAPE | {"tie_word_embeddings": True}),
@@ -63,22 +79,33 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3TextConfig",
         _LLAMA_SHAPE | {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16},
     ),
+    "olmo": ("OlmoConfig", _LLAMA_SHAPE | {"clip_qkv": 0.5}),
     "olmo2": ("Olmo2Config", _LLAMA_SHAPE),
-    "gpt2": (
-        "GPT2Config",
-        {"vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256},
+    "olmo3": ("Olmo3Config", _LLAMA_SHAPE | {"sliding_window": 9}),
+    "granite": (
+        "GraniteConfig",
+        _LLAMA_SHAPE
+        | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.2},
     ),
-    "opt": (
+    "smollm3": ("SmolLM3Config", _LLAMA_SHAPE | {"no_rope_layer_interval": 2}),
+    "stablelm": ("StableLmConfig", _LLAMA_SHAPE | {"hidden_size": 64}),
+    "stablelm-parallel": (
+        "StableLmConfig",
+        _LLAMA_SHAPE | {"hidden_size": 64, "use_parallel_residual": True, "qk_layernorm": True},
+    ),
+    "cohere": ("CohereConfig", _LLAMA_SHAPE | {"logit_scale": 1.0}),
+    "cohere2": ("Cohere2Config", _LLAMA_SHAPE | {"sliding_window": 9, "logit_scale": 1.0}),
+    "glm4": ("Glm4Config", _LLAMA_SHAPE | {"head_dim": 12}),
+    "starcoder2": ("Starcoder2Config", _LLAMA_SHAPE | {"sliding_window": 9}),
+    "nemotron": ("NemotronConfig", _LLAMA_SHAPE),
+    "seed_oss": ("SeedOssConfig", _LLAMA_SHAPE | {"head_dim": 12}),
+    "gpt2": ("GPT2Config", _GPT2_SHAPE),
+    "gpt2-scaled": ("GPT2Config", _GPT2_SHAPE | {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt_bigcode": ("GPTBigCodeConfig", _GPT2_SHAPE),
+    "opt": ("OPTConfig", _OPT_SHAPE),
+    "opt-350m": (
         "OPTConfig",
-        {
-            "vocab_size": VOCABULARY,
-            "hidden_size": 48,
-            "ffn_dim": 96,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "max_position_embeddings": CONTEXT_TOKENS,
-            "word_embed_proj_dim": 48,
-        },
+        _OPT_SHAPE | {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
     ),
     "phi": ("PhiConfig", _LLAMA_SHAPE | {"num_key_value_heads": 4}),
     "gpt_neox": (
@@ -92,13 +119,59 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": CONTEXT_TOKENS,
         },
     ),
+    "gpt_neox-serial": (
+        "GPTNeoXConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CONTEXT_TOKENS,
+            "use_parallel_residual": False,
+        },
+    ),
 }
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "bert": ("BertConfig", _LLAMA_SHAPE, "not causal"),
+    "gemma3-both-ways": (
+        "Gemma3TextConfig",
+        _LLAMA_SHAPE | {"head_dim": 16, "use_bidirectional_attention": True},
+        "not causal",
+    ),
+    "falcon": ("FalconConfig", _LLAMA_SHAPE, "attention of their own kind"),
+    "falcon-alibi": ("FalconConfig", _LLAMA_SHAPE | {"alibi": True}, "attention of their own kind"),
+    "gptj": ("GPTJConfig", _GPT2_SHAPE | {"rotary_dim": 8}, "attention of their own kind"),
+    "bloom": (
+        "BloomConfig",
+        {"vocab_size": VOCABULARY, "hidden_size": 48, "n_layer": 2, "n_head": 4, "seq_length": 64},
+        "attention of their own kind",
+    ),
+    "mpt": (
+        "MptConfig",
+        {"vocab_size": VOCABULARY, "d_model": 48, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+        "attention of their own kind",
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        _LLAMA_SHAPE | {"head_dim": 16, "num_local_experts": 2},
+        "attention sinks",
+    ),
+    "deepseek_v3": ("DeepseekV3Config", _LLAMA_SHAPE, "differ in head size"),
+    "mixtral": ("MixtralConfig", _LLAMA_SHAPE | {"num_local_experts": 2}, "form that is not"),
+    "lfm2": (
+        "Lfm2Config",
+        _LLAMA_SHAPE | {"layer_types": ["conv", "full_attention", "conv"]},
+        "kinds",
+    ),
+}
+"""Models whose attention or layout gearfall can't serve exactly, and what it says about them."""
 
 
 def random_model(family: str, *, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     """Return a seeded model whose greedy answers wander instead of repeating one token."""
     torch.set_num_threads(1)  # threads that wait for a busy machine's cores cost seconds
-    kind, shape = CONFIGS[family]
+    kind, shape = CONFIGS[family] if family in CONFIGS else REFUSED[family][:2]
     config = getattr(transformers, kind)(**shape, initializer_range=0.1)
     with torch.random.fork_rng():
         torch.manual_seed(7)
