@@ -7,8 +7,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <stdexcept>
-#include <string>
 
 #include "errors.hpp"
 
@@ -24,11 +24,11 @@ bool configure(const Descriptor &context, unsigned command, const char *key, con
     return ::syscall(SYS_fsconfig, context.get(), command, key, value, 0) == 0;
 }
 
-// A new tmpfs, mounted nowhere; empty where the kernel or our rights do not reach that far.
-Descriptor mount_tmpfs(std::uint64_t size_bytes, bool no_swap) {
+// A new tmpfs, mounted nowhere; empty where the kernel or our rights do not reach that far. Without
+// a limit: its one file is as long as its owner makes it, which may be longer later.
+Descriptor mount_tmpfs(bool no_swap) {
     const Descriptor context(static_cast<int>(::syscall(SYS_fsopen, "tmpfs", FSOPEN_CLOEXEC)));
-    const auto size = std::to_string(size_bytes);
-    const bool made = context && configure(context, FSCONFIG_SET_STRING, "size", size.c_str()) &&
+    const bool made = context && configure(context, FSCONFIG_SET_STRING, "size", "0") &&
                       configure(context, FSCONFIG_SET_STRING, "mode", "0700") &&
                       configure(context, FSCONFIG_SET_STRING, "huge", "within_size") &&
                       (!no_swap || configure(context, FSCONFIG_SET_FLAG, "noswap", nullptr)) &&
@@ -42,16 +42,16 @@ Descriptor mount_tmpfs(std::uint64_t size_bytes, bool no_swap) {
 
 PoolFile::PoolFile(std::int64_t size_bytes) {
     if (size_bytes < 1) throw std::invalid_argument("a pool file of less than one byte");
-    if (!open_in_tmpfs(static_cast<std::uint64_t>(size_bytes))) {
+    if (!open_in_tmpfs()) {
         file_ = Descriptor(::memfd_create("gearfall", MFD_CLOEXEC | MFD_ALLOW_SEALING));
         if (!file_) fail("memfd_create");
     }
     if (::ftruncate(file_.get(), size_bytes) != 0) fail("ftruncate");
 }
 
-bool PoolFile::open_in_tmpfs(std::uint64_t size_bytes) {
-    mount_ = mount_tmpfs(size_bytes, true);
-    if (!mount_) mount_ = mount_tmpfs(size_bytes, false);
+bool PoolFile::open_in_tmpfs() {
+    mount_ = mount_tmpfs(true);
+    if (!mount_) mount_ = mount_tmpfs(false);
     if (!mount_) return false;
     file_ = Descriptor(
         ::openat(mount_.get(), kName, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0400));
@@ -77,6 +77,24 @@ int PoolFile::seal() {
         fail("mount_setattr");
     }
     return reading.release();
+}
+
+void fault_in(std::byte *memory, std::uint64_t size_bytes) {
+#ifdef MADV_POPULATE_WRITE
+    if (size_bytes == 0) return;
+    const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const auto begin = reinterpret_cast<std::uintptr_t>(memory) / page * page;
+    const auto length = reinterpret_cast<std::uintptr_t>(memory) + size_bytes - begin;
+    auto *const first = reinterpret_cast<void *>(begin);
+    ::madvise(first, length, MADV_HUGEPAGE);  // advice: without huge pages it takes longer
+    while (::madvise(first, length, MADV_POPULATE_WRITE) != 0) {
+        // What would be SIGBUS at an access: the file has no memory to be had.
+        if (errno == EINTR || errno == EAGAIN) continue;
+        throw IoError(errno == EFAULT ? ENOSPC : errno, "madvise");
+    }
+#else
+    throw IoError(ENOSYS, "madvise");
+#endif
 }
 
 }  // namespace gearfall

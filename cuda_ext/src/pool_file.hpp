@@ -2,6 +2,7 @@
 // where that may be asked for, and read-only for good once they are sealed.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "descriptor.hpp"
@@ -29,10 +30,14 @@ public:
     int seal();
 
 private:
-    bool open_in_tmpfs(std::uint64_t size_bytes);
+    bool open_in_tmpfs();
 
     Descriptor mount_;
     Descriptor file_;
 };
+
+// Allocates every page of a mapping's part and fills the caller's page tables. The content stays.
+// Throws IoError: ENOSPC or ENOMEM where there is no memory to be had, never a signal.
+void fault_in(std::byte *memory, std::uint64_t size_bytes);
 
 }  // namespace gearfall

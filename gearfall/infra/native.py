@@ -104,34 +104,76 @@ def read_method(path: str | os.PathLike[str], *, direct: bool = True, ring: bool
 
 
 class PoolFile:
-    """A new file of shared memory: filled through `fileno()`, then sealed and read by others.
+    """A new file of shared memory: filled through `memory`, then sealed and read by others.
 
-    Lies on huge pages and is never swapped where the machine lets us have that. A context manager;
-    what was not sealed is freed at its end.
+    Lies on huge pages and is never swapped where the machine lets us have that. Its one mapping
+    lasts until it is sealed, so that page tables are filled once. A context manager; what was not
+    sealed is freed at its end.
     """
 
     def __init__(self, size_bytes: int) -> None:
-        """Raises OSError, and ValueError for a size that no file has."""
+        """Zeros, none of them allocated. Raises OSError, ValueError for a size that no file has."""
         self._file: _cuda_ext.PoolFile | None = _cuda_ext.PoolFile(_to_int64(size_bytes))
+        self._mapping: mmap.mmap | None = None
+        self._size_bytes = size_bytes
+        self._faulted_bytes = 0
 
     @property
     def kind(self) -> str:
         """`tmpfs` (private, on huge pages) or `memfd`."""
         return self._open().kind
 
+    @property
+    def size_bytes(self) -> int:
+        """How long it is."""
+        return self._size_bytes
+
+    @property
+    def faulted_bytes(self) -> int:
+        """How much of its front `fault_in` has allocated."""
+        return self._faulted_bytes
+
     def fileno(self) -> int:
         """Return the descriptor to write by; it stays this object's."""
         return self._open().fileno()
 
+    def memory(self) -> memoryview:
+        """View all of it, writable. To be released before `resize`, `seal` and `close`."""
+        return memoryview(self._mapped())
+
+    def fault_in(self, step_bytes: int) -> None:
+        """Allocate the next bytes from the front on. Blocks without the interpreter lock.
+
+        Raises OSError (ENOSPC, ENOMEM) where there is no memory to be had.
+        """
+        end = min(self._faulted_bytes + step_bytes, self._size_bytes)
+        with self.memory() as memory, memory[self._faulted_bytes : end] as part:
+            _cuda_ext.fault_in(part)
+        self._faulted_bytes = end
+
+    def resize(self, size_bytes: int) -> None:
+        """Cut it, which frees the tail, or lengthen it by zeros. What stays mapped stays so.
+
+        Raises OSError, and ValueError for a size that no file has.
+        """
+        if size_bytes < 1:
+            raise ValueError("a pool file of less than one byte")
+        self._mapped().resize(size_bytes)
+        self._size_bytes = size_bytes
+        self._faulted_bytes = min(self._faulted_bytes, size_bytes)
+
     def seal(self) -> int:
         """Make the content unchangeable; return a descriptor to read it by, the caller's from here.
 
-        Raises OSError while a writable mapping is left.
+        Raises OSError while a writable mapping is left, BufferError while it is this object's.
         """
-        return self._open().seal()
+        file = self._open()
+        self._unmap()
+        return file.seal()
 
     def close(self) -> None:
         """Let go of it. Idempotent."""
+        self._unmap()
         self._file = None
 
     def __enter__(self) -> "PoolFile":
@@ -144,6 +186,16 @@ class PoolFile:
         if self._file is None:
             raise ValueError("the pool file is closed")
         return self._file
+
+    def _mapped(self) -> mmap.mmap:
+        if self._mapping is None:
+            self._mapping = mmap.mmap(self.fileno(), self._size_bytes)
+        return self._mapping
+
+    def _unmap(self) -> None:
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
 
 
 def page_cached_bytes(

@@ -1,6 +1,5 @@
 """Fills shared memory with a partition's bytes, each chunk checked against the manifest."""
 
-import mmap
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,15 +34,23 @@ class ReadChunks(Protocol):
         ...
 
 
+Allocate = Callable[[int], PoolFile]
+"""Makes pool memory of so many bytes, some of which may be faulted in already."""
+
+
 def load_partition(
-    path: Path, partition: PartitionEntry, read: ReadChunks, report: Callable[[int], None]
+    path: Path,
+    partition: PartitionEntry,
+    read: ReadChunks,
+    report: Callable[[int], None],
+    allocate: Allocate = PoolFile,
 ) -> int:
     """Read a partition into new shared memory, verify it, seal it; return the descriptor.
 
     Blocks. `report` is told the bytes verified since its last call and may raise to give up.
     Raises CorruptCheckpoint that names the first bad chunk found.
     """
-    with PoolFile(partition.size_bytes) as file:
+    with allocate(partition.size_bytes) as file:
         _fill(path, partition, file, read, report)
         return file.seal()
 
@@ -64,7 +71,8 @@ def _fill(
         report(verified_bytes - done_bytes)
         done_bytes = verified_bytes
 
-    with mmap.mmap(file.fileno(), partition.size_bytes) as mapping, memoryview(mapping) as memory:
+    is_there = file.faulted_bytes == partition.size_bytes
+    with file.memory() as memory:
         read(
             path,
             offset_bytes=0,
@@ -74,7 +82,7 @@ def _fill(
             threads=READER_THREADS,
             # Direct reads win where the page cache holds little, buffered ones where it holds most.
             direct=2 * page_cached_bytes(path) < partition.size_bytes,
-            populate_threads=_POPULATE_THREADS[file.kind],
+            populate_threads=0 if is_there else _POPULATE_THREADS[file.kind],
             expected=partition.chunk_digests(),
             on_progress=on_progress,
         )

@@ -1,14 +1,21 @@
 """Pool memory can be filled until it is sealed, and never again by anybody."""
 
+import errno
 import mmap
 import os
 from pathlib import Path
 
 import pytest
 
+from gearfall import _cuda_ext
 from gearfall.infra.native import PoolFile
 
 SIZE_BYTES = (2 << 20) + 4096
+MIB = 2**20
+
+
+def allocated_bytes(file: PoolFile) -> int:
+    return os.fstat(file.fileno()).st_blocks * 512
 
 
 @pytest.fixture
@@ -74,6 +81,71 @@ def test_a_writable_mapping_forbids_sealing():
         mapping.close()
 
 
+def test_what_is_written_through_its_own_mapping_is_read():
+    with PoolFile(SIZE_BYTES) as file:
+        with file.memory() as memory:
+            memory[:4], memory[-4:] = b"head", b"tail"
+        sealed = file.seal()
+    assert os.pread(sealed, 4, 0) + os.pread(sealed, 4, SIZE_BYTES - 4) == b"headtail"
+    os.close(sealed)
+
+
+def test_it_is_not_sealed_while_its_memory_is_viewed():
+    with PoolFile(4096) as file:
+        with file.memory(), pytest.raises(BufferError):
+            file.seal()
+        os.close(file.seal())
+
+
+def test_it_is_faulted_in_step_by_step_from_the_front():
+    with PoolFile(5 * MIB) as file:
+        assert allocated_bytes(file) == file.faulted_bytes == 0
+        file.fault_in(2 * MIB)
+        assert file.faulted_bytes == 2 * MIB
+        assert 2 * MIB <= allocated_bytes(file) < 5 * MIB
+        for _ in range(3):
+            file.fault_in(2 * MIB)
+        assert file.faulted_bytes == file.size_bytes == allocated_bytes(file) == 5 * MIB
+
+
+@pytest.mark.parametrize("size_bytes", [4 * MIB, 3 * MIB + 4097, 1])
+def test_cut_it_frees_its_tail_and_keeps_its_front(size_bytes):
+    with PoolFile(6 * MIB) as file:
+        file.fault_in(6 * MIB)
+        with file.memory() as memory:
+            memory[:] = b"x" * len(memory)
+        file.resize(size_bytes)
+        assert file.faulted_bytes == file.size_bytes == size_bytes
+        assert allocated_bytes(file) == -(-size_bytes // 4096) * 4096
+        with file.memory() as memory:
+            assert memory == b"x" * size_bytes
+        sealed = file.seal()
+    assert os.fstat(sealed).st_size == size_bytes
+    os.close(sealed)
+
+
+def test_lengthened_it_holds_zeros_that_are_not_there_yet():
+    with PoolFile(MIB) as file:
+        file.fault_in(MIB)
+        with file.memory() as memory:
+            memory[:] = b"x" * MIB
+        file.resize(4 * MIB)
+        assert (file.faulted_bytes, file.size_bytes) == (MIB, 4 * MIB)
+        assert allocated_bytes(file) < 4 * MIB
+        file.fault_in(4 * MIB)
+        assert allocated_bytes(file) == 4 * MIB
+        with file.memory() as memory:
+            assert memory == b"x" * MIB + bytes(3 * MIB)
+
+
+def test_memory_that_is_not_to_be_had_is_an_error_and_no_signal():
+    with PoolFile(MIB) as file, file.memory() as memory:
+        os.ftruncate(file.fileno(), 4096)
+        with pytest.raises(OSError, match="madvise") as refused:
+            _cuda_ext.fault_in(memory)
+    assert refused.value.errno == errno.ENOSPC
+
+
 def test_sealed_or_closed_it_is_used_up():
     file = PoolFile(4096)
     os.close(file.seal())
@@ -89,6 +161,8 @@ def test_sealed_or_closed_it_is_used_up():
 def test_senseless_sizes(size):
     with pytest.raises(ValueError, match="less than one byte"):
         PoolFile(size)
+    with PoolFile(1) as file, pytest.raises(ValueError, match="less than one byte"):
+        file.resize(size)
 
 
 def test_descriptors_are_given_back():
