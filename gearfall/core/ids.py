@@ -34,3 +34,8 @@ def parse_name(text: str, *, param: str) -> str:
             param=param,
         )
     return text
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names a directory elsewhere, and not one of a machine's own file system."""
+    return "://" in path

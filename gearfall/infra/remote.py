@@ -31,6 +31,7 @@ from gearfall.core.errors import (
     PermissionDenied,
     Unavailable,
 )
+from gearfall.core.ids import is_url as is_url  # noqa: PLC0414 - whoever reads URLs asks here
 
 SCHEMES = ("s3", "gs", "az", "http", "https", "file")
 STALL_S = 10.0
@@ -46,11 +47,6 @@ class ObjectVersion:
     size_bytes: int
     tag: str
     """The server's ETag; empty where it gives none, and then size and checksums must do."""
-
-
-def is_url(path: str) -> bool:
-    """Whether a path names a directory elsewhere, and not one of this machine's file system."""
-    return "://" in path
 
 
 class RemoteDirectory:

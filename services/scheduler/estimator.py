@@ -2,17 +2,18 @@
 
 ServerlessLLM (arXiv 2401.14351), section 5: startup time is the sum over the tiers to cross of
 queue and size over bandwidth; process, build and first token are added as one learned constant.
+Here a store crosses remote, SSD and DRAM in one pass, so that one bandwidth stands for all of them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.ids import ModelName, NodeId, WorkerId, is_url
 from gearfall.core.records import ModelRecord, NodeRecord, StartTimeline, Tier
 
-UNKNOWN_SSD_BYTES_PER_S = 1e9
-"""Assumed until a node has measured its own."""
+UNKNOWN_BYTES_PER_S = {Tier.REMOTE: 2.5e8, Tier.SSD: 1e9}
+"""Out of each tier, assumed until a node has measured its own."""
 UNKNOWN_FIXED_S = 1.0
 """Assumed until a start was recorded."""
 NEWEST_WEIGHT = 0.3
@@ -22,16 +23,47 @@ KEPT_OUTCOMES = 256
 
 @dataclass(frozen=True, slots=True)
 class StartPrediction:
-    """Expected seconds from the assignment to a ready replica."""
+    """Expected seconds from the assignment to a ready replica, with the terms they are made of."""
 
-    load_s: float
-    fixed_s: float
     from_tier: Tier
+    fixed_s: float
+    size_bytes: int = 0
+    """To move; 0 for a model that is in DRAM."""
+    queued_bytes: int = 0
+    """Of loads that were asked for before, out of the same tier of the same node."""
+    bytes_per_s: float = 0.0
+    """Out of that tier; 0 where nothing moves."""
+    is_measured: bool = False
+    """Whether the node has measured this bandwidth, or it is assumed."""
+
+    @property
+    def queued_s(self) -> float:
+        """Until the loads before this one are done, at most."""
+        return self.queued_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
+
+    @property
+    def load_s(self) -> float:
+        """To move the bytes."""
+        return self.size_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
 
     @property
     def total_s(self) -> float:
-        """Load and fixed cost together."""
-        return self.load_s + self.fixed_s
+        """All terms together."""
+        return self.queued_s + self.load_s + self.fixed_s
+
+    def terms(self) -> str:
+        """Return the sum in words and numbers."""
+        if not self.bytes_per_s:
+            return f"{self.total_s:.2f} s: in {self.from_tier.value}, {self.fixed_s:.2f} s to start"
+        origin = "measured" if self.is_measured else "assumed"
+        queue = f"behind {_size(self.queued_bytes)} {self.queued_s:.2f} s, " * bool(
+            self.queued_bytes
+        )
+        return (
+            f"{self.total_s:.2f} s: {queue}{_size(self.size_bytes)} from {self.from_tier.value} at "
+            f"{_size(self.bytes_per_s)}/s ({origin}) {self.load_s:.2f} s, "
+            f"{self.fixed_s:.2f} s to start"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +87,54 @@ class StartCosts:
     """Oldest first, at most KEPT_OUTCOMES."""
 
 
-def predict_start(model: ModelRecord, node: NodeRecord, costs: StartCosts) -> StartPrediction:
-    """Return the expected start of `model` on a worker of `node`."""
+def source_tier(
+    model: ModelRecord, node: NodeRecord, nodes: Mapping[NodeId, NodeRecord]
+) -> Tier | None:
+    """Return where the bytes of a start on `node` would come from; None when they can't get there.
+
+    Elsewhere is the URL that a model was registered from, or any other live node that has it.
+    """
+    is_named = model.name in node.resident or model.name in (node.on_ssd or ())
+    if node.node_id not in model.nodes:
+        # Bytes under that name which the record does not count are other bytes.
+        return Tier.REMOTE if not is_named and _is_elsewhere(model, node, nodes) else None
+    if model.name in node.resident:
+        return Tier.DRAM
+    if is_named or node.on_ssd is None or not _is_elsewhere(model, node, nodes):
+        return Tier.SSD
+    return Tier.REMOTE
+
+
+def _is_elsewhere(model: ModelRecord, node: NodeRecord, nodes: Mapping[NodeId, NodeRecord]) -> bool:
+    return is_url(model.source) or any(n in nodes for n in model.nodes if n != node.node_id)
+
+
+def predict_start(
+    model: ModelRecord,
+    node: NodeRecord,
+    from_tier: Tier,
+    costs: StartCosts,
+    *,
+    queued_bytes: int = 0,
+) -> StartPrediction:
+    """Return the expected start of `model` on a worker of `node` whose bytes are in `from_tier`.
+
+    `queued_bytes`: of loads out of the same tier that come first.
+    """
     any_model = UNKNOWN_FIXED_S if costs.fixed_s is None else costs.fixed_s
     fixed_s = costs.fixed_s_by_model.get(model.name, any_model)
-    if model.name in node.resident:
-        return StartPrediction(0.0, fixed_s, Tier.DRAM)
-    bytes_per_s = node.ssd_bytes_per_s if node.ssd_bytes_per_s > 0 else UNKNOWN_SSD_BYTES_PER_S
-    return StartPrediction(model.size_bytes / bytes_per_s, fixed_s, Tier.SSD)
+    if from_tier is Tier.DRAM:
+        return StartPrediction(from_tier, fixed_s)
+    is_far = from_tier is Tier.REMOTE
+    measured = node.remote_bytes_per_s if is_far else node.ssd_bytes_per_s
+    return StartPrediction(
+        from_tier,
+        fixed_s,
+        size_bytes=model.size_bytes,
+        queued_bytes=queued_bytes,
+        bytes_per_s=measured if measured > 0 else UNKNOWN_BYTES_PER_S[from_tier],
+        is_measured=measured > 0,
+    )
 
 
 def learn_start(
@@ -97,3 +169,7 @@ def median_error(costs: StartCosts) -> float | None:
         abs(o.predicted_s - o.measured_s) / o.measured_s for o in costs.outcomes if o.measured_s > 0
     ]
     return median(errors) if errors else None
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.2f} MB"

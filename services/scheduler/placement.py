@@ -1,16 +1,23 @@
 """Where to start a replica: filter the workers, score by predicted start, pick; or make room."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.records import ModelRecord, NodeRecord
-from services.scheduler.estimator import StartCosts, StartPrediction, predict_start
+from services.scheduler.estimator import (
+    StartCosts,
+    StartPrediction,
+    predict_start,
+    source_tier,
+)
 from services.scheduler.snapshot import ReplicaKey, WorkerRoom
 
 Rejected = tuple[tuple[str, str], ...]
 """(alternative, why not), best first."""
+Loading = Mapping[NodeId, Mapping[ModelName, ModelRecord]]
+"""What each node's store has been asked for and is not known to have yet."""
 
 KEPT_REJECTED = 16
 
@@ -60,6 +67,30 @@ Placement = Place | MakeRoom | Wait
 
 
 @dataclass(frozen=True, slots=True)
+class Nodes:
+    """The live nodes and what they are busy with."""
+
+    by_id: Mapping[NodeId, NodeRecord]
+    loading: Loading = field(default_factory=dict)
+
+    def predict(
+        self, model: ModelRecord, node: NodeRecord, costs: StartCosts
+    ) -> StartPrediction | None:
+        """Return the expected start on `node`; None when the model's bytes can't get there."""
+        tier = source_tier(model, node, self.by_id)
+        if tier is None:
+            return None
+        # Far and near loads run beside each other; among its kind each waits for those before it.
+        before = self.loading.get(node.node_id, {}).values()
+        queued_bytes = sum(
+            other.size_bytes
+            for other in before
+            if other.name != model.name and source_tier(other, node, self.by_id) is tier
+        )
+        return predict_start(model, node, tier, costs, queued_bytes=queued_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A worker that could host the model if it had room."""
 
@@ -77,7 +108,7 @@ class Candidate:
 def place(
     model: ModelRecord,
     rooms: Mapping[WorkerId, WorkerRoom],
-    nodes: Mapping[NodeId, NodeRecord],
+    nodes: Nodes,
     victims: Iterable[Victim],
     *,
     costs: StartCosts,
@@ -89,7 +120,7 @@ def place(
     full = [c for c in candidates if not c.room.fits(c.memory_bytes)]
     if fitting:
         best, *others = fitting
-        slower = [(_name(c), f"starts in {c.prediction.total_s:.2f} s") for c in others]
+        slower = [(_name(c), f"starts in {c.prediction.terms()}") for c in others]
         no_room = [(_name(c), _why_full(c)) for c in full]
         return Place(
             best.room.worker.worker_id,
@@ -105,35 +136,43 @@ def place(
 def _filter(
     model: ModelRecord,
     rooms: Mapping[WorkerId, WorkerRoom],
-    nodes: Mapping[NodeId, NodeRecord],
+    nodes: Nodes,
     costs: StartCosts,
 ) -> tuple[list[Candidate], list[tuple[str, str]]]:
     candidates, rejected = [], []
     for room in rooms.values():
-        node = nodes.get(room.worker.node_id)
-        memory_bytes = estimate_replica_memory(model, room.worker.slots).total_bytes
-        if obstacle := _obstacle(model, room, node, memory_bytes):
-            rejected.append((f"worker {room.worker.worker_id}", obstacle))
+        found = _assess(model, room, nodes, costs)
+        if isinstance(found, Candidate):
+            candidates.append(found)
         else:
-            assert node is not None
-            candidates.append(Candidate(room, memory_bytes, predict_start(model, node, costs)))
+            rejected.append((f"worker {room.worker.worker_id}", found))
     return sorted(candidates, key=lambda c: c.rank), sorted(rejected)
 
 
-def _obstacle(
-    model: ModelRecord, room: WorkerRoom, node: NodeRecord | None, memory_bytes: int
-) -> str:
-    """Say why this worker can never host the model as things are; empty when it could."""
+def _assess(
+    model: ModelRecord, room: WorkerRoom, nodes: Nodes, costs: StartCosts
+) -> Candidate | str:
+    """Return a worker as a candidate, or why it can never host the model as things are."""
+    memory_bytes = estimate_replica_memory(model, room.worker.slots).total_bytes
+    if obstacle := _worker_obstacle(model, room, memory_bytes):
+        return obstacle
+    node_id = room.worker.node_id
+    node = nodes.by_id.get(node_id)
+    if node is None:
+        return f"the store of node {node_id} is not there"
+    if model.size_bytes > node.dram_capacity_bytes:
+        pool = node.dram_capacity_bytes
+        return f"the pool of node {node_id} takes {pool} bytes, the model has {model.size_bytes}"
+    prediction = nodes.predict(model, node, costs)
+    if prediction is None:
+        return f"node {node_id} does not hold the checkpoint, and nowhere else is it to be had"
+    return Candidate(room, memory_bytes, prediction)
+
+
+def _worker_obstacle(model: ModelRecord, room: WorkerRoom, memory_bytes: int) -> str:
     worker = room.worker
     if not room.is_reachable:
         return "its connection is broken"
-    if node is None or worker.node_id not in model.nodes:
-        where = f"node {worker.node_id}"
-        return (
-            f"{where} does not hold the checkpoint"
-            if node
-            else f"the store of {where} is not there"
-        )
     if worker.max_replicas < 1:
         return "it takes no replicas"
     if model.name in room.hosting:
@@ -204,5 +243,4 @@ def _why_full(candidate: Candidate) -> str:
 
 
 def _why_best(candidate: Candidate) -> str:
-    where = candidate.prediction.from_tier.value
-    return f"{_name(candidate)} starts soonest: its node has the checkpoint in {where}"
+    return f"{_name(candidate)} starts soonest, in {candidate.prediction.terms()}"

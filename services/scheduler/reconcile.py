@@ -7,7 +7,7 @@ longest first; what one model takes or gives back in this step counts for the mo
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import (
     AssignmentRecord,
     DecisionRecord,
@@ -23,13 +23,23 @@ from services.scheduler.autoscaler import (
     scale_model,
 )
 from services.scheduler.estimator import StartCosts
-from services.scheduler.placement import MakeRoom, Place, Placement, Rejected, Victim, Wait, place
+from services.scheduler.placement import (
+    MakeRoom,
+    Nodes,
+    Place,
+    Placement,
+    Rejected,
+    Victim,
+    Wait,
+    place,
+)
 from services.scheduler.snapshot import (
     ClusterSnapshot,
     Hosted,
     ReplicaKey,
     Waiting,
     WorkerRoom,
+    loading_by_node,
     reserved_bytes,
     rooms_of,
     waiting_by_model,
@@ -99,12 +109,14 @@ class _Step:
     actions: list[Action] = field(default_factory=list)
     due_unix_s: list[float] = field(default_factory=list)
     rooms: dict[WorkerId, WorkerRoom] = field(init=False)
+    loading: dict[NodeId, dict[ModelName, ModelRecord]] = field(init=False)
     hosted: dict[ModelName, dict[ReplicaKey, Hosted]] = field(init=False)
     waiting: dict[ModelName, Waiting] = field(init=False)
     limits: dict[ModelName, ModelLimits] = field(init=False)
 
     def __post_init__(self) -> None:
         self.rooms = rooms_of(self.snapshot)
+        self.loading = loading_by_node(self.snapshot)
         self.waiting = waiting_by_model(self.snapshot.demand)
         models = self.snapshot.models
         self.limits = limits_by_model(models, self.snapshot.deployments, self.policy)
@@ -184,7 +196,7 @@ class _Step:
         placement: Placement = place(
             model,
             self.rooms,
-            self.snapshot.nodes,
+            Nodes(self.snapshot.nodes, self.loading),
             self._victims(model.name),
             costs=self.costs,
             now_unix_s=self.now_unix_s,
@@ -238,6 +250,7 @@ class _Step:
         )
         room = self.rooms[placement.worker_id]
         self.rooms[placement.worker_id] = room.with_replica(model, placement.memory_bytes)
+        self.loading.setdefault(room.worker.node_id, {})[model] = self.snapshot.models[model]
         self.actions.append(Assign(assignment))
         self._decide(
             model,

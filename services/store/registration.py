@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gearfall.core.errors import Conflict, GearfallError, Internal, Unavailable
+from gearfall.core.errors import Conflict, GearfallError, Internal, InvalidRequest, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ModelRecord
 from gearfall.infra.remote import is_url
@@ -48,16 +48,19 @@ class Registrations:
         registry: ModelRegistry,
         canaries: Canaries,
         lock_of: Callable[[ModelName], asyncio.Lock],
-        on_unpublished: Callable[[], None],
+        on_changed: Callable[[], None],
     ) -> None:
-        """`lock_of`: held while a model is registered or removed. `on_unpublished`: try later."""
+        """`lock_of`: held while a model is registered or removed.
+
+        `on_changed` is called when the tiers hold something new, which the node's record shall say.
+        """
         self._ssd = ssd
         self._catalogue = catalogue
         self._room = room
         self._registry = registry
         self._canaries = canaries
         self._lock_of = lock_of
-        self._on_unpublished = on_unpublished
+        self._on_changed = on_changed
         self._works: set[asyncio.Task[None]] = set()
         self._flights: dict[tuple[ModelName, str], RegisterFlight] = {}
         self._conversions = asyncio.Semaphore(_MAX_CONVERSIONS)
@@ -143,10 +146,9 @@ class Registrations:
             if not was_known:
                 await asyncio.to_thread(self.discard, name)
             raise
-        except Unavailable:
-            # The model is whole on disk: it is published as soon as state is back.
-            self._on_unpublished()
-            raise
+        finally:
+            # Also when state can't be reached: the model is whole, and published once it is back.
+            self._on_changed()
         if name in self._ssd.models:
             self._canaries.record(stored)
         size_bytes = record.size_bytes
@@ -156,6 +158,8 @@ class Registrations:
     async def _note_remote(self, name: ModelName, url: str) -> StoredModel:
         """Keep what is known of a checkpoint below a URL; its chunks come when they are needed."""
         remote = await open_remote(url)
+        if remote.manifest.adapter is not None:
+            raise InvalidRequest(f"{url} holds a LoRA adapter, not a model", param="path")
         known = self._known().get(name)
         if known is not None:
             if known.digest != remote.digest:

@@ -112,7 +112,7 @@ class StoreService:
             registry=self._registry,
             canaries=self._canaries,
             lock_of=self._lock,
-            on_unpublished=self._notify,
+            on_changed=self._notify,
         )
 
     async def open(self) -> None:
@@ -206,9 +206,15 @@ class StoreService:
                 self._removing.discard(name)
 
     async def read_file(self, name_text: str, file: str) -> bytes:
-        """Return a small file that the model's manifest lists. Raises NotFound."""
+        """Return a small file that the model's manifest lists. Raises NotFound.
+
+        One of a model that another node has comes with the model, which whoever asks is about to
+        need.
+        """
         name = ModelName(parse_name(name_text, param="model"))
         model = self.catalogue.models.get(name)
+        if model is None and self._is_far(name):
+            await self.load(name).wait()
         if model is None or name in self.ssd.models:
             model = self.ssd.get(name)
         return await asyncio.to_thread(model.read_file, file)
@@ -216,7 +222,7 @@ class StoreService:
     async def read_canary(self, name_text: str) -> bytes:
         """Return a model's canary as JSON, once it is recorded. Raises NotFound, InvalidRequest."""
         name = ModelName(parse_name(name_text, param="model"))
-        if name not in self.ssd.models and self.loader.far.size_of(name) is not None:
+        if self._is_far(name):
             # It is computed from the bytes, which the load that it guards is about to need too.
             await self.load(name, target=Tier.SSD).wait()
         return await self._canaries.read(self.ssd.get(name))
@@ -252,6 +258,9 @@ class StoreService:
         await asyncio.to_thread(self._registrations.discard, name)
         self._registry.forget(name)
         _log.info("model dropped: it was removed from the cluster", extra={"model": name})
+
+    def _is_far(self, name: ModelName) -> bool:
+        return name not in self.ssd.models and self.loader.far.size_of(name) is not None
 
     def _is_busy(self, name: ModelName) -> bool:
         return bool(self.pool.holders(name)) or self.loader.is_loading(name)

@@ -19,7 +19,8 @@ from services.worker.ports import LoadedModel
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub
 
-CALL_TIMEOUT_S = 5.0
+FILE_TIMEOUT_S = 600.0
+"""Longest wait for a small file of a model that is on its way from another node."""
 CANARY_TIMEOUT_S = 600.0
 """Longest wait for a canary that is being computed."""
 PROGRESS_TIMEOUT_S = 60.0
@@ -46,7 +47,7 @@ class GrpcStoreClient:
         """See the port."""
         async with self._stub() as stub:
             request = pb.ReadFileRequest(model=model, file=file)
-            reply = await stub.ReadFile(request, timeout=CALL_TIMEOUT_S)
+            reply = await stub.ReadFile(request, timeout=FILE_TIMEOUT_S)
             return reply.content
 
     async def read_canary(self, model: ModelName) -> bytes:

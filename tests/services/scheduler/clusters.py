@@ -19,7 +19,9 @@ WORKER = WorkerId("worker-a")
 MIB = 1024 * 1024
 
 
-def model(name="small", *, size_bytes=10 * MIB, nodes=(NODE,), context_tokens=128) -> ModelRecord:
+def model(
+    name="small", *, size_bytes=10 * MIB, nodes=(NODE,), context_tokens=128, source="/models/small"
+) -> ModelRecord:
     return ModelRecord(
         name=ModelName(name),
         digest="d" * 32,
@@ -30,22 +32,32 @@ def model(name="small", *, size_bytes=10 * MIB, nodes=(NODE,), context_tokens=12
         vocabulary_size=17,
         bos_token_id=None,
         eos_token_ids=(2,),
-        source="/models/small",
+        source=source,
         nodes=tuple(NodeId(n) for n in nodes),
         dtype="bfloat16",
         kv_bytes_per_token=1024,
     )
 
 
-def node(name=NODE, *, resident=(), ssd_bytes_per_s=0.0) -> NodeRecord:
+def node(
+    name=NODE,
+    *,
+    resident=(),
+    on_ssd=None,
+    ssd_bytes_per_s=0.0,
+    remote_bytes_per_s=0.0,
+    dram_bytes=1 << 30,
+) -> NodeRecord:
     return NodeRecord(
         node_id=NodeId(name),
         address="127.0.0.1:1",
         attach_socket="/run/store.sock",
-        dram_capacity_bytes=1 << 30,
+        dram_capacity_bytes=dram_bytes,
         dram_used_bytes=0,
         ssd_bytes_per_s=ssd_bytes_per_s,
         resident=tuple(ModelName(m) for m in resident),
+        remote_bytes_per_s=remote_bytes_per_s,
+        on_ssd=None if on_ssd is None else tuple(ModelName(m) for m in on_ssd),
     )
 
 

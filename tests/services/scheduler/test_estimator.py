@@ -8,34 +8,79 @@ from services.scheduler.estimator import (
     learn_start,
     median_error,
     predict_start,
+    source_tier,
 )
-from tests.services.scheduler.clusters import WORKER, model, node
+from tests.services.scheduler.clusters import WORKER, by_node, model, node
 
 
 @pytest.mark.parametrize(
-    ("resident", "ssd_bytes_per_s", "load_s", "tier"),
+    ("tier", "measured", "load_s"),
     [
-        ((), 0.0, 0.5, Tier.SSD),
-        ((), 5e8, 1.0, Tier.SSD),
-        (("small",), 5e8, 0.0, Tier.DRAM),
+        (Tier.SSD, {}, 0.5),
+        (Tier.SSD, {"ssd_bytes_per_s": 5e8}, 1.0),
+        (Tier.SSD, {"remote_bytes_per_s": 1e7}, 0.5),
+        (Tier.REMOTE, {"ssd_bytes_per_s": 5e8}, 2.0),
+        (Tier.REMOTE, {"remote_bytes_per_s": 1e8}, 5.0),
+        (Tier.DRAM, {"ssd_bytes_per_s": 5e8}, 0.0),
     ],
 )
-def test_load_is_bytes_over_bandwidth_below_the_pool(resident, ssd_bytes_per_s, load_s, tier):
+def test_load_is_bytes_over_the_bandwidth_of_the_tier_they_are_in(tier, measured, load_s):
     record = model(size_bytes=500_000_000)
-    found = predict_start(
-        record, node(resident=resident, ssd_bytes_per_s=ssd_bytes_per_s), StartCosts()
-    )
+    found = predict_start(record, node(**measured), tier, StartCosts())
     assert found.load_s == pytest.approx(load_s)
     assert found.from_tier is tier
     assert found.total_s == pytest.approx(load_s + UNKNOWN_FIXED_S)
+    mentioned = "measured" if found.is_measured else "assumed" if load_s else "in dram"
+    assert mentioned in found.terms()
+    assert found.is_measured == (tier.value + "_bytes_per_s" in measured)
+
+
+def test_loads_asked_for_before_come_first():
+    fast = node(ssd_bytes_per_s=1e9)
+    record = model(size_bytes=500_000_000)
+    found = predict_start(record, fast, Tier.SSD, StartCosts(), queued_bytes=2_000_000_000)
+    assert found.queued_s == pytest.approx(2.0)
+    assert found.total_s == pytest.approx(2.5 + UNKNOWN_FIXED_S)
+    assert found.terms() == (
+        "3.50 s: behind 2.00 GB 2.00 s, 0.50 GB from ssd at 1.00 GB/s (measured) 0.50 s, "
+        "1.00 s to start"
+    )
+
+
+URL = "s3://bucket/small"
+
+
+@pytest.mark.parametrize(
+    ("record", "of_node", "others", "tier"),
+    [
+        # listed: the store says that it can load it
+        (model(), node(), (), Tier.SSD),
+        (model(), node(on_ssd=["small"]), (), Tier.SSD),
+        (model(), node(on_ssd=["small"], resident=["small"]), (), Tier.DRAM),
+        (model(), node(on_ssd=[]), (), Tier.SSD),
+        (model(source=URL), node(on_ssd=[]), (), Tier.REMOTE),
+        (model(source=URL), node(on_ssd=["small"]), (), Tier.SSD),
+        (model(nodes=("node-a", "n2")), node(on_ssd=[]), (node("n2"),), Tier.REMOTE),
+        (model(nodes=("node-a", "n2")), node(on_ssd=[]), (), Tier.SSD),
+        # not listed: it can be fetched from a URL or from another live node
+        (model(nodes=()), node(on_ssd=[]), (), None),
+        (model(nodes=(), source=URL), node(on_ssd=[]), (), Tier.REMOTE),
+        (model(nodes=("n2",)), node(on_ssd=[]), (node("n2"),), Tier.REMOTE),
+        (model(nodes=("n2",)), node(on_ssd=[]), (node("n3"),), None),
+        # not listed, but there: other bytes under the same name
+        (model(nodes=("n2",)), node(on_ssd=["small"]), (node("n2"),), None),
+        (model(nodes=("n2",)), node(resident=["small"]), (node("n2"),), None),
+    ],
+)
+def test_where_bytes_come_from(record, of_node, others, tier):
+    assert source_tier(record, of_node, by_node(of_node, *others)) is tier
 
 
 def test_fixed_cost_leaves_the_moving_of_bytes_out():
     timeline = StartTimeline(queued_s=0.1, ssd_s=2.0, build_s=0.4, total_s=2.5)
     costs = learn_start(StartCosts(), model().name, WORKER, timeline, predicted_s=2.0)
-    assert predict_start(model(), node(resident=["small"]), costs).fixed_s == pytest.approx(0.5)
-    other = model("other")
-    assert predict_start(other, node(resident=["other"]), costs).fixed_s == pytest.approx(0.5)
+    for record in (model(), model("other")):
+        assert predict_start(record, node(), Tier.DRAM, costs).fixed_s == pytest.approx(0.5)
     assert median_error(costs) == pytest.approx(0.2)
 
 

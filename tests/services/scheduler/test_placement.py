@@ -3,7 +3,7 @@ from dataclasses import replace
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
 from services.scheduler.estimator import StartCosts
-from services.scheduler.placement import MakeRoom, Place, Victim, Wait, place
+from services.scheduler.placement import MakeRoom, Nodes, Place, Victim, Wait, place
 from services.scheduler.snapshot import WorkerRoom
 from tests.services.scheduler.clusters import MIB, by_node, model, node, worker
 
@@ -18,8 +18,9 @@ def rooms(*workers, **used):
     return {w.worker_id: WorkerRoom(w, used_bytes=used.get(w.worker_id, 0)) for w in workers}
 
 
-def run(record, rooms_by_worker, nodes, victims=(), now=100.0):
-    return place(record, rooms_by_worker, nodes, victims, costs=COSTS, now_unix_s=now)
+def run(record, rooms_by_worker, nodes, victims=(), now=100.0, loading=None):
+    seen = Nodes(nodes, loading or {})
+    return place(record, rooms_by_worker, seen, victims, costs=COSTS, now_unix_s=now)
 
 
 def test_a_resident_checkpoint_beats_a_faster_disk():
@@ -42,6 +43,66 @@ def test_the_faster_disk_wins_among_cold_ones():
     assert placed.worker_id == "b"
 
 
+def test_a_node_that_could_fetch_it_is_slower_than_one_that_has_it():
+    a, b = worker("a", node_id="n1"), worker("b", node_id="n2")
+    nodes = by_node(node("n1", on_ssd=["small"]), node("n2", on_ssd=[]))
+    record = model(nodes=("n1",), size_bytes=1 << 29)
+    placed = run(record, rooms(a, b), nodes)
+    assert isinstance(placed, Place)
+    assert placed.worker_id == "a"
+    assert placed.prediction.from_tier is Tier.SSD
+    [(other, why)] = placed.rejected
+    assert other == "worker b"
+    assert "0.54 GB from remote at 0.25 GB/s (assumed) 2.15 s" in why
+
+    full = run(record, rooms(a, b, a=1 << 30), nodes)
+    assert isinstance(full, Place)
+    assert full.worker_id == "b"
+    assert full.prediction.from_tier is Tier.REMOTE
+    assert "from remote" in full.reason
+
+
+def test_a_fast_link_beats_a_slow_disk():
+    a, b = worker("a", node_id="n1"), worker("b", node_id="n2")
+    nodes = by_node(
+        node("n1", on_ssd=["small"], ssd_bytes_per_s=1e8),
+        node("n2", on_ssd=[], remote_bytes_per_s=1e9),
+    )
+    placed = run(model(nodes=("n1",), size_bytes=1 << 29), rooms(a, b), nodes)
+    assert isinstance(placed, Place)
+    assert placed.worker_id == "b"
+
+
+def test_a_model_of_a_url_may_go_where_nobody_has_it():
+    nodes = by_node(node("n1", on_ssd=[]))
+    placed = run(model(nodes=(), source="s3://b/m"), rooms(worker("a", node_id="n1")), nodes)
+    assert isinstance(placed, Place)
+
+
+def test_a_store_that_is_busy_loading_counts_with_what_it_still_has_to_load():
+    a, b = worker("a", node_id="n1"), worker("b", node_id="n2")
+    both = ("n1", "n2")
+    nodes = by_node(
+        node("n1", ssd_bytes_per_s=1.2e9, on_ssd=["small", "other"]),
+        node("n2", ssd_bytes_per_s=1e9, on_ssd=["small"]),
+    )
+    record, other = model(nodes=both, size_bytes=1 << 29), model("other", nodes=("n1",))
+    idle = run(record, rooms(a, b), nodes)
+    assert isinstance(idle, Place)
+    assert idle.worker_id == "a"
+    busy = run(
+        record, rooms(a, b), nodes, loading={"n1": {"other": replace(other, size_bytes=10**9)}}
+    )
+    assert isinstance(busy, Place)
+    assert busy.worker_id == "b"
+    same = run(record, rooms(a, b), nodes, loading={"n1": {"small": record}})
+    assert isinstance(same, Place)
+    assert same.worker_id == "a"
+    far = run(record, rooms(a, b), nodes, loading={"n1": {"far": model("far", source="s3://b/m")}})
+    assert isinstance(far, Place)
+    assert far.worker_id == "a"
+
+
 def test_equal_starts_go_where_most_memory_is_free():
     a, b = worker("a"), worker("b")
     placed = run(model(), rooms(a, b, a=500 * MIB), by_node(node()))
@@ -52,14 +113,14 @@ def test_equal_starts_go_where_most_memory_is_free():
 def test_every_reason_against_a_worker_is_given():
     cases = {
         "no-store": (WorkerRoom(worker("no-store", node_id="n9")), "store of node n9 is not there"),
-        "no-copy": (WorkerRoom(worker("no-copy", node_id="n2")), "does not hold the checkpoint"),
+        "other": (WorkerRoom(worker("other", node_id="n2")), "does not hold the checkpoint"),
+        "pool": (WorkerRoom(worker("pool", node_id="n3")), "pool of node n3 takes 1048576 bytes"),
         "drains": (WorkerRoom(worker("drains", max_replicas=0)), "takes no replicas"),
         "tiny": (WorkerRoom(worker("tiny", memory_bytes=MIB)), "in all"),
         "has-it": (WorkerRoom(worker("has-it"), hosting=hosts("small")), "already"),
     }
-    result = run(
-        model(), {name: room for name, (room, _) in cases.items()}, by_node(node(), node("n2"))
-    )
+    nodes = by_node(node(), node("n2", on_ssd=["small"]), node("n3", dram_bytes=MIB))
+    result = run(model(), {name: room for name, (room, _) in cases.items()}, nodes)
     assert isinstance(result, Wait)
     assert result.next_due_unix_s is None
     reasons = dict(result.rejected)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gearfall.core.errors import (
     Unavailable,
 )
 from gearfall.core.ids import ModelName
-from gearfall.core.manifest import manifest_digest
+from gearfall.core.manifest import AdapterFacts, manifest_bytes, manifest_digest, parse_manifest
 from gearfall.infra.memory_state import MemoryStateServer
 from gearfall.infra.pool_lease import map_partition
 from gearfall.pb import common_pb2
@@ -195,6 +196,37 @@ async def test_a_transfer_is_for_those_who_know_what_they_want(tmp_path: Path):
         ):
             with pytest.raises(error):
                 await store.call("OpenTransfer", wrong)
+
+
+async def test_small_files_of_a_neighbours_model_come_with_it(tmp_path: Path):
+    """A worker asks for them before the store that it is told to start from has anything."""
+    server = MemoryStateServer()
+    async with (
+        running_store(tmp_path / "one", node="node-1", server=server) as one,
+        running_store(tmp_path / "two", node="node-2", server=server) as two,
+    ):
+        await one.register(NAME, write_source(tmp_path / "src"))
+        await one.wait_node(on_ssd=(NAME,))
+        await two.wait_model(NAME, ("node-1",))
+        request = pb.ReadFileRequest(model=NAME, file="config.json")
+        file, loaded = await asyncio.gather(two.call("ReadFile", request), two.load(NAME))
+        assert file.content == (tmp_path / "src" / "config.json").read_bytes()
+        assert loaded[-1].timeline.from_tier == common_pb2.TIER_REMOTE
+        assert loaded[-1].timeline.ssd_s == 0.0  # one pass, also when the file was asked for first
+        await two.wait_node(on_ssd=(NAME,), resident=(NAME,))
+        with pytest.raises(NotFound):
+            await two.call("ReadFile", pb.ReadFileRequest(model="nobody-has-it", file="a"))
+
+
+async def test_an_adapter_below_a_url_is_no_model(model: Path, tmp_path: Path):
+    manifest = parse_manifest((model / "manifest.json").read_bytes())
+    facts = AdapterFacts("0" * 32, rank=2, alpha=4.0, is_rank_stabilised=False)
+    (model / "manifest.json").write_bytes(manifest_bytes(replace(manifest, adapter=facts)))
+    async with running_store(tmp_path / "store") as store:
+        with pytest.raises(InvalidRequest, match="LoRA adapter"):
+            await store.register(NAME, model.as_uri())
+        assert on_ssd(tmp_path / "store") == []
+        assert store.cluster.view.models == {}
 
 
 async def test_the_dead_neighbour_is_passed_over_for_the_url(web: WebServer, tmp_path: Path):
