@@ -9,6 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from services.worker.engine_activations import RowActivation, is_activation, is_silu
+from services.worker.engine_lora import LoraSlot
 from services.worker.engine_ops import Ops
 
 _LLAMA_NORMS = frozenset(
@@ -27,10 +28,20 @@ class StoredLinear(nn.Module):
         self._ops = ops
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
+        self.slot: LoraSlot | None = None
+        """What adapters add here; whoever computes this layer's output itself must call it."""
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Lengths of the input and of the output."""
+        return self.weight.shape[1], self.weight.shape[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return f32[..., N] for f32[..., K]."""
-        rows = self._ops.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        x_rows = x.reshape(-1, x.shape[-1])
+        rows = self._ops.linear(x_rows, self.weight, self.bias)
+        if self.slot is not None:
+            self.slot.add(rows, x_rows)
         return rows.view(*x.shape[:-1], rows.shape[-1])
 
 
@@ -40,10 +51,20 @@ class StoredEmbedding(nn.Module):
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
+        self.slot: LoraSlot | None = None
+        """What adapters add here."""
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Size of the vocabulary and length of the output."""
+        return self.weight.shape[0], self.weight.shape[1]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return f32[..., K] for int64[...]."""
-        return nn.functional.embedding(ids, self.weight).float()
+        out = nn.functional.embedding(ids, self.weight).float()
+        if self.slot is not None:
+            self.slot.add_embedded(out.view(-1, out.shape[-1]), ids.reshape(-1))
+        return out
 
 
 class RmsNorm(nn.Module):
