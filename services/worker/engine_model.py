@@ -20,9 +20,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import Manifest
 from services.worker.engine_attention import PagedCache
-from services.worker.engine_modules import replace_modules
 from services.worker.engine_ops import Ops, StepLayout
-from services.worker.engine_weights import StoredTensors, assign_weights, renaming
+from services.worker.engine_units import Arrival, Furnishing
+from services.worker.engine_weights import StoredTensors, match_weights, renaming
 from services.worker.packing import PackedStep
 
 _BATCH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope"})
@@ -33,9 +33,15 @@ class EngineModel:
     """One model and its paged KV cache on one device."""
 
     def __init__(
-        self, model: PreTrainedModel, cache: PagedCache, device: torch.device, vocabulary_size: int
+        self,
+        model: PreTrainedModel,
+        cache: PagedCache,
+        device: torch.device,
+        vocabulary_size: int,
+        furnishing: Furnishing,
     ) -> None:
         self._model = model
+        self._furnishing = furnishing
         self._cache = cache
         self._device = device
         self.vocabulary_size = vocabulary_size
@@ -44,6 +50,14 @@ class EngineModel:
     def kv_bytes(self) -> int:
         """Bytes of the KV cache, known after the first pass."""
         return self._cache.size_bytes
+
+    def finish(self) -> None:
+        """Furnish what no forward pass has called, once its bytes are there.
+
+        Raises InvalidRequest when the model lacks something that is neither stored nor computed.
+        """
+        self._furnishing.finish()
+        _check_complete(self._model)
 
     @torch.inference_mode()
     def forward(self, step: PackedStep) -> NDArray[np.float32]:
@@ -93,8 +107,12 @@ def build_model(
     ops: Ops,
     device: torch.device,
     kv_blocks: int,
+    arrival: Arrival | None = None,
 ) -> EngineModel:
     """Build the model that `config_json` describes over the mapped partitions.
+
+    With an `arrival` the bytes are still being loaded: the first forward pass waits for them, layer
+    by layer, and `finish` is to be called after it.
 
     Raises CorruptCheckpoint when the tensors are not the model's, InvalidRequest when it is of a
     kind that can't be served exactly.
@@ -105,14 +123,15 @@ def build_model(
     _check_supported(config, manifest.model.architecture)
     cache = PagedCache(ops, total_blocks=kv_blocks, device=device)
     model = _construct(config, cache.name)
-    assign_weights(model, StoredTensors(manifest, mappings, device, renaming(model)))
-    for module in model.modules():
-        for name, buffer in tuple(module.named_buffers(recurse=False)):
-            setattr(module, name, buffer.to(device))
-    replace_modules(model, ops)
-    _check_complete(model)
     model.eval()
-    return EngineModel(model, cache, device, manifest.model.vocabulary_size)
+    stored = StoredTensors(manifest, mappings, device, renaming(model))
+    slots = match_weights(model, stored)
+    furnishing = Furnishing(model, slots, stored, ops=ops, device=device, arrival=arrival)
+    furnishing.begin()
+    built = EngineModel(model, cache, device, manifest.model.vocabulary_size, furnishing)
+    if arrival is None:
+        built.finish()
+    return built
 
 
 def parse_config(config_json: bytes) -> PreTrainedConfig:

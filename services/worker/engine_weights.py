@@ -1,7 +1,8 @@
-"""Stored tensors as zero-copy views over mapped partitions, and their way into a model."""
+"""Stored tensors as zero-copy views over mapped partitions, and the places they have in a model."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from mmap import mmap
 
 import torch
@@ -42,26 +43,53 @@ class StoredTensors:
 
     def find(self, names: Sequence[str]) -> torch.Tensor | None:
         """Return the tensor of the first name that is stored; the others count as used too."""
+        plan = self.match(names)
+        return None if plan is None else self.open(plan)
+
+    def match(self, names: Sequence[str]) -> TensorPlan | None:
+        """Return the plan of the first name that is stored; no byte of it is read.
+
+        The others count as used too. Raises InvalidRequest for a dtype that is not served.
+        """
         found = None
         for name in names:
             plan = self._plans.get(name)
             if plan is not None:
                 self._used.add(name)
-                found = self._open(name, plan) if found is None else found
+                if plan.dtype not in _WEIGHT_DTYPES:
+                    allowed = " or ".join(_WEIGHT_DTYPES)
+                    raise InvalidRequest(f"tensor {name!r} is {plan.dtype}, not {allowed}")
+                found = found or plan
         return found
+
+    def open(self, plan: TensorPlan) -> torch.Tensor:
+        """Return the tensor of a plan, each time the same; a copy only where it must be one."""
+        tensor = self._opened.get(plan)
+        if tensor is None:
+            tensor = self._opened[plan] = open_tensor(plan, self._mappings).to(self._device)
+        return tensor
 
     def unused(self) -> list[str]:
         """Names that nobody asked for."""
         return sorted(self._plans.keys() - self._used)
 
-    def _open(self, name: str, plan: TensorPlan) -> torch.Tensor:
-        if plan.dtype not in _WEIGHT_DTYPES:
-            raise InvalidRequest(
-                f"tensor {name!r} is {plan.dtype}, not {' or '.join(_WEIGHT_DTYPES)}"
-            )
-        if plan not in self._opened:
-            self._opened[plan] = open_tensor(plan, self._mappings).to(self._device)
-        return self._opened[plan]
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in a model for a stored tensor: a parameter, or a buffer of its own dtype."""
+
+    owner: nn.Module
+    name: str
+    plan: TensorPlan
+    buffer_dtype: torch.dtype | None = None
+
+    def fill(self, stored: StoredTensors) -> None:
+        """Put the tensor in its place."""
+        tensor = stored.open(self.plan)
+        if self.buffer_dtype is None:
+            setattr(self.owner, self.name, nn.Parameter(tensor, requires_grad=False))
+        else:
+            setattr(self.owner, self.name, tensor.to(self.buffer_dtype))
 
 
 def warm_renamings() -> None:
@@ -88,27 +116,31 @@ def renaming(model: PreTrainedModel) -> Callable[[str], str]:
     return rename
 
 
-def assign_weights(model: PreTrainedModel, stored: StoredTensors) -> None:
-    """Give every parameter of `model` its stored tensor, tied ones the same.
+def match_weights(model: PreTrainedModel, stored: StoredTensors) -> list[Slot]:
+    """Find the stored tensor of every parameter of `model`, tied ones' the same; read none.
 
     Raises CorruptCheckpoint when one is missing, has another shape, or is not the model's.
     """
     tied = _tied_names(model)
+    slots = []
     for module_name, module in model.named_modules():
-        for name, parameter in tuple(module.named_parameters(recurse=False)):
+        for name, parameter in module._parameters.items():  # noqa: SLF001
+            if parameter is None:
+                continue
             full_name = f"{module_name}.{name}" if module_name else name
-            tensor = stored.find(_spellings(full_name, tied, model.base_model_prefix))
-            if tensor is None:
+            plan = stored.match(_spellings(full_name, tied, model.base_model_prefix))
+            if plan is None:
                 raise CorruptCheckpoint(f"the checkpoint lacks the parameter {full_name!r}")
-            _check_shape(full_name, tensor, parameter)
-            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
-    for full_name, buffer in tuple(model.named_buffers()):
-        tensor = stored.find(_spellings(full_name, tied, model.base_model_prefix))
-        if tensor is not None and not _is_ignored(model, full_name):
-            _check_shape(full_name, tensor, buffer)
+            _check_shape(full_name, plan, parameter)
+            slots.append(Slot(module, name, plan))
+    for full_name, buffer in model.named_buffers():
+        plan = stored.match(_spellings(full_name, tied, model.base_model_prefix))
+        if plan is not None and not _is_ignored(model, full_name):
+            _check_shape(full_name, plan, buffer)
             owner, _, name = full_name.rpartition(".")
-            setattr(model.get_submodule(owner), name, tensor.to(buffer.dtype))
+            slots.append(Slot(model.get_submodule(owner), name, plan, buffer.dtype))
     _refuse_strangers(model, stored)
+    return slots
 
 
 def _tied_names(model: PreTrainedModel) -> Mapping[str, Sequence[str]]:
@@ -131,10 +163,10 @@ def _spellings(
     return list(dict.fromkeys(names))
 
 
-def _check_shape(name: str, tensor: torch.Tensor, expected: torch.Tensor) -> None:
-    if tensor.shape != expected.shape:
+def _check_shape(name: str, plan: TensorPlan, expected: torch.Tensor) -> None:
+    if plan.shape != tuple(expected.shape):
         raise CorruptCheckpoint(
-            f"{name!r} has shape {tuple(tensor.shape)}, the model's is {tuple(expected.shape)}"
+            f"{name!r} has shape {plan.shape}, the model's is {tuple(expected.shape)}"
         )
 
 
