@@ -33,12 +33,30 @@ _FACTOR = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<factor>[AB])"
     r"(?:\.weight)?"
 )
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]{1,512}")
 _UNSUPPORTED = {
     "use_dora": "DoRA",
     "modules_to_save": "modules saved whole",
     "auto_mapping": "a class of its own",
     "lora_bias": "a bias of its own",
+    "layer_replication": "layers that are used twice",
+    "target_parameters": "updates of bare parameters",
+    "trainable_token_indices": "tokens trained apart",
+    "alora_invocation_tokens": "an invocation sequence",
+    "use_qalora": "pooled inputs",
 }
+_KEEPING_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of init_lora_weights that leave the base's weights as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class FactorName:
+    """What the name of an adapter's tensor says."""
+
+    module: str
+    """As the adapter's base calls it."""
+    is_a: bool
+    is_embedding: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +127,12 @@ def read_adapter_facts(config: Mapping[str, Any], base_digest: str) -> AdapterFa
     for field, meaning in _UNSUPPORTED.items():
         if config.get(field):
             raise InvalidRequest(f"an adapter with {meaning} ({field}) is not supported")
+    if config.get("init_lora_weights") not in _KEEPING_BASE:
+        raise InvalidRequest(
+            "an adapter that changed its base (init_lora_weights) is not supported: save it as "
+            "plain LoRA",
+            param="path",
+        )
     if config.get("bias", "none") != "none":
         raise InvalidRequest("an adapter with biases (bias) is not supported", param="path")
     rank, alpha = config.get("r"), config.get("lora_alpha")
@@ -116,7 +140,44 @@ def read_adapter_facts(config: Mapping[str, Any], base_digest: str) -> AdapterFa
         raise InvalidRequest(f"{ADAPTER_CONFIG_FILE} has an impossible r", param="path")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) < 2**31:
         raise InvalidRequest(f"{ADAPTER_CONFIG_FILE} has an impossible lora_alpha", param="path")
+    read_alphas(config)
     return AdapterFacts(base_digest, rank, float(alpha), config.get("use_rslora") is True)
+
+
+def parse_factor_name(name: str) -> FactorName | None:
+    """Return what a tensor of an adapter is called by, None for one that is no factor."""
+    match = _FACTOR.fullmatch(name)
+    if match is None:
+        return None
+    return FactorName(match["module"], match["factor"] == "A", match["embedding"] is not None)
+
+
+def read_alphas(config: Mapping[str, Any]) -> Mapping[str, float]:
+    """Return the alphas of modules that have one of their own, by the end of the module's name.
+
+    PEFT takes the keys for regular expressions; only plain names are taken here, since an
+    expression may run for ever. Raises InvalidRequest.
+    """
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise InvalidRequest(f"{ADAPTER_CONFIG_FILE} has an impossible alpha_pattern", param="path")
+    for pattern, alpha in patterns.items():
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not is_number or not abs(alpha) < 2**31 or not _PLAIN_NAME.fullmatch(pattern):
+            raise InvalidRequest(
+                f"alpha_pattern {pattern[:80]!r} is not a module's name with a number", param="path"
+            )
+    return {pattern: float(alpha) for pattern, alpha in patterns.items()}
+
+
+def alpha_of(module: str, usual: float, alphas: Mapping[str, float]) -> float:
+    """Return a module's alpha: of the first key that is its name or the end of it from a dot on."""
+    found = (
+        alpha
+        for pattern, alpha in alphas.items()
+        if module == pattern or module.endswith(f".{pattern}")
+    )
+    return next(found, usual)
 
 
 def find_factors(
@@ -126,15 +187,15 @@ def find_factors(
     entries = base.entries_by_name()
     factors = []
     for tensor in tensors:
-        match = _FACTOR.fullmatch(tensor.name)
-        entry = None if match is None else _find_base(match["module"], entries)
-        if match is None or entry is None:
+        name = parse_factor_name(tensor.name)
+        entry = None if name is None else _find_base(name.module, entries)
+        if name is None or entry is None:
             raise InvalidRequest(
                 f"the base has no weight for the adapter's tensor {tensor.name!r}", param="path"
             )
         # An embedding's weight is [vocabulary, width]: its input is its first dimension.
-        is_base_transposed = is_transposed or match["embedding"] is not None
-        factors.append(_Factor(tensor, entry, match["factor"] == "A", is_base_transposed))
+        is_base_transposed = is_transposed or name.is_embedding
+        factors.append(_Factor(tensor, entry, name.is_a, is_base_transposed))
     return factors
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gearfall.checkpoint.adapter_source import is_adapter, open_adapter
+from gearfall.checkpoint.adapter_source import alpha_of, is_adapter, open_adapter, read_alphas
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.export import export
 from gearfall.checkpoint.rank_tensors import rank_tensors
@@ -128,6 +128,11 @@ def test_transposed_weights_and_embeddings(tmp_path: Path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"auto_mapping": {"parent_library": "evil"}}, "auto_mapping"),
         ({"bias": "all"}, "bias"),
+        ({"init_lora_weights": "pissa"}, "changed its base"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
+        ({"alpha_pattern": {"q_proj": "8"}}, "alpha_pattern"),
+        ({"alpha_pattern": {"(a+)+b": 8}}, "alpha_pattern"),
     ],
 )
 def test_configs_that_are_refused(
@@ -136,6 +141,15 @@ def test_configs_that_are_refused(
     source = save_adapter(tmp_path / "adapter", factors(), CONFIG | config)
     with pytest.raises(InvalidRequest, match=complaint):
         convert_adapter(source, base, tmp_path / "converted")
+
+
+@pytest.mark.parametrize(
+    ("module", "alpha"),
+    [("layers.1.q_proj", 8.0), ("layers.1.xq_proj", 6.0), ("q_proj", 8.0), ("layers.0.k", 2.0)],
+)
+def test_a_module_may_have_an_alpha_of_its_own(module: str, alpha: float):
+    alphas = read_alphas({"alpha_pattern": {"q_proj": 8, "layers.0.k": 2, "0.k": 3}})
+    assert alpha_of(module, 6.0, alphas) == alpha
 
 
 def lacks_a_factor(weights: Weights) -> None:
