@@ -165,8 +165,14 @@ def _assess(
         return f"the pool of node {node_id} takes {pool} bytes, the model has {model.size_bytes}"
     prediction = nodes.predict(model, node, costs)
     if prediction is None:
-        return f"node {node_id} does not hold the checkpoint, and nowhere else is it to be had"
+        return _why_nowhere(model, node)
     return Candidate(room, memory_bytes, prediction)
+
+
+def _why_nowhere(model: ModelRecord, node: NodeRecord) -> str:
+    if model.name in (*node.resident, *(node.on_ssd or ())):
+        return f"node {node.node_id} has other bytes under that name"
+    return f"node {node.node_id} does not hold the checkpoint, and no live node or URL gives it"
 
 
 def _worker_obstacle(model: ModelRecord, room: WorkerRoom, memory_bytes: int) -> str:

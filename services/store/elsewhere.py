@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gearfall.checkpoint.directory import disk_errors, write_file
 from gearfall.core.errors import CorruptCheckpoint, NotFound, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.core.manifest import MANIFEST_FILE, Manifest
+from gearfall.core.manifest import MANIFEST_FILE, FileEntry, Manifest
 from gearfall.core.records import ModelRecord, Tier
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.remote import is_url
@@ -27,6 +27,8 @@ from services.store.remote_checkpoint import open_remote
 from services.store.ssd_room import SsdRoom
 from services.store.ssd_tier import SsdTier
 from services.store.stored_model import ORIGIN_FILE, StoredModel, origin_bytes
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +49,10 @@ class Origin(ByteSource, Protocol):
     @property
     def digest(self) -> str:
         """Of the manifest."""
+        ...
+
+    async def read_file(self, entry: FileEntry) -> bytes:
+        """Return one small file."""
         ...
 
     async def read_files(self) -> dict[str, bytes]:
@@ -117,13 +123,32 @@ class Elsewhere:
 
         Tries one place after the other; raises what the last one said.
         """
+
+        async def receive(origin: Origin) -> Resident | None:
+            load.flight.publish(LoadProgress(Tier.REMOTE, 0, load.flight.progress.total_bytes))
+            return await self._receive(model, origin, load, is_pooled=is_pooled)
+
+        return await self._from_anywhere(model, receive)
+
+    async def read_file(self, model: ModelName, file: str) -> bytes:
+        """Return a small file of a model whose bytes are not here. Raises NotFound."""
+
+        async def read(origin: Origin) -> bytes | None:
+            entry = next((each for each in origin.manifest.files if each.name == file), None)
+            return None if entry is None else await origin.read_file(entry)
+
+        content = await self._from_anywhere(model, read)
+        if content is None:
+            raise NotFound(f"model {model!r} has no file {file[:96]!r}", param="file")
+        return content
+
+    async def _from_anywhere(self, model: ModelName, use: Callable[[Origin], Awaitable[T]]) -> T:
         failure: Unavailable | NotFound = NotFound(f"model {model!r} is nowhere", param="model")
         for place, open_origin in self._places(model):
-            load.flight.publish(LoadProgress(Tier.REMOTE, 0, load.flight.progress.total_bytes))
             try:
                 origin = await open_origin()
                 try:
-                    return await self._receive(model, origin, load, is_pooled=is_pooled)
+                    return await use(origin)
                 finally:
                     await origin.close()
             except (Unavailable, NotFound) as error:

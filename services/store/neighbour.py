@@ -8,7 +8,13 @@ import grpc
 
 from gearfall.core.errors import CorruptCheckpoint
 from gearfall.core.ids import ModelName
-from gearfall.core.manifest import Manifest, checksum, manifest_digest, parse_manifest
+from gearfall.core.manifest import (
+    FileEntry,
+    Manifest,
+    checksum,
+    manifest_digest,
+    parse_manifest,
+)
 from gearfall.infra.bulk_socket import BulkConnection
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.grpc_errors import error_from_rpc
@@ -68,20 +74,21 @@ class NeighbourCheckpoint:
         finally:
             self._idle.put_nowait(connection)
 
+    async def read_file(self, entry: FileEntry) -> bytes:
+        """Return one small file, checked. Raises CorruptCheckpoint."""
+        request = store_pb2.ReadFileRequest(model=self._model, file=entry.name)
+        try:
+            reply = await self._stub.ReadFile(request, timeout=_CALL_S)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        content = reply.content
+        if len(content) != entry.size_bytes or checksum(content) != entry.checksum:
+            raise CorruptCheckpoint(f"{entry.name} is not what the manifest says")
+        return content
+
     async def read_files(self) -> dict[str, bytes]:
         """Return every small file by name, checked. Raises CorruptCheckpoint."""
-        contents = {}
-        for entry in self.manifest.files:
-            request = store_pb2.ReadFileRequest(model=self._model, file=entry.name)
-            try:
-                reply = await self._stub.ReadFile(request, timeout=_CALL_S)
-            except grpc.aio.AioRpcError as error:
-                raise error_from_rpc(error) from error
-            content = reply.content
-            if len(content) != entry.size_bytes or checksum(content) != entry.checksum:
-                raise CorruptCheckpoint(f"{entry.name} is not what the manifest says")
-            contents[entry.name] = content
-        return contents
+        return {entry.name: await self.read_file(entry) for entry in self.manifest.files}
 
     async def close(self) -> None:
         """Cut every connection."""

@@ -9,6 +9,7 @@ from gearfall.core.errors import CorruptCheckpoint
 from gearfall.core.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
+    FileEntry,
     Manifest,
     checksum,
     manifest_digest,
@@ -46,20 +47,19 @@ class RemoteCheckpoint:
             await copying
             raise
 
+    async def read_file(self, entry: FileEntry) -> bytes:
+        """Return one small file, checked. Raises CorruptCheckpoint."""
+        content = await self.remote.read_file(entry.name, entry.size_bytes)
+        if len(content) != entry.size_bytes or checksum(content) != entry.checksum:
+            raise CorruptCheckpoint(f"{self.remote.url}/{entry.name} is not what the manifest says")
+        return content
+
     async def read_files(self) -> dict[str, bytes]:
         """Return every small file by name, checked. Raises CorruptCheckpoint."""
         files = self.manifest.files
         if sum(entry.size_bytes for entry in files) > MAX_SMALL_FILES_BYTES:
             raise CorruptCheckpoint(f"{self.remote.url} has small files that are not small")
-        contents = {}
-        for entry in files:
-            content = await self.remote.read_file(entry.name, entry.size_bytes)
-            if len(content) != entry.size_bytes or checksum(content) != entry.checksum:
-                raise CorruptCheckpoint(
-                    f"{self.remote.url}/{entry.name} is not what the manifest says"
-                )
-            contents[entry.name] = content
-        return contents
+        return {entry.name: await self.read_file(entry) for entry in files}
 
     async def close(self) -> None:
         """Nothing is held between reads."""

@@ -91,7 +91,7 @@ class StoreService:
             expected_use=self.pool.expected_use,
             bandwidth=lambda: self.loader.bandwidth_of(Tier.REMOTE),
         )
-        self.loader.far = Elsewhere(
+        self._elsewhere = self.loader.far = Elsewhere(
             cluster,
             self._registry,
             catalogue=self.catalogue,
@@ -208,13 +208,12 @@ class StoreService:
     async def read_file(self, name_text: str, file: str) -> bytes:
         """Return a small file that the model's manifest lists. Raises NotFound.
 
-        One of a model that another node has comes with the model, which whoever asks is about to
-        need.
+        One of a model that is not here comes from where the model is.
         """
         name = ModelName(parse_name(name_text, param="model"))
         model = self.catalogue.models.get(name)
         if model is None and self._is_far(name):
-            await self.load(name).wait()
+            return await self._elsewhere.read_file(name, file)
         if model is None or name in self.ssd.models:
             model = self.ssd.get(name)
         return await asyncio.to_thread(model.read_file, file)
@@ -224,7 +223,8 @@ class StoreService:
         name = ModelName(parse_name(name_text, param="model"))
         if self._is_far(name):
             # It is computed from the bytes, which the load that it guards is about to need too.
-            await self.load(name, target=Tier.SSD).wait()
+            # All the way up: a load to SSD alone would be read a second time from there.
+            await self.load(name).wait()
         return await self._canaries.read(self.ssd.get(name))
 
     def describe(self) -> NodeRecord:
@@ -279,6 +279,7 @@ class StoreService:
         await asyncio.to_thread(self._registrations.discard, name)
         self.pool.forget(name)
         self._registry.forget(name)
+        self._notify()
         _log.info("model removed", extra={"model": name})
 
     def _stored(self) -> dict[ModelName, StoredModel]:

@@ -113,7 +113,7 @@ def test_equal_starts_go_where_most_memory_is_free():
 def test_every_reason_against_a_worker_is_given():
     cases = {
         "no-store": (WorkerRoom(worker("no-store", node_id="n9")), "store of node n9 is not there"),
-        "other": (WorkerRoom(worker("other", node_id="n2")), "does not hold the checkpoint"),
+        "other": (WorkerRoom(worker("other", node_id="n2")), "has other bytes under that name"),
         "pool": (WorkerRoom(worker("pool", node_id="n3")), "pool of node n3 takes 1048576 bytes"),
         "drains": (WorkerRoom(worker("drains", max_replicas=0)), "takes no replicas"),
         "tiny": (WorkerRoom(worker("tiny", memory_bytes=MIB)), "in all"),
@@ -127,6 +127,9 @@ def test_every_reason_against_a_worker_is_given():
     assert len(reasons) == len(cases)
     for name, (_, text) in cases.items():
         assert text in reasons[f"worker {name}"]
+    nowhere = run(model(nodes=("n9",)), rooms(worker(node_id="n1")), by_node(node("n1", on_ssd=())))
+    assert isinstance(nowhere, Wait)
+    assert "n1 does not hold the checkpoint, and no live node" in nowhere.rejected[0][1]
 
 
 def test_replica_count_is_a_limit_of_its_own():

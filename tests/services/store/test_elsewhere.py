@@ -212,7 +212,7 @@ async def test_small_files_of_a_neighbours_model_come_with_it(tmp_path: Path):
         file, loaded = await asyncio.gather(two.call("ReadFile", request), two.load(NAME))
         assert file.content == (tmp_path / "src" / "config.json").read_bytes()
         assert loaded[-1].timeline.from_tier == common_pb2.TIER_REMOTE
-        assert loaded[-1].timeline.ssd_s == 0.0  # one pass, also when the file was asked for first
+        assert loaded[-1].timeline.ssd_s == 0.0
         await two.wait_node(on_ssd=(NAME,), resident=(NAME,))
         with pytest.raises(NotFound):
             await two.call("ReadFile", pb.ReadFileRequest(model="nobody-has-it", file="a"))
