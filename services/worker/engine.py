@@ -1,4 +1,4 @@
-"""Continuous batching of jobs over one model: submit, cancel, step. No socket, no process."""
+"""Continuous batching of jobs over one model: submit, cancel, move, step. No socket, no process."""
 
 import time
 from collections.abc import Callable
@@ -6,9 +6,17 @@ from typing import Protocol
 
 from gearfall.core.job import FinishReason, TokenRun
 from services.worker.batch import Batch, Chunk, Sequence
-from services.worker.engine_messages import CancelJob, StepDone, SubmitJob
+from services.worker.engine_messages import (
+    CancelJob,
+    ReleaseJob,
+    StepDone,
+    SubmitJob,
+)
+from services.worker.job_limits import JobLimits
+from services.worker.migrating_jobs import MigratingJobs, MigrationMessage
 from services.worker.packing import PackedStep, pack_step
 from services.worker.sampler import Draw, Logits, Sampled, sample_rows
+from services.worker.sequence import NO_DEADLINE_S
 
 
 class Model(Protocol):
@@ -33,77 +41,113 @@ class Engine:
         batch: Batch,
         *,
         context_tokens: int,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
     ) -> None:
         """`context_tokens`: most tokens of prompt and answer; a smaller KV cache lowers it."""
         self._model = model
         self._batch = batch
-        self._limit_tokens = min(context_tokens, batch.blocks.capacity_tokens)
+        self._limits = JobLimits(
+            min(context_tokens, batch.blocks.capacity_tokens), model.vocabulary_size
+        )
         self._clock = clock
-        self._sequences: dict[tuple[str, int], Sequence] = {}
+        self._unix_clock = unix_clock
+        self._migrating = MigratingJobs(batch, self._limits, lambda hold: self._admit(hold.job))
         self._early: list[TokenRun] = []
+        self._is_stuck = False
 
     @property
     def is_idle(self) -> bool:
-        """Whether a step would do nothing."""
-        return not self._sequences and not self._early
+        """Whether a step would do nothing before another message has come."""
+        has_jobs = self._batch.running + self._batch.waiting > 0 and not self._is_stuck
+        return not has_jobs and not self._early and not self._migrating.has_reports
 
     def submit(self, job: SubmitJob) -> None:
         """Take a job in, or end it in the next step with an error that concerns it alone.
 
         A second submission of the same (job, epoch) changes nothing.
         """
-        if (job.job_id, job.epoch) in self._sequences:
+        self._is_stuck = False
+        if self._batch.find((job.job_id, job.epoch)) is not None:
             return
-        tokens = [*job.prompt_token_ids, *job.generated_token_ids]
-        sequence = Sequence(
-            job_id=job.job_id,
-            epoch=job.epoch,
-            tokens=tokens,
-            prompt_tokens=len(job.prompt_token_ids),
-            sampling=job.sampling,
-        )
-        error = self._find_fault(job)
+        sequence = self._admit(job)
+        error = self._limits.find_fault(job)
         if error:
             self._early.append(_run(sequence, finish=FinishReason.ERROR, error=error))
             return
-        finish = self._find_finish(sequence)
+        finish = self._limits.find_finish(sequence)
         if finish is not None:
             self._early.append(_run(sequence, finish=finish))
             return
-        self._sequences[sequence.key] = sequence
-        self._batch.submit(sequence)
+        self._batch.submit(sequence, self._clock())
 
     def cancel(self, job: CancelJob) -> None:
         """Forget a job before the next step; nothing more is said about it."""
-        key = (job.job_id, job.epoch)
-        if self._sequences.pop(key, None) is not None:
-            self._batch.remove(key)
+        self._is_stuck = False
+        self._batch.cancel((job.job_id, job.epoch))
+
+    def migrate(self, message: MigrationMessage) -> None:
+        """Hold, feed, release, pin, freeze, thaw or unpin a job; the next step reports it."""
+        self._is_stuck = False
+        self._migrating.handle(message, self._clock())
+        if isinstance(message, ReleaseJob):
+            self._end_if_whole(message)
 
     def step(self) -> StepDone:
         """Compute one step and return what came of it."""
-        started = self._clock()
+        started_s = self._clock()
         runs, self._early = self._early, []
-        chunks = self._batch.plan_step()
+        runs += [
+            _run(sequence, finish=FinishReason.DEADLINE)
+            for sequence in self._batch.expire(started_s)
+        ]
+        chunks = self._batch.plan_step(started_s)
+        self._is_stuck = not chunks
         if chunks:
             runs += self._compute(chunks)
         return StepDone(
             runs=tuple(runs),
             running_jobs=self._batch.running,
             waiting_jobs=self._batch.waiting,
-            step_s=self._clock() - started,
+            step_s=self._clock() - started_s,
+            reports=self._migrating.take_reports(),
         )
 
     def check(self) -> None:
-        """Assert that batch and jobs agree."""
+        """Assert the invariants of the batch."""
         self._batch.check()
-        assert len(self._sequences) == self._batch.running + self._batch.waiting
+
+    def _admit(self, job: SubmitJob) -> Sequence:
+        """Return the sequence of a job."""
+        deadline_s = NO_DEADLINE_S
+        if job.deadline_unix_s > 0:
+            deadline_s = self._clock() + job.deadline_unix_s - self._unix_clock()
+        return Sequence(
+            job_id=job.job_id,
+            epoch=job.epoch,
+            tokens=[*job.prompt_token_ids, *job.generated_token_ids],
+            prompt_tokens=len(job.prompt_token_ids),
+            sampling=job.sampling,
+            tenant=job.tenant,
+            adapter=job.adapter,
+            priority=job.priority,
+            deadline_s=deadline_s,
+        )
+
+    def _end_if_whole(self, message: ReleaseJob) -> None:
+        """End a released job whose log needed nothing more."""
+        sequence = self._batch.find((message.job_id, message.epoch))
+        finish = None if sequence is None else self._limits.find_finish(sequence)
+        if sequence is not None and finish is not None:
+            self._batch.remove(sequence.key)
+            self._early.append(_run(sequence, finish=finish))
 
     def _compute(self, chunks: list[Chunk]) -> list[TokenRun]:
         logits = self._model.forward(pack_step(chunks, self._batch.blocks))
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         for chunk in chunks:
             self._batch.commit(chunk)
+        self._migrating.note_computed(chunks)
         draws = [Draw(sequence.sampling, sequence.next_index) for sequence in sampling]
         sampled = sample_rows(logits, draws)
         return [
@@ -113,14 +157,14 @@ class Engine:
     def _append(self, sequence: Sequence, sampled: Sampled | None) -> TokenRun:
         """Append a token to its sequence, which ends here if it was its last."""
         if sampled is None:
-            self._forget(sequence)
+            self._batch.remove(sequence.key)
             error = "the model's logits are not numbers"
             return _run(sequence, finish=FinishReason.ERROR, error=error)
         index = sequence.next_index
-        sequence.tokens.append(sampled.token_id)
-        finish = self._find_finish(sequence)
+        self._batch.append(sequence, sampled.token_id)
+        finish = self._limits.find_finish(sequence)
         if finish is not None:
-            self._forget(sequence)
+            self._batch.remove(sequence.key)
         return TokenRun(
             job_id=sequence.job_id,
             epoch=sequence.epoch,
@@ -131,42 +175,6 @@ class Engine:
             alternatives=(sampled.alternatives,) if sampled.alternatives else (),
             finish=finish,
         )
-
-    def _forget(self, sequence: Sequence) -> None:
-        del self._sequences[sequence.key]
-        self._batch.remove(sequence.key)
-
-    def _find_finish(self, sequence: Sequence) -> FinishReason | None:
-        """Why the sequence ends with the tokens it has, None if it goes on."""
-        sampling = sequence.sampling
-        has_answer = sequence.next_index > 0
-        is_stop = has_answer and sequence.tokens[-1] in sampling.stop_token_ids
-        if is_stop and not sampling.ignore_eos:
-            return FinishReason.STOP
-        if sequence.next_index >= sampling.max_tokens:
-            return FinishReason.LENGTH
-        if has_answer and len(sequence.tokens) >= self._limit_tokens:
-            return FinishReason.LENGTH
-        return None
-
-    def _find_fault(self, job: SubmitJob) -> str:
-        """What makes a job impossible here; empty if nothing does."""
-        prompt, answer = job.prompt_token_ids, job.generated_token_ids
-        if not prompt:
-            return "the prompt has no token"
-        if len(prompt) >= self._limit_tokens:
-            return (
-                f"the prompt has {len(prompt)} tokens; this model takes at most "
-                f"{self._limit_tokens - 1}, so that one can be generated"
-            )
-        if len(prompt) + len(answer) > self._limit_tokens:
-            return f"prompt and answer have more than {self._limit_tokens} tokens"
-        vocabulary = self._model.vocabulary_size
-        tokens = prompt + answer
-        for token in (min(tokens), max(tokens)):
-            if not 0 <= token < vocabulary:
-                return f"token id {token} is outside the vocabulary of {vocabulary}"
-        return ""
 
 
 def _run(sequence: Sequence, *, finish: FinishReason, error: str = "") -> TokenRun:

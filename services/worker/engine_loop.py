@@ -1,7 +1,19 @@
 """The engine process's main loop: commands between steps, one result message per step."""
 
 from services.worker.engine import Engine
-from services.worker.engine_messages import CancelJob, StopEngine, SubmitJob, WorkerMessage
+from services.worker.engine_messages import (
+    CancelJob,
+    FeedJob,
+    FreezeJob,
+    HoldJob,
+    PinJob,
+    ReleaseJob,
+    StopEngine,
+    SubmitJob,
+    ThawJob,
+    UnpinJob,
+    WorkerMessage,
+)
 from services.worker.engine_stream import EngineStream
 
 
@@ -31,6 +43,16 @@ class EngineLoop:
                 self._engine.submit(message)
             case CancelJob():
                 self._engine.cancel(message)
+            case (
+                HoldJob()
+                | FeedJob()
+                | ReleaseJob()
+                | PinJob()
+                | FreezeJob()
+                | ThawJob()
+                | UnpinJob()
+            ):
+                self._engine.migrate(message)
             case StopEngine():
                 self._is_stopping = True
             case _:

@@ -79,7 +79,8 @@ class DropAdapter(msgspec.Struct, frozen=True, tag=True):
 class CancelJob(msgspec.Struct, frozen=True, tag=True):
     """Stop (job, epoch) before the next decode step and free its slot.
 
-    A held, pinned or frozen job is dropped like any other, with its blocks.
+    A held, pinned or frozen job is dropped like any other, and its blocks go to others: the worker
+    must have stopped reading and writing them.
     """
 
     job_id: JobId
@@ -105,15 +106,15 @@ class HoldJob(msgspec.Struct, frozen=True, tag=True):
 class FeedJob(msgspec.Struct, frozen=True, tag=True):
     """What came since about a held job: more tokens, and how far the worker has put in the KV.
 
-    Answered with a JobReport: HELD with the blocks as they are now, or REFUSED when they are too
-    few, and the job is dropped.
+    Answered with a JobReport: HELD with the blocks as they are now, or REFUSED with the reason,
+    then nothing of the message was done and the job is held as before, for CancelJob to end.
     """
 
     job_id: JobId
     epoch: Epoch
     index: int
-    """Index of the first of `token_ids` in the answer; what is known already is skipped. A gap
-    refuses the job."""
+    """Index of the first of `token_ids` in the answer; what is known already is skipped, a gap is
+    refused."""
     token_ids: tuple[int, ...] = ()
     kv_tokens: int = 0
     """Tokens from the prompt's first on whose keys and values lie in the blocks; only with
@@ -200,11 +201,11 @@ class JobPhase(Enum):
     HELD = "held"
     FROZEN = "frozen"
     ENDED = "ended"
-    """It has ended, but is pinned: its blocks are still there."""
+    """It has ended, but is pinned: the blocks of `block_table` are still there."""
     GONE = "gone"
     """It isn't here: never was, has ended, or was cancelled."""
     REFUSED = "refused"
-    """It can't be held, and is dropped; `error` says why."""
+    """It can't be held or fed as was asked; `error` says why."""
 
 
 class JobReport(msgspec.Struct, frozen=True, tag=True):

@@ -213,6 +213,8 @@ class JobBoard:
                 generated_token_ids=job.generated_token_ids,
                 sampling=job.sampling,
                 tenant=job.tenant,
+                priority=job.priority,
+                deadline_unix_s=job.deadline_unix_s,
                 adapter=job.adapter,
             )
         )
