@@ -19,6 +19,7 @@ from gearfall.infra.bearer import SECRET_VARIABLE, BearerInterceptor
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import GrpcServer, start_server
+from gearfall.infra.http_server import start_http_server
 from gearfall.infra.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.router_pb2_grpc import (
@@ -34,7 +35,6 @@ from services.router.metrics import RouterMetrics
 from services.router.peers import Peers
 from services.router.presence import Presence
 from services.router.rest import MAX_BODY_BYTES, RestDoor
-from services.router.rest_server import start_rest_server
 from services.router.service import RouterLimits, RouterService
 from services.router.servicer import RouterServicer
 from services.router.starts import is_ready
@@ -143,7 +143,7 @@ class Router:
             api_keys=settings.api_keys,
             max_body_bytes=settings.max_body_bytes,
         )
-        rest = await start_rest_server(door.build_app(), settings.rest_listen)
+        rest = await start_http_server(door.build_app(), settings.rest_listen)
         stack.push_async_callback(rest.stop)
         self.rest_address = rest.address
         # Push streams never end by themselves: without this the gRPC server waits its whole grace.

@@ -31,7 +31,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class RestServer:
+class HttpServer:
     """A started HTTP server; `address` is where it listens."""
 
     def __init__(self, server: uvicorn.Server, task: "asyncio.Task[None]", address: str) -> None:
@@ -45,7 +45,7 @@ class RestServer:
         await self._task
 
 
-async def start_rest_server(app: Starlette, listen: str) -> RestServer:
+async def start_http_server(app: Starlette, listen: str) -> HttpServer:
     """Serve `app` on host:port (port 0 picks a free one). Unavailable if it can't be bound."""
     host = listen.rpartition(":")[0]
     try:
@@ -64,14 +64,14 @@ async def start_rest_server(app: Starlette, listen: str) -> RestServer:
         timeout_graceful_shutdown=3,
     )
     server = _Server(config)
-    task = asyncio.create_task(server.serve(sockets=[listener]), name="rest-server")
-    serves = asyncio.create_task(server.serves.wait(), name="rest-serves")
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="http-server")
+    serves = asyncio.create_task(server.serves.wait(), name="http-serves")
     await asyncio.wait((task, serves), return_when=asyncio.FIRST_COMPLETED)
     if not server.serves.is_set():
         serves.cancel()
         task.result()
-        raise Internal("the REST server ended before it started")
-    return RestServer(server, task, f"{host}:{listener.getsockname()[1]}")
+        raise Internal("the HTTP server ended before it started")
+    return HttpServer(server, task, f"{host}:{listener.getsockname()[1]}")
 
 
 def bind(listen: str) -> socket.socket:

@@ -1,4 +1,4 @@
-"""The REST server's socket."""
+"""The HTTP server's socket."""
 
 import socket
 
@@ -6,7 +6,7 @@ import pytest
 from starlette.applications import Starlette
 
 from gearfall.core.errors import Unavailable
-from services.router.rest_server import bind, start_rest_server
+from gearfall.infra.http_server import bind, start_http_server
 
 
 def test_connections_send_at_once():
@@ -21,4 +21,4 @@ def test_connections_send_at_once():
 @pytest.mark.parametrize("listen", ["127.0.0.1:99999", "127.0.0.1:x", "nonsense", "192.0.2.1:0"])
 async def test_what_cannot_be_bound_is_unavailable(listen):
     with pytest.raises(Unavailable, match="listen"):
-        await start_rest_server(Starlette(), listen)
+        await start_http_server(Starlette(), listen)
