@@ -23,9 +23,10 @@ from gearfall.checkpoint.rank_tensors import rank_tensors
 from gearfall.checkpoint.source import decode_object
 from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import AdapterFacts, Manifest
-from services.worker.engine_lora import Factors, LoraSlot, LoraStep
+from services.worker.engine_lora import Factors, LoraSlot, LoraStep, RowGroup
 from services.worker.engine_modules import StoredEmbedding, StoredLinear
 from services.worker.engine_ops import Ops
+from services.worker.packing import AdapterRows
 
 _DTYPES = frozenset({torch.bfloat16, torch.float16, torch.float32})
 _Host = StoredLinear | StoredEmbedding
@@ -36,8 +37,8 @@ class Network:
     """What an adapter needs to know of the model that it is attached to."""
 
     module: nn.Module
-    head: nn.Module | None
-    """The module that computes logits from hidden states."""
+    head: Callable[[], nn.Module | None]
+    """Gives the module that computes logits from hidden states."""
     rename: Callable[[str], str]
     """Turns a stored tensor's name into the model's."""
     base_prefix: str
@@ -88,6 +89,21 @@ class Adapters:
             slot = self._slot_of(hosts[name])
             slot.factors = {**slot.factors, digest: factors}
         self._attached[digest] = updates
+
+    def begin_step(self, rows: Sequence[AdapterRows]) -> None:
+        """Say which rows of the next forward pass run with which adapter."""
+        self.step.groups = [
+            RowGroup(
+                group.adapter,
+                torch.from_numpy(group.tokens).to(self._device),
+                torch.from_numpy(group.logits).to(self._device),
+            )
+            for group in rows
+        ]
+
+    def end_step(self) -> None:
+        """Forget them."""
+        self.step.groups = ()
 
     def drop(self, digest: str) -> None:
         """Let go of an adapter; no row of a later step may ask for it. Idempotent."""
@@ -155,7 +171,7 @@ class Adapters:
 
     def _slot_of(self, host: _Host) -> LoraSlot:
         if host.slot is None:
-            host.slot = LoraSlot(self._ops, self.step, is_head=host is self._network.head)
+            host.slot = LoraSlot(self._ops, self.step, is_head=host is self._network.head())
         return host.slot
 
 

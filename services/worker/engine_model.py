@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import Manifest
+from services.worker.engine_adapters import Adapters, Network
 from services.worker.engine_attention import PagedCache
 from services.worker.engine_ops import Ops, StepLayout
 from services.worker.engine_units import Arrival, Furnishing
@@ -36,10 +37,14 @@ class EngineModel:
         self,
         model: PreTrainedModel,
         cache: PagedCache,
+        *,
         device: torch.device,
         vocabulary_size: int,
         furnishing: Furnishing,
+        adapters: Adapters,
     ) -> None:
+        self.adapters = adapters
+        """LoRA adapters that rows may ask for."""
         self._model = model
         self._furnishing = furnishing
         self._cache = cache
@@ -88,12 +93,14 @@ class EngineModel:
         # A step may want no logits at all: ask for one row then, and drop it.
         rows = step.logit_rows if len(step.logit_rows) else np.zeros(1, dtype=np.int64)
         self._cache.begin_step(layout.to(self._device))
+        self.adapters.begin_step(step.adapters)
         output = self._model(
             input_ids=torch.from_numpy(step.token_ids).unsqueeze(0).to(self._device),
             position_ids=positions.long().unsqueeze(0).to(self._device),
             use_cache=False,
             logits_to_keep=torch.from_numpy(rows).to(self._device),
         )
+        self.adapters.end_step()
         self._cache.end_step()
         logits: torch.Tensor = output.logits[0]
         return logits
@@ -124,11 +131,20 @@ def build_model(
     cache = PagedCache(ops, total_blocks=kv_blocks, device=device)
     model = _construct(config, cache.name)
     model.eval()
-    stored = StoredTensors(manifest, mappings, device, renaming(model))
+    rename = renaming(model)
+    stored = StoredTensors(manifest, mappings, device, rename)
     slots = match_weights(model, stored)
     furnishing = Furnishing(model, slots, stored, ops=ops, device=device, arrival=arrival)
     furnishing.begin()
-    built = EngineModel(model, cache, device, manifest.model.vocabulary_size, furnishing)
+    network = Network(model, model.get_output_embeddings, rename, model.base_model_prefix)
+    built = EngineModel(
+        model,
+        cache,
+        device=device,
+        vocabulary_size=manifest.model.vocabulary_size,
+        furnishing=furnishing,
+        adapters=Adapters(network, ops, device),
+    )
     if arrival is None:
         built.finish()
     return built

@@ -11,6 +11,17 @@ from services.worker.kv_blocks import KvBlocks
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRows:
+    """Where the tokens stand that run with one LoRA adapter."""
+
+    adapter: str
+    tokens: NDArray[np.int64]
+    """[n]: of the T packed tokens."""
+    logits: NDArray[np.int64]
+    """[m]: of the R rows whose logits are wanted."""
+
+
+@dataclass(frozen=True, slots=True)
 class PackedStep:
     """T tokens of S sequences side by side, without padding between them."""
 
@@ -24,6 +35,8 @@ class PackedStep:
     """[S, max_blocks], rows padded with 0."""
     logit_rows: NDArray[np.int64]
     """[R]: tokens whose logits are wanted, in the order of the chunks that sample."""
+    adapters: tuple[AdapterRows, ...] = ()
+    """One for each adapter in the step. Tokens that are in none run without."""
 
 
 def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks) -> PackedStep:
