@@ -100,15 +100,21 @@ public:
         for (std::int64_t i = 0; i < queries_; ++i) {
             rows[i] = call.q.f32() + token(i) * call.q.stride[0] + query_head(i) * call.q.stride[1];
         }
-        call.kernels.pack(0, rows, queries_, call.sizes.head_size, packed_);
+        const TokenTiles tiles(queries_, call.kernels.tile_tokens);
+        for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
+            const std::int64_t first = tiles.begin(tile);
+            call.kernels.pack(0, rows + first, tiles.begin(tile + 1) - first, call.sizes.head_size,
+                              packed_ + first * query_floats_);
+        }
         std::fill_n(sums_, queries_ * query_floats_, 0.0f);
     }
 
     void score(const Keys &keys) const {
         const void *rows[kKeysAtOnce];
         for (std::int64_t j = 0; j < keys.count; ++j) rows[j] = row(keys, j);
-        call_.kernels.dot[0]({rows, keys.count, packed_, queries_, call_.sizes.head_size,
-                              scores(0, keys.first), row_floats_});
+        const TokenTiles tiles(queries_, call_.kernels.tile_tokens);
+        call_.kernels.dot[0]({rows, keys.count, packed_, queries_, 0, tiles.count,
+                              call_.sizes.head_size, scores(0, keys.first), row_floats_});
     }
 
     void normalise() const {

@@ -18,14 +18,27 @@ constexpr std::int64_t padded(std::int64_t count, std::int64_t step) {
     return (count + step - 1) / step * step;
 }
 
-// `rows` by `tokens` dot products over k elements: out[token * out_stride + row].
+// Tokens are packed in tiles of at most `most` tokens, as equal as they can be.
+struct TokenTiles {
+    std::int64_t tokens;
+    std::int64_t count;
+
+    TokenTiles(std::int64_t all, std::int64_t most)
+        : tokens(all), count((all + most - 1) / most) {}
+    std::int64_t begin(std::int64_t tile) const { return tokens * tile / count; }
+};
+
+// Dot products over k elements of `row_count` rows and the tokens of some tiles:
+// out[token * out_stride + row].
 struct DotPanel {
     const void *const *rows;
     std::int64_t row_count;
-    const float *packed;  // by Kernels::pack, for the weights' dtype
-    std::int64_t token_count;
+    const float *packed;  // all tiles, by Kernels::pack for the weights' dtype
+    std::int64_t tokens;  // in all tiles
+    std::int64_t first_tile;
+    std::int64_t end_tile;
     std::int64_t k;
-    float *out;
+    float *out;  // of token 0
     std::int64_t out_stride;
 };
 
@@ -43,11 +56,12 @@ struct WeighPanel {
 
 struct Kernels {
     const char *name;
-    // Tokens of one packed tile; a dot panel starts at a multiple of it.
+    // Most tokens of one packed tile.
     std::int64_t tile_tokens;
     // By weight dtype: f32, bf16, f16.
     void (*dot[3])(const DotPanel &panel);
-    // Copies token rows into tiles, interleaved by step, in the order weights of `dtype` widen to.
+    // Copies the token rows of one tile, interleaved by step, in the order weights of `dtype` widen
+    // to. Tile i of a packing begins at its first token times padded(k, step_elements(dtype)).
     void (*pack)(int dtype, const float *const *rows, std::int64_t tokens, std::int64_t k,
                  float *packed);
     // Replaces scores[0..count) by exp(s - max), s = the score scaled and capped, and returns the
@@ -56,6 +70,12 @@ struct Kernels {
     void (*weigh)(const WeighPanel &panel);
     void (*rms_norm)(const float *x, const float *weight, std::int64_t k, float eps, float *out);
     void (*silu_mul)(const float *gate, const float *up, std::int64_t k, float *out);
+    // out[i] += x[i]
+    void (*add)(const float *x, std::int64_t k, float *out);
+    // Rotates the pairs (x[i], x[i + size / 2]) of size elements in place:
+    // x[i] * cos[i] - x[i + size / 2] * sin[i], and x[i + size / 2] * cos[i + size / 2] +
+    // x[i] * sin[i + size / 2], each product rounded.
+    void (*rotate)(const float *cos, const float *sin, std::int64_t size, float *x);
 };
 
 extern const Kernels kPortableKernels;

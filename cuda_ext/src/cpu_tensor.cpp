@@ -80,6 +80,15 @@ void require_size(const TensorView &tensor, int dimension, std::int64_t size) {
            std::to_string(dimension) + ", not " + std::to_string(tensor.shape[dimension]));
 }
 
+void require_weight(const TensorView &weight, const TensorView *bias) {
+    require_rows(weight, 2);
+    require_weight_dtype(weight);
+    if (bias == nullptr) return;
+    require_dense(*bias, 1, bias->dtype);
+    require_weight_dtype(*bias);
+    require_size(*bias, 0, weight.shape[0]);
+}
+
 void require_threads(int threads) {
     if (threads >= 1 && threads <= kMaxThreads) return;
     refuse("threads must be between 1 and 256, not " + std::to_string(threads));

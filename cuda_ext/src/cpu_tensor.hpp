@@ -53,6 +53,8 @@ void require_dense(const TensorView &tensor, int rank, DType dtype);
 void require_size(const TensorView &tensor, int dimension, std::int64_t size);
 void require_dtype(const TensorView &tensor, DType dtype);
 void require_weight_dtype(const TensorView &tensor);
+// A weight [N, K] of any strides between rows, and its bias [N], which may be nullptr.
+void require_weight(const TensorView &weight, const TensorView *bias);
 void require_threads(int threads);
 
 }  // namespace gearfall::cpu

@@ -1,134 +1,20 @@
 // The inner kernels over an instruction set `Isa`, in the canonical order of cpu_isa.hpp.
 //
 // Included by one source file for each instruction set, behind its target pragma: everything here
-// has internal linkage, so that no linker can put one file's code in the place of another's. A
-// product is added by Isa::fma only, so that no compiler has a choice about rounding it.
+// has internal linkage, so that no linker can put one file's code in the place of another's. It is
+// built with -ffp-contract=off: where products are rounded is written here, not a compiler's choice.
 #pragma once
 
 #include <cstring>
 
-#include "cpu_isa.hpp"
+#include "cpu_dots.hpp"
 
 namespace gearfall::cpu {
 namespace {
 
-struct Bf16 {
-    std::uint16_t bits;
-};
-struct F16 {
-    std::uint16_t bits;
-};
-
-template <class W>
-constexpr int kDtype = sizeof(W) == 4 ? 0 : 2;
-template <>
-constexpr int kDtype<Bf16> = 1;
-
 template <class Isa>
-struct Tiles {
+struct Tiles : Dots<Isa> {
     using Lanes = typename Isa::Lanes;
-    static constexpr int kRows = Isa::kRows;
-    static constexpr int kTokens = Isa::kTokens;
-
-    template <class W, int R, int T>
-    static inline __attribute__((always_inline)) void step(const W *const *rows,
-                                                           std::int64_t offset, const float *x,
-                                                           Lanes (&sums)[T][R]) {
-        constexpr int kStep = step_elements(kDtype<W>);
-        for (int part = 0; part < kStep / kLanes; ++part) {
-            Lanes w[R];
-            for (int r = 0; r < R; ++r) w[r] = Isa::widen(rows[r] + offset, part);
-            for (int t = 0; t < T; ++t) {
-                const Lanes token = Isa::load(x + t * kStep + part * kLanes);
-                for (int r = 0; r < R; ++r) sums[t][r] = Isa::fma(w[r], token, sums[t][r]);
-            }
-        }
-    }
-
-    // R rows by T tokens; `out` takes R values for each token.
-    template <class W, int R, int T>
-    static void dot_tile(const W *const *rows, const float *x, std::int64_t k, float *out,
-                         std::int64_t out_stride) {
-        constexpr std::int64_t kStep = step_elements(kDtype<W>);
-        Lanes sums[T][R];
-        for (int t = 0; t < T; ++t) {
-            for (int r = 0; r < R; ++r) sums[t][r] = Isa::zero();
-        }
-        std::int64_t offset = 0;
-        for (; offset + kStep <= k; offset += kStep, x += kStep * T) {
-            step<W, R, T>(rows, offset, x, sums);
-        }
-        if (offset < k) {
-            W ends[R][kStep] = {};
-            const W *end_rows[R];
-            for (int r = 0; r < R; ++r) {
-                std::memcpy(ends[r], rows[r] + offset, (k - offset) * sizeof(W));
-                end_rows[r] = ends[r];
-            }
-            step<W, R, T>(end_rows, 0, x, sums);
-        }
-        for (int t = 0; t < T; ++t) Isa::template reduce<R>(sums[t], out + t * out_stride);
-    }
-
-    template <class W, int T>
-    static void dot_tokens(const DotPanel &panel, const float *x, float *out) {
-        const W *const *rows = reinterpret_cast<const W *const *>(panel.rows);
-        std::int64_t row = 0;
-        for (; row + kRows <= panel.row_count; row += kRows) {
-            dot_tile<W, kRows, T>(rows + row, x, panel.k, out + row, panel.out_stride);
-        }
-        for (; row < panel.row_count; ++row) {
-            dot_tile<W, 1, T>(rows + row, x, panel.k, out + row, panel.out_stride);
-        }
-    }
-
-    template <class W, int T>
-    static void dot_at_most(const DotPanel &panel, std::int64_t tokens, const float *x,
-                            float *out) {
-        if constexpr (T > 1) {
-            if (tokens < T) return dot_at_most<W, T - 1>(panel, tokens, x, out);
-        }
-        dot_tokens<W, T>(panel, x, out);
-    }
-
-    template <class W>
-    static void dot(const DotPanel &panel) {
-        const std::int64_t row_floats = padded(panel.k, step_elements(kDtype<W>));
-        for (std::int64_t token = 0; token < panel.token_count; token += kTokens) {
-            dot_at_most<W, kTokens>(panel, panel.token_count - token,
-                                    panel.packed + token * row_floats,
-                                    panel.out + token * panel.out_stride);
-        }
-    }
-
-    static void pack(int dtype, const float *const *rows, std::int64_t tokens, std::int64_t k,
-                     float *packed) {
-        const std::int64_t step = step_elements(dtype);
-        for (std::int64_t first = 0; first < tokens; first += kTokens) {
-            const std::int64_t count = tokens - first < kTokens ? tokens - first : kTokens;
-            for (std::int64_t offset = 0; offset < k; offset += step) {
-                for (std::int64_t t = 0; t < count; ++t, packed += step) {
-                    pack_step(step, rows[first + t] + offset, k - offset, packed);
-                }
-            }
-        }
-    }
-
-    static void pack_step(std::int64_t step, const float *x, std::int64_t left, float *packed) {
-        float end[2 * kLanes] = {};
-        if (left < step) {
-            std::memcpy(end, x, left * sizeof(float));
-            x = end;
-        }
-        if (step == kLanes) {
-            std::memcpy(packed, x, kLanes * sizeof(float));
-            return;
-        }
-        for (int j = 0; j < kLanes; ++j) {
-            packed[j] = x[2 * j];
-            packed[kLanes + j] = x[2 * j + 1];
-        }
-    }
 
     // exp(x) for x <= 0 within 2 ulp; 0 below -87. Polynomial of the Cephes library.
     static inline Lanes exp_negative(Lanes x) {
@@ -267,6 +153,28 @@ struct Tiles {
         }
     }
 
+    static void add(const float *x, std::int64_t k, float *out) {
+        for (std::int64_t i = 0; i < k; i += kLanes) {
+            store_first(out + i, Isa::add(load_first(out + i, k - i), load_first(x + i, k - i)),
+                        k - i);
+        }
+    }
+
+    static void rotate(const float *cos, const float *sin, std::int64_t size, float *x) {
+        const std::int64_t half = size / 2;
+        for (std::int64_t i = 0; i < half; i += kLanes) {
+            const std::int64_t width = half - i;
+            const Lanes low = load_first(x + i, width);
+            const Lanes high = load_first(x + half + i, width);
+            const Lanes low_cos = Isa::mul(low, load_first(cos + i, width));
+            const Lanes high_sin = Isa::mul(high, load_first(sin + i, width));
+            const Lanes high_cos = Isa::mul(high, load_first(cos + half + i, width));
+            const Lanes low_sin = Isa::mul(low, load_first(sin + half + i, width));
+            store_first(x + i, Isa::sub(low_cos, high_sin), width);
+            store_first(x + half + i, Isa::add(high_cos, low_sin), width);
+        }
+    }
+
     static inline Lanes load_first(const float *from, std::int64_t count) {
         if (count >= kLanes) return Isa::load(from);
         float lanes[kLanes] = {};
@@ -282,9 +190,17 @@ struct Tiles {
     }
 
     static constexpr Kernels table(const char *name) {
-        return {name,     kTokens,   {dot<float>, dot<Bf16>, dot<F16>}, pack,
-                softmax,  weigh,     rms_norm,
-                silu_mul};
+        using Base = Dots<Isa>;
+        return {name,
+                Isa::kTokens,
+                {Base::template dot<float>, Base::template dot<Bf16>, Base::template dot<F16>},
+                Base::pack,
+                softmax,
+                weigh,
+                rms_norm,
+                silu_mul,
+                add,
+                rotate};
     }
 };
 

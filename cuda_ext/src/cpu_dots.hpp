@@ -1,0 +1,143 @@
+// Dot products of stored weight rows and packed tokens, over an instruction set `Isa`.
+//
+// Included like cpu_tiles.hpp, by one source file for each instruction set.
+#pragma once
+
+#include <cstring>
+
+#include "cpu_isa.hpp"
+
+namespace gearfall::cpu {
+namespace {
+
+struct Bf16 {
+    std::uint16_t bits;
+};
+struct F16 {
+    std::uint16_t bits;
+};
+
+template <class W>
+constexpr int kDtype = sizeof(W) == 4 ? 0 : 2;
+template <>
+constexpr int kDtype<Bf16> = 1;
+
+template <class Isa>
+struct Dots {
+    using Lanes = typename Isa::Lanes;
+    static constexpr int kRows = Isa::kRows;
+    static constexpr int kTokens = Isa::kTokens;
+
+    template <class W, int R, int T>
+    static inline __attribute__((always_inline)) void step(const W *const *rows,
+                                                           std::int64_t offset, const float *x,
+                                                           Lanes (&sums)[T][R]) {
+        constexpr int kStep = step_elements(kDtype<W>);
+        for (int part = 0; part < kStep / kLanes; ++part) {
+            Lanes w[R];
+            for (int r = 0; r < R; ++r) w[r] = Isa::widen(rows[r] + offset, part);
+            for (int t = 0; t < T; ++t) {
+                const Lanes token = Isa::load(x + t * kStep + part * kLanes);
+                for (int r = 0; r < R; ++r) sums[t][r] = Isa::fma(w[r], token, sums[t][r]);
+            }
+        }
+    }
+
+    // The R rows first_row, first_row + row_step, ... by T tokens.
+    template <class W, int R, int T>
+    static void dot_tile(const DotPanel &panel, std::int64_t first_row, std::int64_t row_step,
+                         const float *x, float *out) {
+        constexpr std::int64_t kStep = step_elements(kDtype<W>);
+        const W *rows[R];
+        for (int r = 0; r < R; ++r) {
+            rows[r] = static_cast<const W *>(panel.rows[first_row + r * row_step]);
+        }
+        Lanes sums[T][R];
+        for (int t = 0; t < T; ++t) {
+            for (int r = 0; r < R; ++r) sums[t][r] = Isa::zero();
+        }
+        std::int64_t offset = 0;
+        for (; offset + kStep <= panel.k; offset += kStep, x += kStep * T) {
+            step<W, R, T>(rows, offset, x, sums);
+        }
+        if (offset < panel.k) {
+            W ends[R][kStep] = {};
+            const W *end_rows[R];
+            for (int r = 0; r < R; ++r) {
+                std::memcpy(ends[r], rows[r] + offset, (panel.k - offset) * sizeof(W));
+                end_rows[r] = ends[r];
+            }
+            step<W, R, T>(end_rows, 0, x, sums);
+        }
+        for (int t = 0; t < T; ++t) {
+            float dots[R];
+            Isa::template reduce<R>(sums[t], dots);
+            float *to = out + t * panel.out_stride + first_row;
+            for (int r = 0; r < R; ++r) to[r * row_step] = dots[r];
+        }
+    }
+
+    // A tile's rows come from kRows places of the panel, so that each of them is read in order over
+    // the end of one row into the next: short rows side by side are no stream that the hardware
+    // foresees. Measured on Zen 4, rows of 1152 bytes from memory: 11 against 20 GB/s.
+    template <class W, int T>
+    static void dot_tokens(const DotPanel &panel, const float *x, float *out) {
+        const std::int64_t part = panel.row_count / kRows;
+        for (std::int64_t row = 0; row < part; ++row) {
+            dot_tile<W, kRows, T>(panel, row, part, x, out);
+        }
+        for (std::int64_t row = part * kRows; row < panel.row_count; ++row) {
+            dot_tile<W, 1, T>(panel, row, 1, x, out);
+        }
+    }
+
+    template <class W, int T>
+    static void dot_at_most(const DotPanel &panel, std::int64_t tokens, const float *x,
+                            float *out) {
+        if constexpr (T > 1) {
+            if (tokens < T) return dot_at_most<W, T - 1>(panel, tokens, x, out);
+        }
+        dot_tokens<W, T>(panel, x, out);
+    }
+
+    template <class W>
+    static void dot(const DotPanel &panel) {
+        const std::int64_t row_floats = padded(panel.k, step_elements(kDtype<W>));
+        const TokenTiles tiles(panel.tokens, kTokens);
+        for (std::int64_t tile = panel.first_tile; tile < panel.end_tile; ++tile) {
+            const std::int64_t token = tiles.begin(tile);
+            dot_at_most<W, kTokens>(panel, tiles.begin(tile + 1) - token,
+                                    panel.packed + token * row_floats,
+                                    panel.out + token * panel.out_stride);
+        }
+    }
+
+    static void pack(int dtype, const float *const *rows, std::int64_t tokens, std::int64_t k,
+                     float *packed) {
+        const std::int64_t step = step_elements(dtype);
+        for (std::int64_t offset = 0; offset < k; offset += step) {
+            for (std::int64_t t = 0; t < tokens; ++t, packed += step) {
+                pack_step(step, rows[t] + offset, k - offset, packed);
+            }
+        }
+    }
+
+    static void pack_step(std::int64_t step, const float *x, std::int64_t left, float *packed) {
+        float end[2 * kLanes] = {};
+        if (left < step) {
+            std::memcpy(end, x, left * sizeof(float));
+            x = end;
+        }
+        if (step == kLanes) {
+            std::memcpy(packed, x, kLanes * sizeof(float));
+            return;
+        }
+        for (int j = 0; j < kLanes; ++j) {
+            packed[j] = x[2 * j];
+            packed[kLanes + j] = x[2 * j + 1];
+        }
+    }
+};
+
+}  // namespace
+}  // namespace gearfall::cpu
