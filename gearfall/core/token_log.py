@@ -13,6 +13,9 @@
 | any      | run, else                                | same     | Refused                        |
 | WAITING  | reissue (queue lost the entry)           | WAITING  | epoch + 1                      |
 | OWNED    | lose (owner died or gave up)             | WAITING  | epoch + 1, or poisoned         |
+| OWNED    | hand over by the owner at the next index | OWNED    | HandedOver: target, epoch + 1  |
+| OWNED    | hand over by the owner at another index  | OWNED    | Kept                           |
+| any      | hand over, else                          | same     | Refused                        |
 | any      | close (client gone, stop string)         | FINISHED |                                |
 
 A worker may append while it holds (worker, epoch): promise 1 of the design. An owner that leaves a
@@ -65,6 +68,20 @@ class Refused:
 @dataclass(frozen=True, slots=True)
 class Broken:
     """The owner contradicts the log: it must stop, and the caller must lose it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """The target is the owner now, under this epoch; whoever was it must stop."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The owner is the owner as before."""
 
     reason: str
 
@@ -149,6 +166,23 @@ class TokenLog:
         self.owner = None
         self._next_epoch()
         return self.epoch
+
+    def hand_over(
+        self, worker: WorkerId, epoch: Epoch, next_index: int, target: WorkerId
+    ) -> HandedOver | Kept | Refused:
+        """Make `target` the owner in place of `worker`, which stopped before `next_index`."""
+        if epoch != self.epoch:
+            return Refused(f"epoch {epoch} is not the current epoch {self.epoch}")
+        if self.state is not LogState.OWNED or worker != self.owner:
+            return Refused("not the owner")
+        if next_index != len(self.token_ids):
+            return Kept(f"the log ends at {len(self.token_ids)}, not at {next_index}")
+        if len(self.token_ids) > self._tokens_at_epoch:
+            self._barren_epochs = 0
+        self.owner = target
+        self.owners += 1
+        self._next_epoch()
+        return HandedOver(self.epoch)
 
     def close(self) -> None:
         """End the log without a final run. Idempotent."""

@@ -6,15 +6,18 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+from gearfall.core import token_log
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.core.job import FinishReason, Job, TokenRun
 from gearfall.core.ports import JobQueue
-from gearfall.core.token_log import Appended, Bound, Broken, LogState, Refused
+from gearfall.core.token_log import Appended, Bound, Broken, HandedOver, LogState, Refused
 from services.router.background import Background
 from services.router.running_job import (
     Finished,
+    Granted,
     JobListener,
+    Kept,
     RunningJob,
     Stop,
     WaitingRoom,
@@ -149,6 +152,26 @@ class JobTable:
         if running is not None and running.link is link and running.log.epoch == epoch:
             self._put_back(running, reason)
 
+    def hand_over(
+        self, link: WorkerLink, job_id: JobId, epoch: Epoch, next_index: int, target_id: WorkerId
+    ) -> None:
+        """Make the target of a migration the owner, or tell the sender that it still is."""
+        running = self._jobs.get(job_id)
+        if running is None or running.link is not link:
+            link.send(Stop(job_id, epoch, "not the owner" if running else "no such job here"))
+            return
+        target = self._links.get(target_id)
+        if target is None or target is link:
+            link.send(Kept(job_id, epoch, f"worker {target_id} has no stream of its own here"))
+            return
+        verdict = running.log.hand_over(link.worker_id, epoch, next_index, target_id)
+        if isinstance(verdict, HandedOver):
+            self._move(running, link, target, epoch)
+        elif isinstance(verdict, token_log.Kept):
+            link.send(Kept(job_id, epoch, verdict.reason))
+        else:
+            link.send(Stop(job_id, epoch, verdict.reason))
+
     def fail_waiting(self, model: ModelName, error: GearfallError) -> None:
         """End every unclaimed job of a model that can't start."""
         for job_id in tuple(self._waiting.get(model, ())):
@@ -194,6 +217,19 @@ class JobTable:
             _log.exception("could not take a token run", extra={"job_id": run.job_id})
             self.close(run.job_id, "internal error")
             running.listener.on_failed(Internal(f"internal error: {type(error).__name__}"))
+
+    def _move(
+        self, running: RunningJob, source: WorkerLink, target: WorkerLink, old_epoch: Epoch
+    ) -> None:
+        job_id, log = running.job.job_id, running.log
+        self._unlink(running)
+        running.link = target
+        target.jobs.add(job_id)
+        running.entry_id = None
+        # The target first: until it hears of it, nobody computes.
+        target.send(Granted(job_id, log.epoch, len(log.token_ids)))
+        source.send(Stop(job_id, old_epoch, f"moved to {target.worker_id}", handed_over=True))
+        running.listener.on_moved(target.worker_id, log.epoch)
 
     def _put_back(self, running: RunningJob, reason: str) -> None:
         """Fence the owner and append the job again with its log, unless nothing is left to do."""

@@ -18,6 +18,26 @@ class Stop:
     job_id: JobId
     epoch: Epoch
     reason: str
+    handed_over: bool = False
+    """Another worker is the owner now, as this one had asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """To a handover's target: it is the owner of (job, epoch)."""
+
+    job_id: JobId
+    epoch: Epoch
+    next_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """To a handover's sender: it is the owner as before."""
+
+    job_id: JobId
+    epoch: Epoch
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +48,7 @@ class Finished:
     epoch: Epoch
 
 
-Reply = Stop | Finished
+Reply = Stop | Finished | Granted | Kept
 
 
 class JobListener(Protocol):
@@ -36,6 +56,10 @@ class JobListener(Protocol):
 
     def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
         """A worker took the job."""
+        ...
+
+    def on_moved(self, worker: WorkerId, epoch: Epoch) -> None:
+        """Another worker owns the job from here on; no token was lost and nothing waits."""
         ...
 
     def on_run(self, run: TokenRun) -> None:

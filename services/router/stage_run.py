@@ -10,7 +10,7 @@ from gearfall.core.ids import Epoch, JobId, WorkerId
 from gearfall.core.job import FinishReason, TokenRun
 from services.router.answer_text import AnswerPiece, AnswerText
 from services.router.cascade import StageDone, StageFailed, cost_flops
-from services.router.generation import GenerationRequest, StageReport
+from services.router.generation import GenerationRequest
 from services.router.stage_plan import StageReady
 
 Note = Callable[[str, str], None]
@@ -58,6 +58,14 @@ class StageRun:
         self._queued_s += time.perf_counter() - self._waits_since_s
         self._note("claimed", f"{self._plan.record.name} epoch {epoch} by worker {worker}")
 
+    def on_moved(self, worker: WorkerId, epoch: Epoch) -> None:
+        """A migration: another owner, without a wait."""
+        self._owners += 1
+        tokens = len(self._logprobs)
+        self._note(
+            "moved", f"{self._plan.record.name} epoch {epoch} to worker {worker} at token {tokens}"
+        )
+
     def on_lost(self, epoch: Epoch, reason: str) -> None:
         """The job waits again."""
         self._waits_since_s = time.perf_counter()
@@ -90,7 +98,7 @@ class StageRun:
         """The job ended without an answer."""
         self._end(StageFailed(error))
 
-    def report(self, *, accepted: bool) -> StageReport:
+    def report(self, *, is_accepted: bool) -> StageReport:
         """Say what the stage did so far."""
         prompt, completion = len(self._plan.prompt_token_ids), len(self._logprobs)
         ended = self.ended.result() if self.ended.done() else None
@@ -105,7 +113,7 @@ class StageRun:
             duration_s=time.perf_counter() - self._started_s,
             queued_s=self._queued_s,
             epochs=self._owners,
-            accepted=accepted,
+            is_accepted=is_accepted,
             error=ended.error.message if isinstance(ended, StageFailed) else "",
         )
 

@@ -13,7 +13,7 @@ from gearfall.infra.convert import token_run_from_pb
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb import router_pb2_grpc
 from services.router.jobs import JobTable
-from services.router.running_job import Reply, Stop, WorkerLink
+from services.router.running_job import Finished, Granted, Kept, Reply, Stop, WorkerLink
 
 _log = logging.getLogger(__name__)
 
@@ -71,13 +71,31 @@ class TokenSinkServicer(router_pb2_grpc.TokenSinkServicer):
                 case "lost":
                     lost = push.lost
                     self._jobs.take_lost(link, JobId(lost.job_id), Epoch(lost.epoch), lost.reason)
+                case "handover":
+                    self._hand_over(link, push.handover)
                 case other:
                     raise InvalidRequest(f"unexpected push: {other}", param="push")
+
+    def _hand_over(self, link: WorkerLink, handover: pb.JobHandover) -> None:
+        self._jobs.hand_over(
+            link,
+            JobId(handover.job_id),
+            Epoch(handover.epoch),
+            handover.next_index,
+            WorkerId(handover.target_worker_id),
+        )
 
 
 def reply_to_pb(reply: Reply) -> pb.RouterReply:
     """Return the message for a reply to a worker."""
-    if isinstance(reply, Stop):
-        stop = pb.JobStop(job_id=reply.job_id, epoch=reply.epoch, reason=reply.reason)
-        return pb.RouterReply(stop=stop)
-    return pb.RouterReply(finished=pb.JobFinished(job_id=reply.job_id, epoch=reply.epoch))
+    match reply:
+        case Stop(job_id, epoch, reason, handed_over):
+            stop = pb.JobStop(job_id=job_id, epoch=epoch, reason=reason, handed_over=handed_over)
+            return pb.RouterReply(stop=stop)
+        case Finished(job_id, epoch):
+            return pb.RouterReply(finished=pb.JobFinished(job_id=job_id, epoch=epoch))
+        case Granted(job_id, epoch, next_index):
+            granted = pb.JobGranted(job_id=job_id, epoch=epoch, next_index=next_index)
+            return pb.RouterReply(granted=granted)
+        case Kept(job_id, epoch, reason):
+            return pb.RouterReply(kept=pb.JobKept(job_id=job_id, epoch=epoch, reason=reason))

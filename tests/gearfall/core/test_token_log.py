@@ -13,6 +13,8 @@ from gearfall.core.token_log import (
     Bound,
     Broken,
     Duplicate,
+    HandedOver,
+    Kept,
     LogState,
     Refused,
     TokenLog,
@@ -118,6 +120,48 @@ def test_a_reissue_is_no_loss():
     assert log.epoch == 1 + 2 * MAX_BARREN_EPOCHS
 
 
+def test_a_handover_moves_the_job_at_its_next_token_and_fences_the_source():
+    log = owned()
+    log.append(A, run(0, 7))
+    assert log.hand_over(A, Epoch(1), 1, B) == HandedOver(Epoch(2))
+    log.check()
+    assert (log.owner, log.owners, log.state) == (B, 2, LogState.OWNED)
+    assert isinstance(log.append(A, run(1, 8)), Refused)
+    assert isinstance(log.claim(A, Epoch(1)), Refused)
+    assert isinstance(log.hand_over(A, Epoch(1), 1, A), Refused)
+    assert isinstance(log.append(B, run(1, 8, epoch=2)), Appended)
+    assert log.lose() == 3
+
+
+@pytest.mark.parametrize(
+    ("worker", "epoch", "next_index", "verdict"),
+    [(A, 1, 0, Kept), (A, 1, 2, Kept), (A, 2, 1, Refused), (B, 1, 1, Refused)],
+)
+def test_a_handover_that_does_not_fit_changes_nothing(worker, epoch, next_index, verdict):
+    log = owned()
+    log.append(A, run(0, 7))
+    assert isinstance(log.hand_over(worker, Epoch(epoch), next_index, B), verdict)
+    assert (log.owner, log.epoch) == (A, 1)
+
+
+def test_nobody_hands_over_what_waits_or_is_finished():
+    assert isinstance(TokenLog(JOB).hand_over(A, Epoch(1), 0, B), Refused)
+    log = owned()
+    log.append(A, run(0, 7, finish=FinishReason.STOP))
+    assert isinstance(log.hand_over(A, Epoch(1), 1, B), Refused)
+
+
+def test_barren_owners_count_across_a_handover_without_a_token():
+    log = TokenLog(JOB)
+    for _ in range(MAX_BARREN_EPOCHS - 1):
+        log.claim(A, log.epoch)
+        log.lose()
+    log.claim(A, log.epoch)
+    log.hand_over(A, log.epoch, 0, B)
+    log.lose()
+    assert log.is_poisoned
+
+
 class Interleavings(RuleBasedStateMachine):
     """Two workers hold entries of any epoch and deliver late, twice, or never."""
 
@@ -154,6 +198,21 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     def lose(self):
         self._lose()
+
+    @rule(
+        source=st.sampled_from([A, B]),
+        known=st.integers(0, len(TRUTH)),
+        back=st.integers(0, 1),
+        size=st.integers(1, 4),
+    )
+    def hand_over(self, source, known, back, size):
+        target = B if source == A else A
+        epoch = self.log.epoch - back
+        is_owner = self.log.owner == source and not back
+        verdict = self.log.hand_over(source, Epoch(epoch), known, target)
+        assert isinstance(verdict, HandedOver) == (is_owner and known == len(self.released))
+        if isinstance(verdict, HandedOver):
+            self._produce(target, verdict.epoch, known, size)
 
     @precondition(lambda self: self.log.state is LogState.WAITING)
     @rule()
