@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from gearfall.core.errors import Internal
 from gearfall.core.job import FinishReason
+from gearfall.core.usage import StageReport, Usage
 from gearfall.infra.convert import finish_from_pb
 from gearfall.pb import router_pb2 as pb
 
@@ -47,42 +48,13 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class StageOutcome:
-    """What one stage of the cascade did."""
-
-    model: str
-    certainty: float | None
-    """In [0, 1]; None where the stage has no measure."""
-    threshold: float | None
-    prompt_tokens: int
-    completion_tokens: int
-    cost_flops: float
-    duration_s: float
-    queued_s: float
-    epochs: int
-    """Owners the job had: 1 when no worker was lost."""
-    is_accepted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens and cost: of the answering stage, and of all stages together."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_prompt_tokens: int
-    total_completion_tokens: int
-    cost_flops: float
-
-
-@dataclass(frozen=True, slots=True)
 class Finished:
     """A choice is complete."""
 
     choice: int
     finish: FinishReason
     model: str
-    stages: tuple[StageOutcome, ...]
+    stages: tuple[StageReport, ...]
     usage: Usage
 
 
@@ -96,7 +68,7 @@ class Choice:
     text: str
     finish: FinishReason
     model: str
-    stages: tuple[StageOutcome, ...]
+    stages: tuple[StageReport, ...]
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] = ()
 
@@ -164,9 +136,10 @@ def _finished_from_pb(message: pb.GenerateEnd) -> Finished:
     )
 
 
-def _stage_from_pb(message: pb.StageReport) -> StageOutcome:
-    return StageOutcome(
+def _stage_from_pb(message: pb.StageReport) -> StageReport:
+    return StageReport(
         model=message.model,
+        measure=message.certainty.measure,
         certainty=message.certainty.value if message.HasField("certainty") else None,
         threshold=message.threshold if message.HasField("threshold") else None,
         prompt_tokens=message.prompt_tokens,
@@ -176,6 +149,7 @@ def _stage_from_pb(message: pb.StageReport) -> StageOutcome:
         queued_s=message.queued_s,
         epochs=message.epochs,
         is_accepted=message.accepted,
+        error=message.error,
     )
 
 

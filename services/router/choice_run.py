@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gearfall.core.errors import GearfallError, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
 from gearfall.core.job import Job
+from gearfall.core.usage import StageReport, Usage
 from services.router.answer_text import AnswerPiece
 from services.router.cascade import (
     CascadeState,
@@ -24,8 +25,6 @@ from services.router.generation import (
     Delta,
     GenerationEvent,
     GenerationRequest,
-    StageReport,
-    Usage,
     Wait,
 )
 from services.router.jobs import JobTable
@@ -92,7 +91,7 @@ class ChoiceRun:
             verdict = await stage_run.ended
         finally:
             self._context.jobs.close(job_id, "the request ended")
-        self._conclude(verdict, lambda accepted: stage_run.report(accepted=accepted))
+        self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
 
     async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
         context, model = self._context, plan.record.name
@@ -190,7 +189,7 @@ def _report_of_unfit(plan: StageUnfit, measure: str) -> StageReport:
         duration_s=0.0,
         queued_s=0.0,
         epochs=0,
-        accepted=False,
+        is_accepted=False,
         error=plan.error.message,
     )
 

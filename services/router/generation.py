@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.job import FinishReason, Priority
 from gearfall.core.sampling import MAX_TOP_LOGPROBS
+from gearfall.core.usage import StageReport, Usage
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
@@ -169,35 +170,6 @@ class Delta:
     logprobs: tuple[TokenText, ...] = ()
     token_count: int = 0
     """Tokens of the job that this piece covers."""
-
-
-@dataclass(frozen=True, slots=True)
-class StageReport:
-    """What one stage did for one choice. Fields mirror `gearfall.v1.StageReport`."""
-
-    model: str
-    measure: str
-    certainty: float | None
-    threshold: float | None
-    prompt_tokens: int
-    completion_tokens: int
-    cost_flops: float
-    duration_s: float
-    queued_s: float
-    epochs: int
-    accepted: bool
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens and cost of one choice; the first two of the answering stage alone."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_prompt_tokens: int
-    total_completion_tokens: int
-    cost_flops: float
 
 
 @dataclass(frozen=True, slots=True)

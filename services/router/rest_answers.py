@@ -263,7 +263,7 @@ def _described(end: ChoiceEnd) -> dict[str, Any]:
                 "duration_s": report.duration_s,
                 "queued_s": report.queued_s,
                 "epochs": report.epochs,
-                "accepted": report.accepted,
+                "accepted": report.is_accepted,
                 "error": report.error or None,
             }
             for report in end.stages

@@ -1,6 +1,7 @@
 """Converters between the router's values and `gearfall.v1` router messages."""
 
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.usage import StageReport, Usage
 from gearfall.infra.convert import FINISH_TO_PB, priority_from_pb
 from gearfall.pb import common_pb2, scheduler_pb2
 from gearfall.pb import router_pb2 as pb
@@ -12,11 +13,9 @@ from services.router.generation import (
     GenerationEvent,
     GenerationRequest,
     Prompt,
-    StageReport,
     TextPrompt,
     TokenPrompt,
     TokenText,
-    Usage,
     Wait,
 )
 from services.router.request_log import RequestEvent
@@ -108,7 +107,7 @@ def _report_to_pb(report: StageReport) -> pb.StageReport:
         duration_s=report.duration_s,
         queued_s=report.queued_s,
         epochs=report.epochs,
-        accepted=report.accepted,
+        accepted=report.is_accepted,
         error=report.error,
     )
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
 from gearfall.core.ids import RequestId
 from gearfall.core.job import FinishReason
+from gearfall.core.usage import StageReport, Usage
 from services.router.choice_run import ChoiceRun
-from services.router.generation import ChoiceEnd, Delta, GenerationEvent, StageReport, Usage
+from services.router.generation import ChoiceEnd, Delta, GenerationEvent
 
 _log = logging.getLogger(__name__)
 

@@ -258,7 +258,7 @@ class RouterService:
             metrics.tokens.labels(name, "prompt").inc(end.usage.total_prompt_tokens)
             metrics.tokens.labels(name, "completion").inc(end.usage.total_completion_tokens)
             for report in end.stages:
-                counter = metrics.stage_answers if report.accepted else metrics.escalations
+                counter = metrics.stage_answers if report.is_accepted else metrics.escalations
                 counter.labels(name, report.model).inc()
 
     async def _follow_replicas(self) -> None:

@@ -8,6 +8,7 @@ from gearfall.core.certainty import measure_certainty
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
 from gearfall.core.ids import Epoch, JobId, WorkerId
 from gearfall.core.job import FinishReason, TokenRun
+from gearfall.core.usage import StageReport
 from services.router.answer_text import AnswerPiece, AnswerText
 from services.router.cascade import StageDone, StageFailed, cost_flops
 from services.router.generation import GenerationRequest

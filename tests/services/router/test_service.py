@@ -114,7 +114,7 @@ async def test_cascade_stops_at_the_first_certain_stage():
         outcome = await rig.ask("both")
         assert outcome.text() == "sure"
         (report,) = outcome.ends[0].stages
-        assert report.accepted
+        assert report.is_accepted
         assert report.certainty == pytest.approx(probability(-0.01, 5), rel=1e-5)
 
 
@@ -127,7 +127,7 @@ async def test_cascade_goes_up_and_shows_nothing_of_the_draft():
         outcome = await rig.ask("both", "hi")
         assert outcome.text() == "right"
         first, second = outcome.ends[0].stages
-        assert [first.accepted, second.accepted] == [False, True]
+        assert [first.is_accepted, second.is_accepted] == [False, True]
         assert outcome.ends[0].model == "large"
         assert outcome.ends[0].usage.cost_flops == 2 * 10 * 9 + 2 * 100 * 9
         assert outcome.ends[0].usage.total_completion_tokens == 12

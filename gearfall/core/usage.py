@@ -1,0 +1,37 @@
+"""What an answer took: stage by stage, and altogether."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What one stage of a cascade did for one choice. Fields mirror `gearfall.v1.StageReport`."""
+
+    model: str
+    measure: str
+    """Of the certainty; empty where there is none."""
+    certainty: float | None
+    """In [0, 1]; None where the stage has no measure."""
+    threshold: float | None
+    prompt_tokens: int
+    completion_tokens: int
+    cost_flops: float
+    duration_s: float
+    queued_s: float
+    epochs: int
+    """Owners the job had: 1 when no worker was lost."""
+    is_accepted: bool
+    error: str = ""
+    """Why the stage could not answer; empty when it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and cost of one choice; the first two of the answering stage alone."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_prompt_tokens: int
+    """Of all stages, rejected drafts included."""
+    total_completion_tokens: int
+    cost_flops: float
