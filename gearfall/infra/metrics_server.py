@@ -15,7 +15,7 @@ from gearfall.infra.service_main import ServiceParser
 PATH = "/metrics"
 
 Render = Callable[[], bytes]
-"""Returns the exposition text; called in the event loop, so that it may read the service's state."""
+"""Returns the exposition text; called in the event loop, where it may read a service's state."""
 
 
 def add_metrics_setting(parser: ServiceParser) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 from gearfall.core.ids import ModelName
@@ -32,6 +33,31 @@ class Loaded:
 
 
 LoadFlight = Flight[LoadProgress, Loaded]
+
+
+class LoadOutcome(Enum):
+    """How a load ended."""
+
+    DONE = "done"
+    CORRUPT = "corrupt"
+    """The bytes were not what the manifest says."""
+    CANCELLED = "cancelled"
+    """A prefetch that nobody waited for, or the store's own end."""
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEnd:
+    """One load after the fact."""
+
+    model: ModelName
+    from_tier: Tier
+    """Where the bytes were when it was asked for."""
+    outcome: LoadOutcome
+    moved_bytes: int
+    """0 for a model that was there already."""
+    seconds: float
+    """From the request on."""
 
 
 class Far(Protocol):

@@ -18,7 +18,17 @@ from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal, Una
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline, Tier
 from services.store.flight import Flight
-from services.store.load import Far, Load, Loaded, LoadFlight, LoadProgress, NothingFar, done_flight
+from services.store.load import (
+    Far,
+    Load,
+    Loaded,
+    LoadEnd,
+    LoadFlight,
+    LoadOutcome,
+    LoadProgress,
+    NothingFar,
+    done_flight,
+)
 from services.store.pool import Pool
 from services.store.pool_memory import ReadChunks
 from services.store.pool_read import GivenUp, read_model
@@ -41,12 +51,14 @@ class Loader:
         on_broken: Callable[[], None] = lambda: None,
         *,
         far: Far | None = None,
+        on_ended: Callable[[LoadEnd], None] = lambda _: None,
     ) -> None:
-        """`on_broken` is called after a model turned out to be corrupt."""
+        """`on_broken` is called after a model turned out to be corrupt, `on_ended` after a load."""
         self._ssd = ssd
         self._pool = pool
         self._read = read
         self._on_broken = on_broken
+        self._on_ended = on_ended
         self.far: Far = far or NothingFar()
         self._loads: dict[ModelName, Load] = {}
         self._counter = itertools.count()
@@ -91,6 +103,8 @@ class Loader:
         if load is None:
             there = self._flight_if_there(model, target)
             if there is not None:
+                tier = there.progress.tier
+                self._on_ended(LoadEnd(model, tier, LoadOutcome.DONE, 0, 0.0))
                 return there
             load = self._begin(model, priority, target)
         load.priority = max(load.priority, priority)
@@ -104,7 +118,7 @@ class Loader:
         load = self._loads.get(model)
         if load is None or load.is_demanded:
             return False
-        self._end(load)
+        self._end(load, LoadOutcome.CANCELLED)
         load.gives_up.set()
         if load.task is not None:
             load.task.cancel()
@@ -126,7 +140,7 @@ class Loader:
         """Give up what runs and waits; followers get Unavailable. Idempotent."""
         self._is_stopped = True
         for load in list(self._loads.values()):
-            self._end(load)
+            self._end(load, LoadOutcome.CANCELLED)
             load.gives_up.set()
             load.flight.fail(Unavailable("the store is stopping"))
 
@@ -152,10 +166,15 @@ class Loader:
         self._loads[model] = load
         return load
 
-    def _end(self, load: Load) -> None:
-        if self._loads.get(load.model) is load:
-            del self._loads[load.model]
+    def _end(self, load: Load, outcome: LoadOutcome, moved_bytes: int = 0) -> None:
         self._changed.set()
+        if self._loads.get(load.model) is not load:
+            return
+        del self._loads[load.model]
+        # A far load that has its bytes is near from then on: they came from elsewhere all the same.
+        from_tier = Tier.REMOTE if load.is_far or load.remote_s else Tier.SSD
+        seconds = time.monotonic() - load.asked_s
+        self._on_ended(LoadEnd(load.model, from_tier, outcome, moved_bytes, seconds))
 
     def _start_what_may(self, tasks: asyncio.TaskGroup) -> None:
         ordered = sorted(self._loads.values(), key=lambda load: (-load.priority, load.number))
@@ -244,9 +263,9 @@ class Loader:
             load.gives_up.clear()
 
     def _succeed(self, load: Load) -> None:
-        self._end(load)
         stored = self._ssd.get(load.model)
         ended_s, size_bytes = time.monotonic(), stored.manifest.size_bytes
+        self._end(load, LoadOutcome.DONE, size_bytes)
         timeline = StartTimeline(
             queued_s=load.started_s - load.asked_s,
             remote_s=load.remote_s,
@@ -268,5 +287,6 @@ class Loader:
             _log.exception("unexpected error in a load", extra={"model": load.model})
             error = Internal(f"loading {load.model!r} failed: {type(error).__name__}")
         _log.warning("load failed", extra={"model": load.model, "error": str(error)})
-        self._end(load)
+        is_corrupt = isinstance(error, CorruptCheckpoint)
+        self._end(load, LoadOutcome.CORRUPT if is_corrupt else LoadOutcome.FAILED)
         load.flight.fail(error)

@@ -13,6 +13,7 @@ from gearfall.core.ids import NodeId, parse_name
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import start_server
+from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from services.store.service import StoreService, StoreSettings
@@ -64,6 +65,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         meaning="capacity of the DRAM pool",
         parse=_positive,
     )
+    add_metrics_setting(parser)
     return parser.parse_args(argv)
 
 
@@ -95,9 +97,13 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         stack.push_async_callback(server.stop)
         address = flags.advertise or server.address
         await service.start(address)
+        metrics = await stack.enter_async_context(
+            serving_metrics(flags.metrics, service.render_metrics)
+        )
         announce_ready(
             "store",
             address,
+            metrics=metrics,
             node_id=settings.node_id,
             attach_socket=str(service.attach.path),
         )

@@ -23,6 +23,7 @@ from services.store.elsewhere import ClusterCopies, Elsewhere
 from services.store.ledger import Ledger
 from services.store.load import LoadFlight
 from services.store.loader import Loader
+from services.store.metrics import StoreFigures, StoreMetrics
 from services.store.model_registry import ModelRegistry
 from services.store.pool import Pool
 from services.store.pool_memory import ReadChunks
@@ -75,7 +76,14 @@ class StoreService:
         self.pool = Pool(
             settings.dram_bytes, on_change=self._notify, bandwidth_below=self._bandwidth_below
         )
-        self.loader = Loader(self.ssd, self.pool, read, on_broken=self._notify)
+        self.metrics = StoreMetrics()
+        self.loader = Loader(
+            self.ssd,
+            self.pool,
+            read,
+            on_broken=self._notify,
+            on_ended=self.metrics.count_load,
+        )
         self.transfers = Transfers(self.ssd, self.pool, settings.bulk_host)
         self.attach = AttachServer(self.pool, settings.attach_dir)
         self._canary_process = CanaryProcess()
@@ -241,6 +249,24 @@ class StoreService:
             ssd_capacity_bytes=self.room.capacity_bytes,
             ssd_used_bytes=self.room.used_bytes,
             on_ssd=tuple(sorted(self.ssd.models)),
+        )
+
+    def render_metrics(self) -> bytes:
+        """Return what Prometheus scrapes."""
+        pool, room, loader = self.pool, self.room, self.loader
+        return self.metrics.render(
+            StoreFigures(
+                capacity_bytes={Tier.SSD: room.capacity_bytes, Tier.DRAM: pool.capacity_bytes},
+                used_bytes={Tier.SSD: room.used_bytes, Tier.DRAM: pool.used_bytes},
+                models={Tier.SSD: len(self.ssd.models), Tier.DRAM: len(pool.residents)},
+                queued_bytes={
+                    Tier.REMOTE: loader.queued_bytes_of(is_far=True),
+                    Tier.SSD: loader.queued_bytes_of(is_far=False),
+                },
+                bytes_per_s={t: loader.bandwidth_of(t) for t in (Tier.REMOTE, Tier.SSD)},
+                leases=sum(len(pool.holders(each.model)) for each in pool.residents),
+                broken_models=len(self.ssd.broken),
+            )
         )
 
     async def _run(self) -> None:
