@@ -20,6 +20,7 @@ using gearfall::DeviceBuffer;
 using gearfall::PoolFile;
 using gearfall::PythonChunkRead;
 using gearfall::PythonDigest;
+using gearfall::StopSign;
 
 void bind_cpu(nb::module_ &module);
 
@@ -71,10 +72,10 @@ std::uint64_t page_cached_bytes(const nb::bytes &path, std::int64_t offset_bytes
     return gearfall::page_cached_bytes(file, offset_bytes, size_bytes);
 }
 
-void fault_in(nb::memoryview memory) {
+std::uint64_t fault_in(nb::memoryview memory, const StopSign &stop) {
     const gearfall::WritableBytes bytes(std::move(memory));
     const nb::gil_scoped_release released;
-    gearfall::fault_in(bytes.data(), bytes.size());
+    return gearfall::fault_in(bytes.data(), bytes.size(), stop);
 }
 
 void open_device_buffer(DeviceBuffer *self, int device, std::int64_t size_bytes,
@@ -133,7 +134,11 @@ NB_MODULE(_cuda_ext, module) {
         .def_prop_ro("kind", &PoolFile::kind)
         .def("fileno", &PoolFile::descriptor)
         .def("seal", &PoolFile::seal, "Return a descriptor to read it by, for good unchanged.");
-    module.def("fault_in", &fault_in, "memory"_a, "Allocate a mapping's pages.");
+    nb::class_<StopSign>(module, "StopSign", "Shown to end what another thread does.")
+        .def(nb::init<>())
+        .def("show", &StopSign::show);
+    module.def("fault_in", &fault_in, "memory"_a, "stop"_a,
+               "Allocate a mapping's pages until done or stopped; return how many bytes are there.");
     module.def("page_cached_bytes", &page_cached_bytes, "path"_a, "offset_bytes"_a, "size_bytes"_a,
                "Return how many bytes of a range the page cache holds.");
     module.def("cuda_device_count", &gearfall::cuda::device_count,

@@ -6,7 +6,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 
@@ -36,6 +38,20 @@ Descriptor mount_tmpfs(bool no_swap) {
     if (!made) return Descriptor();
     return Descriptor(static_cast<int>(::syscall(
         SYS_fsmount, context.get(), FSMOUNT_CLOEXEC, MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOSUID)));
+}
+
+constexpr std::uintptr_t kStepBytes = std::uintptr_t{2} << 20;
+
+void allocate_pages(void *at, std::size_t length) {
+#ifdef MADV_POPULATE_WRITE
+    while (::madvise(at, length, MADV_POPULATE_WRITE) != 0) {
+        if (errno == EINTR || errno == EAGAIN) continue;
+        // What would be SIGBUS at an access: the file has no memory to be had.
+        throw IoError(errno == EFAULT ? ENOSPC : errno, "madvise");
+    }
+#else
+    throw IoError(ENOSYS, "madvise");
+#endif
 }
 
 }  // namespace
@@ -79,22 +95,17 @@ int PoolFile::seal() {
     return reading.release();
 }
 
-void fault_in(std::byte *memory, std::uint64_t size_bytes) {
-#ifdef MADV_POPULATE_WRITE
-    if (size_bytes == 0) return;
+std::uint64_t fault_in(std::byte *memory, std::uint64_t size_bytes, const StopSign &stop) {
     const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-    const auto begin = reinterpret_cast<std::uintptr_t>(memory) / page * page;
-    const auto length = reinterpret_cast<std::uintptr_t>(memory) + size_bytes - begin;
-    auto *const first = reinterpret_cast<void *>(begin);
-    ::madvise(first, length, MADV_HUGEPAGE);  // advice: without huge pages it takes longer
-    while (::madvise(first, length, MADV_POPULATE_WRITE) != 0) {
-        // What would be SIGBUS at an access: the file has no memory to be had.
-        if (errno == EINTR || errno == EAGAIN) continue;
-        throw IoError(errno == EFAULT ? ENOSPC : errno, "madvise");
+    const auto first = reinterpret_cast<std::uintptr_t>(memory);
+    const auto end = first + size_bytes;
+    auto at = first / page * page;
+    while (at < end && !stop.is_shown()) {
+        const auto next = std::min(end, at / kStepBytes * kStepBytes + kStepBytes);
+        allocate_pages(reinterpret_cast<void *>(at), next - at);
+        at = next;
     }
-#else
-    throw IoError(ENOSYS, "madvise");
-#endif
+    return std::max(at, first) - first;
 }
 
 }  // namespace gearfall

@@ -2,6 +2,7 @@
 // where that may be asked for, and read-only for good once they are sealed.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -36,8 +37,19 @@ private:
     Descriptor file_;
 };
 
-// Allocates every page of a mapping's part and fills the caller's page tables. The content stays.
-// Throws IoError: ENOSPC or ENOMEM where there is no memory to be had, never a signal.
-void fault_in(std::byte *memory, std::uint64_t size_bytes);
+// Shown by one thread to end another one's `fault_in`.
+class StopSign {
+public:
+    void show() { is_shown_.store(true, std::memory_order_relaxed); }
+    bool is_shown() const { return is_shown_.load(std::memory_order_relaxed); }
+
+private:
+    std::atomic<bool> is_shown_{false};
+};
+
+// Allocates the pages of a mapping's part, from the front on, and fills the caller's page tables;
+// the content stays. Returns the bytes that are there when it is done or the sign is shown: it looks
+// after every 2 MiB. Throws IoError: ENOSPC or ENOMEM where there is no memory, never a signal.
+std::uint64_t fault_in(std::byte *memory, std::uint64_t size_bytes, const StopSign &stop);
 
 }  // namespace gearfall

@@ -9,7 +9,7 @@ no file could satisfy is a `ValueError`.
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
@@ -28,6 +28,8 @@ DEFAULT_CHUNK_BYTES = 4 << 20
 """Large enough for a direct read at full device speed, small enough for tiers to overlap."""
 
 Digest = Callable[[memoryview], int]
+StopSign = _cuda_ext.StopSign
+"""`show` ends, from any thread and for good, what it was given to."""
 
 
 def read_chunks(
@@ -141,15 +143,16 @@ class PoolFile:
         """View all of it, writable. To be released before `resize`, `seal` and `close`."""
         return memoryview(self._mapped())
 
-    def fault_in(self, step_bytes: int) -> None:
-        """Allocate the next bytes from the front on. Blocks without the interpreter lock.
+    def fault_in(self, step_bytes: int, stop: StopSign | None = None) -> None:
+        """Allocate up to so many more bytes, from the front on, fewer once the sign is shown.
 
-        Raises OSError (ENOSPC, ENOMEM) where there is no memory to be had.
+        Blocks without the interpreter lock. Raises OSError (ENOSPC, ENOMEM) where there is no
+        memory to be had.
         """
-        end = min(self._faulted_bytes + step_bytes, self._size_bytes)
-        with self.memory() as memory, memory[self._faulted_bytes : end] as part:
-            _cuda_ext.fault_in(part)
-        self._faulted_bytes = end
+        begin = self._faulted_bytes
+        end = min(begin + step_bytes, self._size_bytes)
+        with self.memory() as memory, memory[begin:end] as part:
+            self._faulted_bytes += _cuda_ext.fault_in(part, stop or StopSign())
 
     def resize(self, size_bytes: int) -> None:
         """Cut it, which frees the tail, or lengthen it by zeros. What stays mapped stays so.
@@ -198,6 +201,9 @@ class PoolFile:
             self._mapping = None
 
 
+            # All of it at once: `resize` takes no mapping whose parts differ. Advice, for memfds.
+            with suppress(OSError):
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
 def page_cached_bytes(
     path: str | os.PathLike[str], *, offset_bytes: int = 0, size_bytes: int | None = None
 ) -> int:

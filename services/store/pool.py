@@ -7,9 +7,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
+from services.store.pool_allocator import FreshMemory, PoolAllocator
+from services.store.pool_memory import Allocate
 from services.store.tiers import Candidate, UseCount, choose_victims
 
 _RETRY_S = 5.0
@@ -41,11 +44,13 @@ class Pool:
         on_change: Callable[[], None] = lambda: None,
         *,
         bandwidth_below: Callable[[ModelName], float] = lambda _: 0.0,
+        allocator: PoolAllocator | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`on_change` is called after every change of what is resident.
 
         `bandwidth_below`: bytes per second at which a model would come back; 0 while unknown.
+        `allocator` is closed with the pool; fresh memory if there is none.
         """
         self.capacity_bytes = capacity_bytes
         self.on_change = on_change
@@ -55,12 +60,19 @@ class Pool:
         self._uses: dict[ModelName, UseCount] = {}
         self._reserved: dict[ModelName, int] = {}
         self._holders: dict[ModelName, list[str]] = {}
+        self.allocator: PoolAllocator = allocator or FreshMemory()
+        self.allocator.fit(self.free_bytes)
 
     @property
     def used_bytes(self) -> int:
         """Bytes resident or reserved by loads under way."""
         resident = sum(resident.size_bytes for resident in self._residents.values())
         return resident + sum(self._reserved.values())
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes neither used nor reserved; memory kept ready for a load lies in there."""
+        return self.capacity_bytes - self.used_bytes
 
     @property
     def residents(self) -> Sequence[Resident]:
@@ -105,7 +117,7 @@ class Pool:
                 f"{self.capacity_bytes}: start the store with a larger --dram-bytes",
                 param="model",
             )
-        missing_bytes = size_bytes - (self.capacity_bytes - self.used_bytes)
+        missing_bytes = size_bytes - self.free_bytes
         victims = choose_victims(self._candidates(), missing_bytes)
         if missing_bytes > 0 and not victims:
             raise Overloaded(
@@ -116,10 +128,16 @@ class Pool:
         for victim in victims:
             self.drop(victim)
         self._reserved[model] = size_bytes
+        self.allocator.begin(model, size_bytes, self.free_bytes)
+
+    def memory_for(self, model: ModelName) -> Allocate:
+        """Return what allocates in the room that was reserved for a load; for any thread."""
+        return partial(self.allocator.allocate, model)
 
     def cancel(self, model: ModelName) -> None:
         """Give back the room of a load that failed. Idempotent."""
         self._reserved.pop(model, None)
+        self.allocator.end(model, self.free_bytes)
 
     def commit(self, resident: Resident) -> None:
         """Make a verified model visible in the room that was reserved for it."""
@@ -127,6 +145,7 @@ class Pool:
         assert reserved == resident.size_bytes
         self._residents[resident.model] = resident
         self._count_use(resident.model)
+        self.allocator.end(resident.model, self.free_bytes)
         self.on_change()
 
     def lease(self, model: ModelName, digest: str, holder: str) -> Resident:
@@ -160,6 +179,7 @@ class Pool:
             raise NotFound(f"model {model!r} is not in the DRAM pool", param="model")
         for fd in resident.partition_fds:
             os.close(fd)
+        self.allocator.fit(self.free_bytes)
         self.on_change()
         return resident.size_bytes
 
@@ -168,6 +188,7 @@ class Pool:
         self._holders.clear()
         for model in list(self._residents):
             self.drop(model)
+        self.allocator.close()
 
     def check(self) -> None:
         """Assert the invariant: within capacity, leases on resident models only."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gearfall import _cuda_ext
-from gearfall.infra.native import PoolFile
+from gearfall.infra.native import PoolFile, StopSign
 
 SIZE_BYTES = (2 << 20) + 4096
 MIB = 2**20
@@ -108,6 +108,16 @@ def test_it_is_faulted_in_step_by_step_from_the_front():
         assert file.faulted_bytes == file.size_bytes == allocated_bytes(file) == 5 * MIB
 
 
+def test_a_stop_sign_ends_the_faulting_in():
+    stop = StopSign()
+    stop.show()
+    with PoolFile(5 * MIB) as file:
+        file.fault_in(5 * MIB, stop)
+        assert file.faulted_bytes == allocated_bytes(file) == 0
+        file.fault_in(5 * MIB)
+        assert file.faulted_bytes == 5 * MIB
+
+
 @pytest.mark.parametrize("size_bytes", [4 * MIB, 3 * MIB + 4097, 1])
 def test_cut_it_frees_its_tail_and_keeps_its_front(size_bytes):
     with PoolFile(6 * MIB) as file:
@@ -122,6 +132,16 @@ def test_cut_it_frees_its_tail_and_keeps_its_front(size_bytes):
         sealed = file.seal()
     assert os.fstat(sealed).st_size == size_bytes
     os.close(sealed)
+
+
+@pytest.mark.parametrize("size_bytes", [MIB, 3 * MIB, 9 * MIB])
+def test_resized_before_all_of_it_is_there(size_bytes):
+    with PoolFile(8 * MIB) as file:
+        file.fault_in(2 * MIB)
+        file.resize(size_bytes)
+        assert file.faulted_bytes == min(size_bytes, 2 * MIB)
+        file.fault_in(size_bytes)
+        assert allocated_bytes(file) == file.faulted_bytes == size_bytes
 
 
 def test_lengthened_it_holds_zeros_that_are_not_there_yet():
@@ -142,7 +162,7 @@ def test_memory_that_is_not_to_be_had_is_an_error_and_no_signal():
     with PoolFile(MIB) as file, file.memory() as memory:
         os.ftruncate(file.fileno(), 4096)
         with pytest.raises(OSError, match="madvise") as refused:
-            _cuda_ext.fault_in(memory)
+            _cuda_ext.fault_in(memory, StopSign())
     assert refused.value.errno == errno.ENOSPC
 
 
