@@ -57,6 +57,11 @@ class Batch:
         """Return a sequence, running or waiting; None when it isn't here."""
         return self._running.get(key) or self._waiting.get(key)
 
+    def has_adapter(self, adapter: str) -> bool:
+        """Whether a sequence here runs with a LoRA adapter."""
+        everyone = (*self._running.values(), *self._waiting.values())
+        return any(sequence.adapter == adapter for sequence in everyone)
+
     def is_running(self, key: SequenceKey) -> bool:
         """Whether a sequence has a slot."""
         return key in self._running

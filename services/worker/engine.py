@@ -2,12 +2,17 @@
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from typing import Protocol
 
 from gearfall.core.job import FinishReason, TokenRun
+from gearfall.infra.failpoints import failpoint
+from services.worker.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
 from services.worker.batch import Batch, Chunk, Sequence
 from services.worker.engine_messages import (
+    AttachAdapter,
     CancelJob,
+    DropAdapter,
     ReleaseJob,
     StepDone,
     SubmitJob,
@@ -41,14 +46,21 @@ class Engine:
         batch: Batch,
         *,
         context_tokens: int,
+        adapters: AdapterHost | None = None,
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`context_tokens`: most tokens of prompt and answer; a smaller KV cache lowers it."""
+        """`context_tokens`: most tokens of prompt and answer; a smaller KV cache lowers it.
+
+        `adapters`: where LoRA adapters are attached; None for a model that takes none.
+        """
         self._model = model
         self._batch = batch
+        self._adapters = AdapterJobs(adapters or NoAdapters(), batch.has_adapter)
         self._limits = JobLimits(
-            min(context_tokens, batch.blocks.capacity_tokens), model.vocabulary_size
+            min(context_tokens, batch.blocks.capacity_tokens),
+            model.vocabulary_size,
+            self._adapters.find_fault,
         )
         self._clock = clock
         self._unix_clock = unix_clock
@@ -60,7 +72,8 @@ class Engine:
     def is_idle(self) -> bool:
         """Whether a step would do nothing before another message has come."""
         has_jobs = self._batch.running + self._batch.waiting > 0 and not self._is_stuck
-        return not has_jobs and not self._early and not self._migrating.has_reports
+        has_reports = self._migrating.has_reports or self._adapters.has_reports
+        return not has_jobs and not self._early and not has_reports
 
     def submit(self, job: SubmitJob) -> None:
         """Take a job in, or end it in the next step with an error that concerns it alone.
@@ -85,6 +98,15 @@ class Engine:
         """Forget a job before the next step; nothing more is said about it."""
         self._is_stuck = False
         self._batch.cancel((job.job_id, job.epoch))
+        self._adapters.settle()
+
+    def attach(self, message: AttachAdapter, descriptors: Many[int]) -> None:
+        """Take in an adapter, whose descriptors are closed; the next step reports it."""
+        self._adapters.attach(message, descriptors)
+
+    def drop(self, message: DropAdapter) -> None:
+        """Let go of an adapter once no job runs with it; nothing is said about it."""
+        self._adapters.drop(message)
 
     def migrate(self, message: MigrationMessage) -> None:
         """Hold, feed, release, pin, freeze, thaw or unpin a job; the next step reports it."""
@@ -105,17 +127,20 @@ class Engine:
         self._is_stuck = not chunks
         if chunks:
             runs += self._compute(chunks)
+        self._adapters.settle()
         return StepDone(
             runs=tuple(runs),
             running_jobs=self._batch.running,
             waiting_jobs=self._batch.waiting,
             step_s=self._clock() - started_s,
             reports=self._migrating.take_reports(),
+            adapters=self._adapters.take_reports(),
         )
 
     def check(self) -> None:
-        """Assert the invariants of the batch."""
+        """Assert the invariants of batch and adapters."""
         self._batch.check()
+        self._adapters.check()
 
     def _admit(self, job: SubmitJob) -> Sequence:
         """Return the sequence of a job."""
@@ -143,6 +168,7 @@ class Engine:
             self._early.append(_run(sequence, finish=finish))
 
     def _compute(self, chunks: list[Chunk]) -> list[TokenRun]:
+        _pass_points(chunks)
         logits = self._model.forward(pack_step(chunks, self._batch.blocks))
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         for chunk in chunks:
@@ -175,6 +201,14 @@ class Engine:
             alternatives=(sampled.alternatives,) if sampled.alternatives else (),
             finish=finish,
         )
+
+
+def _pass_points(chunks: list[Chunk]) -> None:
+    for chunk in chunks:
+        if chunk.start < chunk.sequence.prompt_tokens:
+            failpoint("engine.prefill", job_id=chunk.sequence.job_id)
+        else:
+            failpoint("engine.decode", job_id=chunk.sequence.job_id)
 
 
 def _run(sequence: Sequence, *, finish: FinishReason, error: str = "") -> TokenRun:

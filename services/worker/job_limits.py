@@ -1,5 +1,6 @@
 """What a model can take of a job, and when its answer is whole. Pure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gearfall.core.job import FinishReason
@@ -15,6 +16,8 @@ class JobLimits:
     """Most tokens of prompt and answer."""
     vocabulary_size: int
     """Token ids are below this."""
+    find_adapter_fault: Callable[[str], str]
+    """Says why no job can run with an adapter; empty if one can, or wants none."""
 
     def find_fault(self, job: SubmitJob) -> str:
         """Return what makes a job impossible here; empty if nothing does."""
@@ -26,7 +29,11 @@ class JobLimits:
                 f"the prompt has {len(prompt)} tokens; this model takes at most "
                 f"{self.total_tokens - 1}, so that one can be generated"
             )
-        return self.find_token_fault(prompt) or self.find_answer_fault(len(prompt), answer)
+        return (
+            self.find_token_fault(prompt)
+            or self.find_answer_fault(len(prompt), answer)
+            or self.find_adapter_fault(job.adapter)
+        )
 
     def find_answer_fault(self, before: int, token_ids: tuple[int, ...]) -> str:
         """Return why `token_ids` can't follow `before` tokens; empty if they can."""

@@ -45,9 +45,14 @@ def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks) -> PackedStep:
     positions: list[int] = []
     seq_index: list[int] = []
     logit_rows: list[int] = []
+    rows_of: dict[str, tuple[list[int], list[int]]] = {}
     tables = [blocks.table(chunk.sequence.key) for chunk in chunks]
     for row, chunk in enumerate(chunks):
         end = chunk.start + chunk.count
+        if chunk.sequence.adapter:
+            tokens, logits = rows_of.setdefault(chunk.sequence.adapter, ([], []))
+            tokens += range(len(token_ids), len(token_ids) + chunk.count)
+            logits += [len(logit_rows)] if chunk.samples else []
         token_ids += chunk.sequence.tokens[chunk.start : end]
         positions += range(chunk.start, end)
         seq_index += [row] * chunk.count
@@ -62,4 +67,8 @@ def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks) -> PackedStep:
         seq_index=np.array(seq_index, dtype=np.int32),
         block_tables=block_tables,
         logit_rows=np.array(logit_rows, dtype=np.int64),
+        adapters=tuple(
+            AdapterRows(adapter, np.array(tokens, np.int64), np.array(logits, np.int64))
+            for adapter, (tokens, logits) in rows_of.items()
+        ),
     )
