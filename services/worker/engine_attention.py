@@ -11,6 +11,7 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from gearfall.core.errors import InvalidRequest
+from services.worker.engine_kv_memory import EngineKvMemory
 from services.worker.engine_ops import AttentionSpec, LayerCache, Ops, StepLayout
 from services.worker.kv_blocks import BLOCK_TOKENS
 
@@ -35,7 +36,8 @@ _HARMLESS = frozenset(
 class PagedCache:
     """Keys and values of all layers, and the attention over them.
 
-    A layer's cache is made when the layer first attends, which says its heads and sizes.
+    A layer's cache is made when the layer first attends, which says its heads and sizes. On a CPU
+    it lies in memory that the worker maps too.
     """
 
     def __init__(self, ops: Ops, *, total_blocks: int, device: torch.device) -> None:
@@ -43,6 +45,7 @@ class PagedCache:
         self._ops = ops
         self._total_blocks = total_blocks
         self._device = device
+        self._memory = EngineKvMemory(total_blocks) if device.type == "cpu" else None
         self._layers: dict[int, tuple[LayerCache, AttentionSpec]] = {}
         self._layout: StepLayout | None = None
         self._is_first_pass = True
@@ -52,6 +55,11 @@ class PagedCache:
     def size_bytes(self) -> int:
         """Bytes of all layers' caches."""
         return sum(cache.size_bytes for cache, _ in self._layers.values())
+
+    @property
+    def memory(self) -> EngineKvMemory | None:
+        """The memory of all layers that have attended; None where it can't be shared."""
+        return self._memory if self._layers else None
 
     def begin_step(self, layout: StepLayout) -> None:
         """Say what the tokens of the next forward pass are."""
@@ -100,17 +108,22 @@ class PagedCache:
         """Make the cache of a layer and note what its attention does."""
         if not isinstance(index, int) or index in self._layers:
             raise _unsupported(f"layer index {index!r} is missing or attends twice")
-        shape = (self._total_blocks, BLOCK_TOKENS, kv_heads, head_dim)
-        cache = LayerCache(
-            torch.empty(shape, dtype=torch.float32, device=self._device),
-            torch.empty(shape, dtype=torch.float32, device=self._device),
-        )
+        cache = self._make_cache(index, kv_heads, head_dim)
         spec = AttentionSpec(
             scale=1.0 / math.sqrt(head_dim) if scaling is None else float(scaling),
             sliding_window=int(_number(arguments.get("sliding_window"))),
             softcap=_number(arguments.get("softcap")),
         )
         self._layers[index] = (cache, spec)
+
+    def _make_cache(self, index: int, kv_heads: int, head_dim: int) -> LayerCache:
+        if self._memory is not None:
+            return LayerCache(*self._memory.add_layer(index, kv_heads, head_dim))
+        shape = (self._total_blocks, BLOCK_TOKENS, kv_heads, head_dim)
+        return LayerCache(
+            torch.empty(shape, dtype=torch.float32, device=self._device),
+            torch.empty(shape, dtype=torch.float32, device=self._device),
+        )
 
 
 def _number(argument: object) -> float:

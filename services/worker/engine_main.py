@@ -19,6 +19,7 @@ from services.worker.batch import Batch
 from services.worker.engine import Engine
 from services.worker.engine_canary import run_canary
 from services.worker.engine_check import try_unproven
+from services.worker.engine_kv_memory import EngineKvMemory
 from services.worker.engine_loop import EngineLoop
 from services.worker.engine_messages import EngineFailed, EngineReady, StartEngine
 from services.worker.engine_model import build_model
@@ -44,20 +45,20 @@ def engine_main(sock: socket.socket) -> int:
         stream = EngineStream(sock)
         try:
             start = msgspec.msgpack.decode(body, type=StartEngine)
-            engine, ready = _start(start, partition_fds, started)
+            engine, ready, kv_memory = _start(start, partition_fds, started)
         except Exception as error:
             _LOG.exception("engine can't start")
             stream.send(_failure(error))
             stream.drain()
             return 1
-        stream.send(ready)
+        stream.send(ready, [kv_memory.fileno()] if kv_memory else [])
         EngineLoop(engine, stream).run()
     return 0
 
 
 def _start(
     start: StartEngine, partition_fds: Sequence[int], started: float
-) -> tuple[Engine, EngineReady]:
+) -> tuple[Engine, EngineReady, EngineKvMemory | None]:
     manifest = parse_manifest(start.manifest_json)
     mappings = _map_partitions(manifest, partition_fds)
     attached = time.perf_counter()
@@ -75,13 +76,16 @@ def _start(
     try_unproven(model, manifest.model.architecture)
     batch = Batch(blocks, slots=start.slots, step_tokens=max(STEP_TOKENS, start.slots))
     engine = Engine(model, batch, context_tokens=manifest.model.context_tokens)
-    return engine, EngineReady(
+    memory = model.kv_memory
+    ready = EngineReady(
         pid=os.getpid(),
         attach_s=attached - started,
         build_s=built - attached,
         first_token_s=time.perf_counter() - built,
         kv_bytes=model.kv_bytes,
+        kv_layout=None if memory is None else memory.layout,
     )
+    return engine, ready, memory
 
 
 def _map_partitions(manifest: Manifest, partition_fds: Sequence[int]) -> list[mmap]:

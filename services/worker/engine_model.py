@@ -21,6 +21,7 @@ from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import Manifest
 from services.worker.engine_adapters import Adapters, Network
 from services.worker.engine_attention import PagedCache
+from services.worker.engine_kv_memory import EngineKvMemory
 from services.worker.engine_ops import Ops, StepLayout
 from services.worker.engine_units import Arrival, Furnishing
 from services.worker.engine_weights import StoredTensors, match_weights, renaming
@@ -50,6 +51,11 @@ class EngineModel:
         self._cache = cache
         self._device = device
         self.vocabulary_size = vocabulary_size
+
+    @property
+    def kv_memory(self) -> EngineKvMemory | None:
+        """The KV cache's memory after the first pass; None where it can't be shared."""
+        return self._cache.memory
 
     @property
     def kv_bytes(self) -> int:

@@ -2,11 +2,12 @@
 
 import select
 import socket
+from collections.abc import Sequence
 
 import msgspec
 
 from services.worker.engine_messages import EngineMessage, WorkerMessage
-from services.worker.frames import FrameDecoder, encode_frame
+from services.worker.frames import FrameDecoder, encode_frame, send_header
 
 MAX_BACKLOG_BYTES = 16 << 20
 """Unsent results beyond which the engine computes nothing until the worker reads."""
@@ -33,9 +34,18 @@ class EngineStream:
         """Whether the worker reads too slowly for more results."""
         return len(self._unsent) > self._max_backlog_bytes
 
-    def send(self, message: EngineMessage) -> None:
-        """Buffer a message and send what goes without waiting."""
-        self._unsent += encode_frame(msgspec.msgpack.encode(message))
+    def send(self, message: EngineMessage, descriptors: Sequence[int] = ()) -> None:
+        """Buffer a message and send what goes without waiting.
+
+        Copies of `descriptors` travel beside it, which only the very first message can have.
+        """
+        body = msgspec.msgpack.encode(message)
+        if descriptors:
+            assert not self._unsent
+            self._send_header(body, descriptors)
+            self._unsent += body
+        else:
+            self._unsent += encode_frame(body)
         self._flush()
 
     def receive(self, *, wait: bool) -> list[WorkerMessage]:
@@ -66,6 +76,12 @@ class EngineStream:
             poller.register(self._sock, select.POLLOUT)
             poller.poll()
             self._flush()
+
+    def _send_header(self, body: bytes, descriptors: Sequence[int]) -> None:
+        try:
+            send_header(self._sock, body, descriptors)
+        except OSError:
+            self.is_closed = True
 
     def _wait(self) -> None:
         poller = select.poll()

@@ -4,6 +4,8 @@ Both ends are the same program; a length is still checked before memory is set a
 """
 
 import array
+import asyncio
+import os
 import socket
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +16,7 @@ MAX_FRAME_BYTES = 64 << 20
 """More than any prompt, log and manifest together."""
 MAX_DESCRIPTORS = 64
 """Most descriptors beside one frame; the kernel takes 253."""
+_CUT = "the peer closed its end inside a frame"
 
 
 def encode_frame(body: bytes) -> bytes:
@@ -86,6 +89,45 @@ def receive_frame(sock: socket.socket) -> tuple[bytes, list[int]] | None:
     return _receive_exactly(sock, size), descriptors
 
 
+async def receive_frame_async(sock: socket.socket) -> tuple[bytes, list[int]] | None:
+    """Receive a frame on a non-blocking socket; what follows it stays unread."""
+    await _readable(sock)
+    header, descriptors = _receive_header(sock)
+    if not header:
+        return None
+    try:
+        header += await _receive_exactly_async(sock, HEADER_BYTES - len(header))
+        size = int.from_bytes(header, "little")
+        check_length(size)
+        return await _receive_exactly_async(sock, size), descriptors
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+async def _readable(sock: socket.socket) -> None:
+    """Return when there is something to read, the end included."""
+    loop = asyncio.get_running_loop()
+    is_readable = asyncio.Event()
+    loop.add_reader(sock, is_readable.set)
+    try:
+        await is_readable.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
+async def _receive_exactly_async(sock: socket.socket, size_bytes: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    received = b""
+    while len(received) < size_bytes:
+        data = await loop.sock_recv(sock, size_bytes - len(received))
+        if not data:
+            raise Internal(_CUT)
+        received += data
+    return received
+
+
 def _receive_header(sock: socket.socket) -> tuple[bytes, list[int]]:
     space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
     header, ancillary, _flags, _address = sock.recvmsg(HEADER_BYTES, space, socket.MSG_CMSG_CLOEXEC)
@@ -102,6 +144,6 @@ def _receive_exactly(sock: socket.socket, size_bytes: int) -> bytes:
     while view:
         received = sock.recv_into(view)
         if received == 0:
-            raise Internal("the peer closed its end inside a frame")
+            raise Internal(_CUT)
         view = view[received:]
     return bytes(buffer)

@@ -19,7 +19,13 @@ from services.worker.engine_messages import (
     StepDone,
     WorkerMessage,
 )
-from services.worker.frames import FrameDecoder, encode_frame, send_header
+from services.worker.frames import (
+    FrameDecoder,
+    encode_frame,
+    receive_frame_async,
+    send_header,
+)
+from services.worker.kv_memory import KvMemory
 from services.worker.warm_parent import ExitStatus, ForkedEngine, WarmParent
 
 __all__ = ["EngineProcess", "ExitStatus", "Zygote"]
@@ -33,15 +39,14 @@ _EXIT_REPORT_TIMEOUT_S = 5.0
 class EngineProcess:
     """One engine process; implements `services.worker.ports.EngineProcess`."""
 
-    def __init__(
-        self,
-        forked: ForkedEngine,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> None:
+    def __init__(self, forked: ForkedEngine, sock: socket.socket, start: bytes) -> None:
+        """Take over `sock`, on which the header of `start` was sent."""
         self._forked = forked
-        self._reader = reader
-        self._writer = writer
+        self._sock = sock
+        self._unsent = [start]
+        self._writer: asyncio.StreamWriter | None = None
+        self.kv_memory: KvMemory | None = None
+        """Its KV cache, while it is there; None before it is ready and where it can't be shared."""
         self._pidfd = _open_pidfd(forked.pid)
         self._ready: asyncio.Future[EngineReady] = asyncio.get_running_loop().create_future()
         self._ready.add_done_callback(_mark_retrieved)
@@ -63,8 +68,11 @@ class EngineProcess:
 
     def send(self, message: WorkerMessage) -> None:
         """Queue a message for the engine; dropped when the process is gone."""
-        if not self._writer.is_closing():
-            self._writer.write(encode_frame(msgspec.msgpack.encode(message)))
+        frame = encode_frame(msgspec.msgpack.encode(message))
+        if self._writer is None:
+            self._unsent.append(frame)
+        elif not self._writer.is_closing():
+            self._writer.write(frame)
 
     async def __aiter__(self) -> AsyncIterator[StepDone]:
         """Yield each step's result; end when the engine is gone. For one consumer."""
@@ -82,18 +90,49 @@ class EngineProcess:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def _read(self) -> None:
-        decoder = FrameDecoder()
         try:
-            while data := await self._reader.read(_READ_BYTES):
-                for body in decoder.feed(data):
-                    self._handle(_DECODER.decode(body))
+            if await self._read_first():
+                await self._read_on()
         except (OSError, GearfallError, msgspec.DecodeError) as error:
             _LOG.warning("engine stream broke", extra={"pid": self.pid, "error": str(error)})
             self.kill()
         finally:
-            self._writer.close()
+            self._close()
             self._steps.put_nowait(None)
             await self._conclude()
+
+    async def _read_first(self) -> bool:
+        """Have the engine start; False when it ends without a word.
+
+        The first message is the one that descriptors come with, which no stream of asyncio's takes.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self._sock, self._unsent.pop(0))
+        frame = await receive_frame_async(self._sock)
+        if frame is None:
+            return False
+        body, descriptors = frame
+        message = _DECODER.decode(body)
+        if isinstance(message, EngineReady) and message.kv_layout and descriptors:
+            self.kv_memory = KvMemory(descriptors.pop(), message.kv_layout)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._handle(message)
+        return True
+
+    async def _read_on(self) -> None:
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._sock)
+        self._writer.writelines(self._unsent)
+        decoder = FrameDecoder()
+        while data := await reader.read(_READ_BYTES):
+            for body in decoder.feed(data):
+                self._handle(_DECODER.decode(body))
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        else:
+            self._sock.close()
 
     def _handle(self, message: EngineMessage) -> None:
         match message:
@@ -118,6 +157,7 @@ class EngineProcess:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
+        self.kv_memory = None
 
 
 class Zygote:
@@ -164,15 +204,13 @@ class Zygote:
             body = msgspec.msgpack.encode(start)
             ours.setblocking(False)
             send_header(ours, body, partition_fds)
-            reader, writer = await asyncio.open_unix_connection(sock=ours)
         except OSError as error:
             ours.close()
             raise Unavailable(f"the engine could not be started: {error}") from error
         except BaseException:
             ours.close()
             raise
-        writer.write(body)
-        engine = EngineProcess(forked, reader, writer)
+        engine = EngineProcess(forked, ours, body)
         self._own(engine.task)
         return engine
 

@@ -12,7 +12,18 @@ from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import FinishReason
 from gearfall.core.sampling import SamplingParams
-from services.worker.engine_messages import CancelJob, StartEngine, StopEngine, SubmitJob
+from services.worker.engine_messages import (
+    CancelJob,
+    FeedJob,
+    FreezeJob,
+    HoldJob,
+    JobPhase,
+    PinJob,
+    ReleaseJob,
+    StartEngine,
+    StopEngine,
+    SubmitJob,
+)
 from services.worker.zygote_client import ExitStatus, Zygote
 from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
 
@@ -140,6 +151,48 @@ async def test_a_job_of_a_killed_engine_goes_on_elsewhere(zygote, checkpoint, sa
 async def anext_runs(engine, name):
     found = await collect(aiter(engine), 1)
     return found[name]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+async def test_a_job_moves_with_its_cache_between_processes(zygote, checkpoint, sampling):
+    """Bit for bit, log-probabilities too, and the target computes none of what was moved."""
+    source = await start_engine(zygote, checkpoint)
+    target = await start_engine(zygote, checkpoint, kv_tokens=512)
+    into, out_of = aiter(target), aiter(source)
+    submit(source, "a", PROMPTS[2], sampling)
+    whole = (await collect(out_of, 1))["a"]
+    key = (JobId("b"), Epoch(1))
+    submit(source, "b", PROMPTS[2], sampling)
+    source.send(PinJob(*key))
+    runs = [run for _ in range(7) for run in (await anext(out_of)).runs]
+    source.send(FreezeJob(*key))
+    runs_after, frozen = await read_until(out_of, JobPhase.FROZEN)
+    log = tuple(token for run in [*runs, *runs_after] for token in run.token_ids)
+    assert len(log) == frozen.next_index
+    job = SubmitJob(*key, tuple(PROMPTS[2]), log, sampling)
+    target.send(HoldJob(job, by_kv=True))
+    _, held = await read_until(into, JobPhase.HELD)
+    for theirs, ours in zip(frozen.block_table, held.block_table, strict=True):
+        target.kv_memory.write(ours, source.kv_memory.read(theirs))
+    target.send(FeedJob(*key, len(log), kv_tokens=frozen.computed_tokens))
+    _, fed = await read_until(into, JobPhase.HELD)
+    assert fed.computed_tokens == frozen.computed_tokens == len(PROMPTS[2]) + len(log) - 1
+    target.send(ReleaseJob(*key))
+    assert (await collect(into, 1))["b"] == (whole[0][len(log) :], whole[1][len(log) :])
+    for engine in (source, target):
+        engine.kill()
+        await engine.wait_exit()
+
+
+async def read_until(steps, phase):
+    """Read up to the report of this phase; return the runs before it, and it."""
+    runs: list[Any] = []
+    while True:
+        step = await anext(steps)
+        runs += step.runs
+        for report in step.reports:
+            if report.phase is phase:
+                return runs, report
 
 
 async def test_a_cancelled_job_says_no_more(zygote, checkpoint):
