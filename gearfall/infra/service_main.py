@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
+from gearfall.infra.failpoints import arm_failpoints
 from gearfall.infra.logs import configure_logging
 
 
@@ -58,6 +59,7 @@ def run_service(
     The process exits with status 0 after an orderly stop and 1 after an error, which is logged.
     """
     configure_logging(service, log_level)
+    arm_failpoints(service, os.environ)
 
     async def supervised() -> None:
         stop = asyncio.Event()

@@ -12,6 +12,7 @@ from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.core.job import FinishReason, Job, TokenRun
 from gearfall.core.ports import JobQueue
 from gearfall.core.token_log import Appended, Bound, Broken, HandedOver, LogState, Refused
+from gearfall.infra.failpoints import failpoint
 from services.router.background import Background
 from services.router.running_job import (
     Finished,
@@ -118,6 +119,7 @@ class JobTable:
         if running is None:
             link.send(Stop(job_id, epoch, "no such job here"))
             return
+        failpoint("router.claim", job_id=job_id, model=running.job.model)
         verdict = running.log.claim(link.worker_id, epoch)
         if isinstance(verdict, Refused):
             link.send(Stop(job_id, epoch, verdict.reason))
@@ -133,6 +135,7 @@ class JobTable:
         if running is None:
             link.send(Stop(run.job_id, run.epoch, "no such job here"))
             return
+        failpoint("router.push", job_id=run.job_id, model=running.job.model)
         gave_up = run.finish is FinishReason.CANCELLED
         verdict = running.log.append(link.worker_id, replace(run, finish=None) if gave_up else run)
         if isinstance(verdict, Refused):
@@ -160,6 +163,7 @@ class JobTable:
         if running is None or running.link is not link:
             link.send(Stop(job_id, epoch, "not the owner" if running else "no such job here"))
             return
+        failpoint("router.commit", job_id=job_id, model=running.job.model)
         target = self._links.get(target_id)
         if target is None or target is link:
             link.send(Kept(job_id, epoch, f"worker {target_id} has no stream of its own here"))
@@ -209,6 +213,7 @@ class JobTable:
 
     def _deliver(self, running: RunningJob, link: WorkerLink, run: TokenRun) -> None:
         if run.finish is not None:
+            failpoint("router.finish", job_id=run.job_id, model=running.job.model)
             self._remove(running)
             link.send(Finished(run.job_id, run.epoch))
         try:
@@ -226,6 +231,7 @@ class JobTable:
         running.link = target
         target.jobs.add(job_id)
         running.entry_id = None
+        failpoint("router.release", job_id=job_id, model=running.job.model)
         # The target first: until it hears of it, nobody computes.
         target.send(Granted(job_id, log.epoch, len(log.token_ids)))
         source.send(Stop(job_id, old_epoch, f"moved to {target.worker_id}", handed_over=True))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from gearfall.core.errors import GearfallError
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.ports import JobQueue, QueuedJob
+from gearfall.infra.failpoints import failpoint, failpoint_async
 from services.worker.job_board import JobBoard
 
 RETRY_S = 0.5
@@ -91,6 +92,7 @@ class ClaimLoop:
             if jobs:
                 await self._wait_for(lambda: self._is_open or self._is_stopping, self._hold_s)
             for queued in jobs:
+                failpoint("worker.accept", job_id=queued.job.job_id, model=self._model)
                 self._board.accept(queued)
 
     async def _wait_room(self) -> int:
@@ -104,6 +106,7 @@ class ClaimLoop:
         return self._slots - self._board.occupied_slots(self._model)
 
     async def _take(self, free: int) -> Sequence[QueuedJob]:
+        await failpoint_async("worker.claim", model=self._model)
         if self._is_reclaim_due:
             alive = self._alive() | {self._worker_id}
             taken = await self._queue.reclaim(

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from gearfall.core.job import FinishReason, TokenRun
 from gearfall.infra.failpoints import failpoint
+from gearfall.infra.failpoints import failpoint
 from services.worker.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
 from services.worker.batch import Batch, Chunk, Sequence
 from services.worker.engine_messages import (
@@ -169,6 +170,7 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> list[TokenRun]:
         _pass_points(chunks)
+        _pass_points(chunks)
         logits = self._model.forward(pack_step(chunks, self._batch.blocks))
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         for chunk in chunks:
@@ -201,6 +203,14 @@ class Engine:
             alternatives=(sampled.alternatives,) if sampled.alternatives else (),
             finish=finish,
         )
+
+
+def _pass_points(chunks: list[Chunk]) -> None:
+    for chunk in chunks:
+        if chunk.start < chunk.sequence.prompt_tokens:
+            failpoint("engine.prefill", job_id=chunk.sequence.job_id)
+        else:
+            failpoint("engine.decode", job_id=chunk.sequence.job_id)
 
 
 def _pass_points(chunks: list[Chunk]) -> None:

@@ -13,6 +13,7 @@ import torch
 from gearfall.core.canary import parse_canary
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal
 from gearfall.core.manifest import Manifest, parse_manifest
+from gearfall.infra.failpoints import arm_failpoints
 from gearfall.infra.logs import configure_logging
 from gearfall.infra.pool_lease import map_partition
 from services.worker.batch import Batch
@@ -36,6 +37,7 @@ STEP_TOKENS = 256
 def engine_main(sock: socket.socket) -> int:
     """Serve one model on `sock` until StopEngine or its end; return the exit status."""
     configure_logging("engine")
+    arm_failpoints("engine", os.environ)
     with sock:
         started = time.perf_counter()
         frame = receive_frame(sock)

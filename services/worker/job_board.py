@@ -14,6 +14,7 @@ from typing import Protocol
 from gearfall.core.ids import Epoch, JobId, ModelName, RouterId
 from gearfall.core.job import Job, TokenRun
 from gearfall.core.ports import QueuedJob
+from gearfall.infra.failpoints import failpoint
 from services.worker.claims import ClaimBook, ClaimEvent, ClaimKey, ClaimState, Effect, Todo
 from services.worker.engine_messages import CancelJob, StepDone, SubmitJob
 from services.worker.ports import EngineProcess
@@ -123,6 +124,7 @@ class JobBoard:
         runs_by_address: defaultdict[str, list[TokenRun]] = defaultdict(list)
         for run in step.runs:
             if claim := self._book.take(run):
+                failpoint("worker.push", job_id=run.job_id, model=claim.job.model)
                 runs_by_address[claim.job.router_address].append(run)
         for address, runs in runs_by_address.items():
             self._streams[address].send_step(runs)
@@ -198,6 +200,7 @@ class JobBoard:
                 if engine := self._engines.get(job.model):
                     engine.send(CancelJob(job.job_id, job.epoch))
             case Effect.ACKNOWLEDGE:
+                failpoint("worker.release", job_id=job.job_id, model=job.model)
                 self._settlement.acknowledge(job.model, todo.entry_ids)
 
     def _submit(self, job: Job) -> None:
@@ -205,6 +208,7 @@ class JobBoard:
         if engine is None:
             self._apply(_key(job), ClaimEvent.ENGINE_DIED)
             return
+        failpoint("worker.submit", job_id=job.job_id, model=job.model)
         engine.send(
             SubmitJob(
                 job_id=job.job_id,
