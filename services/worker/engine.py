@@ -7,7 +7,6 @@ from typing import Protocol
 
 from gearfall.core.job import FinishReason, TokenRun
 from gearfall.infra.failpoints import failpoint
-from gearfall.infra.failpoints import failpoint
 from services.worker.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
 from services.worker.batch import Batch, Chunk, Sequence
 from services.worker.engine_messages import (
@@ -170,7 +169,6 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk]) -> list[TokenRun]:
         _pass_points(chunks)
-        _pass_points(chunks)
         logits = self._model.forward(pack_step(chunks, self._batch.blocks))
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         for chunk in chunks:
@@ -203,14 +201,6 @@ class Engine:
             alternatives=(sampled.alternatives,) if sampled.alternatives else (),
             finish=finish,
         )
-
-
-def _pass_points(chunks: list[Chunk]) -> None:
-    for chunk in chunks:
-        if chunk.start < chunk.sequence.prompt_tokens:
-            failpoint("engine.prefill", job_id=chunk.sequence.job_id)
-        else:
-            failpoint("engine.decode", job_id=chunk.sequence.job_id)
 
 
 def _pass_points(chunks: list[Chunk]) -> None:
