@@ -38,6 +38,8 @@ class InstantEngine:
     def __init__(self, token_id: int) -> None:
         """`token_id`: the only token it ever says."""
         self._token_id = token_id
+        self.kv_memory = None
+        """It caches nothing."""
         self._running: dict[tuple[JobId, Epoch], _Generation] = {}
         self._changed = asyncio.Event()
         self._gone = asyncio.Event()

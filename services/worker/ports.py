@@ -7,6 +7,7 @@ from typing import Protocol
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline
 from services.worker.engine_messages import EngineReady, StartEngine, StepDone, WorkerMessage
+from services.worker.kv_memory import KvMemory
 
 
 class EngineProcess(Protocol):
@@ -15,6 +16,11 @@ class EngineProcess(Protocol):
     @property
     def pid(self) -> int:
         """Process id of the engine."""
+        ...
+
+    @property
+    def kv_memory(self) -> KvMemory | None:
+        """Its KV cache; None before it is ready, when it is gone, and where it can't be shared."""
         ...
 
     async def ready(self) -> EngineReady:

@@ -22,6 +22,7 @@ from services.worker.engine_messages import (
     StopEngine,
     SubmitJob,
 )
+from services.worker.kv_memory import KvMemory
 from services.worker.ports import LoadedModel
 
 NODE = NodeId("node-a")
@@ -104,6 +105,7 @@ class FakeEngine(Watched):
     def __init__(self, pid: int, ready_error: GearfallError | None = None) -> None:
         super().__init__()
         self.pid = pid
+        self.kv_memory: KvMemory | None = None
         self.sent: list[object] = []
         self._ready_error = ready_error
         self._steps: asyncio.Queue[StepDone | None] = asyncio.Queue()
