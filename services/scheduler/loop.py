@@ -16,10 +16,11 @@ from gearfall.core.records import ReplicaState, SchedulerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.election import campaign, resign, wait_deposed
 from services.scheduler.autoscaler import SchedulerPolicy
-from services.scheduler.estimator import StartCosts, learn_start
+from services.scheduler.estimator import StartCosts, StartOutcome, learn_start, median_error
+from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from services.scheduler.reachability import LEASE_GRACE_S, note_absent
 from services.scheduler.reconcile import Action, Assign, Decide, Unassign, reconcile
-from services.scheduler.snapshot import ClusterSnapshot, ReplicaKey
+from services.scheduler.snapshot import ClusterSnapshot, ReplicaKey, waiting_by_model
 from services.scheduler.worker_links import Links, WorkerLinks
 
 LEASE_TTL_S = 5.0
@@ -42,8 +43,10 @@ class SchedulerLoop:
         clock: Callable[[], float] = time.time,
         lease_ttl_s: float = LEASE_TTL_S,
         make_links: Callable[[Callable[[], None]], Links] = WorkerLinks,
+        metrics: SchedulerMetrics | None = None,
     ) -> None:
         """`make_links` gets what is to be called when a worker's reachability changed."""
+        self._metrics = metrics or SchedulerMetrics()
         self._cluster = cluster
         self._policy = policy
         self._clock = clock
@@ -139,7 +142,9 @@ class SchedulerLoop:
         self._follow_workers()
         snapshot = self.snapshot()
         self._learn(snapshot)
+        began_s = time.perf_counter()
         plan = reconcile(snapshot, self.costs, self._policy, self._clock())
+        self._metrics.observe_placement(time.perf_counter() - began_s)
         seen = 0
         for action in plan.actions:
             seen = max(seen, await self._write(action, fence))
@@ -166,7 +171,9 @@ class SchedulerLoop:
                 await self._cluster.delete_assignment(worker_id, model, fence=fence)
                 return 0
             case Decide(decision):
-                return await self._cluster.put_decision(decision, fence=fence)
+                revision = await self._cluster.put_decision(decision, fence=fence)
+                self._metrics.count_decision(decision.decision)
+                return revision
 
     def _follow_workers(self) -> None:
         """Keep a connection to every worker, and to those that left but have assignments."""
@@ -195,6 +202,22 @@ class SchedulerLoop:
             },
         )
 
+    def render_metrics(self) -> bytes:
+        """Return what Prometheus scrapes."""
+        view, fence = self._cluster.view, self.fence
+        waiting = waiting_by_model(tuple(view.demand.values()))
+        down = sum(map(self._links.is_down, view.workers))
+        return self._metrics.render(
+            SchedulerFigures(
+                is_leader=fence is not None,
+                fence_revision=fence.create_revision if fence else 0,
+                reachable_workers=len(view.workers) - down,
+                unreachable_workers=down,
+                waiting_jobs={model: each.jobs for model, each in waiting.items()},
+                median_error=median_error(self.costs),
+            )
+        )
+
     def _learn(self, snapshot: ClusterSnapshot) -> None:
         """Take every start that was not seen before into the costs."""
         started = {
@@ -207,5 +230,8 @@ class SchedulerLoop:
             assignment = snapshot.assignments.get((worker_id, model))
             timeline = started[seen_key].timeline
             predicted_s = assignment.predicted_start_s if assignment else timeline.total_s
+            if assignment:
+                outcome = StartOutcome(model, worker_id, predicted_s, timeline.total_s)
+                self._metrics.observe_start(outcome)
             self.costs = learn_start(self.costs, model, worker_id, timeline, predicted_s)
         self._learned_from = set(started)

@@ -9,6 +9,7 @@ from gearfall.core.records import SchedulerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import start_server
+from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from services.scheduler.autoscaler import SchedulerPolicy
@@ -32,6 +33,7 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parse=float,
         meaning="seconds an idle model stays that no deployment names",
     )
+    add_metrics_setting(parser)
     return parser.parse_args(argv)
 
 
@@ -50,9 +52,10 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
     )
     address = settings.advertise or server.address
     loop.start(SchedulerRecord(scheduler_id, address))
-    announce_ready("scheduler", address, scheduler_id=scheduler_id)
     try:
-        await stop.wait()
+        async with serving_metrics(settings.metrics, loop.render_metrics) as metrics:
+            announce_ready("scheduler", address, metrics=metrics, scheduler_id=scheduler_id)
+            await stop.wait()
     finally:
         await loop.stop()
         await server.stop()

@@ -4,7 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from gearfall.core.errors import CorruptCheckpoint
 from gearfall.core.ids import ModelName
@@ -12,6 +11,7 @@ from gearfall.core.records import Tier
 from gearfall.pb import store_pb2 as pb
 from services.store.load import LoadEnd, LoadOutcome
 from services.store.metrics import StoreFigures, StoreMetrics
+from tests.gearfall.infra.metric_samples import Samples, samples_of
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
 from tests.services.store.sources import write_source
 from tests.services.store.stores import RunningStore, running_store
@@ -19,17 +19,8 @@ from tests.services.store.stores import RunningStore, running_store
 NAME = ModelName("m")
 
 
-def samples(text: bytes) -> dict[tuple[str, ...], float]:
-    """Every sample by its name and the values of its labels."""
-    return {
-        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
-        for family in text_string_to_metric_families(text.decode())
-        for sample in family.samples
-    }
-
-
-def now(store: RunningStore) -> dict[tuple[str, ...], float]:
-    return samples(store.service.render_metrics())
+def now(store: RunningStore) -> Samples:
+    return samples_of(store.service.render_metrics())
 
 
 FIGURES = StoreFigures(
@@ -68,7 +59,7 @@ def test_what_is_counted_is_rendered(sample, value):
     metrics.count_load(LoadEnd(NAME, Tier.SSD, LoadOutcome.DONE, 10, 0.3))
     metrics.count_load(LoadEnd(NAME, Tier.SSD, LoadOutcome.DONE, 20, 3.0))
     metrics.count_load(LoadEnd(NAME, Tier.REMOTE, LoadOutcome.CORRUPT, 5, 1.0))
-    assert samples(metrics.render(FIGURES))[sample] == value
+    assert samples_of(metrics.render(FIGURES))[sample] == value
 
 
 async def test_each_load_counts_once_under_the_tier_it_came_from(tmp_path: Path):
