@@ -34,11 +34,14 @@ std::optional<std::uint64_t> ChunkBoard::next_arrived() {
     return chunk;
 }
 
-void ChunkBoard::verified() {
+void ChunkBoard::verified(std::uint64_t chunk) {
     const Lock lock(mutex_);
     ++verified_;
+    is_verified_[chunk] = true;
     room_.notify_one();
     if (verified_ == chunks_) room_.notify_all();
+    if (chunk != front_) return;
+    while (front_ < chunks_ && is_verified_[front_]) ++front_;
     progress_.notify_all();
 }
 
@@ -59,9 +62,9 @@ void ChunkBoard::end(std::exception_ptr failure) {
 std::uint64_t ChunkBoard::wait_beyond(std::uint64_t seen) {
     Lock lock(mutex_);
     progress_.wait(lock, [this, seen] {
-        return ended_early_ || verified_ > seen || verified_ == chunks_;
+        return ended_early_ || front_ > seen || front_ == chunks_;
     });
-    return verified_;
+    return front_;
 }
 
 bool ChunkBoard::is_over() {

@@ -19,7 +19,8 @@ namespace gearfall {
 
 class ChunkBoard {
 public:
-    ChunkBoard(std::uint64_t chunks, std::uint64_t window) : chunks_(chunks), window_(window) {}
+    ChunkBoard(std::uint64_t chunks, std::uint64_t window)
+        : chunks_(chunks), window_(window), is_verified_(chunks) {}
 
     // The next chunk to read; nothing when all are taken or the read is over. A caller that has
     // reads of its own under way must not wait for the window.
@@ -28,13 +29,14 @@ public:
 
     // The next chunk to check; nothing when none will come any more.
     std::optional<std::uint64_t> next_arrived();
-    void verified();
+    void verified(std::uint64_t chunk);
 
     // Ends the read. The first failure is kept; a cancelled read has none.
     void fail(std::exception_ptr failure);
     void cancel();
 
-    // Waits until more than `seen` chunks are verified, or the read is over; returns their number.
+    // Waits until more than `seen` chunks from the front on are verified, or the read is over;
+    // returns their number.
     std::uint64_t wait_beyond(std::uint64_t seen);
     bool is_over();
 
@@ -51,6 +53,8 @@ private:
     std::uint64_t taken_ = 0;
     std::uint64_t handed_out_ = 0;
     std::uint64_t verified_ = 0;
+    std::uint64_t front_ = 0;  // all chunks below it are verified
+    std::vector<bool> is_verified_;
     std::priority_queue<std::uint64_t, std::vector<std::uint64_t>, std::greater<>> waiting_;
     bool ended_early_ = false;
     std::exception_ptr failure_;

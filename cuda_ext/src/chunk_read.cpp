@@ -167,7 +167,7 @@ private:
         }
         digests_[chunk] = found;
         if (copy_) copy_->copy(plan_.begin(chunk), plan_.end(chunk));
-        board_.verified();
+        board_.verified(chunk);
     }
 
     std::string describe(std::uint64_t chunk, std::uint64_t found) const {

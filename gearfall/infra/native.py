@@ -57,10 +57,10 @@ def read_chunks(
     through the page cache. `populate_threads` (up to 64) fault fresh memory in ahead of the reads.
 
     A chunk whose digest is not the `expected` one ends the read at once. `on_progress` is told, in
-    the calling thread, how many chunks are verified; what it raises cancels the read. Each verified
-    chunk is copied to `device_buffer` (`gearfall.infra.device`), if there is one, while others are
-    read; the copies have arrived when this returns. All bounds are checked before the first read.
-    After an error the destination's content is undefined.
+    the calling thread, how many chunks from the front on are verified; what it raises cancels the
+    read. Each verified chunk is copied to `device_buffer` (`gearfall.infra.device`), if there is
+    one, while others are read; the copies have arrived when this returns. All bounds are checked
+    before the first read. After an error the destination's content is undefined.
     """
     with gearfall_errors():
         reading = _cuda_ext.ChunkRead(
@@ -139,6 +139,14 @@ class PoolFile:
         """Return the descriptor to write by; it stays this object's."""
         return self._open().fileno()
 
+    def open_reader(self) -> int:
+        """Return a descriptor that what is written can be read by meanwhile, the caller's.
+
+        It can't be turned into one to write by, but by root; sealing fails while there is such one.
+        """
+        os.fchmod(self.fileno(), 0o400)
+        return os.open(f"/proc/self/fd/{self.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
+
     def memory(self) -> memoryview:
         """View all of it, writable. To be released before `resize`, `seal` and `close`."""
         return memoryview(self._mapped())
@@ -193,6 +201,9 @@ class PoolFile:
     def _mapped(self) -> mmap.mmap:
         if self._mapping is None:
             self._mapping = mmap.mmap(self.fileno(), self._size_bytes)
+            # All of it at once: `resize` takes no mapping whose parts differ. Advice, for memfds.
+            with suppress(OSError):
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
         return self._mapping
 
     def _unmap(self) -> None:
@@ -201,9 +212,6 @@ class PoolFile:
             self._mapping = None
 
 
-            # All of it at once: `resize` takes no mapping whose parts differ. Advice, for memfds.
-            with suppress(OSError):
-                self._mapping.madvise(mmap.MADV_HUGEPAGE)
 def page_cached_bytes(
     path: str | os.PathLike[str], *, offset_bytes: int = 0, size_bytes: int | None = None
 ) -> int:

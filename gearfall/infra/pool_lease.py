@@ -51,6 +51,8 @@ class AttachRequest(msgspec.Struct, frozen=True):
     """Of the manifest that the caller expects."""
     holder: str
     """Who asks, for logs and status: a worker_id."""
+    accepts_filling: bool = False
+    """Whether memory that is still being filled will do."""
 
 
 class AttachReply(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,6 +64,8 @@ class AttachReply(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     kind: str = ""
     """Class name of the error in gearfall's tree."""
+    is_filling: bool = False
+    """Whether the memory is still being filled: `FillNews` follow behind the manifest."""
 
     @classmethod
     def refusal(cls, error: GearfallError) -> "AttachReply":
@@ -69,10 +73,33 @@ class AttachReply(msgspec.Struct, frozen=True, omit_defaults=True):
         return cls(error=error.message, kind=type(error).__name__)
 
 
+class FillNews(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a load is, or how it ended: the last has `is_done` or an error."""
+
+    verified_bytes: tuple[int, ...] = ()
+    """Of each partition from its front on; what lies behind may be anything."""
+    is_done: bool = False
+    """All is verified, and nobody can change it any more."""
+    error: str = ""
+    kind: str = ""
+    """Class name of the error in gearfall's tree."""
+
+    @classmethod
+    def failure(cls, error: GearfallError) -> "FillNews":
+        """Return the news that raise the same error at the holder."""
+        return cls(error=error.message, kind=type(error).__name__)
+
+    def check(self) -> None:
+        """Raise the error that the load ended with, if it did."""
+        if self.error:
+            raise _ERRORS.get(self.kind, Internal)(self.error)
+
+
 class PoolLease:
     """A lease on one resident model: its partitions stay in memory, unchanged, until `close`.
 
-    The store sees the end of the holder's process as the end of the lease.
+    With a `news_fd` the model is still being loaded; what is verified stays unchanged. The store
+    sees the end of the holder's process as the end of the lease.
     """
 
     def __init__(
@@ -81,11 +108,14 @@ class PoolLease:
         partition_fds: tuple[int, ...],
         partition_sizes: tuple[int, ...],
         manifest_json: bytes,
+        *,
+        is_filling: bool = False,
     ) -> None:
         """Own `connection` and `partition_fds`."""
+        self._is_filling = is_filling
         self._connection = connection
         self.partition_fds = partition_fds
-        """Read-only in effect: sealed against writing, growing and shrinking."""
+        """To read by; once the model is loaded, sealed against writing, growing and shrinking."""
         self.partition_sizes = partition_sizes
         self.manifest_json = manifest_json
 
@@ -96,6 +126,14 @@ class PoolLease:
         Raises CorruptCheckpoint for one that breaks a rule of the format.
         """
         return parse_manifest(self.manifest_json)
+
+    @property
+    def news_fd(self) -> int | None:
+        """Where framed `FillNews` come for one reader; None for a model that is resident.
+
+        Whoever has a copy of it keeps the lease alive.
+        """
+        return self._connection.fileno() if self._is_filling else None
 
     def close(self) -> None:
         """End the lease and close the descriptors; mappings made from them stay. Idempotent."""
@@ -117,10 +155,17 @@ class PoolLease:
 
 
 async def take_lease(
-    socket_path: str, model: str, digest: str, holder: str, *, timeout_s: float = DEFAULT_TIMEOUT_S
+    socket_path: str,
+    model: str,
+    digest: str,
+    holder: str,
+    *,
+    accepts_filling: bool = False,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> PoolLease:
     """Take a lease on `model`, resident with manifest `digest`, from the store at `socket_path`.
 
+    With `accepts_filling` also on a model that is being loaded; the lease's `news_fd` tells.
     Raises Unavailable when the store can't be reached or the model is not (or no longer) in the
     pool: call LoadModel and try again. Conflict when other bytes are resident under that name,
     DeadlineExceeded after `timeout_s`.
@@ -131,7 +176,7 @@ async def take_lease(
     try:
         async with asyncio.timeout(timeout_s):
             await asyncio.get_running_loop().sock_connect(connection, socket_path)
-            await write_frame(connection, AttachRequest(model, digest, holder))
+            await write_frame(connection, AttachRequest(model, digest, holder, accepts_filling))
             return await _receive_lease(connection, digest, fds)
     except BaseException as error:
         connection.close()
@@ -189,7 +234,9 @@ async def _receive_lease(connection: socket.socket, digest: str, fds: list[int])
     manifest_json = await _read_exactly(loop, connection, reply.manifest_bytes)
     if manifest_digest(manifest_json) != digest:
         raise CorruptCheckpoint("the leased manifest is not the one that was asked for")
-    lease = PoolLease(connection, tuple(fds), reply.partitions, manifest_json)
+    lease = PoolLease(
+        connection, tuple(fds), reply.partitions, manifest_json, is_filling=reply.is_filling
+    )
     expected = _partition_sizes(manifest_json)
     if reply.partitions != expected:
         raise CorruptCheckpoint("the leased partitions are not those of the manifest")

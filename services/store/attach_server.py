@@ -1,7 +1,8 @@
-"""Serves the attach protocol: leases on resident models over a Unix socket (docs/protocol.md).
+"""Serves the attach protocol (docs/protocol.md): leases on pool memory over a Unix socket.
 
 A lease is its connection. The kernel closes a dead holder's connection, and that ends the lease,
-however the holder died.
+however the holder died. A lease on a model that is still being loaded tells its holder how far the
+load is; it becomes a lease on the resident model in the step that makes the model visible.
 """
 
 import asyncio
@@ -9,11 +10,19 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from gearfall.core.errors import GearfallError, InvalidRequest
 from gearfall.core.ids import ModelName
-from gearfall.infra.pool_lease import AttachReply, pack_frame, read_request, write_frame
+from gearfall.infra.pool_lease import (
+    AttachReply,
+    FillNews,
+    pack_frame,
+    read_request,
+    write_frame,
+)
+from services.store.filling import Filling
 from services.store.pool import Pool, Resident
 
 _HANDSHAKE_TIMEOUT_S = 5.0
@@ -25,9 +34,18 @@ _log = logging.getLogger(__name__)
 class AttachServer:
     """Owns the socket and one task for each holder."""
 
-    def __init__(self, pool: Pool, directory: Path) -> None:
-        """`directory` becomes private (0700) and holds nothing but the socket."""
+    def __init__(
+        self,
+        pool: Pool,
+        directory: Path,
+        find_filling: Callable[[ModelName], Filling | None] = lambda _: None,
+    ) -> None:
+        """`directory` becomes private (0700) and holds nothing but the socket.
+
+        `find_filling` returns the memory that a load of a model fills right now.
+        """
         self._pool = pool
+        self._find_filling = find_filling
         self._directory = directory
         self.path = directory / "attach.sock"
         self._listener: socket.socket | None = None
@@ -78,6 +96,10 @@ class AttachServer:
             async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
                 request = await read_request(connection)
             model = ModelName(request.model)
+            filling = self._find_filling(model) if request.accepts_filling else None
+            if filling is not None and filling.digest == request.digest:
+                await self._serve_filling(connection, filling, request.holder)
+                return
             resident = self._pool.lease(model, request.digest, request.holder)
         except GearfallError as error:
             await self._refuse(connection, error)
@@ -91,6 +113,24 @@ class AttachServer:
             self._pool.release(model, request.holder)
             _log.info("lease ended", extra={"model": model, "holder": request.holder})
 
+    async def _serve_filling(
+        self, connection: socket.socket, filling: Filling, holder: str
+    ) -> None:
+        """Hand out memory that is being filled, and say how far it is until the load has ended."""
+        filling.hold(holder)
+        fields = {"model": filling.model, "holder": holder}
+        try:
+            async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
+                await _hand_out(connection, filling)
+            _log.info("lease taken while the model is loaded", extra=fields)
+            await _tell(connection, filling)
+            await _wait_end(connection)
+        finally:
+            filling.release(holder)
+            if filling.is_resident:
+                self._pool.release(filling.model, holder)
+            _log.info("lease ended", extra=fields)
+
     async def _refuse(self, connection: socket.socket, error: GearfallError) -> None:
         if isinstance(error, InvalidRequest):
             _log.warning("malformed attach request", extra={"error": error.message})
@@ -98,14 +138,27 @@ class AttachServer:
             await write_frame(connection, AttachReply.refusal(error))
 
 
-async def _hand_out(connection: socket.socket, resident: Resident) -> None:
-    reply = AttachReply(len(resident.manifest_json), resident.partition_sizes)
+async def _hand_out(connection: socket.socket, held: Resident | Filling) -> None:
+    is_filling = isinstance(held, Filling)
+    reply = AttachReply(len(held.manifest_json), held.partition_sizes, is_filling=is_filling)
     frame = pack_frame(reply)
     # The send buffer of a new connection is empty, so that this never blocks; the descriptors
     # travel with the first byte.
-    sent = socket.send_fds(connection, [frame], resident.partition_fds)
+    sent = socket.send_fds(connection, [frame], held.partition_fds)
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(connection, frame[sent:] + resident.manifest_json)
+    await loop.sock_sendall(connection, frame[sent:] + held.manifest_json)
+
+
+async def _tell(connection: socket.socket, filling: Filling) -> None:
+    """Send how far the load is, and how it ended."""
+    async for verified in filling.flight.follow():
+        await write_frame(connection, FillNews(verified))
+    try:
+        await filling.flight.wait()
+    except GearfallError as error:
+        await write_frame(connection, FillNews.failure(error))
+    else:
+        await write_frame(connection, FillNews(filling.partition_sizes, is_done=True))
 
 
 async def _wait_end(connection: socket.socket) -> None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from gearfall.core.errors import GearfallError
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline, Tier
+from services.store.filling import Filling
 from services.store.flight import Flight
 from services.store.pool import Resident
 
@@ -105,6 +107,8 @@ class Load:
     gives_up: threading.Event = field(default_factory=threading.Event)
     """A near load that was overtaken or cancelled ends at its next report."""
     may_go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    filling: Filling | None = None
+    """The memory that is being filled, while it is."""
 
     @property
     def is_demanded(self) -> bool:
@@ -120,6 +124,17 @@ class Load:
         now = self.flight.progress
         done_bytes = now.done_bytes + size_bytes
         self.flight.publish(LoadProgress(now.tier, done_bytes, now.total_bytes))
+
+    def begin_filling(self, filling: Filling) -> None:
+        """Let holders in, and say so to those who follow the load."""
+        self.filling = filling
+        self.report(0)
+
+    def end_filling(self, error: GearfallError) -> None:
+        """Tell holders, if any could be let in, that what they hold is not the model."""
+        filling, self.filling = self.filling, None
+        if filling is not None:
+            filling.fail(error)
 
 
 def done_flight(tier: Tier, digest: str, size_bytes: int) -> LoadFlight:

@@ -17,6 +17,7 @@ from statistics import median
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline, Tier
+from services.store.filling import Filling
 from services.store.flight import Flight
 from services.store.load import (
     Far,
@@ -29,7 +30,7 @@ from services.store.load import (
     NothingFar,
     done_flight,
 )
-from services.store.pool import Pool
+from services.store.pool import Pool, Resident
 from services.store.pool_memory import ReadChunks
 from services.store.pool_read import GivenUp, read_model
 from services.store.ssd_tier import SsdTier
@@ -91,6 +92,11 @@ class Loader:
     def is_loading(self, model: ModelName) -> bool:
         """Whether a load of the model waits or runs."""
         return model in self._loads
+
+    def filling_of(self, model: ModelName) -> Filling | None:
+        """Return the memory that a load of the model is filling now."""
+        load = self._loads.get(model)
+        return load.filling if load else None
 
     def load(self, model: ModelName, priority: int = 0, target: Tier = Tier.DRAM) -> LoadFlight:
         """Return the flight that brings a model up to `target`: the one under way or a new one.
@@ -243,15 +249,34 @@ class Loader:
         load.flight.publish(LoadProgress(Tier.SSD, 0, size_bytes))
         self._pool.reserve(load.model, size_bytes)
         try:
-            self._pool.commit(await read_model(stored, self._read, load.report, load.gives_up))
-        except CorruptCheckpoint as error:
-            self._ssd.mark_broken(load.model, error)
-            self._on_broken()
+            read = read_model(
+                stored,
+                self._read,
+                load.report,
+                load.gives_up,
+                begin=load.begin_filling,
+                allocate=self._pool.memory_for(load.model),
+            )
+            self._commit(load, await read)
+        except BaseException as error:
+            load.end_filling(_failure(load, error))
+            if isinstance(error, CorruptCheckpoint):
+                self._ssd.mark_broken(load.model, error)
+                self._on_broken()
             raise
         finally:
             self._pool.cancel(load.model)
         load.ssd_s = time.monotonic() - began_s
         self._measure(Tier.SSD, size_bytes, load.ssd_s)
+
+    def _commit(self, load: Load, resident: Resident) -> None:
+        """Make a model visible; who holds it already leases it from here on."""
+        self._pool.commit(resident)
+        filling, load.filling = load.filling, None
+        if filling is not None:
+            for holder in filling.holders:
+                self._pool.lease(resident.model, resident.digest, holder)
+            filling.succeed(resident)
 
     def _measure(self, tier: Tier, size_bytes: int, seconds: float) -> None:
         if size_bytes >= _MIN_MEASURED_BYTES:
@@ -281,12 +306,23 @@ class Loader:
         )
 
     def _fail(self, load: Load, error: Exception) -> None:
-        if isinstance(error, OSError):
-            error = Unavailable(f"model {load.model!r} cannot be read: {error}")
-        elif not isinstance(error, GearfallError):
+        if not isinstance(error, (GearfallError, OSError)):
             _log.exception("unexpected error in a load", extra={"model": load.model})
-            error = Internal(f"loading {load.model!r} failed: {type(error).__name__}")
-        _log.warning("load failed", extra={"model": load.model, "error": str(error)})
-        is_corrupt = isinstance(error, CorruptCheckpoint)
+        failure = _failure(load, error)
+        _log.warning("load failed", extra={"model": load.model, "error": failure.message})
+        is_corrupt = isinstance(failure, CorruptCheckpoint)
         self._end(load, LoadOutcome.CORRUPT if is_corrupt else LoadOutcome.FAILED)
-        load.flight.fail(error)
+        load.flight.fail(failure)
+
+
+def _failure(load: Load, error: BaseException) -> GearfallError:
+    """Return what those who wait for a load are told about what ended it."""
+    if isinstance(error, GearfallError):
+        return error
+    if isinstance(error, OSError):
+        return Unavailable(f"model {load.model!r} cannot be read: {error}")
+    if isinstance(error, GivenUp):
+        return Unavailable(f"the load of {load.model!r} gave way to another")
+    if isinstance(error, asyncio.CancelledError):
+        return Unavailable(f"the load of {load.model!r} was cancelled")
+    return Internal(f"loading {load.model!r} failed: {type(error).__name__}")

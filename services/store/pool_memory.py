@@ -51,22 +51,22 @@ def load_partition(
     Raises CorruptCheckpoint that names the first bad chunk found.
     """
     with allocate(partition.size_bytes) as file:
-        _fill(path, partition, file, read, report)
+        fill_partition(path, partition, file, read, report)
         return file.seal()
 
 
-def _fill(
+def fill_partition(
     path: Path,
     partition: PartitionEntry,
     file: PoolFile,
     read: ReadChunks,
     report: Callable[[int], None],
 ) -> None:
+    """Read a partition into `file`, verified from the front on; `report` as in `load_partition`."""
     done_bytes = 0
 
     def on_progress(verified_chunks: int) -> None:
         nonlocal done_bytes
-        # The last chunk may be a short one, and be verified before others.
         verified_bytes = min(verified_chunks * partition.chunk_bytes, partition.size_bytes)
         report(verified_bytes - done_bytes)
         done_bytes = verified_bytes

@@ -1,12 +1,15 @@
 """Reads a model from SSD into pool memory, in a thread, until told to give up."""
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 
+from gearfall.infra.native import PoolFile
+from services.store.filling import Filling
 from services.store.pool import Resident
-from services.store.pool_memory import ReadChunks, load_partition
+from services.store.pool_memory import Allocate, ReadChunks, fill_partition
 from services.store.stored_model import StoredModel
 
 
@@ -19,23 +22,19 @@ async def read_model(
     read: ReadChunks,
     report: Callable[[int], None],
     gives_up: threading.Event,
+    *,
+    begin: Callable[[Filling], None] = lambda _: None,
+    allocate: Allocate = PoolFile,
 ) -> Resident:
     """Read and verify every partition; the descriptors are the caller's.
 
-    `report` is told verified bytes in the loop's thread. Raises GivenUp soon after `gives_up` is
-    set, CorruptCheckpoint for a bad chunk, OSError when the disk fails. Cancelled, it returns once
-    its thread has let go of the memory.
+    In the loop's thread `begin` is given the memory, its end being the caller's to say, before
+    the first byte is read, and `report` is told verified bytes. Raises GivenUp soon after
+    `gives_up` is set, CorruptCheckpoint for a bad chunk, OSError when the disk fails. Cancelled, it
+    returns once its thread has let go of the memory.
     """
-    loop = asyncio.get_running_loop()
-
-    def report_verified(size_bytes: int) -> None:
-        if gives_up.is_set():
-            raise GivenUp
-        loop.call_soon_threadsafe(report, size_bytes)
-
-    reading = asyncio.ensure_future(
-        asyncio.to_thread(_read_partitions, stored, read, report_verified)
-    )
+    work = _Read(stored, read, report, gives_up, begin, allocate)
+    reading = asyncio.ensure_future(asyncio.to_thread(work.run))
     try:
         fds = await asyncio.shield(reading)
     except asyncio.CancelledError:
@@ -48,13 +47,74 @@ async def read_model(
     return Resident(stored.name, stored.digest, stored.manifest_json, fds, sizes)
 
 
-def _read_partitions(
-    stored: StoredModel, read: ReadChunks, report: Callable[[int], None]
-) -> tuple[int, ...]:
+class _Read:
+    """One read's way through the partitions, in a thread of its own."""
+
+    def __init__(  # noqa: PLR0917
+        self,
+        stored: StoredModel,
+        read: ReadChunks,
+        report: Callable[[int], None],
+        gives_up: threading.Event,
+        begin: Callable[[Filling], None],
+        allocate: Allocate,
+    ) -> None:
+        self._stored = stored
+        self._read = read
+        self._report = report
+        self._gives_up = gives_up
+        self._begin = begin
+        self._allocate = allocate
+        self._loop = asyncio.get_running_loop()
+
+    def run(self) -> tuple[int, ...]:
+        """Fill and seal everything; return the sealed descriptors."""
+        with contextlib.ExitStack() as stack:
+            files = [
+                stack.enter_context(self._allocate(partition.size_bytes))
+                for partition in self._stored.manifest.partitions
+            ]
+            filling = self._hand_out(files)
+            for index, file in enumerate(files):
+                self._fill(index, file, filling)
+            return _seal(files)
+
+    def _hand_out(self, files: list[PoolFile]) -> Filling:
+        stored = self._stored
+        fds: list[int] = []
+        try:
+            fds.extend(file.open_reader() for file in files)
+        except BaseException:
+            _close(fds)
+            raise
+        sizes = tuple(partition.size_bytes for partition in stored.manifest.partitions)
+        filling = Filling(stored.name, stored.digest, stored.manifest_json, tuple(fds), sizes)
+        self._loop.call_soon_threadsafe(self._begin, filling)
+        return filling
+
+    def _fill(self, index: int, file: PoolFile, filling: Filling) -> None:
+        done_bytes = 0
+
+        def report_verified(size_bytes: int) -> None:
+            nonlocal done_bytes
+            if self._gives_up.is_set():
+                raise GivenUp
+            done_bytes += size_bytes
+            self._loop.call_soon_threadsafe(self._advance, filling, index, done_bytes, size_bytes)
+
+        stored = self._stored
+        partition, path = stored.manifest.partitions[index], stored.partition_path(index)
+        fill_partition(path, partition, file, self._read, report_verified)
+
+    def _advance(self, filling: Filling, index: int, verified_bytes: int, size_bytes: int) -> None:
+        self._report(size_bytes)
+        filling.advance(index, verified_bytes)
+
+
+def _seal(files: list[PoolFile]) -> tuple[int, ...]:
     fds: list[int] = []
     try:
-        for index, partition in enumerate(stored.manifest.partitions):
-            fds.append(load_partition(stored.partition_path(index), partition, read, report))
+        fds.extend(file.seal() for file in files)
     except BaseException:
         _close(fds)
         raise

@@ -85,7 +85,7 @@ class StoreService:
             on_ended=self.metrics.count_load,
         )
         self.transfers = Transfers(self.ssd, self.pool, settings.bulk_host)
-        self.attach = AttachServer(self.pool, settings.attach_dir)
+        self.attach = AttachServer(self.pool, settings.attach_dir, self.loader.filling_of)
         self._canary_process = CanaryProcess()
         self._canaries = Canaries(compute_canary or self._canary_process.compute)
         self._ledger = Ledger(settings.data_dir)

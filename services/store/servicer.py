@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
 from gearfall.infra.convert import TIER_FROM_PB, TIER_TO_PB, model_to_pb, timeline_to_pb
 from gearfall.infra.grpc_errors import Context
@@ -37,11 +38,15 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         """Stream the load's progress; the last message says where to take the lease."""
         target = TIER_FROM_PB.get(request.target, Tier.DRAM)
         flight = self._service.load(request.model, request.priority, target)
+        socket = str(self._service.attach.path)
         async for progress in flight.follow():
+            filling = self._service.loader.filling_of(ModelName(request.model))
             yield store_pb2.LoadProgress(
                 tier=TIER_TO_PB[progress.tier],
                 done_bytes=progress.done_bytes,
                 total_bytes=progress.total_bytes,
+                attach_socket=socket if filling else "",
+                digest=filling.digest if filling else "",
             )
         loaded = await flight.wait()
         yield store_pb2.LoadProgress(
@@ -49,7 +54,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
             done_bytes=loaded.size_bytes,
             total_bytes=loaded.size_bytes,
             done=True,
-            attach_socket=str(self._service.attach.path),
+            attach_socket=socket,
             digest=loaded.digest,
             timeline=timeline_to_pb(loaded.timeline),
         )
