@@ -22,9 +22,10 @@ import xxhash
 
 from gearfall.checkpoint.directory import disk_errors
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
-from gearfall.core.manifest import Manifest, PartitionEntry
+from gearfall.core.manifest import Manifest
 from gearfall.infra.native import PoolFile
 from services.store.partition_file import PartitionFile
+from services.store.pool_memory import Allocate
 
 _IN_FLIGHT = 12
 """Requests a remote store is given at once; with parts of 4 MiB, 48 MiB beyond the pool."""
@@ -68,24 +69,23 @@ async def bring(
     is_pooled: bool,
     report: Report,
     gate: Gate,
+    allocate: Allocate = PoolFile,
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
 ) -> tuple[int, ...]:
     """Write every partition into `directory`, synced; with `is_pooled` into pool memory as well.
 
-    Returns one sealed descriptor for each partition if pooled, the caller's from here, else none.
+    Returns one sealed descriptor for each partition if pooled, the caller's from here, else none;
+    `allocate` makes their memory.
     Raises CorruptCheckpoint for a chunk that is not what the manifest says, Overloaded when the
     disk is full, Unavailable when the source stays away. The files are the caller's to remove.
     """
     with contextlib.ExitStack() as pool_files, disk_errors():
         pooled = [
-            pool_files.enter_context(PoolFile(partition.size_bytes))
+            pool_files.enter_context(await asyncio.to_thread(allocate, partition.size_bytes))
             for partition in (manifest.partitions if is_pooled else ())
         ]
         with contextlib.ExitStack() as stack:
-            memories = [
-                _mapped(stack, file.fileno(), entry)
-                for file, entry in zip(pooled, manifest.partitions, strict=False)
-            ]
+            memories = [stack.enter_context(file.memory()) for file in pooled]
             files = [
                 stack.enter_context(PartitionFile(directory / entry.file, entry.size_bytes))
                 for entry in manifest.partitions
@@ -201,11 +201,6 @@ def _chunks(manifest: Manifest) -> Iterator[_Chunk]:
             offset = index * entry.chunk_bytes
             size = min(entry.chunk_bytes, entry.size_bytes - offset)
             yield _Chunk(number, index, offset, size, digest)
-
-
-def _mapped(stack: contextlib.ExitStack, fd: int, entry: PartitionEntry) -> memoryview:
-    mapping = stack.enter_context(mmap.mmap(fd, entry.size_bytes))
-    return stack.enter_context(memoryview(mapping))
 
 
 def _scratch(stack: contextlib.ExitStack, size_bytes: int) -> memoryview:

@@ -23,6 +23,7 @@ from services.store.load import Load, LoadProgress
 from services.store.model_registry import ModelRegistry
 from services.store.neighbour import NeighbourCheckpoint
 from services.store.pool import Resident
+from services.store.pool_memory import Allocate
 from services.store.remote_checkpoint import open_remote
 from services.store.ssd_room import SsdRoom
 from services.store.ssd_tier import SsdTier
@@ -100,13 +101,16 @@ class Elsewhere:
         ssd: SsdTier,
         room: SsdRoom,
         on_arrived: Callable[[], None],
+        memory_for: Callable[[ModelName], Allocate],
     ) -> None:
+        """`memory_for` says where a model's pool memory comes from."""
         self._cluster = cluster
         self._registry = registry
         self._catalogue = catalogue
         self._ssd = ssd
         self._room = room
         self._on_arrived = on_arrived
+        self._memory_for = memory_for
 
     def size_of(self, model: ModelName) -> int | None:
         """Bytes of a model that can be fetched; None for one that nobody here has heard of."""
@@ -197,6 +201,7 @@ class Elsewhere:
                     is_pooled=is_pooled,
                     report=load.report,
                     gate=load.go_on,
+                    allocate=self._memory_for(model),
                 )
                 try:
                     await asyncio.to_thread(self._install, model, incoming, origin, files)

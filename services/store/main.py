@@ -18,6 +18,7 @@ from gearfall.infra.service_main import ServiceParser, announce_ready, run_servi
 from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from services.store.service import StoreService, StoreSettings
 from services.store.servicer import StoreServicer
+from services.store.spare_memory import SPARE_BYTES
 
 _DEFAULT_DATA_DIR = "~/.local/share/gearfall/store"
 _DEFAULT_DRAM_BYTES = 2 * 2**30
@@ -66,6 +67,12 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parse=_positive,
     )
     add_metrics_setting(parser)
+    parser.add_setting(
+        "--spare-bytes",
+        default=SPARE_BYTES,
+        meaning="most memory of the pool's free room that is kept ready for the next load; 0: none",
+        parse=_not_negative,
+    )
     return parser.parse_args(argv)
 
 
@@ -78,6 +85,7 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         attach_dir,
         flags.dram_bytes,
         ssd_bytes=flags.ssd_bytes,
+        spare_bytes=flags.spare_bytes,
         bulk_host=flags.listen.rpartition(":")[0].strip("[]"),
     )
     async with AsyncExitStack() as stack:

@@ -185,10 +185,10 @@ class Pool:
 
     def close(self) -> None:
         """Free everything; leased memory lives on in its holders until they end."""
+        self.allocator.close()
         self._holders.clear()
         for model in list(self._residents):
             self.drop(model)
-        self.allocator.close()
 
     def check(self) -> None:
         """Assert the invariant: within capacity, leases on resident models only."""

@@ -29,6 +29,7 @@ from services.store.pool import Pool
 from services.store.pool_memory import ReadChunks
 from services.store.presence import Presence
 from services.store.registration import RegisterFlight, Registrations
+from services.store.spare_memory import SPARE_BYTES, SpareMemory
 from services.store.ssd_room import SsdRoom
 from services.store.ssd_tier import SsdTier
 from services.store.stored_model import StoredModel
@@ -50,6 +51,8 @@ class StoreSettings:
     """Capacity of the DRAM pool."""
     ssd_bytes: int = 0
     """Most bytes of models on the SSD tier; 0 for what its file system has."""
+    spare_bytes: int = SPARE_BYTES
+    """Most memory of the pool's free room that is kept ready for the next load; 0 for none."""
     bulk_host: str = "127.0.0.1"
     """Where neighbours reach the bulk socket: the host that gRPC listens on."""
 
@@ -74,7 +77,10 @@ class StoreService:
         self.ssd = SsdTier(settings.data_dir)
         self.catalogue = Catalogue(settings.data_dir)
         self.pool = Pool(
-            settings.dram_bytes, on_change=self._notify, bandwidth_below=self._bandwidth_below
+            settings.dram_bytes,
+            on_change=self._notify,
+            bandwidth_below=self._bandwidth_below,
+            allocator=SpareMemory(settings.spare_bytes) if settings.spare_bytes else None,
         )
         self.metrics = StoreMetrics()
         self.loader = Loader(
@@ -106,6 +112,7 @@ class StoreService:
             ssd=self.ssd,
             room=self.room,
             on_arrived=self._notify,
+            memory_for=self.pool.memory_for,
         )
         self._presence = Presence(
             cluster, self._registry, self.describe, self._stored, self._drop_removed
@@ -137,6 +144,7 @@ class StoreService:
     async def start(self, address: str) -> None:
         """Start to load and lease, and return once the node is published under `address`."""
         self.address = address
+        self._notify()
         self._tasks = asyncio.create_task(self._run(), name="store")
         published = asyncio.create_task(self._presence.wait_published())
         await asyncio.wait((self._tasks, published), return_when=asyncio.FIRST_COMPLETED)
@@ -319,3 +327,15 @@ class StoreService:
 
     def _notify(self) -> None:
         self._presence.notify()
+        self.pool.allocator.want(self._next_loads())
+
+    def _next_loads(self) -> list[list[int]]:
+        """Return the partition sizes of every model that could come to the pool."""
+        manifests = [
+            model.manifest for name, model in self._stored().items() if not self.pool.peek(name)
+        ]
+        return [
+            [partition.size_bytes for partition in manifest.partitions]
+            for manifest in manifests
+            if manifest.size_bytes <= self.pool.capacity_bytes
+        ]

@@ -21,6 +21,8 @@ from gearfall.infra.native import PoolFile, StopSign
 from services.store.pool_memory import Allocate
 from services.store.spare_plan import LEAST_BYTES, choose_spare, plan_spares
 
+SPARE_BYTES = 4 * 2**30
+"""Most that is held unless somebody says so: what other programs of the machine can't have."""
 REST_S = 0.5
 """After a load: an engine starts on what was loaded."""
 RETRY_S = 30.0

@@ -27,6 +27,7 @@ from services.store.canary_process import CanaryRequest
 from services.store.pool_memory import ReadChunks
 from services.store.service import StoreService, StoreSettings
 from services.store.servicer import StoreServicer
+from services.store.spare_memory import SPARE_BYTES
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub
@@ -117,6 +118,7 @@ async def running_store(
     server: MemoryStateServer | None = None,
     dram_bytes: int = 2**26,
     ssd_bytes: int = 0,
+    spare_bytes: int = SPARE_BYTES,
     read: ReadChunks = read_chunks,
     compute_canary: ComputeCanary = no_canary,
 ) -> AsyncIterator[RunningStore]:
@@ -125,7 +127,12 @@ async def running_store(
     cluster = Cluster(state)
     await cluster.start()
     settings = StoreSettings(
-        NodeId(node), directory, directory / "attach", dram_bytes, ssd_bytes=ssd_bytes
+        NodeId(node),
+        directory,
+        directory / "attach",
+        dram_bytes,
+        ssd_bytes=ssd_bytes,
+        spare_bytes=spare_bytes,
     )
     service = StoreService(settings, cluster, read=read, compute_canary=compute_canary)
     await service.open()
