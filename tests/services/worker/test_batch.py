@@ -97,7 +97,7 @@ def test_who_runs_out_of_blocks_takes_them_from_who_comes_last():
         stepper.submit(name, 15)
     assert set(stepper.step()) == {"a", "b", "c"}
     stepper.step()
-    for _ in range(15):
+    for _ in range(16):
         assert stepper.step() == {"a": 1, "b": 1}, "two blocks each"
     assert stepper.step() == {"a": 1}, "three blocks, and one is too few for the second"
 
