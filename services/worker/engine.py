@@ -135,6 +135,8 @@ class Engine:
             step_s=self._clock() - started_s,
             reports=self._migrating.take_reports(),
             adapters=self._adapters.take_reports(),
+            kv_blocks=self._batch.blocks.total_blocks,
+            kv_used_blocks=self._batch.blocks.total_blocks - self._batch.blocks.free_blocks,
         )
 
     def check(self) -> None:

@@ -242,6 +242,10 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     """Each held job that advanced, and the answers to what was asked about jobs; they hold after
     `runs`. A step in which nothing was computed may carry reports alone."""
     adapters: tuple[AdapterReport, ...] = ()
+    kv_blocks: int = 0
+    """Blocks of the KV cache."""
+    kv_used_blocks: int = 0
+    """Of those, blocks that jobs have; the others are empty or kept for who begins alike."""
 
 
 WorkerMessage = (

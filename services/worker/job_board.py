@@ -44,7 +44,11 @@ class JobBoard:
         settlement: Settlement,
         open_stream: StreamOpener,
         is_router_alive: Callable[[RouterId], bool],
+        *,
+        on_lost: Callable[[ModelName, str], None] = lambda _model, _reason: None,
     ) -> None:
+        """`on_lost` hears of each job that is handed back: its model, and `engine` or `drain`."""
+        self._on_lost = on_lost
         self._settlement = settlement
         self._open_stream = open_stream
         self._is_router_alive = is_router_alive
@@ -194,6 +198,7 @@ class JobBoard:
                 assert stream is not None
                 is_drain = event is ClaimEvent.GIVE_BACK
                 stream.send_lost(job, GIVEN_BACK if is_drain else ENGINE_LOST)
+                self._on_lost(job.model, "drain" if is_drain else "engine")
             case Effect.SUBMIT:
                 self._submit(job)
             case Effect.CANCEL:

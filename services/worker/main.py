@@ -14,12 +14,14 @@ from gearfall.infra.bearer import SECRET_VARIABLE
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import start_server
+from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.pool_lease import take_lease
 from gearfall.infra.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 from services.worker.host import WorkerHost
 from services.worker.job_board import JobBoard
+from services.worker.metrics import WorkerMetrics
 from services.worker.ports import EngineSpawner
 from services.worker.publisher import ReplicaPublisher
 from services.worker.push_stream import PushListener, PushStream
@@ -56,6 +58,7 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_setting("--max-replicas", default=8, parse=int, meaning="most models at once")
     parser.add_setting("--slots", default=16, parse=int, meaning="most jobs at once per replica")
     parser.add_setting("--threads", default=0, parse=int, meaning="per engine; 0: half the cores")
+    add_metrics_setting(parser)
     parser.add_argument("--label", action="append", default=[], help="k=v, repeatable")
     return parser.parse_args(argv)
 
@@ -67,15 +70,25 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         zygote = Zygote()
         await zygote.start()
         stack.push_async_callback(zygote.stop)
-        record = await start_worker(settings, zygote, stack)
-        announce_ready("worker", record.address, worker_id=record.worker_id)
+        metrics = WorkerMetrics()
+        record = await start_worker(settings, zygote, stack, metrics)
+        metrics_address = await stack.enter_async_context(
+            serving_metrics(settings.metrics, metrics.render)
+        )
+        announce_ready(
+            "worker", record.address, metrics=metrics_address, worker_id=record.worker_id
+        )
         await stop.wait()
 
 
 async def start_worker(
-    settings: argparse.Namespace, spawner: EngineSpawner, stack: AsyncExitStack
+    settings: argparse.Namespace,
+    spawner: EngineSpawner,
+    stack: AsyncExitStack,
+    metrics: WorkerMetrics | None = None,
 ) -> WorkerRecord:
     """Build and start everything over `spawner`; `stack` stops it in reverse order."""
+    metrics = metrics or WorkerMetrics()
     worker_id = WorkerId(f"worker-{uuid.uuid4().hex[:12]}")
     node_id = NodeId(settings.node_id)
     state = EtcdState(settings.etcd)
@@ -93,7 +106,12 @@ async def start_worker(
         secret = os.environ.get(SECRET_VARIABLE, "")
         return PushStream(address, worker_id, node_id, listener, secret=secret)
 
-    board = JobBoard(settlement, open_stream, lambda router: router in cluster.view.routers)
+    board = JobBoard(
+        settlement,
+        open_stream,
+        lambda router: router in cluster.view.routers,
+        on_lost=metrics.count_lost,
+    )
     stack.push_async_callback(board.stop)
     publisher = ReplicaPublisher(cluster, worker_id)
     publisher.start()
@@ -104,6 +122,7 @@ async def start_worker(
         board=board,
         publisher=publisher,
         alive_workers=lambda: frozenset(cluster.view.workers),
+        metrics=metrics,
     )
     shared = ReplicaSettings(
         worker_id, node_id, settings.device, settings.slots, _threads(settings.threads)
@@ -113,6 +132,7 @@ async def start_worker(
         Registration(cluster, publisher.use_lease),
         lambda assignment, model: Replica(assignment, model, shared, ports),
     )
+    metrics.follow(host.replicas)
     service = WorkerService(host)
     server = await start_server(
         settings.listen,

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError
 from gearfall.core.ids import JobId, ModelName
@@ -27,6 +27,7 @@ from gearfall.core.records import (
 from services.worker.claim_loop import ClaimLoop
 from services.worker.engine_messages import EngineReady, StopEngine
 from services.worker.job_board import JobBoard
+from services.worker.metrics import WorkerMetrics
 from services.worker.ports import EngineProcess
 from services.worker.publisher import ReplicaPublisher
 from services.worker.replica_start import (
@@ -57,6 +58,7 @@ class ReplicaPorts:
     alive_workers: Callable[[], frozenset[str]]
     clock: Callable[[], float] = time.time
     """Seconds since the Unix epoch."""
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,8 @@ class Replica:
             waited_s = 0.0
             failures = 1 if self._has_produced else failures + 1
             pause_s = restart_delay_s(failures)
+            was_ready = self.record.state is ReplicaState.READY
+            self._ports.metrics.count_failure(self.model, was_ready=was_ready)
             idle_since = self.record.idle_since_unix_s if failures > 1 else 0.0
             self._publish(
                 state=ReplicaState.FAILED,
@@ -212,10 +216,12 @@ class Replica:
                 "phases_s": {name: round(spent, 6) for name, spent in timeline.phases()},
             },
         )
+        self._ports.metrics.count_start(self.model, timeline)
         self._claims.open()
         try:
             async for step in engine:
                 self._has_produced = self._has_produced or bool(step.runs)
+                self._ports.metrics.count_step(self.model, step)
                 self._ports.board.push_step(step)
         finally:
             self._claims.close()
