@@ -1,4 +1,4 @@
-"""Claims: queue entries a worker has taken, each until it is acknowledged.
+"""Claims: queue entries a worker has taken, each until it is acknowledged; and jobs it was moved.
 
     state      event         next       effects
     unsettled  connected     running    send claim, submit
@@ -17,9 +17,17 @@
     lost       stop          -          acknowledge
     lost       broken        unsettled
     lost       router gone   -          acknowledge
+    held       granted       running    push held back
+    held       drop          -          cancel
+    held       stop          -          cancel
+    held       broken        -          cancel
+    held       router gone   -          cancel
+    held       give back     -          cancel
+    held       engine died   -
 
-A claim starts unsettled; every pair that is not listed changes nothing. No row that keeps a claim
-acknowledges its entry, and every row that drops one does.
+A claim starts unsettled, or held when a migration brings the job; every pair that is not listed
+changes nothing. No row that keeps a claim acknowledges its entry, and every row that drops one
+does. A held one has no entry, nor has it later, when it was granted.
 """
 
 from collections.abc import Iterator
@@ -41,6 +49,8 @@ class ClaimState(Enum):
     """Its final run was pushed; the router has not confirmed it."""
     LOST = "lost"
     """The router was told that it no longer runs here."""
+    HELD = "held"
+    """Another worker owns the job; this one is about to take it over."""
 
 
 class ClaimEvent(Enum):
@@ -56,6 +66,10 @@ class ClaimEvent(Enum):
     STOP = "stop"
     ENGINE_DIED = "engine died"
     GIVE_BACK = "give back"
+    GRANTED = "granted"
+    """The router made this worker the owner."""
+    DROP = "drop"
+    """The migration that brought the job ended without a grant."""
 
 
 class Effect(Enum):
@@ -66,6 +80,7 @@ class Effect(Enum):
     SUBMIT = "submit"
     CANCEL = "cancel"
     ACKNOWLEDGE = "acknowledge"
+    PUSH_HELD_BACK = "push held back"
 
 
 _S, _E, _F = ClaimState, ClaimEvent, Effect
@@ -87,10 +102,17 @@ TRANSITIONS: dict[tuple[ClaimState, ClaimEvent], tuple[ClaimState | None, tuple[
     (_S.LOST, _E.STOP): (None, (_F.ACKNOWLEDGE,)),
     (_S.LOST, _E.BROKEN): (_S.UNSETTLED, ()),
     (_S.LOST, _E.ROUTER_GONE): (None, (_F.ACKNOWLEDGE,)),
+    (_S.HELD, _E.GRANTED): (_S.RUNNING, (_F.PUSH_HELD_BACK,)),
+    (_S.HELD, _E.DROP): (None, (_F.CANCEL,)),
+    (_S.HELD, _E.STOP): (None, (_F.CANCEL,)),
+    (_S.HELD, _E.BROKEN): (None, (_F.CANCEL,)),
+    (_S.HELD, _E.ROUTER_GONE): (None, (_F.CANCEL,)),
+    (_S.HELD, _E.GIVE_BACK): (None, (_F.CANCEL,)),
+    (_S.HELD, _E.ENGINE_DIED): (None, ()),
 }
 """(state, event) -> (next state or None for "dropped", effects)."""
 
-OCCUPYING = frozenset({ClaimState.UNSETTLED, ClaimState.RUNNING})
+OCCUPYING = frozenset({ClaimState.UNSETTLED, ClaimState.RUNNING, ClaimState.HELD})
 """States in which a claim takes one of its replica's slots, now or as soon as it may run."""
 
 ClaimKey = tuple[JobId, Epoch]
@@ -98,13 +120,18 @@ ClaimKey = tuple[JobId, Epoch]
 
 @dataclass(slots=True)
 class Claim:
-    """One claimed (job, epoch) and the queue entries that carried it."""
+    """One claimed (job, epoch) and the queue entries that carried it; none if it was moved here."""
 
     job: Job
     entry_ids: list[str]
     state: ClaimState = ClaimState.UNSETTLED
     next_index: int = 0
     """Index of the token that follows what was pushed since the last submission."""
+    is_moved: bool = False
+    """A migration brought it, no queue entry."""
+    is_released: bool = False
+    """While held: the engine runs it, and what it brings is held back."""
+    held_back: list[TokenRun] = field(default_factory=list)
 
     @property
     def key(self) -> ClaimKey:
@@ -139,6 +166,21 @@ class ClaimBook:
         self._occupy(queued.job.model, 1)
         return True
 
+    def hold(self, job: Job) -> bool:
+        """Note a job that another worker owns; False when its (job, epoch) is here already."""
+        key = (job.job_id, job.epoch)
+        if key in self._claims:
+            return False
+        self._claims[key] = Claim(job, [], ClaimState.HELD, is_moved=True)
+        self._occupy(job.model, 1)
+        return True
+
+    def release(self, key: ClaimKey, next_index: int) -> None:
+        """Hold back what the engine brings of a held job, from `next_index` on."""
+        claim = self._claims[key]
+        assert claim.state is ClaimState.HELD
+        claim.is_released, claim.next_index = True, next_index
+
     def apply(self, key: ClaimKey, event: ClaimEvent) -> tuple[Todo, ...]:
         """Step one claim by the table and return what is to be done; nothing if it is not here."""
         claim = self._claims.get(key)
@@ -160,12 +202,18 @@ class ClaimBook:
         """Return the claim that `run` continues, None when it is to be dropped.
 
         Dropped are tokens of jobs that do not run here any more, and what an engine still said
-        about an earlier submission of the same (job, epoch).
+        about an earlier submission of the same (job, epoch). Those of a held claim are kept on it.
         """
         claim = self._claims.get((run.job_id, run.epoch))
-        if claim is None or claim.state is not ClaimState.RUNNING or run.index != claim.next_index:
+        if claim is None or run.index != claim.next_index:
+            return None
+        is_held_back = claim.state is ClaimState.HELD and claim.is_released
+        if claim.state is not ClaimState.RUNNING and not is_held_back:
             return None
         claim.next_index += len(run.token_ids)
+        if is_held_back:
+            claim.held_back.append(run)
+            return None
         return claim
 
     def get(self, key: ClaimKey) -> Claim | None:
@@ -198,7 +246,8 @@ class ClaimBook:
         counts: dict[ModelName, int] = {}
         for key, claim in self._claims.items():
             assert key == claim.key
-            assert claim.entry_ids
+            assert claim.entry_ids or claim.is_moved
+            assert claim.is_released or not claim.held_back
             model = claim.job.model
             counts[model] = counts.get(model, 0) + (claim.state in OCCUPYING)
         assert counts == {m: n for m, n in self._occupied.items() if m in counts}

@@ -8,15 +8,17 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gearfall.core.ids import Epoch, JobId, ModelName, RouterId
+from gearfall.core.errors import Conflict, NotFound
+from gearfall.core.ids import Epoch, JobId, ModelName, RouterId, WorkerId
 from gearfall.core.job import Job, TokenRun
 from gearfall.core.ports import QueuedJob
 from gearfall.infra.failpoints import failpoint
-from services.worker.claims import ClaimBook, ClaimEvent, ClaimKey, ClaimState, Effect, Todo
-from services.worker.engine_messages import CancelJob, StepDone, SubmitJob
+from services.worker.claims import Claim, ClaimBook, ClaimEvent, ClaimKey, ClaimState, Effect, Todo
+from services.worker.engine_messages import CancelJob, JobPhase, JobReport, ReleaseJob, StepDone
+from services.worker.job_follower import JobFollower, submission
 from services.worker.ports import EngineProcess
 from services.worker.push_stream import PushListener, PushStream
 from services.worker.settlement import Settlement
@@ -24,6 +26,7 @@ from services.worker.settlement import Settlement
 KEPT_GONE_ROUTERS = 1024
 GIVEN_BACK = "the replica is being drained"
 ENGINE_LOST = "the engine process is gone"
+NOT_HELD = "the worker no longer held the job when it was granted"
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,9 @@ class JobBoard:
         self._streams: dict[str, PushStream] = {}
         self._engines: dict[ModelName, EngineProcess] = {}
         self._watchers: dict[ModelName, Callable[[], None]] = {}
+        self._followers: dict[ClaimKey, JobFollower] = {}
+        self._letting_go: dict[ClaimKey, ModelName] = {}
+        """Held jobs that were dropped, until their engine has said that they are gone."""
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self._gone_routers: OrderedDict[RouterId, None] = OrderedDict()
@@ -87,8 +93,71 @@ class JobBoard:
     def accept(self, queued: QueuedJob) -> None:
         """Take a claimed queue entry in; it is submitted as soon as its router can be told."""
         job = queued.job
-        if not self._book.add(queued):
-            return
+        held = self._book.get(_key(job))
+        if held is not None and held.state is ClaimState.HELD:
+            # Its source lost the job before it could be moved, and so its router opened this epoch.
+            self._apply(_key(job), ClaimEvent.DROP, "it came from the queue")
+        if self._book.add(queued):
+            self._settle_in(job)
+
+    def hold(self, job: Job, follower: JobFollower) -> None:
+        """Take in a job that another worker owns; its follower hears when its router is connected.
+
+        `job` bears the epoch under which it will run here. Raises Conflict when it is here already.
+        """
+        key = _key(job)
+        if key in self._letting_go or not self._book.hold(job):
+            raise Conflict(f"job {job.job_id} epoch {job.epoch} is here already")
+        self._followers[key] = follower
+        self._settle_in(job)
+
+    def release_held(self, key: ClaimKey, next_index: int) -> None:
+        """Have the engine run a held job and hold back what it brings, from `next_index` on."""
+        claim = self._book.get(key)
+        assert claim is not None
+        self._book.release(key, next_index)
+        if engine := self._engines.get(claim.job.model):
+            engine.send(ReleaseJob(*key))
+
+    def drop_held(self, key: ClaimKey, reason: str) -> None:
+        """Forget a held job. Idempotent; without effect on one that was granted."""
+        self._apply(key, ClaimEvent.DROP, reason)
+
+    def follow(self, key: ClaimKey, follower: JobFollower) -> Claim:
+        """Tell `follower` what becomes of a running job and return its claim.
+
+        Raises NotFound when it does not run here, Conflict when somebody follows it already.
+        """
+        claim = self._book.get(key)
+        if claim is None or claim.state is not ClaimState.RUNNING:
+            raise NotFound(f"job {key[0]} epoch {key[1]} does not run here")
+        if key in self._followers:
+            raise Conflict(f"job {key[0]} is being moved already")
+        self._followers[key] = follower
+        return claim
+
+    def unfollow(self, key: ClaimKey, follower: JobFollower) -> None:
+        """Tell it nothing more. Idempotent."""
+        if self._followers.get(key) is follower:
+            del self._followers[key]
+
+    def ask_handover(self, key: ClaimKey, next_index: int, target_id: WorkerId) -> None:
+        """Ask a running job's router to make the target its owner, behind what was pushed."""
+        claim = self._book.get(key)
+        assert claim is not None
+        assert claim.next_index == next_index
+        self._streams[claim.job.router_address].send_handover(claim.job, next_index, target_id)
+
+    def running(self, model: ModelName | None = None) -> tuple[Claim, ...]:
+        """Return the claims that run here, of one model or of all, oldest first."""
+        claims = self._book if model is None else self._book.of_model(model)
+        return tuple(c for c in claims if c.state is ClaimState.RUNNING)
+
+    def engine_of(self, model: ModelName) -> EngineProcess | None:
+        """Return the model's engine while it serves."""
+        return self._engines.get(model)
+
+    def _settle_in(self, job: Job) -> None:
         self._is_empty.clear()
         if job.router_id in self._gone_routers and not self._is_router_alive(job.router_id):
             self._apply(_key(job), ClaimEvent.ROUTER_GONE)
@@ -114,13 +183,14 @@ class JobBoard:
         """The model's engine is gone: its running jobs are lost here. Idempotent."""
         if self._engines.pop(model, None) is not None:
             for claim in self._book.of_model(model):
-                self._apply(claim.key, ClaimEvent.ENGINE_DIED)
+                self._apply(claim.key, ClaimEvent.ENGINE_DIED, ENGINE_LOST)
+            self._letting_go = {k: m for k, m in self._letting_go.items() if m != model}
 
     def give_back(self, model: ModelName) -> tuple[JobId, ...]:
-        """Hand the model's running jobs back to their routers and return which."""
-        running = [c for c in self._book.of_model(model) if c.state is ClaimState.RUNNING]
-        for claim in running:
-            self._apply(claim.key, ClaimEvent.GIVE_BACK)
+        """Hand the model's running jobs back to their routers and return which; drop held ones."""
+        running = self.running(model)
+        for claim in self._book.of_model(model):
+            self._apply(claim.key, ClaimEvent.GIVE_BACK, GIVEN_BACK)
         return tuple(claim.job.job_id for claim in running)
 
     def push_step(self, step: StepDone) -> None:
@@ -131,10 +201,26 @@ class JobBoard:
                 failpoint("worker.push", job_id=run.job_id, model=claim.job.model)
                 runs_by_address[claim.job.router_address].append(run)
         for address, runs in runs_by_address.items():
-            self._streams[address].send_step(runs)
-            for run in runs:
-                if run.finish is not None:
-                    self._apply((run.job_id, run.epoch), ClaimEvent.FINAL_RUN)
+            self._push(address, runs)
+        for report in step.reports:
+            self._take_report(report)
+
+    def _push(self, address: str, runs: Sequence[TokenRun]) -> None:
+        self._streams[address].send_step(runs)
+        for run in runs:
+            key = (run.job_id, run.epoch)
+            if follower := self._followers.get(key):
+                follower.pushed(run)
+            if run.finish is not None:
+                self._apply(key, ClaimEvent.FINAL_RUN, "it has ended")
+
+    def _take_report(self, report: JobReport) -> None:
+        key = (report.job_id, report.epoch)
+        if key in self._letting_go:
+            if report.phase is JobPhase.GONE:
+                del self._letting_go[key]
+        elif follower := self._followers.get(key):
+            follower.reported(report)
 
     def stream_opened(self, address: str, router_id: RouterId) -> None:
         """See `PushListener`."""
@@ -147,7 +233,7 @@ class JobBoard:
         """See `PushListener`."""
         claims = self._book.of_address(address)
         for claim in claims:
-            self._apply(claim.key, ClaimEvent.BROKEN)
+            self._apply(claim.key, ClaimEvent.BROKEN, "the stream to its router broke")
         return bool(claims)
 
     def stream_abandoned(self, address: str) -> None:
@@ -160,10 +246,31 @@ class JobBoard:
             self._forget_router(claim.job.router_id)
             self._apply(claim.key, ClaimEvent.ROUTER_GONE)
 
-    def job_stopped(self, job_id: JobId, epoch: Epoch, reason: str) -> None:
+    def job_granted(self, address: str, job_id: JobId, epoch: Epoch) -> None:
+        """See `PushListener`. A job that isn't held any more goes back to its router."""
+        claim = self._book.get((job_id, epoch))
+        if claim is not None and claim.is_released:
+            self._apply(claim.key, ClaimEvent.GRANTED)
+            return
+        _log.warning("granted a job that is not held", extra={"job_id": job_id, "epoch": epoch})
+        self._apply((job_id, epoch), ClaimEvent.DROP, "granted before it was ready")
+        if stream := self._streams.get(address):
+            stream.send_lost(job_id, epoch, NOT_HELD)
+
+    def job_kept(self, job_id: JobId, epoch: Epoch, reason: str) -> None:
         """See `PushListener`."""
+        if follower := self._followers.get((job_id, epoch)):
+            follower.kept(reason)
+
+    def job_stopped(
+        self, job_id: JobId, epoch: Epoch, reason: str, *, handed_over: bool = False
+    ) -> None:
+        """See `PushListener`."""
+        follower = self._followers.get((job_id, epoch))
+        if handed_over and follower is not None:
+            follower.handed_over()
         _log.debug("job stopped", extra={"job_id": job_id, "epoch": epoch, "reason": reason})
-        self._apply((job_id, epoch), ClaimEvent.STOP)
+        self._apply((job_id, epoch), ClaimEvent.STOP, reason)
 
     def job_finished(self, job_id: JobId, epoch: Epoch) -> None:
         """See `PushListener`."""
@@ -177,16 +284,36 @@ class JobBoard:
             assert stream is not None
             assert claim.state is ClaimState.UNSETTLED or stream.router_id == claim.job.router_id
 
-    def _apply(self, key: ClaimKey, event: ClaimEvent) -> None:
+    def _apply(self, key: ClaimKey, event: ClaimEvent, reason: str = "") -> None:
         claim = self._book.get(key)
         if claim is None:
             return
-        for todo in self._book.apply(key, event):
+        was_held = claim.state is ClaimState.HELD
+        todos = self._book.apply(key, event)
+        # Told first: what a follower does in the job's blocks has to end before they are freed.
+        if follower := self._followers.get(key):
+            follower.claim_stepped(event, reason or event.value)
+        for todo in todos:
             self._perform(todo, event)
+        if was_held and self._book.get(key) is None:
+            self._let_go(claim)
         if len(self._book) == 0:
             self._is_empty.set()
         if on_change := self._watchers.get(claim.job.model):
             on_change()
+
+    def _let_go(self, claim: Claim) -> None:
+        """Have the engine say when a held job is gone: no late report is taken for a new hold."""
+        if engine := self._engines.get(claim.job.model):
+            self._letting_go[claim.key] = claim.job.model
+            engine.send(ReleaseJob(*claim.key))
+
+    def _push_held_back(self, key: ClaimKey) -> None:
+        claim = self._book.get(key)
+        assert claim is not None
+        held_back, claim.held_back = claim.held_back, []
+        if held_back:
+            self._push(claim.job.router_address, held_back)
 
     def _perform(self, todo: Todo, event: ClaimEvent) -> None:
         job, stream = todo.job, self._streams.get(todo.job.router_address)
@@ -197,14 +324,17 @@ class JobBoard:
             case Effect.SEND_LOST:
                 assert stream is not None
                 is_drain = event is ClaimEvent.GIVE_BACK
-                stream.send_lost(job, GIVEN_BACK if is_drain else ENGINE_LOST)
+                reason = GIVEN_BACK if is_drain else ENGINE_LOST
+                stream.send_lost(job.job_id, job.epoch, reason)
                 self._on_lost(job.model, "drain" if is_drain else "engine")
             case Effect.SUBMIT:
                 self._submit(job)
             case Effect.CANCEL:
                 if engine := self._engines.get(job.model):
                     engine.send(CancelJob(job.job_id, job.epoch))
-            case Effect.ACKNOWLEDGE:
+            case Effect.PUSH_HELD_BACK:
+                self._push_held_back(_key(job))
+            case Effect.ACKNOWLEDGE if todo.entry_ids:
                 failpoint("worker.release", job_id=job.job_id, model=job.model)
                 self._settlement.acknowledge(job.model, todo.entry_ids)
 
@@ -214,19 +344,7 @@ class JobBoard:
             self._apply(_key(job), ClaimEvent.ENGINE_DIED)
             return
         failpoint("worker.submit", job_id=job.job_id, model=job.model)
-        engine.send(
-            SubmitJob(
-                job_id=job.job_id,
-                epoch=job.epoch,
-                prompt_token_ids=job.prompt_token_ids,
-                generated_token_ids=job.generated_token_ids,
-                sampling=job.sampling,
-                tenant=job.tenant,
-                priority=job.priority,
-                deadline_unix_s=job.deadline_unix_s,
-                adapter=job.adapter,
-            )
-        )
+        engine.send(submission(job))
 
     def _stream_to(self, address: str) -> PushStream:
         if address not in self._streams:

@@ -59,8 +59,18 @@ class PushListener(Protocol):
         """No reconnection came about in time; the stream is over."""
         ...
 
-    def job_stopped(self, job_id: JobId, epoch: Epoch, reason: str) -> None:
-        """The router wants no more of (job, epoch)."""
+    def job_stopped(
+        self, job_id: JobId, epoch: Epoch, reason: str, *, handed_over: bool = False
+    ) -> None:
+        """The router wants no more of (job, epoch); `handed_over`: the target is the owner now."""
+        ...
+
+    def job_granted(self, address: str, job_id: JobId, epoch: Epoch) -> None:
+        """This worker is the owner of (job, epoch), which it held."""
+        ...
+
+    def job_kept(self, job_id: JobId, epoch: Epoch, reason: str) -> None:
+        """The handover of (job, epoch) did not come about: this worker is the owner as before."""
         ...
 
     def job_finished(self, job_id: JobId, epoch: Epoch) -> None:
@@ -123,10 +133,17 @@ class PushStream:
         """Push all tokens of one decode step that belong to this router, in one message at most."""
         self._send(pb.WorkerPush(step=pb.StepTokens(runs=[token_run_to_pb(run) for run in runs])))
 
-    def send_lost(self, job: Job, reason: str) -> None:
-        """Tell the router that (job, epoch) no longer runs here."""
-        lost = pb.JobLost(job_id=job.job_id, epoch=job.epoch, reason=reason)
+    def send_lost(self, job_id: JobId, epoch: Epoch, reason: str) -> None:
+        """Tell the router that (job, epoch) does not run here, or no longer."""
+        lost = pb.JobLost(job_id=job_id, epoch=epoch, reason=reason)
         self._send(pb.WorkerPush(lost=lost))
+
+    def send_handover(self, job: Job, next_index: int, target_id: WorkerId) -> None:
+        """Ask the router to make the target the owner, behind everything that was sent."""
+        handover = pb.JobHandover(
+            job_id=job.job_id, epoch=job.epoch, next_index=next_index, target_worker_id=target_id
+        )
+        self._send(pb.WorkerPush(handover=handover))
 
     def _send(self, push: pb.WorkerPush) -> None:
         if self.router_id is not None:
@@ -202,10 +219,21 @@ class PushStream:
             match reply.WhichOneof("reply"):
                 case "stop":
                     stop = reply.stop
-                    self._listener.job_stopped(JobId(stop.job_id), Epoch(stop.epoch), stop.reason)
+                    self._listener.job_stopped(
+                        JobId(stop.job_id),
+                        Epoch(stop.epoch),
+                        stop.reason,
+                        handed_over=stop.handed_over,
+                    )
                 case "finished":
                     finished = reply.finished
                     self._listener.job_finished(JobId(finished.job_id), Epoch(finished.epoch))
+                case "granted":
+                    job_id, epoch = JobId(reply.granted.job_id), Epoch(reply.granted.epoch)
+                    self._listener.job_granted(self.address, job_id, epoch)
+                case "kept":
+                    kept = reply.kept
+                    self._listener.job_kept(JobId(kept.job_id), Epoch(kept.epoch), kept.reason)
                 case _:
                     pass
 

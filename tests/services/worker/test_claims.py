@@ -16,6 +16,9 @@ KEY = (JobId("job-1"), Epoch(1))
 
 def book_with(state):
     book = ClaimBook()
+    if state is ClaimState.HELD:
+        book.hold(job())
+        return book
     book.add(QueuedJob("1-0", job(), 1))
     path = {
         ClaimState.UNSETTLED: (),
@@ -30,7 +33,7 @@ def book_with(state):
 
 def test_the_docstring_is_the_table():
     rows = re.findall(
-        r"^    (\w+) {2,}(\w+(?: \w+)?) {2,}([\w-]+)(?: {2,}(.+))?$", claims.__doc__, re.MULTILINE
+        r"^    (\w+) +(\w+(?: \w+)?) {2,}([\w-]+)(?: {2,}(.+))?$", claims.__doc__, re.MULTILINE
     )
     stated = {
         (ClaimState(state), ClaimEvent(event)): (
@@ -44,8 +47,9 @@ def test_the_docstring_is_the_table():
 
 
 def test_every_state_can_end_and_only_an_end_acknowledges():
-    for after, effects in TRANSITIONS.values():
-        assert (after is None) == (Effect.ACKNOWLEDGE in effects)
+    for (state, _), (after, effects) in TRANSITIONS.items():
+        has_entry = state is not ClaimState.HELD
+        assert (after is None and has_entry) == (Effect.ACKNOWLEDGE in effects)
     for state in ClaimState:
         assert TRANSITIONS[state, ClaimEvent.ROUTER_GONE][0] is None
 
@@ -96,6 +100,29 @@ def test_an_older_submissions_tokens_are_dropped_after_a_reconnection():
     book.apply(KEY, ClaimEvent.CONNECTED)
     assert book.take(run_of(job(), 1)) is None
     assert book.take(run_of(job(), 0)) is not None
+
+
+def test_what_a_released_job_brings_is_held_back_until_the_grant():
+    moved = job(epoch=2, generated=(5, 6))
+    key = (moved.job_id, moved.epoch)
+    book = ClaimBook()
+    assert book.hold(moved)
+    assert not book.hold(moved)
+    assert book.occupied_slots(MODEL) == 1
+    assert book.take(run_of(moved, 2)) is None
+    book.release(key, 4)
+    assert book.take(run_of(moved, 3)) is None
+    assert book.take(run_of(moved, 4)) is None
+    assert book.take(run_of(moved, 5)) is None
+    claim = book.get(key)
+    assert claim is not None
+    assert [run.index for run in claim.held_back] == [4, 5]
+    book.check()
+    (todo,) = book.apply(key, ClaimEvent.GRANTED)
+    assert todo.effect is Effect.PUSH_HELD_BACK
+    assert book.take(run_of(moved, 6)) is claim
+    (_, acknowledge) = book.apply(key, ClaimEvent.STOP)
+    assert (acknowledge.effect, acknowledge.entry_ids) == (Effect.ACKNOWLEDGE, ())
 
 
 EVENTS = st.tuples(st.integers(0, 3), st.integers(1, 2), st.sampled_from(list(ClaimEvent)))
