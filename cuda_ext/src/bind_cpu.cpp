@@ -10,31 +10,14 @@
 
 #include "cpu_isa.hpp"
 #include "cpu_kernels.hpp"
+#include "python_tensor.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 using gearfall::cpu::TensorView;
+using gearfall::cpu::tensor;
 
 namespace {
-
-// Reads the tuple that gearfall.infra.cpu_kernels makes; ranks beyond the largest are refused here.
-TensorView tensor(const char *name, const nb::tuple &view) {
-    gearfall::cpu::require(view.size() == 4, "a tensor is (address, dtype, shape, strides)");
-    const auto shape = nb::cast<nb::tuple>(view[2]);
-    const auto stride = nb::cast<nb::tuple>(view[3]);
-    TensorView tensor;
-    tensor.name = name;
-    tensor.data = reinterpret_cast<void *>(nb::cast<std::uintptr_t>(view[0]));
-    tensor.dtype = static_cast<gearfall::cpu::DType>(nb::cast<int>(view[1]));
-    gearfall::cpu::require(shape.size() <= gearfall::cpu::kMaxRank && shape.size() == stride.size(),
-                           "a tensor may have at most 4 dimensions");
-    tensor.rank = static_cast<int>(shape.size());
-    for (int i = 0; i < tensor.rank; ++i) {
-        tensor.shape[i] = nb::cast<std::int64_t>(shape[i]);
-        tensor.stride[i] = nb::cast<std::int64_t>(stride[i]);
-    }
-    return tensor;
-}
 
 gearfall::cpu::Pages pages(const nb::tuple &k_cache, const nb::tuple &v_cache,
                            const nb::tuple &block_tables, const nb::tuple &seq_index,
@@ -103,6 +86,8 @@ void silu_mul(const nb::tuple &gate, const nb::tuple &up, const nb::tuple &out,
 
 }  // namespace
 
+void bind_cpu_decoder(nb::module_ &module);
+
 void bind_cpu(nb::module_ &module) {
     nb::exception<gearfall::cpu::BadArgument>(module, "BadArgument", PyExc_ValueError);
     module.def("cpu_variants", &variants,
@@ -119,4 +104,5 @@ void bind_cpu(nb::module_ &module) {
                "Write root-mean-square normalised rows to out.");
     module.def("cpu_silu_mul", &silu_mul, "gate"_a, "up"_a, "out"_a, "variant"_a,
                "Write silu(gate) * up to out.");
+    bind_cpu_decoder(module);
 }

@@ -19,9 +19,7 @@ constexpr std::int64_t kScoresPerTile = 1 << 16;
 
 PageSizes check(const TensorView &q, const Pages &pages, const TensorView &out,
                 const AttentionOptions &options) {
-    require(options.scale > 0.0f, "scale must be above 0");
-    require(options.sliding_window >= 0, "sliding_window must not be negative");
-    require(options.softcap >= 0.0f, "softcap must not be negative");
+    require_options(options);
     require_rows(q, 3);
     require_dtype(q, DType::f32);
     const PageSizes sizes = check_pages(pages, q.shape[0], options.sliding_window);
@@ -58,12 +56,6 @@ std::vector<Tile> tiles(const Attention &call) {
     return cut;
 }
 
-struct HeadRange {
-    const Tile *tile;
-    std::int64_t first_head;
-    std::int64_t end_head;
-};
-
 // A tile's heads together as far as their score rows stay near and every thread gets its share.
 std::vector<HeadRange> head_ranges(const Attention &call, const std::vector<Tile> &tiles,
                                    int threads) {
@@ -77,7 +69,7 @@ std::vector<HeadRange> head_ranges(const Attention &call, const std::vector<Tile
         const std::int64_t near = std::max<std::int64_t>(1, kScoresPerTile / scores);
         const std::int64_t step = std::min({heads, share, near});
         for (std::int64_t head = 0; head < heads; head += step) {
-            cut.push_back({&tile, head, std::min(heads, head + step)});
+            cut.push_back({tile, head, std::min(heads, head + step)});
         }
     }
     return cut;
@@ -85,23 +77,37 @@ std::vector<HeadRange> head_ranges(const Attention &call, const std::vector<Tile
 
 }  // namespace
 
+void require_options(const AttentionOptions &options) {
+    require(options.scale > 0.0f, "scale must be above 0");
+    require(options.sliding_window >= 0, "sliding_window must not be negative");
+    require(options.softcap >= 0.0f, "softcap must not be negative");
+}
+
+AttentionPlan plan_attention(const Attention &call, int threads) {
+    const std::vector<Tile> cut = tiles(call);
+    std::int64_t work = 0;
+    for (const Tile &tile : cut) {
+        work += 2 * tile.tokens * tile.keys() * call.q.shape[1] * call.sizes.head_size;
+    }
+    const int useful =
+        static_cast<int>(std::min<std::int64_t>(threads, 1 + work / kWorkPerThread));
+    return {head_ranges(call, cut, useful), useful};
+}
+
+void run_attention(const Attention &call, const AttentionPlan &plan) {
+    parallel_for(static_cast<std::int64_t>(plan.ranges.size()), plan.threads,
+                 [&](std::int64_t index) {
+                     const HeadRange &range = plan.ranges[index];
+                     attend_tile(call, range.tile, range.first_head, range.end_head);
+                 });
+}
+
 void paged_attention(const TensorView &q, const Pages &pages, const TensorView &out,
                      const AttentionOptions &options, int threads, const std::string &variant) {
     require_threads(threads);
     const PageSizes sizes = check(q, pages, out, options);
     const Attention call{q, pages, out, options, find_kernels(variant.c_str()), sizes};
-    const std::vector<Tile> cut = tiles(call);
-    std::int64_t work = 0;
-    for (const Tile &tile : cut) {
-        work += 2 * tile.tokens * tile.keys() * q.shape[1] * sizes.head_size;
-    }
-    const int useful =
-        static_cast<int>(std::min<std::int64_t>(threads, 1 + work / kWorkPerThread));
-    const std::vector<HeadRange> all = head_ranges(call, cut, useful);
-    parallel_for(static_cast<std::int64_t>(all.size()), useful, [&](std::int64_t index) {
-        const HeadRange &range = all[index];
-        attend_tile(call, *range.tile, range.first_head, range.end_head);
-    });
+    run_attention(call, plan_attention(call, threads));
 }
 
 }  // namespace gearfall::cpu

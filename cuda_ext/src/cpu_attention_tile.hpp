@@ -1,8 +1,9 @@
-// Attention of one tile: a run of tokens of one sequence, under some of its key-value heads.
+// Attention in tiles: a run of tokens of one sequence, under some of its key-value heads.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "cpu_isa.hpp"
 #include "cpu_kernels.hpp"
@@ -43,5 +44,21 @@ struct Tile {
 // Writes the tile's output under key-value heads first_head..end_head. tokens * group <= kMaxGroup.
 void attend_tile(const Attention &call, const Tile &tile, std::int64_t first_head,
                  std::int64_t end_head);
+
+struct HeadRange {
+    Tile tile;
+    std::int64_t first_head;
+    std::int64_t end_head;
+};
+
+// How a step's attention is cut; the same for every layer with the same window.
+struct AttentionPlan {
+    std::vector<HeadRange> ranges;
+    int threads;
+};
+
+void require_options(const AttentionOptions &options);
+AttentionPlan plan_attention(const Attention &call, int threads);
+void run_attention(const Attention &call, const AttentionPlan &plan);
 
 }  // namespace gearfall::cpu

@@ -70,10 +70,9 @@ void check_blocks(const Pages &pages, const PageSizes &sizes, std::int64_t seque
     }
 }
 
-void copy_token(const TensorView &from, std::int64_t token, const PageSizes &sizes, float *to) {
-    const float *heads = from.f32() + token * from.stride[0];
+void copy_heads(const float *heads, std::int64_t stride, const PageSizes &sizes, float *to) {
     for (std::int64_t h = 0; h < sizes.heads; ++h) {
-        std::memcpy(to + h * sizes.head_size, heads + h * from.stride[1],
+        std::memcpy(to + h * sizes.head_size, heads + h * stride,
                     sizes.head_size * sizeof(float));
     }
 }
@@ -102,12 +101,18 @@ void write_kv(const TensorView &k, const TensorView &v, const Pages &pages) {
         require_size(*tensor, 2, sizes.head_size);
     }
     for (std::int64_t t = 0; t < tokens; ++t) {
-        const std::int64_t position = pages.positions.i32()[t];
-        const std::int64_t to = block_offset(pages, sizes, pages.seq_index.i32()[t], position) +
-                                position % sizes.block_tokens * sizes.position_floats();
-        copy_token(k, t, sizes, pages.k_cache.f32() + to);
-        copy_token(v, t, sizes, pages.v_cache.f32() + to);
+        store_token(pages, sizes, t, k.f32() + t * k.stride[0], k.stride[1],
+                    v.f32() + t * v.stride[0], v.stride[1]);
     }
+}
+
+void store_token(const Pages &pages, const PageSizes &sizes, std::int64_t token, const float *k,
+                 std::int64_t k_stride, const float *v, std::int64_t v_stride) {
+    const std::int64_t position = pages.positions.i32()[token];
+    const std::int64_t to = block_offset(pages, sizes, pages.seq_index.i32()[token], position) +
+                            position % sizes.block_tokens * sizes.position_floats();
+    copy_heads(k, k_stride, sizes, pages.k_cache.f32() + to);
+    copy_heads(v, v_stride, sizes, pages.v_cache.f32() + to);
 }
 
 }  // namespace gearfall::cpu

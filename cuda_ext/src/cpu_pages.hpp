@@ -23,6 +23,11 @@ struct PageSizes {
 // positions[t]. With `window` 1 only the token's own position is looked at.
 PageSizes check_pages(const Pages &pages, std::int64_t tokens, std::int64_t window);
 
+// Copies the keys and values of one token, [heads, head_size] heads `k_stride` and
+// `v_stride` floats apart, to its place in the cache.
+void store_token(const Pages &pages, const PageSizes &sizes, std::int64_t token, const float *k,
+                 std::int64_t k_stride, const float *v, std::int64_t v_stride);
+
 // Floats from the start of a cache to the block that holds `position` of sequence `sequence`.
 inline std::int64_t block_offset(const Pages &pages, const PageSizes &sizes, std::int64_t sequence,
                                  std::int64_t position) {

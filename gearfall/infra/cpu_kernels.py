@@ -25,7 +25,7 @@ _DTYPE_CODES = {
     torch.int32: 3,
 }
 
-_View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 
 def variants() -> tuple[str, ...]:
@@ -47,7 +47,12 @@ def linear(
     """
     out = x.new_empty((x.shape[0], weight.shape[0]) if x.dim() == 2 and weight.dim() == 2 else 0)
     _cuda_ext.cpu_linear(
-        _view(x), _view(weight), None if bias is None else _view(bias), _view(out), threads, variant
+        view_of(x),
+        view_of(weight),
+        None if bias is None else view_of(bias),
+        view_of(out),
+        threads,
+        variant,
     )
     return out
 
@@ -68,13 +73,13 @@ def write_kv(  # noqa: PLR0917 (a kernel has its operands)
     position `positions[t]` of sequence `seq_index[t]`.
     """
     _cuda_ext.cpu_write_kv(
-        _view(k),
-        _view(v),
-        _view(k_cache),
-        _view(v_cache),
-        _view(block_tables),
-        _view(seq_index),
-        _view(positions),
+        view_of(k),
+        view_of(v),
+        view_of(k_cache),
+        view_of(v_cache),
+        view_of(block_tables),
+        view_of(seq_index),
+        view_of(positions),
     )
 
 
@@ -101,13 +106,13 @@ def paged_attention(  # noqa: PLR0917 (a kernel has its operands)
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     _cuda_ext.cpu_paged_attention(
-        _view(q),
-        _view(k_cache),
-        _view(v_cache),
-        _view(block_tables),
-        _view(seq_index),
-        _view(positions),
-        _view(out),
+        view_of(q),
+        view_of(k_cache),
+        view_of(v_cache),
+        view_of(block_tables),
+        view_of(seq_index),
+        view_of(positions),
+        view_of(out),
         scale,
         sliding_window,
         softcap,
@@ -125,7 +130,7 @@ def rms_norm(
     `x` f32[T, K], `weight` f32 | bf16 | f16 [K].
     """
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _cuda_ext.cpu_rms_norm(_view(x), _view(weight), _view(out), eps, variant)
+    _cuda_ext.cpu_rms_norm(view_of(x), view_of(weight), view_of(out), eps, variant)
     return out
 
 
@@ -136,11 +141,11 @@ def silu_mul(gate: torch.Tensor, up: torch.Tensor, *, variant: str = "") -> torc
     depends on where in the batch an element lies.
     """
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    _cuda_ext.cpu_silu_mul(_view(gate), _view(up), _view(out), variant)
+    _cuda_ext.cpu_silu_mul(view_of(gate), view_of(up), view_of(out), variant)
     return out
 
 
-def _view(tensor: torch.Tensor) -> _View:
+def view_of(tensor: torch.Tensor) -> View:
     """Return (address, dtype code, shape, strides) for the binding, which checks them."""
     code = _DTYPE_CODES.get(tensor.dtype)
     if code is None or not tensor.is_cpu:

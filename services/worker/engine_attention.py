@@ -61,6 +61,11 @@ class PagedCache:
         """The memory of all layers that have attended; None where it can't be shared."""
         return self._memory if self._layers else None
 
+    @property
+    def layers(self) -> Mapping[int, tuple[LayerCache, AttentionSpec]]:
+        """Cache and attention of each layer that has attended, by its index."""
+        return self._layers
+
     def begin_step(self, layout: StepLayout) -> None:
         """Say what the tokens of the next forward pass are."""
         self._layout = layout

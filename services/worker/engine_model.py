@@ -21,6 +21,7 @@ from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import Manifest
 from services.worker.engine_adapters import Adapters, Network
 from services.worker.engine_attention import PagedCache
+from services.worker.engine_decoder import NativePass, find_native_pass
 from services.worker.engine_kv_memory import EngineKvMemory
 from services.worker.engine_ops import Ops, StepLayout
 from services.worker.engine_units import Arrival, Furnishing
@@ -43,13 +44,18 @@ class EngineModel:
         vocabulary_size: int,
         furnishing: Furnishing,
         adapters: Adapters,
+        ops: Ops,
     ) -> None:
         self.adapters = adapters
         """LoRA adapters that rows may ask for."""
         self._model = model
         self._furnishing = furnishing
         self._cache = cache
+        self._ops = ops
         self._device = device
+        self._is_first_pass = True
+        self.native: NativePass | None = None
+        """One call for a step without adapters, where there is one; known after the first pass."""
         self.vocabulary_size = vocabulary_size
 
     @property
@@ -73,7 +79,10 @@ class EngineModel:
     @torch.inference_mode()
     def forward(self, step: PackedStep) -> NDArray[np.float32]:
         """Compute one step and return its logits [R, vocabulary], R as in `step.logit_rows`."""
-        logits = self._logits(step)[: len(step.logit_rows)]
+        if self.native is not None and not step.adapters:
+            logits = self.native.logits(step)
+        else:
+            logits = self._logits(step)[: len(step.logit_rows)]
         rows: NDArray[np.float32] = logits.float().cpu().numpy()
         return rows
 
@@ -108,6 +117,9 @@ class EngineModel:
         )
         self.adapters.end_step()
         self._cache.end_step()
+        if self._is_first_pass:
+            self._is_first_pass = False
+            self.native = find_native_pass(self._model, self._cache.layers, self._ops)
         logits: torch.Tensor = output.logits[0]
         return logits
 
@@ -150,6 +162,7 @@ def build_model(
         vocabulary_size=manifest.model.vocabulary_size,
         furnishing=furnishing,
         adapters=Adapters(network, ops, device),
+        ops=ops,
     )
     if arrival is None:
         built.finish()

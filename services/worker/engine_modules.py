@@ -11,6 +11,8 @@ from transformers.pytorch_utils import Conv1D
 from services.worker.engine_activations import RowActivation, is_activation, is_silu
 from services.worker.engine_lora import LoraSlot
 from services.worker.engine_ops import Ops
+from services.worker.engine_rotary import KINDS as ROTARY_KINDS
+from services.worker.engine_rotary import RotaryTable
 
 _LLAMA_NORMS = frozenset(
     {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm"}
@@ -73,12 +75,12 @@ class RmsNorm(nn.Module):
     def __init__(self, ops: Ops, weight: torch.Tensor, eps: float) -> None:
         super().__init__()
         self._ops = ops
-        self._eps = eps
+        self.eps = eps
         self.weight = nn.Parameter(weight.float(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return f32[..., K] for f32[..., K]."""
-        return self._ops.rms_norm(x.reshape(-1, x.shape[-1]), self.weight, self._eps).view(x.shape)
+        return self._ops.rms_norm(x.reshape(-1, x.shape[-1]), self.weight, self.eps).view(x.shape)
 
 
 class GatedMlp(nn.Module):
@@ -122,6 +124,13 @@ def _stand_in(module: nn.Module, ops: Ops) -> nn.Module:
         return RmsNorm(ops, module.weight, float(module.variance_epsilon))  # type: ignore[arg-type]
     if kind in _GATED_MLPS and is_silu(module.act_fn):
         return GatedMlp(ops, module.gate_proj, module.up_proj, module.down_proj)  # type: ignore[arg-type]
+    return _apart_from_the_batch(module)
+
+
+def _apart_from_the_batch(module: nn.Module) -> nn.Module:
+    """Return a module whose result does not hang on where in the batch an element stands."""
+    if type(module).__name__ in ROTARY_KINDS:
+        return RotaryTable(module)
     return RowActivation(module) if is_activation(module) else module
 
 

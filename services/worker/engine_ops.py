@@ -162,6 +162,11 @@ class NativeOps:
         self._kernels = cpu_kernels
         self._threads = threads
 
+    @property
+    def threads(self) -> int:
+        """Most threads that a kernel uses."""
+        return self._threads
+
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:

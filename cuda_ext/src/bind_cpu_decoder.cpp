@@ -1,0 +1,92 @@
+// Binds the decoder: weights once, as tuples of tensors in the order of gearfall.infra.cpu_decoder.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/string.h>
+
+#include <map>
+#include <string>
+
+#include "cpu_decoder.hpp"
+#include "python_tensor.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace gearfall::cpu;
+
+namespace {
+
+TensorView tensor_at(const char *name, const nb::handle &view) {
+    return tensor(name, nb::cast<nb::tuple>(view));
+}
+
+std::optional<TensorView> optional_at(const char *name, const nb::handle &view) {
+    if (view.is_none()) return std::nullopt;
+    return tensor_at(name, view);
+}
+
+// (weight, bias or None)
+StoredLinear linear_at(const char *name, const nb::handle &pair) {
+    const auto parts = nb::cast<nb::tuple>(pair);
+    require(parts.size() == 2, "a linear layer is (weight, bias)");
+    return {tensor_at(name, parts[0]), optional_at("bias", parts[1])};
+}
+
+DecoderLayer layer_at(const nb::handle &item) {
+    const auto parts = nb::cast<nb::tuple>(item);
+    require(parts.size() == 16, "a decoder layer has 16 parts");
+    return {tensor_at("attention_norm", parts[0]),
+            linear_at("q", parts[1]),
+            linear_at("k", parts[2]),
+            linear_at("v", parts[3]),
+            linear_at("o", parts[4]),
+            optional_at("q_norm", parts[5]),
+            optional_at("k_norm", parts[6]),
+            tensor_at("mlp_norm", parts[7]),
+            linear_at("gate", parts[8]),
+            linear_at("up", parts[9]),
+            linear_at("down", parts[10]),
+            tensor_at("k_cache", parts[11]),
+            tensor_at("v_cache", parts[12]),
+            {nb::cast<float>(parts[13]), nb::cast<std::int64_t>(parts[14]),
+             nb::cast<float>(parts[15])}};
+}
+
+void make(Decoder *self, const nb::tuple &embedding, const nb::list &layers, const nb::tuple &norm,
+          const nb::tuple &head, float eps) {
+    DecoderWeights weights{tensor("embedding", embedding), {}, tensor("norm", norm),
+                           linear_at("head", head), eps};
+    for (const nb::handle item : layers) weights.layers.push_back(layer_at(item));
+    new (self) Decoder(std::move(weights));
+}
+
+void run(Decoder &self, const nb::tuple &token_ids, const nb::tuple &cos, const nb::tuple &sin,
+         const nb::tuple &block_tables, const nb::tuple &seq_index, const nb::tuple &positions,
+         const nb::tuple &logit_rows, const nb::tuple &logits, int threads,
+         const std::string &variant) {
+    const DecoderStep step{tensor("token_ids", token_ids),       tensor("cos", cos),
+                           tensor("sin", sin),                   tensor("block_tables", block_tables),
+                           tensor("seq_index", seq_index),       tensor("positions", positions),
+                           tensor("logit_rows", logit_rows),     tensor("logits", logits)};
+    const nb::gil_scoped_release released;
+    self.run(step, threads, variant);
+}
+
+std::map<std::string, double> seconds(const Decoder &self) {
+    static constexpr const char *kNames[kPhases] = {"row", "projection", "attention", "mlp",
+                                                    "head"};
+    const auto spent = self.seconds();
+    std::map<std::string, double> named;
+    for (int i = 0; i < kPhases; ++i) named[kNames[i]] = spent[i];
+    return named;
+}
+
+}  // namespace
+
+void bind_cpu_decoder(nb::module_ &module) {
+    nb::class_<Decoder>(module, "CpuDecoder")
+        .def("__init__", &make, "embedding"_a, "layers"_a, "norm"_a, "head"_a, "eps"_a)
+        .def("run", &run, "token_ids"_a, "cos"_a, "sin"_a, "block_tables"_a, "seq_index"_a,
+             "positions"_a, "logit_rows"_a, "logits"_a, "threads"_a, "variant"_a,
+             "Compute one step and write the wanted logits.")
+        .def("seconds", &seconds, "Return the seconds spent in each phase so far.");
+}

@@ -1,0 +1,319 @@
+// One step through all layers: phases over the whole batch, each cut into pieces for the pool.
+#include "cpu_decoder.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "cpu_attention_tile.hpp"
+#include "cpu_pool.hpp"
+#include "cpu_products.hpp"
+#include "cpu_scratch.hpp"
+
+namespace gearfall::cpu {
+
+// Activations of one step, kept from step to step: fresh pages cost more than what is put there.
+struct Decoder::Buffers {
+    // Grows when a step needs more than any before; what was in it is lost then.
+    float *reserve(std::int64_t floats) {
+        if (floats > size_) {
+            scratch_.emplace(floats);
+            size_ = floats;
+        }
+        return scratch_->data();
+    }
+
+private:
+    std::optional<Scratch> scratch_;
+    std::int64_t size_ = 0;
+};
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Multiply-adds' worth of work that an element costs in the phases between products.
+constexpr std::int64_t kRowWork = 16;
+
+std::int64_t aligned(std::int64_t floats) { return padded(floats, kLanes); }
+
+}  // namespace
+
+// One call of run: the step's sizes, its buffers and what its phases do.
+class DecoderPass {
+public:
+    DecoderPass(Decoder &decoder, const DecoderStep &step, const PageSizes &pages, int threads,
+                const Kernels &kernels)
+        : weights_(decoder.weights_),
+          sizes_(decoder.sizes_),
+          step_(step),
+          page_sizes_(pages),
+          threads_(threads),
+          kernels_(kernels),
+          seconds_(decoder.seconds_),
+          tokens_(step.token_ids.shape[0]),
+          tiles_(tokens_, kernels.tile_tokens) {
+        const DecoderSizes &sizes = sizes_;
+        const std::int64_t widest = std::max({sizes.width, sizes.q_floats(), sizes.inner});
+        const std::int64_t parts[] = {tokens_ * sizes.width,        tokens_ * sizes.width,
+                                      tokens_ * sizes.qkv_floats(), tokens_ * sizes.q_floats(),
+                                      tokens_ * sizes.inner,        tokens_ * sizes.inner,
+                                      tokens_ * padded(widest, 2 * kLanes)};
+        float **const places[] = {&x_, &rows_, &qkv_, &attended_, &gate_, &up_, &packed_};
+        std::int64_t all = 0;
+        for (const std::int64_t part : parts) all += aligned(part);
+        float *next = decoder.buffers_->reserve(all);
+        for (int i = 0; i < 7; ++i) {
+            *places[i] = next;
+            next += aligned(parts[i]);
+        }
+    }
+
+    void run() {
+        began_ = Clock::now();
+        embed();
+        for (const DecoderLayer &layer : weights_.layers) {
+            attend(layer);
+            transform(layer);
+        }
+        compute_logits();
+    }
+
+private:
+    void embed() {
+        const TensorView &table = weights_.embedding;
+        over_tiles(sizes_.width, [&](std::int64_t t) {
+            TensorView row = table;
+            row.data = static_cast<char *>(table.data) +
+                       step_.token_ids.i32()[t] * table.stride[0] * element_bytes(table.dtype);
+            float *x = x_ + t * sizes_.width;
+            for (std::int64_t i = 0; i < sizes_.width; ++i) x[i] = float_at(row, i);
+        });
+    }
+
+    void attend(const DecoderLayer &layer) {
+        pack_normed(layer.attention_norm, layer.q.weight.dtype);
+        note(Phase::row);
+        const std::int64_t all = sizes_.qkv_floats();
+        float *const k = qkv_ + sizes_.q_floats();
+        float *const v = k + sizes_.kv_floats();
+        const Product products[] = {{&layer.q.weight, layer.q.bias_or_null(), qkv_, all},
+                                    {&layer.k.weight, layer.k.bias_or_null(), k, all},
+                                    {&layer.v.weight, layer.v.bias_or_null(), v, all}};
+        multiply(products, 3, packed(sizes_.width));
+        note(Phase::projection);
+        const Pages pages{layer.k_cache, layer.v_cache, step_.block_tables, step_.seq_index,
+                          step_.positions};
+        over_tiles(all, [&](std::int64_t t) { place_heads(layer, pages, t); });
+        note(Phase::row);
+        attend_pages(layer, pages);
+        note(Phase::attention);
+        pack_rows(attended_, sizes_.q_floats(), layer.o.weight.dtype);
+        add_product(layer.o, sizes_.q_floats());
+        note(Phase::projection);
+    }
+
+    void transform(const DecoderLayer &layer) {
+        pack_normed(layer.mlp_norm, layer.gate.weight.dtype);
+        note(Phase::row);
+        const std::int64_t inner = layer.gate.outputs();
+        const Product gate{&layer.gate.weight, layer.gate.bias_or_null(), gate_, inner};
+        const Product up{&layer.up.weight, layer.up.bias_or_null(), up_, inner};
+        const PackedTokens x = packed(sizes_.width);
+        const std::int64_t row_bytes = 2 * sizes_.width * element_bytes(layer.gate.weight.dtype);
+        const int useful =
+            product_threads(2 * inner * sizes_.width, inner * row_bytes, tokens_, threads_);
+        const ProductCut cut(inner, row_bytes, tiles_.count, useful);
+        parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
+            const OutputPiece piece = cut.piece(index);
+            compute_piece(kernels_, gate, x, piece);
+            compute_piece(kernels_, up, x, piece);
+            over_tokens(piece, [&](std::int64_t t) {
+                float *const out = gate_ + t * inner + piece.first_row;
+                kernels_.silu_mul(out, up_ + t * inner + piece.first_row, piece.row_count, out);
+            });
+        });
+        pack_rows(gate_, inner, layer.down.weight.dtype);
+        add_product(layer.down, inner);
+        note(Phase::mlp);
+    }
+
+    void compute_logits() {
+        const std::int64_t wanted = step_.logit_rows.shape[0];
+        if (wanted == 0 || weights_.head.outputs() == 0) return;
+        for (std::int64_t i = 0; i < wanted; ++i) {
+            const float *x = x_ + step_.logit_rows.i32()[i] * sizes_.width;
+            norm_row(weights_.norm, x, sizes_.width, rows_ + i * sizes_.width);
+        }
+        const TokenTiles tiles(wanted, kernels_.tile_tokens);
+        for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
+            pack_tile(kernels_, weights_.head.weight.dtype, rows_, sizes_.width, wanted,
+                      sizes_.width, tile, packed_);
+        }
+        const Product product{&weights_.head.weight, weights_.head.bias_or_null(),
+                              step_.logits.f32(), weights_.head.outputs()};
+        multiply(&product, 1, {packed_, wanted, sizes_.width});
+        note(Phase::head);
+    }
+
+    // Normalises a token's queries and keys, rotates them and puts keys and values in their place.
+    void place_heads(const DecoderLayer &layer, const Pages &pages, std::int64_t t) {
+        float *const q = qkv_ + t * sizes_.qkv_floats();
+        float *const k = q + sizes_.q_floats();
+        const std::int64_t rotated = step_.cos.shape[1];
+        const std::int64_t position = step_.positions.i32()[t];
+        const float *const cos = step_.cos.f32() + position * rotated;
+        const float *const sin = step_.sin.f32() + position * rotated;
+        for (std::int64_t head = 0; head < sizes_.heads + sizes_.kv_heads; ++head) {
+            float *const x = q + head * sizes_.head_size;
+            const auto &norm = head < sizes_.heads ? layer.q_norm : layer.k_norm;
+            if (norm) norm_row(*norm, x, sizes_.head_size, x);
+            kernels_.rotate(cos, sin, rotated, x);
+        }
+        store_token(pages, page_sizes_, t, k, sizes_.head_size, k + sizes_.kv_floats(),
+                    sizes_.head_size);
+    }
+
+    void attend_pages(const DecoderLayer &layer, const Pages &pages) {
+        TensorView q{"q", qkv_, DType::f32, 3, {tokens_, sizes_.heads, sizes_.head_size}, {}};
+        TensorView out = q;
+        q.stride = {sizes_.qkv_floats(), sizes_.head_size, 1};
+        out.data = attended_;
+        out.stride = {sizes_.q_floats(), sizes_.head_size, 1};
+        const Attention call{q, pages, out, layer.attention, kernels_, page_sizes_};
+        if (!plan_ || plan_window_ != layer.attention.sliding_window) {
+            plan_ = plan_attention(call, threads_);
+            plan_window_ = layer.attention.sliding_window;
+        }
+        run_attention(call, *plan_);
+    }
+
+    void norm_row(const TensorView &weight, const float *x, std::int64_t size, float *out) const {
+        kernels_.rms_norm(x, weight.f32(), size, weights_.eps, out);
+    }
+
+    void pack_normed(const TensorView &norm, DType dtype) {
+        parallel_for(tiles_.count, row_threads(sizes_.width), [&](std::int64_t tile) {
+            for (std::int64_t t = tiles_.begin(tile); t < tiles_.begin(tile + 1); ++t) {
+                norm_row(norm, x_ + t * sizes_.width, sizes_.width, rows_ + t * sizes_.width);
+            }
+            pack_tile(kernels_, dtype, rows_, sizes_.width, tokens_, sizes_.width, tile, packed_);
+        });
+    }
+
+    void pack_rows(const float *rows, std::int64_t k, DType dtype) {
+        parallel_for(tiles_.count, row_threads(k), [&](std::int64_t tile) {
+            pack_tile(kernels_, dtype, rows, k, tokens_, k, tile, packed_);
+        });
+    }
+
+    PackedTokens packed(std::int64_t k) const { return {packed_, tokens_, k}; }
+
+    // Products of the same tokens, cut as if their rows were one weight's.
+    void multiply(const Product *products, int count, const PackedTokens &x) {
+        std::int64_t rows = 0;
+        for (int i = 0; i < count; ++i) rows += products[i].weight->shape[0];
+        const std::int64_t row_bytes = x.k * element_bytes(products[0].weight->dtype);
+        const int useful = product_threads(rows * x.k, rows * row_bytes, x.tokens, threads_);
+        const TokenTiles tiles(x.tokens, kernels_.tile_tokens);
+        std::vector<ProductCut> cuts;
+        std::int64_t pieces = 0;
+        for (int i = 0; i < count; ++i) {
+            cuts.push_back(cut_of(products[i], row_bytes, tiles.count, useful));
+            pieces += cuts.back().pieces();
+        }
+        parallel_for(pieces, useful, [&](std::int64_t index) {
+            int i = 0;
+            for (; index >= cuts[i].pieces(); ++i) index -= cuts[i].pieces();
+            compute_piece(kernels_, products[i], x, cuts[i].piece(index));
+        });
+    }
+
+    static ProductCut cut_of(const Product &product, std::int64_t row_bytes, std::int64_t tiles,
+                             int threads) {
+        return {product.weight->shape[0], row_bytes, tiles, threads};
+    }
+
+    // x += linear(packed tokens of width k)
+    void add_product(const StoredLinear &linear, std::int64_t k) {
+        const Product product{&linear.weight, linear.bias_or_null(), rows_, sizes_.width};
+        const PackedTokens x = packed(k);
+        const std::int64_t row_bytes = k * element_bytes(linear.weight.dtype);
+        const int useful =
+            product_threads(sizes_.width * k, sizes_.width * row_bytes, tokens_, threads_);
+        const ProductCut cut = cut_of(product, row_bytes, tiles_.count, useful);
+        parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
+            const OutputPiece piece = cut.piece(index);
+            compute_piece(kernels_, product, x, piece);
+            over_tokens(piece, [&](std::int64_t t) {
+                const std::int64_t place = t * sizes_.width + piece.first_row;
+                kernels_.add(rows_ + place, piece.row_count, x_ + place);
+            });
+        });
+    }
+
+    template <class Visit>
+    void over_tokens(const OutputPiece &piece, Visit visit) const {
+        const std::int64_t end = tiles_.begin(piece.end_tile);
+        for (std::int64_t t = tiles_.begin(piece.first_tile); t < end; ++t) visit(t);
+    }
+
+    template <class Visit>
+    void over_tiles(std::int64_t floats, Visit visit) const {
+        parallel_for(tiles_.count, row_threads(floats), [&](std::int64_t tile) {
+            for (std::int64_t t = tiles_.begin(tile); t < tiles_.begin(tile + 1); ++t) visit(t);
+        });
+    }
+
+    int row_threads(std::int64_t floats) const {
+        return product_threads(kRowWork * floats, 0, tokens_, threads_);
+    }
+
+    void note(Phase phase) {
+        const Clock::time_point now = Clock::now();
+        seconds_[static_cast<int>(phase)] += std::chrono::duration<double>(now - began_).count();
+        began_ = now;
+    }
+
+    const DecoderWeights &weights_;
+    const DecoderSizes &sizes_;
+    const DecoderStep &step_;
+    const PageSizes &page_sizes_;
+    int threads_;
+    const Kernels &kernels_;
+    std::array<double, kPhases> &seconds_;
+    std::int64_t tokens_;
+    TokenTiles tiles_;
+    float *x_;
+    float *rows_;
+    float *qkv_;
+    float *attended_;
+    float *gate_;
+    float *up_;
+    float *packed_;
+    std::optional<AttentionPlan> plan_;
+    std::int64_t plan_window_ = 0;
+    Clock::time_point began_;
+};
+
+Decoder::Decoder(DecoderWeights weights)
+    : weights_(std::move(weights)),
+      sizes_(check_weights(weights_)),
+      buffers_(std::make_unique<Buffers>()) {}
+
+Decoder::~Decoder() = default;
+
+void Decoder::run(const DecoderStep &step, int threads, const std::string &variant) {
+    require_threads(threads);
+    const Kernels &kernels = find_kernels(variant.c_str());
+    const PageSizes pages = check_step(weights_, sizes_, step);
+    if (step.token_ids.shape[0] == 0) return;
+    const std::lock_guard<std::mutex> held(busy_);
+    DecoderPass(*this, step, pages, threads, kernels).run();
+}
+
+std::array<double, kPhases> Decoder::seconds() const {
+    const std::lock_guard<std::mutex> held(busy_);
+    return seconds_;
+}
+
+}  // namespace gearfall::cpu

@@ -1,0 +1,110 @@
+// The forward pass of decoders of Llama's kind over the paged cache, as one call.
+//
+// Every output has the bits that the single kernels give one after another: products, norms,
+// attention and activations are theirs, and each sum between them is one float32 addition.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu_isa.hpp"
+#include "cpu_kernels.hpp"
+#include "cpu_pages.hpp"
+
+namespace gearfall::cpu {
+
+struct StoredLinear {
+    TensorView weight;               // [N, K]
+    std::optional<TensorView> bias;  // [N]
+
+    const TensorView *bias_or_null() const { return bias ? &*bias : nullptr; }
+    std::int64_t outputs() const { return weight.shape[0]; }
+};
+
+// x += o(attention(rotate(norm(q(a)), norm(k(a))), v(a))), a = norm(x);
+// x += down(silu(gate(b)) * up(b)), b = norm(x).
+struct DecoderLayer {
+    TensorView attention_norm;
+    StoredLinear q;
+    StoredLinear k;
+    StoredLinear v;
+    StoredLinear o;
+    std::optional<TensorView> q_norm;  // of each head
+    std::optional<TensorView> k_norm;
+    TensorView mlp_norm;
+    StoredLinear gate;
+    StoredLinear up;
+    StoredLinear down;
+    TensorView k_cache;
+    TensorView v_cache;
+    AttentionOptions attention;
+};
+
+struct DecoderWeights {
+    TensorView embedding;  // [V, K]
+    std::vector<DecoderLayer> layers;
+    TensorView norm;
+    StoredLinear head;
+    float eps;
+};
+
+// T tokens of S sequences side by side.
+struct DecoderStep {
+    TensorView token_ids;  // i32[T]
+    TensorView cos;        // f32[P, R]: of position p; R elements of a head are rotated
+    TensorView sin;
+    TensorView block_tables;
+    TensorView seq_index;
+    TensorView positions;
+    TensorView logit_rows;  // i32[L]: tokens whose logits are wanted
+    TensorView logits;      // f32[L, N]
+};
+
+// Sizes that all layers share.
+struct DecoderSizes {
+    std::int64_t width;
+    std::int64_t heads;
+    std::int64_t kv_heads;
+    std::int64_t head_size;
+    std::int64_t inner;  // largest width of a layer's gate
+
+    std::int64_t q_floats() const { return heads * head_size; }
+    std::int64_t kv_floats() const { return kv_heads * head_size; }
+    std::int64_t qkv_floats() const { return q_floats() + 2 * kv_floats(); }
+};
+
+enum class Phase : int { row, projection, attention, mlp, head };
+constexpr int kPhases = 5;
+
+class Decoder {
+public:
+    // Refuses (BadArgument) weights that don't fit each other. The caller keeps them alive.
+    explicit Decoder(DecoderWeights weights);
+    ~Decoder();
+    Decoder(const Decoder &) = delete;
+    Decoder &operator=(const Decoder &) = delete;
+
+    void run(const DecoderStep &step, int threads, const std::string &variant);
+    // Seconds spent in each phase since the decoder was made.
+    std::array<double, kPhases> seconds() const;
+
+private:
+    friend class DecoderPass;
+    struct Buffers;
+
+    DecoderWeights weights_;
+    DecoderSizes sizes_;
+    std::unique_ptr<Buffers> buffers_;
+    std::array<double, kPhases> seconds_{};
+    mutable std::mutex busy_;  // buffers and times are one caller's at a time
+};
+
+DecoderSizes check_weights(const DecoderWeights &weights);
+PageSizes check_step(const DecoderWeights &weights, const DecoderSizes &sizes,
+                     const DecoderStep &step);
+
+}  // namespace gearfall::cpu

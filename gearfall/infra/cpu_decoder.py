@@ -1,0 +1,145 @@
+"""Decoders of Llama's kind on the CPU: a whole step of the batch as one native call.
+
+The bits are those of the single kernels of `gearfall.infra.cpu_kernels` called one after another;
+what is said there of batches, threads and instruction sets holds here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gearfall import _cuda_ext
+from gearfall.infra.cpu_kernels import view_of
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """`x @ weight.T + bias`."""
+
+    weight: torch.Tensor
+    """f32 | bf16 | f16 [N, K], any distance between rows."""
+    bias: torch.Tensor | None = None
+    """f32 | bf16 | f16 [N]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer and its part of the paged cache.
+
+    x += o(attention(rotate(q_norm(q(a))), rotate(k_norm(k(a))), v(a))) with a = attention_norm(x),
+    then x += down(silu(gate(b)) * up(b)) with b = mlp_norm(x). Norms are root mean square norms,
+    f32; `q`, `k`, `v` share a dtype, `gate` and `up` too.
+    """
+
+    attention_norm: torch.Tensor
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+    k_cache: torch.Tensor
+    """f32[num_blocks, block_size, Hkv, D], of one shape in all layers."""
+    v_cache: torch.Tensor
+    scale: float
+    sliding_window: int = 0
+    softcap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """T tokens of S sequences side by side."""
+
+    token_ids: torch.Tensor
+    """int32[T]"""
+    cos: torch.Tensor
+    """f32[P, R]: of each position; the first R elements of a head are rotated."""
+    sin: torch.Tensor
+    block_tables: torch.Tensor
+    """int32[S, max_blocks]"""
+    seq_index: torch.Tensor
+    """int32[T]"""
+    positions: torch.Tensor
+    """int32[T]"""
+    logit_rows: torch.Tensor
+    """int32[L], L <= T: tokens whose logits are wanted."""
+
+
+class Decoder:
+    """A decoder over weights and caches that it keeps alive and never copies."""
+
+    def __init__(
+        self,
+        *,
+        embedding: torch.Tensor,
+        layers: Sequence[Layer],
+        norm: torch.Tensor,
+        head: Linear,
+        eps: float,
+    ) -> None:
+        """`embedding` f32 | bf16 | f16 [V, K], `head` [N, K], `norm` f32[K], `eps` of all norms.
+
+        Raises ValueError for parts that do not fit each other.
+        """
+        self._kept = (embedding, tuple(layers), norm, head)
+        self._outputs = head.weight.shape[0]
+        self._native = _cuda_ext.CpuDecoder(
+            view_of(embedding), [_parts(layer) for layer in layers], view_of(norm), _pair(head), eps
+        )
+
+    def run(self, step: Step, *, threads: int, variant: str = "") -> torch.Tensor:
+        """Compute a step: keys and values go to the caches, the wanted logits f32[L, N] come back.
+
+        Raises ValueError before anything is computed. One caller's step at a time is computed.
+        """
+        logits = torch.empty(step.logit_rows.shape[0], self._outputs)
+        self._native.run(
+            view_of(step.token_ids),
+            view_of(step.cos),
+            view_of(step.sin),
+            view_of(step.block_tables),
+            view_of(step.seq_index),
+            view_of(step.positions),
+            view_of(step.logit_rows),
+            view_of(logits),
+            threads,
+            variant,
+        )
+        return logits
+
+    def seconds(self) -> Mapping[str, float]:
+        """Return the seconds spent since the decoder was made: row, projection, attention, mlp,
+        head; `row` is norms, rotary embeddings and keys and values put into the cache.
+        """
+        return self._native.seconds()
+
+
+def _parts(layer: Layer) -> tuple[object, ...]:
+    """A layer as the binding reads it."""
+    return (
+        view_of(layer.attention_norm),
+        _pair(layer.q),
+        _pair(layer.k),
+        _pair(layer.v),
+        _pair(layer.o),
+        None if layer.q_norm is None else view_of(layer.q_norm),
+        None if layer.k_norm is None else view_of(layer.k_norm),
+        view_of(layer.mlp_norm),
+        _pair(layer.gate),
+        _pair(layer.up),
+        _pair(layer.down),
+        view_of(layer.k_cache),
+        view_of(layer.v_cache),
+        layer.scale,
+        layer.sliding_window,
+        layer.softcap,
+    )
+
+
+def _pair(linear: Linear) -> tuple[object, object]:
+    return view_of(linear.weight), None if linear.bias is None else view_of(linear.bias)
