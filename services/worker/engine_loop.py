@@ -2,7 +2,9 @@
 
 from services.worker.engine import Engine
 from services.worker.engine_messages import (
+    AttachAdapter,
     CancelJob,
+    DropAdapter,
     FeedJob,
     FreezeJob,
     HoldJob,
@@ -53,6 +55,10 @@ class EngineLoop:
                 | UnpinJob()
             ):
                 self._engine.migrate(message)
+            case AttachAdapter():
+                self._engine.attach(message, self._stream.take_descriptors())
+            case DropAdapter():
+                self._engine.drop(message)
             case StopEngine():
                 self._is_stopping = True
             case _:

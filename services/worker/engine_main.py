@@ -14,12 +14,15 @@ from gearfall.core.canary import parse_canary
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal
 from gearfall.core.manifest import Manifest, parse_manifest
 from gearfall.infra.failpoints import arm_failpoints
+from gearfall.infra.history_log import close_history, count_held, open_history
 from gearfall.infra.logs import configure_logging
 from gearfall.infra.pool_lease import map_partition
 from services.worker.batch import Batch
 from services.worker.engine import Engine
+from services.worker.engine_arrival import LoadNews
 from services.worker.engine_canary import run_canary
 from services.worker.engine_check import try_unproven
+from services.worker.engine_dock import AdapterDock
 from services.worker.engine_kv_memory import EngineKvMemory
 from services.worker.engine_loop import EngineLoop
 from services.worker.engine_messages import EngineFailed, EngineReady, StartEngine
@@ -38,16 +41,17 @@ def engine_main(sock: socket.socket) -> int:
     """Serve one model on `sock` until StopEngine or its end; return the exit status."""
     configure_logging("engine")
     arm_failpoints("engine", os.environ)
+    open_history("engine", os.environ)
     with sock:
         started = time.perf_counter()
         frame = receive_frame(sock)
         if frame is None:
             return 0
-        body, partition_fds = frame
+        body, descriptors = frame
         stream = EngineStream(sock)
         try:
             start = msgspec.msgpack.decode(body, type=StartEngine)
-            engine, ready, kv_memory = _start(start, partition_fds, started)
+            engine, ready, kv_memory = _start(start, descriptors, started)
         except Exception as error:
             _LOG.exception("engine can't start")
             stream.send(_failure(error))
@@ -55,14 +59,16 @@ def engine_main(sock: socket.socket) -> int:
             return 1
         stream.send(ready, [kv_memory.fileno()] if kv_memory else [])
         EngineLoop(engine, stream).run()
+    close_history()
     return 0
 
 
 def _start(
-    start: StartEngine, partition_fds: Sequence[int], started: float
+    start: StartEngine, descriptors: Sequence[int], started: float
 ) -> tuple[Engine, EngineReady, EngineKvMemory | None]:
     manifest = parse_manifest(start.manifest_json)
-    mappings = _map_partitions(manifest, partition_fds)
+    news = LoadNews(socket.socket(fileno=descriptors[-1])) if start.is_loading else None
+    mappings = _map_partitions(manifest, descriptors[:-1] if news else descriptors)
     attached = time.perf_counter()
     blocks = KvBlocks(max(blocks_for(start.kv_tokens), 2))
     model = build_model(
@@ -72,12 +78,23 @@ def _start(
         ops=ops_for(start.device, start.threads),
         device=torch.device(start.device),
         kv_blocks=blocks.total_blocks,
+        arrival=news,
     )
     built = time.perf_counter()
     run_canary(model, parse_canary(start.canary_json))
+    if news is not None:
+        model.finish()
+        news.wait_done()
     try_unproven(model, manifest.model.architecture)
     batch = Batch(blocks, slots=start.slots, step_tokens=max(STEP_TOKENS, start.slots))
-    engine = Engine(model, batch, context_tokens=manifest.model.context_tokens)
+    engine = Engine(
+        model,
+        batch,
+        context_tokens=manifest.model.context_tokens,
+        adapters=AdapterDock(model.adapters, start.manifest_json),
+    )
+    count_held("jobs", lambda: batch.running + batch.waiting)
+    count_held("blocks", lambda: blocks.total_blocks - blocks.free_blocks)
     memory = model.kv_memory
     ready = EngineReady(
         pid=os.getpid(),

@@ -2,12 +2,13 @@
 
 import select
 import socket
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
 
 from services.worker.engine_messages import EngineMessage, WorkerMessage
-from services.worker.frames import FrameDecoder, encode_frame, send_header
+from services.worker.frames import FrameDecoder, encode_frame, receive_some, send_header
 
 MAX_BACKLOG_BYTES = 16 << 20
 """Unsent results beyond which the engine computes nothing until the worker reads."""
@@ -26,6 +27,7 @@ class EngineStream:
         self._sock = sock
         self._decoder = FrameDecoder()
         self._unsent = bytearray()
+        self._descriptors: deque[list[int]] = deque()
         self.is_closed = False
         """Whether the worker closed its end or died."""
 
@@ -59,15 +61,21 @@ class EngineStream:
         messages: list[WorkerMessage] = []
         while not self.is_closed:
             try:
-                data = self._sock.recv(_READ_BYTES)
+                data, descriptors = receive_some(self._sock, _READ_BYTES)
             except BlockingIOError:
                 break
             except ConnectionError:
-                data = b""
+                data, descriptors = b"", []
+            if descriptors:
+                self._descriptors.append(descriptors)
             if not data:
                 self.is_closed = True
             messages += [_DECODER.decode(body) for body in self._decoder.feed(data)]
         return messages
+
+    def take_descriptors(self) -> list[int]:
+        """Return the descriptors of the first message with some for which this was not called."""
+        return self._descriptors.popleft() if self._descriptors else []
 
     def drain(self) -> None:
         """Send everything that is left, waiting for the worker as long as it is there."""

@@ -14,8 +14,8 @@ from gearfall.core.errors import Internal
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 64 << 20
 """More than any prompt, log and manifest together."""
-MAX_DESCRIPTORS = 64
-"""Most descriptors beside one frame; the kernel takes 253."""
+MAX_DESCRIPTORS = 65
+"""Most descriptors beside one frame: all partitions and one more; the kernel takes 253."""
 _CUT = "the peer closed its end inside a frame"
 
 
@@ -117,6 +117,18 @@ async def _readable(sock: socket.socket) -> None:
         loop.remove_reader(sock)
 
 
+async def writable(sock: socket.socket) -> None:
+    """Return when something can be sent, whoever else watches the socket."""
+    loop = asyncio.get_running_loop()
+    is_writable = asyncio.Event()
+    with sock.dup() as watched:
+        loop.add_writer(watched, is_writable.set)
+        try:
+            await is_writable.wait()
+        finally:
+            loop.remove_writer(watched)
+
+
 async def _receive_exactly_async(sock: socket.socket, size_bytes: int) -> bytes:
     loop = asyncio.get_running_loop()
     received = b""
@@ -128,14 +140,26 @@ async def _receive_exactly_async(sock: socket.socket, size_bytes: int) -> bytes:
     return received
 
 
-def _receive_header(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive_some(sock: socket.socket, size_bytes: int) -> tuple[bytes, list[int]]:
+    """Return up to `size_bytes` and the descriptors that came beside them, empty at the end.
+
+    The kernel never gives the descriptors of two headers at once: they come in the frames' order.
+    """
     space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-    header, ancillary, _flags, _address = sock.recvmsg(HEADER_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, _flags, _address = sock.recvmsg(size_bytes, space, socket.MSG_CMSG_CLOEXEC)
+    return data, _descriptors_in(ancillary)
+
+
+def _receive_header(sock: socket.socket) -> tuple[bytes, list[int]]:
+    return receive_some(sock, HEADER_BYTES)
+
+
+def _descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    return header, list(descriptors)
+    return list(descriptors)
 
 
 def _receive_exactly(sock: socket.socket, size_bytes: int) -> bytes:

@@ -1,6 +1,6 @@
 """What the worker host needs from outside: engine processes, the node's store and pool leases."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,13 @@ class EngineProcess(Protocol):
 
     def send(self, message: WorkerMessage) -> None:
         """Queue a message for it; dropped when the process is gone."""
+        ...
+
+    async def send_with(self, message: WorkerMessage, descriptors: Sequence[int]) -> None:
+        """Send copies of `descriptors` beside a message, behind all that was sent before.
+
+        Dropped when the process is gone.
+        """
         ...
 
     def __aiter__(self) -> AsyncIterator[StepDone]: ...
@@ -60,11 +67,25 @@ class LoadedModel:
     """Only the phases that the store crossed."""
 
 
+@dataclass(frozen=True, slots=True)
+class LeasableModel:
+    """A model whose memory can be leased, though it may still be loaded."""
+
+    digest: str
+    attach_socket: str
+
+
+OnLeasable = Callable[[LeasableModel], None]
+
+
 class StoreClient(Protocol):
     """The store of the worker's own node; raises Unavailable when it can't be reached."""
 
-    async def load_model(self, model: ModelName) -> LoadedModel:
-        """Bring the model to the pool; single flight at the store."""
+    async def load_model(self, model: ModelName, on_leasable: OnLeasable = ...) -> LoadedModel:
+        """Bring the model to the pool; single flight at the store.
+
+        `on_leasable` is called, perhaps repeatedly, while the model is loaded and can be leased.
+        """
         ...
 
     async def read_file(self, model: ModelName, file: str) -> bytes:
@@ -89,6 +110,11 @@ class PoolLease(Protocol):
         """One descriptor per partition, owned by the lease."""
         ...
 
+    @property
+    def news_fd(self) -> int | None:
+        """Where the store tells how far the load is; None when the model is resident."""
+        ...
+
     def close(self) -> None:
         """Give it back. Idempotent."""
         ...
@@ -97,6 +123,16 @@ class PoolLease(Protocol):
 class LeaseTaker(Protocol):
     """Takes a lease at a store's attach socket."""
 
-    async def __call__(self, socket_path: str, model: str, digest: str, holder: str) -> PoolLease:
-        """Raise NotFound, CorruptCheckpoint or Unavailable when it can't be had."""
+    async def __call__(
+        self,
+        socket_path: str,
+        model: str,
+        digest: str,
+        holder: str,
+        *,
+        accepts_filling: bool = False,
+    ) -> PoolLease:
+        """Take one, if so told on a model that is still being loaded.
+
+        Raise NotFound, CorruptCheckpoint or Unavailable when it can't be had."""
         ...

@@ -24,6 +24,7 @@ from services.worker.frames import (
     encode_frame,
     receive_frame_async,
     send_header,
+    writable,
 )
 from services.worker.kv_memory import KvMemory
 from services.worker.warm_parent import ExitStatus, ForkedEngine, WarmParent
@@ -45,6 +46,7 @@ class EngineProcess:
         self._sock = sock
         self._unsent = [start]
         self._writer: asyncio.StreamWriter | None = None
+        self._opened = asyncio.Event()
         self.kv_memory: KvMemory | None = None
         """Its KV cache, while it is there; None before it is ready and where it can't be shared."""
         self._pidfd = _open_pidfd(forked.pid)
@@ -73,6 +75,30 @@ class EngineProcess:
             self._unsent.append(frame)
         elif not self._writer.is_closing():
             self._writer.write(frame)
+
+    async def send_with(self, message: WorkerMessage, descriptors: Sequence[int]) -> None:
+        """Send copies of `descriptors` beside a message, behind all that was sent before.
+
+        Waits until the engine is ready and has taken the rest; dropped when the process is gone.
+        """
+        body = msgspec.msgpack.encode(message)
+        await self._opened.wait()
+        while self._writer is not None and not self._writer.is_closing():
+            with contextlib.suppress(ConnectionError):
+                await self._writer.drain()
+            if self._writer.transport.get_write_buffer_size():
+                await asyncio.sleep(0)  # bytes of this very turn, which are not drained yet
+                continue
+            try:
+                # Nothing runs between the header and the body, so nothing comes between them.
+                send_header(self._sock, body, descriptors)
+            except BlockingIOError:
+                await writable(self._sock)
+                continue
+            except OSError:
+                return
+            self._writer.write(body)
+            return
 
     async def __aiter__(self) -> AsyncIterator[StepDone]:
         """Yield each step's result; end when the engine is gone. For one consumer."""
@@ -122,7 +148,10 @@ class EngineProcess:
 
     async def _read_on(self) -> None:
         reader, self._writer = await asyncio.open_unix_connection(sock=self._sock)
+        # Draining waits for the last byte then: see send_with.
+        self._writer.transport.set_write_buffer_limits(high=0)
         self._writer.writelines(self._unsent)
+        self._opened.set()
         decoder = FrameDecoder()
         while data := await reader.read(_READ_BYTES):
             for body in decoder.feed(data):
@@ -133,6 +162,7 @@ class EngineProcess:
             self._writer.close()
         else:
             self._sock.close()
+        self._opened.set()
 
     def _handle(self, message: EngineMessage) -> None:
         match message:

@@ -134,6 +134,10 @@ class FakeEngine(Watched):
             self.kill()
         self.notify()
 
+    async def send_with(self, message, descriptors) -> None:
+        assert descriptors
+        self.send(message)
+
     def step(self, *runs: TokenRun) -> None:
         self._steps.put_nowait(step_of(*runs))
 
@@ -177,6 +181,7 @@ class FakeSpawner(Watched):
 class FakeLease:
     manifest_json = b"{}"
     partition_fds = ()
+    news_fd = None
 
     def __init__(self) -> None:
         self.is_closed = False
@@ -193,7 +198,7 @@ class FakeStore:
         self.leases: list[FakeLease] = []
         self.failures: list[GearfallError] = []
 
-    async def load_model(self, model) -> LoadedModel:
+    async def load_model(self, model, on_leasable=None) -> LoadedModel:
         self.loads.append(model)
         if self.failures:
             raise self.failures.pop(0)
@@ -207,7 +212,9 @@ class FakeStore:
     async def read_canary(self, model) -> bytes:
         return b"{}"
 
-    async def take_lease(self, socket_path, model, digest, holder) -> FakeLease:
+    async def take_lease(
+        self, socket_path, model, digest, holder, *, accepts_filling=False
+    ) -> FakeLease:
         if socket_path != "/run/s.sock":
             raise Unavailable("no store there")
         self.leases.append(FakeLease())
