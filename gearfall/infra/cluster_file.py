@@ -25,6 +25,8 @@ class ServiceFacts:
     address: str
     log: str
     restarts: int
+    metrics: str = ""
+    """host:port at which Prometheus finds it under /metrics; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

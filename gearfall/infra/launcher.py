@@ -23,6 +23,8 @@ from gearfall.infra.cluster_file import (
 from gearfall.infra.local_servers import ServerSpec, etcd_spec, free_ports, redis_spec
 from gearfall.infra.supervised_process import ProcessSpec, ProcessState, SupervisedProcess
 
+_METRICS = ("--metrics", "127.0.0.1:0")
+
 
 @dataclass(frozen=True, slots=True)
 class LocalClusterSettings:
@@ -77,6 +79,7 @@ def service_commands(settings: LocalClusterSettings) -> Sequence[Sequence[Proces
             f"store-{node}",
             *("--node-id", node, "--data-dir", settings.data_dir / node),
             *("--dram-bytes", settings.dram_bytes),
+            *_METRICS,
         )
         for node in nodes
     ]
@@ -88,12 +91,15 @@ def service_commands(settings: LocalClusterSettings) -> Sequence[Sequence[Proces
             *("--node-id", node, "--device", settings.device),
             *("--memory-bytes", settings.memory_bytes, "--max-replicas", settings.max_replicas),
             *("--slots", settings.slots, "--threads", settings.threads),
+            *_METRICS,
             environment={SECRET_VARIABLE: settings.cluster_secret},
         )
         for node in nodes
         for number in range(1, settings.workers_per_node + 1)
     ]
-    scheduler = _service(settings, "scheduler", "scheduler", "--keep-alive", settings.keep_alive_s)
+    scheduler = _service(
+        settings, "scheduler", "scheduler", *("--keep-alive", settings.keep_alive_s), *_METRICS
+    )
     router = _service(
         settings,
         "router",
@@ -270,7 +276,14 @@ def _facts(process: SupervisedProcess) -> ServiceFacts:
         address=str(process.ready_line.get("address", "")) if is_ready else "",
         log=str(process.spec.log_path),
         restarts=process.restarts,
+        metrics=_metrics_address(process) if is_ready else "",
     )
+
+
+def _metrics_address(process: SupervisedProcess) -> str:
+    # The router serves its metrics beside its REST API.
+    key = "rest" if process.spec.service == "router" else "metrics"
+    return str(process.ready_line.get(key, ""))
 
 
 def _secret_for(etcd_url: str) -> str:
