@@ -194,6 +194,8 @@ class ReplicaRecord:
     error: str = ""
     failures: int = 0
     """How often in a row it failed without a token between; 0 since it last served one."""
+    adapters: tuple[ModelName, ...] = ()
+    """LoRA adapters that it holds beside the model."""
 
 
 @dataclass(frozen=True, slots=True)
