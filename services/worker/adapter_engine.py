@@ -39,6 +39,7 @@ from services.worker.engine_messages import (
     UnpinJob,
     WorkerMessage,
 )
+from services.worker.kv_memory import KvMemory
 from services.worker.ports import EngineProcess, PoolLease
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,11 @@ class AdapterEngine:
     def pid(self) -> int:
         """See the port."""
         return self._engine.pid
+
+    @property
+    def kv_memory(self) -> KvMemory | None:
+        """See the port."""
+        return self._engine.kv_memory
 
     async def ready(self) -> EngineReady:
         """See the port."""
