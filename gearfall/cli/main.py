@@ -13,6 +13,7 @@ from gearfall.cli import (
     demo,
     deploy,
     export,
+    history,
     inspect,
     models,
     ps,
@@ -45,6 +46,7 @@ app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
+app.command("history")(history.history)
 
 
 @app.command("version")

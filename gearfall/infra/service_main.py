@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from gearfall.infra.failpoints import arm_failpoints
+from gearfall.infra.history_log import close_history, open_history
 from gearfall.infra.logs import configure_logging
 
 
@@ -60,6 +61,7 @@ def run_service(
     """
     configure_logging(service, log_level)
     arm_failpoints(service, os.environ)
+    open_history(service, os.environ)
 
     async def supervised() -> None:
         stop = asyncio.Event()
@@ -70,6 +72,7 @@ def run_service(
 
     try:
         uvloop.run(supervised())
+        close_history()
     except Exception:
         logging.getLogger(service).exception("service failed")
         sys.exit(1)

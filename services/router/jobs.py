@@ -8,11 +8,16 @@ from dataclasses import replace
 
 from gearfall.core import token_log
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal, Unavailable
+from gearfall.core.history import Appended as LogAppended
+from gearfall.core.history import Bound as LogBound
+from gearfall.core.history import Ended, Lost, accepted
+from gearfall.core.history import HandedOver as LogHandedOver
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.core.job import FinishReason, Job, TokenRun
 from gearfall.core.ports import JobQueue
 from gearfall.core.token_log import Appended, Bound, Broken, HandedOver, LogState, Refused
 from gearfall.infra.failpoints import failpoint
+from gearfall.infra.history_log import record
 from services.router.background import Background
 from services.router.running_job import (
     Finished,
@@ -72,11 +77,12 @@ class JobTable:
         now_s = asyncio.get_running_loop().time()
         running = RunningJob(job, listener, deadline_s, now_s)
         self._jobs[job.job_id] = running
+        record(accepted, job)
         self._set_waiting(running, waits=True)
         try:
             await self._append(running, min(deadline_s, now_s + patience_s))
-        except GearfallError:
-            self._remove(running)
+        except GearfallError as error:
+            self._remove(running, error.message)
             raise
 
     def close(self, job_id: JobId, reason: str) -> None:
@@ -85,7 +91,7 @@ class JobTable:
         if running is None:
             return
         epoch, link, entry_id = running.log.epoch, running.link, running.entry_id
-        self._remove(running)
+        self._remove(running, reason)
         if link is not None:
             link.send(Stop(job_id, epoch, reason))
         elif entry_id is not None:
@@ -126,6 +132,7 @@ class JobTable:
         elif isinstance(verdict, Bound) and running.link is None:
             running.link = link
             link.jobs.add(job_id)
+            record(LogBound, job_id, epoch, link.worker_id)
             self._set_waiting(running, waits=False)
             running.listener.on_bound(link.worker_id, epoch)
 
@@ -142,7 +149,9 @@ class JobTable:
             link.send(Stop(run.job_id, run.epoch, verdict.reason))
             return
         if isinstance(verdict, Appended):
-            self._deliver(running, link, verdict.run)
+            new = verdict.run
+            record(LogAppended, new.job_id, new.epoch, link.worker_id, new.index, new.token_ids)
+            self._deliver(running, link, new)
         reason = verdict.reason if isinstance(verdict, Broken) else "the worker gave the job up"
         if running.link is link and (gave_up or isinstance(verdict, Broken)):
             link.send(Stop(run.job_id, run.epoch, reason))
@@ -214,7 +223,7 @@ class JobTable:
     def _deliver(self, running: RunningJob, link: WorkerLink, run: TokenRun) -> None:
         if run.finish is not None:
             failpoint("router.finish", job_id=run.job_id, model=running.job.model)
-            self._remove(running)
+            self._remove(running, run.finish.value)
             link.send(Finished(run.job_id, run.epoch))
         try:
             running.listener.on_run(run)
@@ -227,6 +236,7 @@ class JobTable:
         self, running: RunningJob, source: WorkerLink, target: WorkerLink, old_epoch: Epoch
     ) -> None:
         job_id, log = running.job.job_id, running.log
+        record(LogHandedOver, job_id, log.epoch, source.worker_id, target.worker_id)
         self._unlink(running)
         running.link = target
         target.jobs.add(job_id)
@@ -241,13 +251,13 @@ class JobTable:
         """Fence the owner and append the job again with its log, unless nothing is left to do."""
         epoch = running.log.epoch
         self._unlink(running)
-        running.log.lose()
+        record(Lost, running.job.job_id, running.log.lose())
         running.entry_id = None
         self._on_epoch_bumped(running.job.model)
         _log.warning("job lost its owner", extra={"job_id": running.job.job_id, "reason": reason})
         finish = finish_of_log(running)
         if finish is not None:
-            self._remove(running)
+            self._remove(running, finish.value)
             running.listener.on_run(
                 TokenRun(running.job.job_id, epoch, len(running.log.token_ids), finish=finish)
             )
@@ -293,7 +303,7 @@ class JobTable:
     def _reissue(self, running: RunningJob) -> None:
         """An append whose answer was lost may have happened: fence its entry."""
         if self._is_waiting(running):
-            running.log.reissue()
+            record(Lost, running.job.job_id, running.log.reissue())
 
     def _is_waiting(self, running: RunningJob) -> bool:
         return (
@@ -317,7 +327,7 @@ class JobTable:
             "a waiting entry is lost", extra={"job_id": running.job.job_id, "reason": where}
         )
         running.entry_id = None
-        running.log.reissue()
+        record(Lost, running.job.job_id, running.log.reissue())
         self._background.spawn(self._append_again(running), "append-again")
         return True
 
@@ -333,8 +343,9 @@ class JobTable:
             self.close(running.job.job_id, error.message)
             running.listener.on_failed(error)
 
-    def _remove(self, running: RunningJob) -> None:
-        self._jobs.pop(running.job.job_id, None)
+    def _remove(self, running: RunningJob, reason: str) -> None:
+        if self._jobs.pop(running.job.job_id, None) is not None:
+            record(Ended, running.job.job_id, reason)
         self._unlink(running)
         self._set_waiting(running, waits=False)
         running.log.close()

@@ -19,6 +19,7 @@ from gearfall.infra.bearer import SECRET_VARIABLE, BearerInterceptor
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import GrpcServer, start_server
+from gearfall.infra.history_log import count_held
 from gearfall.infra.http_server import start_http_server
 from gearfall.infra.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
@@ -224,6 +225,7 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         router = Router(settings, cluster, state, queue)
         await router.start()
         stack.push_async_callback(router.stop)
+        count_held("jobs", lambda: len(router.jobs))
         announce_ready(
             "router", router.grpc_address, rest=router.rest_address, router_id=router.router_id
         )

@@ -13,6 +13,7 @@ from gearfall.core.ids import NodeId, parse_name
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import start_server
+from gearfall.infra.history_log import count_held
 from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
@@ -115,7 +116,10 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
             node_id=settings.node_id,
             attach_socket=str(service.attach.path),
         )
+        count_held("leases", lambda: service.pool.leases)
         await _until_stopped(service, stop)
+        left = service.pool.leases  # before the pool is closed under whoever has them
+        count_held("leases", lambda: left)
 
 
 async def _until_stopped(service: StoreService, stop: asyncio.Event) -> None:

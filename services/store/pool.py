@@ -103,6 +103,11 @@ class Pool:
         """Who leases a model, one entry for each lease."""
         return tuple(self._holders.get(model, ()))
 
+    @property
+    def leases(self) -> int:
+        """How many leases there are, on all models."""
+        return sum(map(len, self._holders.values()))
+
     def reserve(self, model: ModelName, size_bytes: int) -> None:
         """Set room aside for a load, evicting what costs least of the models that nobody leases.
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import msgspec
 
+from gearfall.infra.history_log import close_history, open_history
 from services.worker.frames import encode_frame, receive_frame
 from services.worker.zygote_messages import (
     EngineExited,
@@ -179,8 +180,10 @@ def main() -> None:
     warm_up()
     assert "grpc" not in sys.modules, "a process that imported gRPC must not fork"
     ready = ZygoteReady(pid=os.getpid(), import_s=time.perf_counter() - started)
+    open_history("zygote", os.environ)
     control.sendall(encode_frame(msgspec.msgpack.encode(ready)))
     Zygote(control).run()
+    close_history()
 
 
 if __name__ == "__main__":
