@@ -42,7 +42,14 @@ from services.store.service import StoreService, StoreSettings
 from services.store.servicer import StoreServicer
 from services.worker.engine_messages import SubmitJob
 from services.worker.ports import EngineProcess
-from services.worker.replica_start import ReplicaSettings, StartPorts, fetching, leased, spawned
+from services.worker.replica_start import (
+    ReplicaSettings,
+    StartPorts,
+    fetching,
+    leased,
+    ready,
+    spawned,
+)
 from services.worker.start_clock import StartClock
 from services.worker.store_client import GrpcStoreClient
 from services.worker.zygote_client import Zygote
@@ -72,14 +79,14 @@ class Site:
         clock = StartClock(begun_s)
         async with (
             fetching(record, self._ports.store) as fetch,
-            leased(record, self._settings, self._ports, clock) as lease,
+            leased(record, self._settings, self._ports, clock) as held,
         ):
             files = await fetch
             async with spawned(
-                record, self._settings, self._ports, lease, files, clock=clock
+                record, self._settings, self._ports, held, files, clock=clock
             ) as engine:
-                ready = await engine.ready()
-                timeline = clock.finish(time.monotonic(), ready)
+                found = await ready(engine, held)
+                timeline = clock.finish(time.monotonic(), found)
                 await _first_token(engine)
                 return time.monotonic() - begun_s, timeline
 

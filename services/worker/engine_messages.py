@@ -36,6 +36,8 @@ class StartEngine(msgspec.Struct, frozen=True, tag=True):
     """KV cache capacity in tokens, all jobs together."""
     canary_json: bytes = b""
     """What the model must answer before it serves; an engine without one refuses to start."""
+    is_loading: bool = False
+    """Whether the checkpoint is still being loaded; news of it come on the last descriptor."""
 
 
 class SubmitJob(msgspec.Struct, frozen=True, tag=True):

@@ -134,5 +134,6 @@ class LeaseTaker(Protocol):
     ) -> PoolLease:
         """Take one, if so told on a model that is still being loaded.
 
-        Raise NotFound, CorruptCheckpoint or Unavailable when it can't be had."""
+        Raise NotFound, CorruptCheckpoint or Unavailable when it can't be had.
+        """
         ...

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError
@@ -24,11 +24,13 @@ from gearfall.core.records import (
     ReplicaState,
     StartTimeline,
 )
+from services.worker.adapter_engine import AdapterEngine, adapting
+from services.worker.adapter_source import StoreAdapters
 from services.worker.claim_loop import ClaimLoop
 from services.worker.engine_messages import EngineReady, StopEngine
 from services.worker.job_board import JobBoard
 from services.worker.metrics import WorkerMetrics
-from services.worker.ports import EngineProcess
+from services.worker.ports import EngineProcess, LoadedModel
 from services.worker.publisher import ReplicaPublisher
 from services.worker.replica_start import (
     EXIT_TIMEOUT_S,
@@ -36,13 +38,12 @@ from services.worker.replica_start import (
     StartPorts,
     fetching,
     leased,
+    ready,
     spawned,
     within,
 )
 from services.worker.restarts import restart_delay_s
 from services.worker.start_clock import StartClock
-
-READY_TIMEOUT_S = 600.0
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Replica:
         self._settings = settings
         self._ports = ports
         self._engine: EngineProcess | None = None
+        self._adapted: AdapterEngine | None = None
         self._has_produced = False
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -124,6 +126,16 @@ class Replica:
     def request_reclaim(self) -> None:
         """Take over what dead workers had claimed of this model."""
         self._claims.request_reclaim()
+
+    def note_models(self, models: Mapping[ModelName, ModelRecord]) -> None:
+        """Let adapters go that are no longer registered as what they were."""
+
+        def is_registered(name: ModelName, digest: str) -> bool:
+            record = models.get(name)
+            return record is not None and record.digest == digest and not record.is_removing
+
+        if self._adapted is not None:
+            self._adapted.retire(is_registered)
 
     async def drain(self, deadline_s: float) -> DrainOutcome:
         """Claim nothing more, let jobs finish until `deadline_s` from now, hand the rest back, end.
@@ -177,13 +189,13 @@ class Replica:
             self._publish(state=ReplicaState.LOADING)
             async with (
                 fetching(model, ports.store) as fetch,
-                leased(model, settings, ports, clock) as lease,
+                leased(model, settings, ports, clock) as held,
             ):
-                self._publish(state=ReplicaState.STARTING)
+                held.loading.add_done_callback(self._on_loaded)
                 files = await fetch
-                async with spawned(model, settings, ports, lease, files, clock=clock) as engine:
-                    ready = await within(READY_TIMEOUT_S, engine.ready(), "the engine's start")
-                    await self._serve(engine, clock.finish(self._monotonic(), ready), ready)
+                async with spawned(model, settings, ports, held, files, clock=clock) as engine:
+                    found = await ready(engine, held)
+                    await self._serve(engine, clock.finish(self._monotonic(), found), found)
         except GearfallError as error:
             return error.message
         except Exception as error:
@@ -195,6 +207,18 @@ class Replica:
         self, engine: EngineProcess, timeline: StartTimeline, ready: EngineReady
     ) -> None:
         """Claim jobs and push tokens until the engine is gone."""
+        start = self._ports.start
+        source = StoreAdapters(start.store, start.take_lease, self._settings.worker_id)
+        async with adapting(engine, source, self._publish) as adapted:
+            self._adapted = adapted
+            try:
+                await self._serve_adapted(adapted, timeline, ready)
+            finally:
+                self._adapted = None
+
+    async def _serve_adapted(
+        self, engine: AdapterEngine, timeline: StartTimeline, ready: EngineReady
+    ) -> None:
         self._engine = engine
         self._ports.board.attach_engine(self.model, engine)
         self._publish(
@@ -246,6 +270,11 @@ class Replica:
             self._task.cancel()
             await asyncio.wait({self._task})
 
+    def _on_loaded(self, loading: asyncio.Task[LoadedModel]) -> None:
+        is_loaded = not loading.cancelled() and loading.exception() is None
+        if is_loaded and self.record.state is ReplicaState.LOADING:
+            self._publish(state=ReplicaState.STARTING)
+
     def _on_claims_changed(self) -> None:
         self._changed.set()
         self._claims.wake()
@@ -275,6 +304,7 @@ class Replica:
             timeline=timeline or last.timeline,
             failures=last.failures if failures is None else failures,
             running_jobs=self.running_jobs,
+            adapters=() if self._adapted is None else self._adapted.adapters,
         )
         self._ports.publisher.publish(self.record)
 

@@ -1,6 +1,7 @@
 """Measures the phases of one replica start."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from gearfall.core.records import StartTimeline
 from services.worker.engine_messages import EngineReady
@@ -8,23 +9,31 @@ from services.worker.engine_messages import EngineReady
 
 @dataclass(slots=True)
 class StartClock:
-    """Collects one start's timeline; every time is passed in, monotonic, in seconds."""
+    """Collects one start's timeline; every time is passed in, monotonic, in seconds.
+
+    An engine may start while its model is still being loaded. A phase then counts from the load's
+    end on: what ran beside the load cost nothing, so that the phases add up to the whole start.
+    """
 
     asked_s: float
     """When the start was asked for."""
     _mark_s: float = field(init=False)
+    _loaded_s: float = field(init=False)
     _timeline: StartTimeline = field(init=False, default_factory=StartTimeline)
+    _spans: list[tuple[str, float, float]] = field(init=False, default_factory=list)
+    """Phases as they ran: name, begin, end."""
 
     def __post_init__(self) -> None:
-        self._mark_s = self.asked_s
+        self._mark_s = self._loaded_s = self.asked_s
 
     def begin_load(self, now_s: float) -> None:
         """Waiting is over; the store is asked."""
-        self._timeline = replace(self._timeline, queued_s=self._lap(now_s))
+        self._timeline = replace(self._timeline, queued_s=now_s - self.asked_s)
+        self._mark_s = now_s
 
     def end_load(self, now_s: float, crossed: StartTimeline) -> None:
         """Take over the tiers that the store says were crossed."""
-        self._lap(now_s)
+        self._loaded_s = now_s
         self._timeline = replace(
             self._timeline,
             remote_s=crossed.remote_s,
@@ -35,26 +44,29 @@ class StartClock:
 
     def end_attach(self, now_s: float) -> None:
         """The lease is held."""
-        self._timeline = replace(self._timeline, attach_s=self._lap(now_s))
+        self._end("attach_s", now_s)
 
     def begin_process(self, now_s: float) -> None:
         """Config and canary are there; the engine is about to be forked."""
-        self._timeline = replace(self._timeline, prepare_s=self._lap(now_s))
+        self._end("prepare_s", now_s)
 
     def end_process(self, now_s: float) -> None:
         """The engine was forked."""
-        self._timeline = replace(self._timeline, process_s=self._lap(now_s))
+        self._end("process_s", now_s)
 
     def finish(self, now_s: float, ready: EngineReady) -> StartTimeline:
-        """Return the timeline of a start that ended in `ready`."""
-        return replace(
-            self._timeline,
-            attach_s=self._timeline.attach_s + ready.attach_s,
-            build_s=ready.build_s,
-            first_token_s=ready.first_token_s,
-            total_s=now_s - self.asked_s,
-        )
+        """Return the timeline of a start that ended in `ready`, its load having ended before."""
+        end_s, spans = now_s, list(self._spans)
+        for name in ("first_token_s", "build_s", "attach_s"):
+            begin_s = end_s - getattr(ready, name)
+            spans.append((name, begin_s, end_s))
+            end_s = begin_s
+        spent_s: dict[str, Any] = {}
+        for name, begin_s, end_s in spans:
+            alone_s = max(0.0, end_s - max(begin_s, self._loaded_s))
+            spent_s[name] = spent_s.get(name, 0.0) + alone_s
+        return replace(self._timeline, **spent_s, total_s=now_s - self.asked_s)
 
-    def _lap(self, now_s: float) -> float:
-        spent_s, self._mark_s = now_s - self._mark_s, now_s
-        return spent_s
+    def _end(self, name: str, now_s: float) -> None:
+        self._spans.append((name, self._mark_s, now_s))
+        self._mark_s = now_s

@@ -14,7 +14,7 @@ from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.grpc_errors import error_from_rpc
 from gearfall.pb import store_pb2 as pb
 from gearfall.pb.store_pb2_grpc import StoreStub
-from services.worker.ports import LoadedModel
+from services.worker.ports import LeasableModel, LoadedModel, OnLeasable
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub
@@ -34,12 +34,14 @@ class GrpcStoreClient:
         """`find_address`: host:port of the node's live store, None when there is none."""
         self._find_address = find_address
 
-    async def load_model(self, model: ModelName) -> LoadedModel:
+    async def load_model(
+        self, model: ModelName, on_leasable: OnLeasable = lambda _: None
+    ) -> LoadedModel:
         """See the port."""
         async with self._stub() as stub:
             call = stub.LoadModel(pb.LoadModelRequest(model=model))
             try:
-                return await _last_progress(call, model)
+                return await _last_progress(call, model, on_leasable)
             finally:
                 call.cancel()
 
@@ -71,7 +73,9 @@ class GrpcStoreClient:
 
 
 async def _last_progress(
-    call: grpc.aio.UnaryStreamCall[pb.LoadModelRequest, pb.LoadProgress], model: ModelName
+    call: grpc.aio.UnaryStreamCall[pb.LoadModelRequest, pb.LoadProgress],
+    model: ModelName,
+    on_leasable: OnLeasable,
 ) -> LoadedModel:
     while True:
         try:
@@ -87,3 +91,5 @@ async def _last_progress(
                 attach_socket=progress.attach_socket,
                 timeline=timeline_from_pb(progress.timeline),
             )
+        if progress.attach_socket:
+            on_leasable(LeasableModel(progress.digest, progress.attach_socket))
