@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,18 @@ from gearfall.infra.cluster_file import ClusterFile, ServiceFacts, read_cluster_
 class ClusterHost:
     """A running `gearfall up`."""
 
-    def __init__(self, home: Path, *flags: str) -> None:
+    def __init__(
+        self, home: Path, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Start it and return when it serves; raise what it printed when it does not."""
         self.home = home
         command = [sys.executable, "-m", "gearfall.cli", "up", "--home", str(home), "--json"]
         addresses = ["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
         self._process = subprocess.Popen(
-            [*command, *addresses, *flags], stdout=subprocess.PIPE, text=True
+            [*command, *addresses, *flags],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(environment or {})},
         )
         assert self._process.stdout is not None
         lines = []
