@@ -2,8 +2,9 @@
 
 The ceiling is the faster of two raw direct reads into memory on huge pages that is faulted in
 beforehand, nothing checked: io_uring, and 16 threads of preadv. Beside it, cold (file not in the
-page cache) and warm (wholly in it), stands what a load does: allocate, fault in, read, verify every
-chunk, seal. Rounds are interleaved and their order rotates.
+page cache) and warm (wholly in it), stands what a load does: read, verify every chunk, seal, into
+memory that the store has kept ready, or into fresh memory, which it allocates and faults in first.
+Rounds are interleaved and their order rotates.
 """
 
 import argparse
@@ -41,7 +42,8 @@ _RAW_THREADS = 16
 _RAW_REQUEST_BYTES = 1 << 20
 _ATTEMPTS = 20
 _RAW = ("raw io_uring", "raw threads")
-_COLD = ("load", "load, no io_uring", "load, 4 KiB pages")
+_FRESH = "load, fresh memory"
+_COLD = ("load", _FRESH, "load, no io_uring", "load, 4 KiB pages")
 _WARM = ("load, warm",)
 
 
@@ -104,11 +106,12 @@ def measure(path: Path, size_bytes: int, rounds: int) -> list[Sample]:
     for index in range(rounds):
         for target in rotated((*_RAW, *_COLD, *_WARM), index):
             prepare(path, is_warm=target in _WARM)
-            started_s = time.perf_counter()
             if target in _RAW:
                 seconds, phases_s = raw_read(path, partition, is_ring=target == "raw io_uring"), {}
             else:
-                fd = _load(target, path, partition)
+                load = _prepare_load(target, path, partition)
+                started_s = time.perf_counter()
+                fd = load()
                 seconds = time.perf_counter() - started_s
                 phases_s = attach_and_free(fd, size_bytes)
             samples.append(Sample(target, size_bytes, index, seconds, phases_s))
@@ -152,13 +155,7 @@ def prepare(path: Path, *, is_warm: bool) -> None:
 def raw_read(path: Path, partition: PartitionEntry, *, is_ring: bool) -> float:
     """Return the seconds of a direct read into memory that is there, nothing checked."""
     size_bytes = partition.size_bytes
-    with (
-        PoolFile(size_bytes) as file,
-        mmap.mmap(file.fileno(), size_bytes) as mapping,
-        memoryview(mapping) as memory,
-    ):
-        for offset in range(0, size_bytes, mmap.PAGESIZE):
-            mapping[offset] = 0
+    with make_ready(size_bytes) as file, file.memory() as memory:
         started_s = time.perf_counter()
         if is_ring:
             read_chunks(
@@ -194,11 +191,21 @@ def _read_by_threads(path: Path, memory: memoryview) -> None:
         raise SystemExit(f"a raw read of {done_bytes} bytes of {len(memory)}")
 
 
-def _load(target: str, path: Path, partition: PartitionEntry) -> int:
+def make_ready(size_bytes: int) -> PoolFile:
+    """Return pool memory that is there, as the store keeps it for the next load."""
+    file = PoolFile(size_bytes)
+    file.fault_in(size_bytes)
+    return file
+
+
+def _prepare_load(target: str, path: Path, partition: PartitionEntry) -> Callable[[], int]:
     if target == "load, 4 KiB pages":
-        return _load_into_memfd(path, partition)
-    ring = target != "load, no io_uring"
-    return load_partition(path, partition, partial(read_chunks, ring=ring), lambda _: None)
+        return partial(_load_into_memfd, path, partition)
+    read = partial(read_chunks, ring=target != "load, no io_uring")
+    ready = None if target == _FRESH else make_ready(partition.size_bytes)
+    return lambda: load_partition(
+        path, partition, read, lambda _: None, PoolFile if ready is None else lambda _: ready
+    )
 
 
 def _load_into_memfd(path: Path, partition: PartitionEntry) -> int:

@@ -6,6 +6,13 @@ namespace gearfall {
 
 using Lock = std::unique_lock<std::mutex>;
 
+namespace {
+
+// Chunks that a checker may be behind before the next one comes to help.
+constexpr std::size_t kBacklog = 4;
+
+}  // namespace
+
 std::optional<std::uint64_t> ChunkBoard::take(bool may_wait) {
     Lock lock(mutex_);
     const auto has_room = [this] {
@@ -19,19 +26,24 @@ std::optional<std::uint64_t> ChunkBoard::take(bool may_wait) {
 void ChunkBoard::arrived(std::uint64_t chunk) {
     const Lock lock(mutex_);
     waiting_.push(chunk);
-    work_.notify_one();
+    const auto checker = (waiting_.size() - 1) / kBacklog;
+    if (checker < work_.size()) work_[checker].notify_one();
 }
 
-std::optional<std::uint64_t> ChunkBoard::next_arrived() {
+std::optional<std::uint64_t> ChunkBoard::next_arrived(std::size_t checker) {
     Lock lock(mutex_);
-    work_.wait(lock, [this] {
-        return ended_early_ || !waiting_.empty() || handed_out_ == chunks_;
+    work_[checker].wait(lock, [this, checker] {
+        return ended_early_ || waiting_.size() > checker * kBacklog || handed_out_ == chunks_;
     });
     if (ended_early_ || waiting_.empty()) return std::nullopt;
     const auto chunk = waiting_.top();
     waiting_.pop();
-    if (++handed_out_ == chunks_) work_.notify_all();
+    if (++handed_out_ == chunks_) wake_checkers();
     return chunk;
+}
+
+void ChunkBoard::wake_checkers() {
+    for (auto &checker : work_) checker.notify_all();
 }
 
 void ChunkBoard::verified(std::uint64_t chunk) {
@@ -55,7 +67,7 @@ void ChunkBoard::end(std::exception_ptr failure) {
     ended_early_ = true;
     failure_ = std::move(failure);
     room_.notify_all();
-    work_.notify_all();
+    wake_checkers();
     progress_.notify_all();
 }
 

@@ -74,7 +74,8 @@ class ChunkRead::Pipeline {
 public:
     Pipeline(ReadRequest request, std::byte *destination, Digest digest)
         : request_(std::move(request)), digest_(std::move(digest)), buffered_(request_.path),
-          plan_(make_plan(request_, buffered_, destination)), board_(plan_.chunks(), kWindow),
+          plan_(make_plan(request_, buffered_, destination)),
+          board_(plan_.chunks(), kWindow, static_cast<std::size_t>(request_.threads)),
           digests_(plan_.chunks()) {
         if (request_.device_buffer != nullptr && plan_.size_bytes > 0) {
             copy_.emplace(*request_.device_buffer, destination, plan_.size_bytes, false);
@@ -91,7 +92,7 @@ public:
         for (int i = 0; i < request_.populate_threads; ++i) run([this] { populate(); });
         if (ring_reader_ && wanted > 0) run([this] { ring_reader_->run(); });
         for (std::uint64_t i = 0; i < wanted; ++i) {
-            run([this] { ring_reader_ ? check_arrived() : read_and_check(); });
+            run([this, i] { ring_reader_ ? check_arrived(i) : read_and_check(); });
         }
     }
 
@@ -144,8 +145,8 @@ private:
         threads_.clear();
     }
 
-    void check_arrived() {
-        while (const auto chunk = board_.next_arrived()) {
+    void check_arrived(std::size_t checker) {
+        while (const auto chunk = board_.next_arrived(checker)) {
             read_buffered(plan_.begin(*chunk) + ring_reader_->bytes_read(*chunk),
                           plan_.end(*chunk));
             check(*chunk);

@@ -63,6 +63,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         "raw io_uring",
         "raw threads",
         "load",
+        "load, fresh memory",
         "load, no io_uring",
         "load, 4 KiB pages",
         "load, warm",
