@@ -38,6 +38,11 @@ NAMES: Final = frozenset(
     {
         *("worker.claim", "worker.accept", "worker.submit", "worker.push", "worker.release"),
         *("engine.prefill", "engine.decode"),
+        *(
+            f"{side}.{step}"
+            for side in ("source", "target")
+            for step in ("prepare", "bulk", "delta", "freeze", "commit", "release")
+        ),
         *("router.claim", "router.push", "router.commit", "router.release", "router.finish"),
     }
 )

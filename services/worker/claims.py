@@ -30,7 +30,7 @@ changes nothing. No row that keeps a claim acknowledges its entry, and every row
 does. A held one has no entry, nor has it later, when it was granted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -127,6 +127,8 @@ class Claim:
     state: ClaimState = ClaimState.UNSETTLED
     next_index: int = 0
     """Index of the token that follows what was pushed since the last submission."""
+    token_ids: list[int] = field(default_factory=list)
+    """The answer so far: what the job came with and what was pushed since."""
     is_moved: bool = False
     """A migration brought it, no queue entry."""
     is_released: bool = False
@@ -175,11 +177,12 @@ class ClaimBook:
         self._occupy(job.model, 1)
         return True
 
-    def release(self, key: ClaimKey, next_index: int) -> None:
-        """Hold back what the engine brings of a held job, from `next_index` on."""
+    def release(self, key: ClaimKey, token_ids: Sequence[int]) -> None:
+        """Hold back what the engine brings of a held job behind the answer's `token_ids`."""
         claim = self._claims[key]
         assert claim.state is ClaimState.HELD
-        claim.is_released, claim.next_index = True, next_index
+        claim.is_released, claim.next_index = True, len(token_ids)
+        claim.token_ids = list(token_ids)
 
     def apply(self, key: ClaimKey, event: ClaimEvent) -> tuple[Todo, ...]:
         """Step one claim by the table and return what is to be done; nothing if it is not here."""
@@ -195,6 +198,7 @@ class ClaimBook:
             claim.state = state
         if event is ClaimEvent.CONNECTED:
             claim.next_index = len(claim.job.generated_token_ids)
+            claim.token_ids = list(claim.job.generated_token_ids)
         self._occupy(claim.job.model, (state in OCCUPYING) - was_occupying)
         return tuple(Todo(effect, claim.job, tuple(claim.entry_ids)) for effect in effects)
 
@@ -211,6 +215,7 @@ class ClaimBook:
         if claim.state is not ClaimState.RUNNING and not is_held_back:
             return None
         claim.next_index += len(run.token_ids)
+        claim.token_ids.extend(run.token_ids)
         if is_held_back:
             claim.held_back.append(run)
             return None

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gearfall.core.errors import Unavailable
+from gearfall.core.errors import NotFound, Unavailable
 from gearfall.core.ids import JobId, ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, WorkerRecord
 from gearfall.infra.cluster import Cluster
@@ -56,6 +56,19 @@ class WorkerHost:
         return tuple(
             replace(r.record, running_jobs=r.running_jobs) for r in self._replicas.values()
         )
+
+    def digest_of(self, model: ModelName) -> str:
+        """Return which checkpoint the model's replica serves. Raises NotFound when none does."""
+        if model not in self._replicas:
+            raise NotFound(f"{model} is not hosted here")
+        return self._replicas[model].digest
+
+    def find_obstacle(self, model: ModelName) -> str:
+        """Return why the model takes no more jobs here; empty if it does."""
+        replica = self._replicas.get(model)
+        if replica is None or self._is_draining:
+            return f"{model} is not hosted here" if replica is None else "the worker is leaving"
+        return replica.find_obstacle()
 
     async def start(self, record: WorkerRecord) -> None:
         """Register and follow the assignments. Raises Unavailable without cluster state."""
@@ -108,6 +121,8 @@ class WorkerHost:
                 _log.info("starting replica", extra={"model": model, "reason": assignment.reason})
                 self._replicas[model] = self._make_replica(assignment, registered)
                 self._replicas[model].start()
+        for replica in self._replicas.values():
+            replica.note_models(view.models)
 
     def _start_drain(self, model: ModelName, deadline_s: float) -> None:
         if model not in self._drains:

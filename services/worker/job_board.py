@@ -111,11 +111,11 @@ class JobBoard:
         self._followers[key] = follower
         self._settle_in(job)
 
-    def release_held(self, key: ClaimKey, next_index: int) -> None:
-        """Have the engine run a held job and hold back what it brings, from `next_index` on."""
+    def release_held(self, key: ClaimKey, token_ids: Sequence[int]) -> None:
+        """Have the engine run a held job and hold back what it brings behind `token_ids`."""
         claim = self._book.get(key)
         assert claim is not None
-        self._book.release(key, next_index)
+        self._book.release(key, token_ids)
         if engine := self._engines.get(claim.job.model):
             engine.send(ReleaseJob(*key))
 
@@ -217,7 +217,8 @@ class JobBoard:
     def _take_report(self, report: JobReport) -> None:
         key = (report.job_id, report.epoch)
         if key in self._letting_go:
-            if report.phase is JobPhase.GONE:
+            # It may be here anew, from the queue: what was held is gone all the same.
+            if report.phase not in {JobPhase.HELD, JobPhase.REFUSED}:
                 del self._letting_go[key]
         elif follower := self._followers.get(key):
             follower.reported(report)
@@ -288,14 +289,16 @@ class JobBoard:
         claim = self._book.get(key)
         if claim is None:
             return
-        was_held = claim.state is ClaimState.HELD
+        before = claim.state
         todos = self._book.apply(key, event)
+        is_gone = self._book.get(key) is None
         # Told first: what a follower does in the job's blocks has to end before they are freed.
-        if follower := self._followers.get(key):
+        follower = self._followers.get(key)
+        if follower and (is_gone or claim.state is not before or event is ClaimEvent.CONNECTED):
             follower.claim_stepped(event, reason or event.value)
         for todo in todos:
             self._perform(todo, event)
-        if was_held and self._book.get(key) is None:
+        if before is ClaimState.HELD and is_gone:
             self._let_go(claim)
         if len(self._book) == 0:
             self._is_empty.set()

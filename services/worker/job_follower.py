@@ -20,7 +20,7 @@ class JobFollower(Protocol):
         ...
 
     def claim_stepped(self, event: ClaimEvent, reason: str) -> None:
-        """Something happened to the claim, whether it changed anything or not."""
+        """Something changed the claim, or its router is connected."""
         ...
 
     def handed_over(self) -> None:

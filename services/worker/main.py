@@ -22,6 +22,7 @@ from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 from services.worker.host import WorkerHost
 from services.worker.job_board import JobBoard
 from services.worker.metrics import WorkerMetrics
+from services.worker.migration_desk import MigrationDesk
 from services.worker.ports import EngineSpawner
 from services.worker.publisher import ReplicaPublisher
 from services.worker.push_stream import PushListener, PushStream
@@ -134,9 +135,10 @@ async def start_worker(
     )
     metrics.follow(host.replicas)
     service = WorkerService(host)
+    desk = MigrationDesk(board, host, worker_id)
     server = await start_server(
         settings.listen,
-        lambda s: add_WorkerServicer_to_server(WorkerServicer(service), s),
+        lambda s: add_WorkerServicer_to_server(WorkerServicer(service, desk), s),
         ("gearfall.v1.Worker",),
     )
     stack.push_async_callback(server.stop)

@@ -117,6 +117,17 @@ class Replica:
         """Jobs that run or are about to."""
         return self._ports.board.occupied_slots(self.model)
 
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint that is served."""
+        return self._model_record.digest
+
+    def find_obstacle(self) -> str:
+        """Return why no more jobs are taken here; empty if they are."""
+        if self.is_draining or self.record.state is not ReplicaState.READY:
+            return f"{self.model} is {self.record.state.value} here"
+        return "" if self.running_jobs < self._settings.slots else "all slots are taken"
+
     def start(self) -> None:
         """Begin in the background."""
         self._ports.board.watch(self.model, self._on_claims_changed)

@@ -2,25 +2,22 @@
 
 from collections.abc import AsyncIterator
 
-import grpc
-
+from gearfall.core.ids import Epoch, JobId
 from gearfall.infra.convert import replica_to_pb
 from gearfall.infra.grpc_errors import Context
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb import worker_pb2_grpc
+from services.worker.migration_call import Moved
+from services.worker.migration_desk import MigrationDesk
 from services.worker.service import WorkerService
-
-NO_MIGRATION = (
-    "live migration is not part of this version: a job that leaves its worker resumes elsewhere "
-    "from its router's token log (see Drain)"
-)
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     """Serves `gearfall.v1.Worker`."""
 
-    def __init__(self, service: WorkerService) -> None:
+    def __init__(self, service: WorkerService, desk: MigrationDesk) -> None:
         self._service = service
+        self._desk = desk
 
     async def GetStatus(  # noqa: N802 - named by the proto
         self, _request: pb.WorkerStatusRequest, _context: Context
@@ -47,16 +44,30 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         )
 
     async def MigrateJob(  # noqa: N802 - named by the proto
-        self, _request: pb.MigrateJobRequest, context: Context
+        self, request: pb.MigrateJobRequest, _context: Context
     ) -> pb.MigrateJobReply:
-        """Answer UNIMPLEMENTED."""
-        return await context.abort(grpc.StatusCode.UNIMPLEMENTED, NO_MIGRATION)
+        """Move a running job to another worker."""
+        moved = await self._desk.move(
+            JobId(request.job_id), Epoch(request.epoch), request.target_address
+        )
+        return moved_to_pb(moved)
 
     async def ReceiveMigration(  # noqa: N802 - named by the proto
-        self, _request_iterator: AsyncIterator[pb.MigrationFrame], context: Context
+        self, request_iterator: AsyncIterator[pb.MigrationFrame], _context: Context
     ) -> AsyncIterator[pb.MigrationReply]:
-        """Answer UNIMPLEMENTED."""
-        replies: tuple[pb.MigrationReply, ...] = ()
-        for reply in replies:  # what makes this method a stream
+        """Take in a job that another worker moves here."""
+        async for reply in self._desk.receive(request_iterator):
             yield reply
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, NO_MIGRATION)
+
+
+def moved_to_pb(moved: Moved) -> pb.MigrateJobReply:
+    """Return the message for a migration that came about."""
+    return pb.MigrateJobReply(
+        epoch=moved.epoch,
+        rounds=moved.rounds,
+        moved_bytes=moved.moved_bytes,
+        pause_s=moved.pause_s,
+        path=pb.MIGRATION_PATH_KV if moved.by_kv else pb.MIGRATION_PATH_TOKENS,
+        duration_s=moved.duration_s,
+        tokens=moved.tokens,
+    )

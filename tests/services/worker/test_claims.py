@@ -110,13 +110,14 @@ def test_what_a_released_job_brings_is_held_back_until_the_grant():
     assert not book.hold(moved)
     assert book.occupied_slots(MODEL) == 1
     assert book.take(run_of(moved, 2)) is None
-    book.release(key, 4)
+    book.release(key, (5, 6, 7, 7))
     assert book.take(run_of(moved, 3)) is None
     assert book.take(run_of(moved, 4)) is None
     assert book.take(run_of(moved, 5)) is None
     claim = book.get(key)
     assert claim is not None
     assert [run.index for run in claim.held_back] == [4, 5]
+    assert claim.token_ids == [5, 6, 7, 7, 7, 7]
     book.check()
     (todo,) = book.apply(key, ClaimEvent.GRANTED)
     assert todo.effect is Effect.PUSH_HELD_BACK

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import grpc
 import pytest
 
+from gearfall.infra.convert import job_to_pb
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.grpc_server import start_server
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb.worker_pb2_grpc import WorkerStub, add_WorkerServicer_to_server
+from services.worker.migration_desk import MigrationDesk
 from services.worker.service import WorkerService
 from services.worker.servicer import WorkerServicer
-from tests.services.worker.fakes import MODEL
+from tests.services.worker.fakes import MODEL, WORKER, job, run_of
 from tests.services.worker.test_host import Site
 
 
@@ -28,7 +30,9 @@ class Door:
 async def door():
     async with AsyncExitStack() as stack:
         opened = await Site(stack).open()
-        servicer = WorkerServicer(WorkerService(opened.host))
+        servicer = WorkerServicer(
+            WorkerService(opened.host), MigrationDesk(opened.board, opened.host, WORKER)
+        )
         server = await start_server(
             "127.0.0.1:0",
             lambda s: add_WorkerServicer_to_server(servicer, s),
@@ -63,12 +67,43 @@ async def test_a_drain_without_end_is_refused(door):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_migration_says_how_jobs_move_instead(door):
+async def test_a_job_that_does_not_run_here_is_not_moved(door):
+    request = pb.MigrateJobRequest(job_id="job-1", target_address="127.0.0.1:1")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await door.stub.MigrateJob(pb.MigrateJobRequest(job_id="job-1"), timeout=5)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "token log" in str(caught.value.details())
+        await door.stub.MigrateJob(request, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_job_stays_when_its_target_cannot_be_reached(door):
+    engine = await door.site.ready()
+    a_job = await door.site.running(engine)
+    request = pb.MigrateJobRequest(job_id="job-1", epoch=1, target_address="127.0.0.1:1")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await door.stub.MigrateJob(request, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    engine.step(run_of(a_job, 0))
+    await door.site.router.until(lambda: door.site.router.steps)
+
+
+async def test_a_migration_without_an_offer_is_refused(door):
     call = door.stub.ReceiveMigration(timeout=5)
+    await call.write(pb.MigrationFrame(freeze=pb.MigrationFreeze()))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("model", "digest", "reason"),
+    [("other", "d" * 32, "not hosted"), (MODEL, "e" * 32, "is the checkpoint d")],
+)
+async def test_a_job_of_another_checkpoint_is_refused(door, model, digest, reason):
+    await door.site.ready()
+    call = door.stub.ReceiveMigration(timeout=5)
+    offered = job_to_pb(job("job-7", model=model, address=door.site.router.address))
+    offer = pb.MigrationOffer(job=offered, model_digest=digest)
+    await call.write(pb.MigrationFrame(offer=offer))
+    reply = await call.read()
+    assert isinstance(reply, pb.MigrationReply)
+    assert reason in reply.refused.reason
+    assert door.site.board.occupied_slots(MODEL) == 0
