@@ -35,9 +35,11 @@ class Canaries:
         """Return a model's canary as JSON, once there is one.
 
         One that was never recorded (the store died first, the bytes came from another node) is
-        computed from the checkpoint itself. Raises InvalidRequest when transformers can't run the
-        model, CorruptCheckpoint for a file that is no canary.
+        computed from the checkpoint itself. Raises InvalidRequest for a LoRA adapter, and when
+        transformers can't run the model, CorruptCheckpoint for a file that is no canary.
         """
+        if model.manifest.adapter is not None:
+            raise InvalidRequest(f"{model.name!r} is a LoRA adapter: it has no canary of its own")
         work = self._work.get(str(model.directory))
         if work is None:
             found = await asyncio.to_thread(_read_file, model.directory / CANARY_FILE)

@@ -44,7 +44,12 @@ class Catalogue:
                 _log.warning("not an entry", extra={"path": str(entry), "error": error.message})
 
     def put(
-        self, name: ModelName, manifest_json: bytes, files: Mapping[str, bytes], url: str
+        self,
+        name: ModelName,
+        manifest_json: bytes,
+        files: Mapping[str, bytes],
+        url: str,
+        base: str = "",
     ) -> StoredModel:
         """Keep what is known of a model, durably. Raises Overloaded when the disk is full."""
         with disk_errors():
@@ -53,7 +58,7 @@ class Catalogue:
                 for file, content in files.items():
                     write_file(incoming / file, content)
                 write_file(incoming / MANIFEST_FILE, manifest_json)
-                write_file(incoming / ORIGIN_FILE, origin_bytes(url))
+                write_file(incoming / ORIGIN_FILE, origin_bytes(url, base))
                 return self._install(name, incoming)
             finally:
                 shutil.rmtree(incoming, ignore_errors=True)
@@ -65,7 +70,7 @@ class Catalogue:
         names = [*(entry.name for entry in stored.manifest.files), CANARY_FILE]
         found = [name for name in names if (stored.directory / name).exists()]
         files = {name: (stored.directory / name).read_bytes() for name in found}
-        return self.put(stored.name, stored.manifest_json, files, stored.source)
+        return self.put(stored.name, stored.manifest_json, files, stored.source, stored.base)
 
     def remove(self, name: ModelName) -> None:
         """Forget a model. Idempotent."""

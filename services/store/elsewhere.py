@@ -220,12 +220,13 @@ class Elsewhere:
     def _install(
         self, model: ModelName, incoming: Path, origin: Origin, files: dict[str, bytes]
     ) -> None:
-        entry = self._catalogue.models.get(model)
+        entry, record = self._catalogue.models.get(model), self._record(model)
+        base = entry.base if entry is not None else record.base if record is not None else ""
         with disk_errors():
             for name, content in files.items():
                 write_file(incoming / name, content)
             write_file(incoming / MANIFEST_FILE, origin.manifest_json)
-            write_file(incoming / ORIGIN_FILE, origin_bytes(self._source(model)))
+            write_file(incoming / ORIGIN_FILE, origin_bytes(self._source(model), base))
             if entry is not None and (entry.directory / CANARY_FILE).exists():
                 shutil.copy(entry.directory / CANARY_FILE, incoming / CANARY_FILE)
             self._ssd.install(model, incoming)

@@ -186,6 +186,8 @@ def record_of(stored: StoredModel, nodes: tuple[NodeId, ...]) -> ModelRecord:
         kv_bytes_per_token=facts.kv_bytes_per_token(),
         has_chat_template=facts.has_chat_template,
         files=tuple(file.name for file in stored.manifest.files),
+        base=stored.base,
+        base_digest=stored.manifest.adapter.base_digest if stored.manifest.adapter else "",
     )
 
 

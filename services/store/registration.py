@@ -9,6 +9,7 @@ from gearfall.core.errors import Conflict, GearfallError, Internal, InvalidReque
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ModelRecord
 from gearfall.infra.remote import is_url
+from services.store.adapter_base import base_of_directory, base_of_facts
 from services.store.canaries import Canaries
 from services.store.catalogue import Catalogue
 from services.store.flight import Flight
@@ -62,20 +63,21 @@ class Registrations:
         self._lock_of = lock_of
         self._on_changed = on_changed
         self._works: set[asyncio.Task[None]] = set()
-        self._flights: dict[tuple[ModelName, str], RegisterFlight] = {}
+        self._flights: dict[tuple[ModelName, str, str], RegisterFlight] = {}
         self._conversions = asyncio.Semaphore(_MAX_CONVERSIONS)
         self._is_stopping = False
 
-    def begin(self, name: ModelName, path: str) -> RegisterFlight:
+    def begin(self, name: ModelName, path: str, base: str = "") -> RegisterFlight:
         """Register a directory or a URL; the same registration under way is joined.
 
+        `base` names the model that a LoRA adapter belongs to, where it does not say so itself.
         Errors come through the flight. It goes on when nobody follows any more.
         """
-        flight = self._flights.get((name, path))
+        flight = self._flights.get((name, path, base))
         if flight is None:
             flight = Flight(RegisterProgress("check"))
-            self._flights[name, path] = flight
-            task = asyncio.create_task(self._register(name, path, flight))
+            self._flights[name, path, base] = flight
+            task = asyncio.create_task(self._register(name, path, base, flight))
             self._works.add(task)
             task.add_done_callback(self._works.discard)
         return flight
@@ -95,10 +97,12 @@ class Registrations:
         self._catalogue.remove(name)
         self._ssd.remove(name)
 
-    async def _register(self, name: ModelName, path: str, flight: RegisterFlight) -> None:
+    async def _register(
+        self, name: ModelName, path: str, base: str, flight: RegisterFlight
+    ) -> None:
         try:
             async with self._lock_of(name):
-                flight.succeed(await self._convert_and_publish(name, path, flight))
+                flight.succeed(await self._convert_and_publish(name, path, base, flight))
             _log.info("model registered", extra={"model": name, "source": path})
         except asyncio.CancelledError:
             flight.fail(Unavailable("the store is stopping"))
@@ -110,10 +114,10 @@ class Registrations:
             _log.exception("unexpected error in a registration", extra={"model": name})
             flight.fail(Internal(f"registering {name!r} failed: {type(error).__name__}"))
         finally:
-            del self._flights[name, path]
+            del self._flights[name, path, base]
 
     async def _convert_and_publish(
-        self, name: ModelName, path: str, flight: RegisterFlight
+        self, name: ModelName, path: str, base: str, flight: RegisterFlight
     ) -> ModelRecord:
         loop = asyncio.get_running_loop()
         was_known = name in self._known()
@@ -131,13 +135,17 @@ class Registrations:
 
         try:
             if is_url(path):
-                stored = await self._note_remote(name, path)
+                stored = await self._note_remote(name, path, base)
             elif name in self._catalogue.models:
                 url = self._catalogue.models[name].source
                 raise Conflict(f"model {name!r} is registered from {url}: remove it first")
             else:
+                known = dict(self._known())
                 async with self._conversions:
-                    stored = await asyncio.to_thread(self._ssd.register, name, path, report, admit)
+                    found = await asyncio.to_thread(base_of_directory, path, base, known)
+                    stored = await asyncio.to_thread(
+                        self._ssd.register, name, path, report, admit, base=found
+                    )
         finally:
             self._room.release(name)
         try:
@@ -149,17 +157,19 @@ class Registrations:
         finally:
             # Also when state can't be reached: the model is whole, and published once it is back.
             self._on_changed()
-        if name in self._ssd.models:
+        if name in self._ssd.models and stored.manifest.adapter is None:
             self._canaries.record(stored)
         size_bytes = record.size_bytes
         flight.publish(RegisterProgress("done", size_bytes, size_bytes))
         return record
 
-    async def _note_remote(self, name: ModelName, url: str) -> StoredModel:
+    async def _note_remote(self, name: ModelName, url: str, base: str) -> StoredModel:
         """Keep what is known of a checkpoint below a URL; its chunks come when they are needed."""
         remote = await open_remote(url)
-        if remote.manifest.adapter is not None:
-            raise InvalidRequest(f"{url} holds a LoRA adapter, not a model", param="path")
+        adapter = remote.manifest.adapter
+        if adapter is None and base:
+            raise InvalidRequest(f"{url} holds a model, not a LoRA adapter", param="base")
+        found = None if adapter is None else base_of_facts(adapter, base, self._known())
         known = self._known().get(name)
         if known is not None:
             if known.digest != remote.digest:
@@ -169,7 +179,12 @@ class Registrations:
             return known
         files = await remote.read_files()
         return await asyncio.to_thread(
-            self._catalogue.put, name, remote.manifest_json, files, url.rstrip("/")
+            self._catalogue.put,
+            name,
+            remote.manifest_json,
+            files,
+            url.rstrip("/"),
+            "" if found is None else found.name,
         )
 
     def _known(self) -> Mapping[ModelName, StoredModel]:

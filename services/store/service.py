@@ -174,10 +174,10 @@ class StoreService:
         assert self._tasks is not None
         await asyncio.shield(self._tasks)
 
-    def register(self, name_text: str, path: str) -> RegisterFlight:
+    def register(self, name_text: str, path: str, base: str = "") -> RegisterFlight:
         """Register a directory or a URL; see `Registrations.begin`."""
         name = ModelName(parse_name(name_text, param="name"))
-        return self._registrations.begin(name, path)
+        return self._registrations.begin(name, path, base)
 
     def load(self, name_text: str, priority: int = 0, target: Tier = Tier.DRAM) -> LoadFlight:
         """Bring a model up to a tier. Raises NotFound, CorruptCheckpoint or InvalidRequest."""

@@ -20,7 +20,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         self, request: store_pb2.RegisterModelRequest, _context: Context
     ) -> AsyncIterator[store_pb2.RegisterProgress]:
         """Stream the registration's progress; the last message carries the model."""
-        flight = self._service.register(request.name, request.path)
+        flight = self._service.register(request.name, request.path, request.base)
         message = store_pb2.RegisterProgress(
             name=request.name, node_id=self._service.settings.node_id
         )

@@ -16,12 +16,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+from gearfall.checkpoint.adapter_source import open_adapter
 from gearfall.checkpoint.conversion import Report, convert
 from gearfall.checkpoint.directory import sync_directory, write_file
-from gearfall.checkpoint.source import open_source
+from gearfall.checkpoint.source import Source, open_source
 from gearfall.core.errors import (
     Conflict,
     CorruptCheckpoint,
@@ -84,15 +86,22 @@ class SsdTier:
         return self.models[name]
 
     def register(
-        self, name: ModelName, path: str, report: Report, admit: Admit = lambda _: None
+        self,
+        name: ModelName,
+        path: str,
+        report: Report,
+        admit: Admit = lambda _: None,
+        *,
+        base: StoredModel | None = None,
     ) -> StoredModel:
         """Check and convert a source directory; return at once what is there with the same bytes.
 
-        `admit` is asked for room before anything is written. Raises InvalidRequest,
+        `admit` is asked for room before anything is written; `base` is the model that a LoRA
+        adapter belongs to. Raises InvalidRequest,
         CorruptCheckpoint, Conflict (other bytes under this name) or Overloaded (no room); nothing
         is left behind then.
         """
-        with open_source(path) as source, _disk_errors():
+        with _open(path, base) as source, _disk_errors():
             known = self.models.get(name)
             if known is not None:
                 _check_same(known, convert(source, None, report))
@@ -100,7 +109,7 @@ class SsdTier:
             admit(sum(os.fstat(file.fd).st_size for file in source.files))
             with self.incoming(name) as incoming:
                 convert(source, incoming, report)
-                write_file(incoming / ORIGIN_FILE, origin_bytes(str(source.path)))
+                write_file(incoming / ORIGIN_FILE, _origin(source, base))
                 return self.install(name, incoming)
 
     def mark_broken(self, name: ModelName, error: CorruptCheckpoint) -> None:
@@ -160,6 +169,16 @@ class SsdTier:
         except CorruptCheckpoint as error:
             _log.exception("a registered model is broken", extra={"model": name})
             self.broken[name] = error
+
+
+def _open(path: str, base: StoredModel | None) -> AbstractContextManager[Source]:
+    if base is None:
+        return open_source(path)
+    return open_adapter(path, base.manifest, base.digest)
+
+
+def _origin(source: Source, base: StoredModel | None) -> bytes:
+    return origin_bytes(str(source.path), "" if base is None else base.name)
 
 
 def _check_same(known: StoredModel, found: Manifest) -> None:

@@ -21,8 +21,9 @@ ORIGIN_FILE = "origin.json"
 _MAX_ORIGIN_BYTES = 64 * 1024
 
 
-class _Origin(msgspec.Struct):
+class _Origin(msgspec.Struct, omit_defaults=True):
     source: str
+    base: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class StoredModel:
     digest: str
     source: str
     """Directory or URL it was registered from."""
+    base: str = ""
+    """Of a LoRA adapter: the registered model that it belongs to."""
 
     def partition_path(self, index: int) -> Path:
         """Path of one partition's file."""
@@ -55,9 +58,9 @@ class StoredModel:
         return content
 
 
-def origin_bytes(source: str) -> bytes:
-    """Return what the origin file says of a model registered from `source`."""
-    return msgspec.json.encode(_Origin(source))
+def origin_bytes(source: str, base: str = "") -> bytes:
+    """Return what the origin file says of a model, or of an adapter of `base`, from `source`."""
+    return msgspec.json.encode(_Origin(source, base))
 
 
 def open_stored(name: ModelName, directory: Path, *, has_partitions: bool = True) -> StoredModel:
@@ -75,4 +78,6 @@ def open_stored(name: ModelName, directory: Path, *, has_partitions: bool = True
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise CorruptCheckpoint(f"{name} cannot be read: {error}") from error
     digest = manifest_digest(content)
-    return StoredModel(name, directory, manifest, content, digest, origin.source)
+    if (manifest.adapter is None) != (origin.base == ""):
+        raise CorruptCheckpoint(f"{name} is an adapter or has a base, not both")
+    return StoredModel(name, directory, manifest, content, digest, origin.source, origin.base)

@@ -62,9 +62,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return convert_source(source, home / "converted").manifest
 
 
-def convert_adapter(source: Path, base: Manifest, directory: Path, ranks: int = 1) -> Manifest:
+def convert_adapter(
+    source: Path, base: Manifest, directory: Path, ranks: int = 1, digest: str = DIGEST
+) -> Manifest:
     directory.mkdir()
-    with open_adapter(str(source), base, DIGEST) as opened:
+    with open_adapter(str(source), base, digest) as opened:
         return convert(opened, directory, lambda done, total: None, ranks=ranks)
 
 
