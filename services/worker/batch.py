@@ -261,21 +261,21 @@ class Batch:
 
     def _find_victims(self, sequence: Sequence, blocks: int) -> list[Sequence] | None:
         """Return whom to preempt for a slot and so many blocks, None if that is not enough."""
-        free_blocks = self.blocks.free_blocks
         free_slots = self._slots - len(self._running)
+        free_blocks = self.blocks.free_blocks
         victims: list[Sequence] = []
         outranked = (
             other
             for other in reversed(self._in_order(self._running))
             if self._is_preemptable(other) and sequence.standing.rank < other.standing.rank
         )
-        while free_slots < 1 or free_blocks < blocks:
+        while free_slots + len(victims) < 1 or free_blocks < blocks:
             victim = next(outranked, None)
             if victim is None:
                 return None
             victims.append(victim)
-            free_slots += 1
-            free_blocks += self.blocks.own_blocks(victim.key)
+            freed = self.blocks.count_freed(victim.key for victim in victims)
+            free_blocks = self.blocks.free_blocks + freed
         return victims
 
     def _share_out(self) -> list[Chunk]:

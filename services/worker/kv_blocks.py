@@ -8,8 +8,8 @@
 Only full blocks are known and shared, and nobody writes into a full block: sharing never copies.
 """
 
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 
 BLOCK_TOKENS = 16
 """Tokens in one block."""
@@ -98,9 +98,10 @@ class KvBlocks:
             self._block_of[key] = block
             self._key_of[block] = key
 
-    def own_blocks(self, owner: Hashable) -> int:
-        """How many blocks would be free without this owner."""
-        return sum(self._uses[block] == 1 for block in self.table(owner))
+    def count_freed(self, owners: Iterable[Hashable]) -> int:
+        """How many more blocks would be free without these owners."""
+        uses = Counter(block for owner in owners for block in self.table(owner))
+        return sum(self._uses[block] == count for block, count in uses.items())
 
     def free(self, owner: Hashable) -> None:
         """Let go of all blocks of `owner`, pinned or not. Idempotent."""

@@ -81,6 +81,17 @@ def test_interactive_takes_a_batch_jobs_blocks():
     assert set(stepper.step()) == {"chat"}
 
 
+@pytest.mark.parametrize(("prompt", "ran"), [(40, {"one", "chat"}), (60, {"chat"})])
+def test_only_as_many_batch_jobs_give_way_as_must_though_they_share_blocks(prompt, ran):
+    stepper = Stepper(total_blocks=7, slots=4)
+    stepper.submit("one", 40, first=5, priority=Priority.BATCH)
+    stepper.step()
+    stepper.submit("two", 40, first=5, priority=Priority.BATCH)
+    assert set(stepper.step()) == {"one", "two"}
+    stepper.submit("chat", prompt)
+    assert set(stepper.step()) == ran
+
+
 def test_equals_do_not_displace_one_another():
     stepper = Stepper(slots=1)
     stepper.submit("a")
