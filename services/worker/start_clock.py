@@ -18,13 +18,14 @@ class StartClock:
     asked_s: float
     """When the start was asked for."""
     _mark_s: float = field(init=False)
-    _loaded_s: float = field(init=False)
+    _loaded_s: float = field(init=False, default=0.0)
+    """When the load ended that the engine was ahead of; 0 where it was not."""
     _timeline: StartTimeline = field(init=False, default_factory=StartTimeline)
     _spans: list[tuple[str, float, float]] = field(init=False, default_factory=list)
-    """Phases as they ran: name, begin, end."""
+    """Phases as they ran: name, end, duration."""
 
     def __post_init__(self) -> None:
-        self._mark_s = self._loaded_s = self.asked_s
+        self._mark_s = self.asked_s
 
     def begin_load(self, now_s: float) -> None:
         """Waiting is over; the store is asked."""
@@ -33,7 +34,10 @@ class StartClock:
 
     def end_load(self, now_s: float, crossed: StartTimeline) -> None:
         """Take over the tiers that the store says were crossed."""
-        self._loaded_s = now_s
+        if self._spans:
+            self._loaded_s = now_s
+        else:
+            self._mark_s = now_s
         self._timeline = replace(
             self._timeline,
             remote_s=crossed.remote_s,
@@ -58,15 +62,15 @@ class StartClock:
         """Return the timeline of a start that ended in `ready`, its load having ended before."""
         end_s, spans = now_s, list(self._spans)
         for name in ("first_token_s", "build_s", "attach_s"):
-            begin_s = end_s - getattr(ready, name)
-            spans.append((name, begin_s, end_s))
-            end_s = begin_s
+            took_s = getattr(ready, name)
+            spans.append((name, end_s, took_s))
+            end_s -= took_s
         spent_s: dict[str, Any] = {}
-        for name, begin_s, end_s in spans:
-            alone_s = max(0.0, end_s - max(begin_s, self._loaded_s))
+        for name, end_s, took_s in spans:
+            alone_s = min(took_s, max(0.0, end_s - self._loaded_s))
             spent_s[name] = spent_s.get(name, 0.0) + alone_s
         return replace(self._timeline, **spent_s, total_s=now_s - self.asked_s)
 
     def _end(self, name: str, now_s: float) -> None:
-        self._spans.append((name, self._mark_s, now_s))
+        self._spans.append((name, now_s, now_s - self._mark_s))
         self._mark_s = now_s
