@@ -35,6 +35,12 @@ class Stepper:
         self.batch.submit(one, self.now_s)
         return one
 
+    def find(self, key) -> Any:
+        """A sequence that must be here."""
+        found = self.batch.find(key)
+        assert found is not None
+        return found
+
     def step(self, *, seconds=0.01):
         """Compute a step; return {name: tokens computed}."""
         self.now_s += seconds
@@ -170,7 +176,7 @@ def test_the_oldest_prefill_gets_on_however_many_come_before_it():
         for name in ran:
             if name != "long":
                 stepper.batch.remove((JobId(name), Epoch(1)))
-        if stepper.batch.find((JobId("long"), Epoch(1))).next_index:
+        if stepper.find((JobId("long"), Epoch(1))).next_index:
             break
     assert steps <= 1000
 
@@ -206,7 +212,7 @@ def test_every_job_ends_however_many_come_after_it(first, flood, slots, total_bl
             wanted[one.key] = answer
         stepper.step(seconds=BATCH_PATIENCE_S / 100)
         for key in list(wanted):
-            found = stepper.batch.find(key)
+            found = stepper.find(key)
             if found.next_index >= wanted[key]:
                 stepper.batch.remove(key)
                 del wanted[key]
@@ -255,7 +261,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.keys)
     @rule(data=st.data(), count=st.integers(0, 20), by_kv=st.integers(0, 90))
     def feed_or_release(self, data, count, by_kv):
-        one = self.batch.find(self.one(data))
+        one = self.stepper.find(self.one(data))
         if not one.is_held:
             return
         if count and self.batch.feed(one, (9,) * count):
@@ -268,7 +274,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.keys)
     @rule(data=st.data(), is_frozen=st.booleans())
     def freeze_or_thaw(self, data, is_frozen):
-        one = self.batch.find(self.one(data))
+        one = self.stepper.find(self.one(data))
         if not one.is_held:
             self.batch.change_stance(one, Stance.FROZEN if is_frozen else Stance.FREE)
 
@@ -300,11 +306,11 @@ class Life(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.01, PATIENCE_S]))
     def step(self, seconds):
-        still = {key for key in self.keys if self.batch.find(key).stance is not Stance.FREE}
+        still = {key for key in self.keys if self.stepper.find(key).stance is not Stance.FREE}
         ran = self.stepper.step(seconds=seconds)
         assert sum(ran.values()) <= 24
         for key in self.keys:
-            one = self.batch.find(key)
+            one = self.stepper.find(key)
             grown = one.next_index - self.log[key]
             assert grown in {0, 1} if key[0] in ran and key not in still else grown == 0
             self.log[key] = one.next_index
