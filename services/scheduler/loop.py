@@ -20,7 +20,13 @@ from services.scheduler.estimator import StartCosts, StartOutcome, learn_start, 
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from services.scheduler.reachability import LEASE_GRACE_S, note_absent
 from services.scheduler.reconcile import Action, Assign, Decide, Unassign, reconcile
-from services.scheduler.snapshot import ClusterSnapshot, ReplicaKey, waiting_by_model
+from services.scheduler.snapshot import (
+    ClusterSnapshot,
+    ReplicaKey,
+    on_bases,
+    placeable,
+    waiting_by_model,
+)
 from services.scheduler.worker_links import Links, WorkerLinks
 
 LEASE_TTL_S = 5.0
@@ -186,8 +192,8 @@ class SchedulerLoop:
         """Return the view as decisions are made from it."""
         view = self._cluster.view
         return ClusterSnapshot(
-            models={name: each for name, each in view.models.items() if not each.is_removing},
-            deployments=view.deployments,
+            models=placeable(view.models),
+            deployments=on_bases(view.deployments, view.models),
             nodes=view.nodes,
             workers=view.workers,
             assignments=view.assignments,

@@ -55,11 +55,13 @@ class SchedulerService:
     def explain(self, model: ModelName) -> tuple[Explanation, ...]:
         """Return the last decision about a model and its replicas' starts, newest first.
 
-        Raises NotFound for a model that is not registered.
+        For a LoRA adapter those of its base, on whose replicas it runs. Raises NotFound for a model
+        that is not registered.
         """
         view = self._cluster.view
         if model not in view.models:
             raise NotFound(f"model {model!r} is not registered", param="model")
+        model = ModelName(view.models[model].base) or model
         replicas = [record for record in view.replicas.values() if record.model == model]
         found = [self._of_replica(record) for record in replicas]
         if decision := view.decisions.get(model):

@@ -189,3 +189,26 @@ def _failing_on(snapshot: ClusterSnapshot, worker_id: WorkerId) -> dict[ModelNam
         if key[0] == worker_id and replica and Hosted(assignment, replica).is_failing:
             failing[key[1]] = replica.error[:_SHOWN_ERROR_CHARACTERS]
     return failing
+
+
+def placeable(models: Mapping[ModelName, ModelRecord]) -> dict[ModelName, ModelRecord]:
+    """Return the models that may have replicas: LoRA adapters run on their bases' replicas."""
+    return {name: each for name, each in models.items() if not each.is_removing and not each.base}
+
+
+def on_bases(
+    deployments: Mapping[DeploymentName, DeploymentRecord], models: Mapping[ModelName, ModelRecord]
+) -> dict[DeploymentName, DeploymentRecord]:
+    """Return deployments as far as replicas are concerned: an adapter's stage is its base's."""
+
+    def host_of(model: ModelName) -> ModelName:
+        record = models.get(model)
+        return ModelName(record.base) if record is not None and record.base else model
+
+    return {
+        name: replace(
+            each,
+            stages=tuple(replace(stage, model=host_of(stage.model)) for stage in each.stages),
+        )
+        for name, each in deployments.items()
+    }
