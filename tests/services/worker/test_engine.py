@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import FinishReason
+from gearfall.core.job import FinishReason, Priority
 from gearfall.core.sampling import SamplingParams
 from services.worker.batch import Batch
 from services.worker.engine import Engine
@@ -22,13 +22,25 @@ def make_engine(*, total_blocks=16, slots=4, step_tokens=32, context_tokens=200)
     return Engine(model, batch, context_tokens=context_tokens, clock=lambda: 0.0), model
 
 
-def job(name, prompt, max_tokens, *, generated=(), epoch=1, **sampling):
+def job(
+    name,
+    prompt,
+    max_tokens,
+    *,
+    generated=(),
+    epoch=1,
+    priority=Priority.INTERACTIVE,
+    deadline_unix_s=0.0,
+    **sampling,
+):
     return SubmitJob(
         JobId(name),
         Epoch(epoch),
         tuple(prompt),
         tuple(generated),
         SamplingParams(max_tokens=max_tokens, temperature=0.0, **sampling),
+        priority=priority,
+        deadline_unix_s=deadline_unix_s,
     )
 
 
@@ -184,6 +196,45 @@ def test_a_cancelled_job_is_gone_before_the_next_step():
     found = run_out(engine)
     assert set(found) == {"b"}
     assert found["b"][0] == answer([2], 3)
+
+
+def test_a_deadline_ends_a_job_at_the_step_after_it():
+    now = {"unix": 1000.0, "steps": 5.0}
+    batch = Batch(KvBlocks(16), slots=1, step_tokens=32)
+    engine = Engine(
+        CountingModel(16),
+        batch,
+        context_tokens=200,
+        clock=lambda: now["steps"],
+        unix_clock=lambda: now["unix"],
+    )
+    engine.submit(job("runs", [1], 50, deadline_unix_s=1003.0))
+    engine.submit(job("waits", [2], 50, deadline_unix_s=1002.0))
+    engine.submit(job("late", [2], 50, deadline_unix_s=999.0))
+    engine.submit(job("goes on", [4], 3))
+    ended = {}
+    for second in range(4):
+        now["steps"] = 5.0 + second
+        for run in engine.step().runs:
+            if run.finish is not None:
+                ended[run.job_id] = (second, run.finish, run.index)
+        engine.check()
+    assert ended == {
+        "late": (0, FinishReason.DEADLINE, 0),
+        "waits": (2, FinishReason.DEADLINE, 0),
+        "runs": (3, FinishReason.DEADLINE, 3),
+    }
+    assert run_out(engine)["goes on"][1].finish is FinishReason.LENGTH
+
+
+def test_an_interactive_job_displaces_a_batch_job_in_the_next_step():
+    engine, _ = make_engine(slots=1)
+    engine.submit(job("batch", [1], 20, priority=Priority.BATCH))
+    assert [run.job_id for run in engine.step().runs] == ["batch"]
+    engine.submit(job("chat", [2], 3))
+    ran = [run.job_id for _ in range(4) for run in engine.step().runs]
+    assert ran == ["chat", "chat", "chat", "batch"]
+    assert run_out(engine)["batch"][0] == answer([1], 20)[2:]
 
 
 def test_a_second_submission_changes_nothing():
