@@ -66,6 +66,12 @@ def run(engine, watched, name, prompt, *, tenant="t"):
     return tokens, np.stack(watched.rows[rows:]), watched.computed - computed
 
 
+def rows_alone(model, prompt):
+    """Return the rows of logits of a prompt that an engine has to itself."""
+    engine, watched = make(model)
+    return run(engine, watched, "alone", prompt)[1]
+
+
 def test_a_prompt_that_was_seen_is_not_computed_again_and_nothing_changes(model):
     engine, watched = make(model)
     tokens, rows, computed = run(engine, watched, "first", PROMPT)
@@ -83,7 +89,7 @@ def test_a_prompt_that_was_seen_is_not_computed_again_and_nothing_changes(model)
 def test_a_prompt_that_differs_in_a_late_token_shares_what_is_before_it(model):
     engine, watched = make(model)
     prompt = [*PROMPT[:40], 1, *PROMPT[41:]]
-    rows = run(*make(model), name="alone", prompt=prompt)[1]
+    rows = rows_alone(model, prompt)
     run(engine, watched, "first", PROMPT)
     shared = run(engine, watched, "second", prompt)
     assert (shared[1] == rows).all()
@@ -103,7 +109,7 @@ def test_what_is_overwritten_is_not_reused(model):
 
 def test_a_cancelled_jobs_full_blocks_are_known_and_its_open_one_is_not(model):
     engine, watched = make(model)
-    rows = run(*make(model), name="alone", prompt=PROMPT)[1]
+    rows = rows_alone(model, PROMPT)
     sampling = SamplingParams(max_tokens=6, temperature=0.0)
     engine.submit(SubmitJob(JobId("a"), Epoch(1), tuple(PROMPT[:60]), (), sampling, tenant="t"))
     engine.step()
