@@ -35,7 +35,7 @@ def list_models(context: typer.Context, server: Server = "", as_json: AsJson = F
         return
     print_table(
         "models",
-        ("name", "state", "parameters>", "size>", "context>", "nodes", "digest"),
+        ("name", "state", "parameters>", "size>", "context>", "base", "nodes", "digest"),
         (
             (
                 model.name,
@@ -43,6 +43,7 @@ def list_models(context: typer.Context, server: Server = "", as_json: AsJson = F
                 f"{model.parameters / 1e6:.2f} M",
                 bytes_text(model.size_bytes),
                 model.context_tokens,
+                model.base,
                 ", ".join(model.nodes),
                 model.digest[:12],
             )
@@ -70,18 +71,21 @@ def list_models(context: typer.Context, server: Server = "", as_json: AsJson = F
 def register(
     name: Annotated[str, typer.Argument(help="Name to serve the model under.")],
     path: Annotated[Path, typer.Argument(help="Hugging Face directory with safetensors.")],
+    base: Annotated[
+        str, typer.Option(help="Registered model that a LoRA adapter belongs to.")
+    ] = "",
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Convert a local Hugging Face directory into every live store."""
+    """Convert a local Hugging Face directory, or a PEFT LoRA adapter's, into every live store."""
     with connect(server) as client:
-        registered = register_with_progress(client, name, path.absolute(), quiet=as_json)
+        registered = register_with_progress(client, name, path.absolute(), base=base, quiet=as_json)
     if as_json:
         print_json(registered)
 
 
 def register_with_progress(
-    client: Client, name: str, path: Path, *, quiet: bool = False
+    client: Client, name: str, path: Path, *, base: str = "", quiet: bool = False
 ) -> list[dict[str, Any]]:
     """Register and show one bar a node; return what each node's store made of it."""
     done: list[dict[str, Any]] = []
@@ -93,7 +97,7 @@ def register_with_progress(
     )
     with Progress(*columns, console=console, disable=quiet) as bars:
         tasks: dict[str, TaskID] = {}
-        for progress in client.register_model(name, str(path)):
+        for progress in client.register_model(name, str(path), base=base):
             node = progress.node_id
             if node not in tasks:
                 tasks[node] = bars.add_task(f"{name} on {node}")

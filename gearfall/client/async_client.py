@@ -83,13 +83,14 @@ class AsyncClient:
         return await self._call(self._router.ListModels, router_pb2.ListModelsRequest())
 
     async def register_model(
-        self, name: str, path: str
+        self, name: str, path: str, *, base: str = ""
     ) -> AsyncIterator[store_pb2.RegisterProgress]:
         """Register a Hugging Face directory with every live store; yield progress per node.
 
-        `path` is a directory on the stores' machines.
+        `path` is a directory on the stores' machines. `base` names the registered model that a
+        LoRA adapter belongs to, where its adapter_config.json does not.
         """
-        request = store_pb2.RegisterModelRequest(name=name, path=path)
+        request = store_pb2.RegisterModelRequest(name=name, path=path, base=base)
         call = self._router.RegisterModel(
             request, timeout=_REGISTER_TIMEOUT_S, metadata=self._metadata
         )

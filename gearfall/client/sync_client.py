@@ -62,9 +62,11 @@ class Client:
         """Return registered models and deployments."""
         return self._run(self._async.models())
 
-    def register_model(self, name: str, path: str) -> Iterator[store_pb2.RegisterProgress]:
+    def register_model(
+        self, name: str, path: str, *, base: str = ""
+    ) -> Iterator[store_pb2.RegisterProgress]:
         """Register a directory with every live store; yield progress per node."""
-        return self._iterate(self._async.register_model(name, path))
+        return self._iterate(self._async.register_model(name, path, base=base))
 
     def remove_model(self, name: str) -> None:
         """Remove a model from the cluster."""

@@ -56,10 +56,11 @@ class Catalogue:
         return self._cluster.view
 
     async def register_model(
-        self, name: str, path: str
+        self, name: str, path: str, base: str = ""
     ) -> AsyncIterator[store_pb2.RegisterProgress]:
         """Register a directory with every live store at once and yield the progress of all.
 
+        `base` names the model that a LoRA adapter belongs to, where it does not say so itself.
         Goes on where one store fails, then raises the first failure: what a store has stays.
         """
         parse_name(name, param="name")
@@ -70,7 +71,8 @@ class Catalogue:
         nodes = tuple(self._cluster.view.nodes.values())
         if not nodes:
             raise Unavailable("no store is up", retry_after_s=2.0)
-        async for progress in self._register_on(nodes, name, path):
+        call = store_pb2.RegisterModelRequest(name=name, path=path, base=base)
+        async for progress in self._register_on(nodes, call):
             yield progress
 
     async def remove_model(self, name: str) -> None:
@@ -86,6 +88,9 @@ class Catalogue:
         users = [each.name for each in view.deployments.values() if _names(each, model)]
         if users:
             raise Conflict(f"model {name} is a stage of {', '.join(sorted(users))}", param="name")
+        adapters = sorted(each.name for each in view.models.values() if each.base == model)
+        if adapters:
+            raise Conflict(f"model {name} is the base of {', '.join(adapters[:8])}", param="name")
         if self._is_model_used(model):
             raise Conflict(f"requests are running on model {name}", param="name")
         await self._cluster.put_model(replace(view.models[model], is_removing=True))
@@ -110,12 +115,10 @@ class Catalogue:
         await self._until(lambda now: DeploymentName(name) not in now.deployments)
 
     async def _register_on(
-        self, nodes: tuple[NodeRecord, ...], name: str, path: str
+        self, nodes: tuple[NodeRecord, ...], call: store_pb2.RegisterModelRequest
     ) -> AsyncIterator[store_pb2.RegisterProgress]:
         merged: asyncio.Queue[store_pb2.RegisterProgress | _NodeEnd] = asyncio.Queue()
-        tasks = [
-            asyncio.create_task(self._register_one(each, name, path, merged)) for each in nodes
-        ]
+        tasks = [asyncio.create_task(self._register_one(each, call, merged)) for each in nodes]
         errors: list[GearfallError] = []
         left = len(tasks)
         try:
@@ -128,7 +131,7 @@ class Catalogue:
                     yield item
             if errors:
                 raise errors[0]
-            await self._until(lambda now: ModelName(name) in now.models)
+            await self._until(lambda now: ModelName(call.name) in now.models)
         finally:
             for task in tasks:
                 task.cancel()
@@ -136,17 +139,16 @@ class Catalogue:
     async def _register_one(
         self,
         node: NodeRecord,
-        name: str,
-        path: str,
+        call: store_pb2.RegisterModelRequest,
         merged: "asyncio.Queue[store_pb2.RegisterProgress | _NodeEnd]",
     ) -> None:
         try:
-            async for progress in self._peers.register_model(node, name, path):
+            async for progress in self._peers.register_model(node, call):
                 merged.put_nowait(progress)
         except GearfallError as error:
             merged.put_nowait(_NodeEnd(error))
         except Exception as error:
-            _log.exception("registration failed", extra={"model": name, "node": node.node_id})
+            _log.exception("registration failed", extra={"model": call.name, "node": node.node_id})
             merged.put_nowait(_NodeEnd(Unavailable(f"store {node.node_id}: {error}")))
         else:
             merged.put_nowait(_NodeEnd(None))
@@ -208,4 +210,6 @@ def _names(record: DeploymentRecord, model: ModelName) -> bool:
 
 
 def _is_hosted(model: ModelName, view: ClusterView) -> bool:
-    return any(hosted == model for _, hosted in (*view.replicas, *view.assignments))
+    is_adapter_held = any(model in replica.adapters for replica in view.replicas.values())
+    is_placed = any(hosted == model for _, hosted in (*view.replicas, *view.assignments))
+    return is_placed or is_adapter_held

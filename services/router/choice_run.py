@@ -80,11 +80,11 @@ class ChoiceRun:
             report = _report_of_unfit(plan, self._context.measure)
             self._conclude(StageFailed(plan.error), lambda _: report)
             return
-        error = self._context.start_error(plan.record.name)
+        error = self._context.start_error(plan.host.name)
         job_id = self._context.next_job_id()
         stage_run = self._follow(plan, job_id)
         if error is not None:
-            stage_run.on_failed(cannot_start(plan.record.name, error))
+            stage_run.on_failed(cannot_start(plan.host.name, error))
         try:
             if not stage_run.ended.done():
                 await self._submit(plan, job_id, stage_run)
@@ -94,7 +94,7 @@ class ChoiceRun:
         self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
 
     async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
-        context, model = self._context, plan.record.name
+        context, model = self._context, plan.host.name
         expected_s = context.expected_start_s(model)
         context.note("queued", f"{model}, start expected in {expected_s:.2f} s")
         if expected_s > 0:
@@ -112,6 +112,7 @@ class ChoiceRun:
             deadline_unix_s=context.deadline_unix_s,
             priority=context.request.priority,
             tenant=context.request.tenant,
+            adapter=plan.adapter,
         )
         try:
             await context.jobs.submit(

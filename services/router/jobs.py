@@ -64,8 +64,8 @@ class JobTable:
         return len(self._jobs)
 
     def is_used(self, model: ModelName) -> bool:
-        """Whether a running job needs `model`."""
-        return any(each.job.model == model for each in self._jobs.values())
+        """Whether a running job needs `model`, be it an adapter."""
+        return any(model in (each.job.model, each.job.adapter) for each in self._jobs.values())
 
     async def submit(
         self, job: Job, listener: JobListener, *, deadline_s: float, patience_s: float

@@ -56,10 +56,9 @@ class Peers:
         raise Unavailable(f"can't read {file} of {model.name}: {reason}", retry_after_s=1.0)
 
     async def register_model(
-        self, node: NodeRecord, name: str, path: str
+        self, node: NodeRecord, request: store_pb2.RegisterModelRequest
     ) -> AsyncIterator[store_pb2.RegisterProgress]:
         """Register a model directory with one store and yield its progress."""
-        request = store_pb2.RegisterModelRequest(name=name, path=path)
         try:
             async for progress in self._store(node).RegisterModel(request, timeout=_REGISTER_S):
                 yield progress

@@ -169,13 +169,17 @@ class RestDoor:
         deployment = self._catalogue.view.deployments.get(DeploymentName(name))
         names = [stage.model for stage in deployment.stages] if deployment else [ModelName(name)]
         is_ready, is_starting = self._service.readiness(names[0])
+        record = None if deployment else self._catalogue.view.models.get(ModelName(name))
+        base = "" if record is None else record.base
         return {
             "id": name,
             "object": "model",
             "created": 0,
             "owned_by": "gearfall",
+            # What other servers say of an adapter: the model that it was trained on.
+            "parent": base or None,
             "gearfall": {
-                "kind": "deployment" if deployment else "model",
+                "kind": "deployment" if deployment else "adapter" if base else "model",
                 "stages": names,
                 "readiness": "ready" if is_ready else "starting" if is_starting else "cold",
                 "expected_start_s": self._service.expected_start_s(names[0]),

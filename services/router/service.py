@@ -108,12 +108,18 @@ class RouterService:
         running.cancel()
 
     def readiness(self, model: ModelName) -> tuple[bool, bool]:
-        """Whether `model` has a ready replica, and whether one is on its way."""
+        """Whether `model`, or an adapter's base, has a ready replica, and whether one is coming."""
+        model = self.host_of(model)
         replicas = [each for each in self._cluster.view.replicas.values() if each.model == model]
         is_starting = bool(replicas) or any(
             each.model == model for each in self._cluster.view.assignments.values()
         )
         return is_ready(model, replicas), is_starting
+
+    def host_of(self, model: ModelName) -> ModelName:
+        """Return the model whose replicas answer for `model`: of an adapter its base."""
+        record = self._cluster.view.models.get(model)
+        return ModelName(record.base) if record is not None and record.base else model
 
     def is_ready(self, model: ModelName) -> bool:
         """Whether a ready replica of `model` is known."""
@@ -122,6 +128,7 @@ class RouterService:
     def expected_start_s(self, model: ModelName) -> float:
         """Seconds to the first token if `model` were asked for now; 0 when a replica is ready."""
         view = self._cluster.view
+        model = self.host_of(model)
         record = view.models.get(model)
         if record is None or self.is_ready(model):
             return 0.0

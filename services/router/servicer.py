@@ -74,7 +74,9 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, request: store_pb2.RegisterModelRequest, context: Context
     ) -> AsyncIterator[store_pb2.RegisterProgress]:
         """Register with every live store and stream their progress."""
-        async for progress in self._catalogue.register_model(request.name, request.path):
+        async for progress in self._catalogue.register_model(
+            request.name, request.path, request.base
+        ):
             yield progress
 
     async def RemoveModel(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gearfall.core.errors import GearfallError, InvalidRequest, NotFound
+from gearfall.core.errors import GearfallError, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ModelRecord, Stage
 from gearfall.core.sampling import SamplingParams
@@ -22,6 +22,23 @@ class StageReady:
     tokenizer: ModelTokenizer
     prompt_token_ids: tuple[int, ...]
     max_tokens: int
+    base: ModelRecord | None = None
+    """Set where `record` is a LoRA adapter: the model that it runs on."""
+
+    @property
+    def host(self) -> ModelRecord:
+        """The model whose replicas take the job."""
+        return self.base or self.record
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter that the job runs with; empty for none."""
+        return "" if self.base is None else self.record.name
+
+    @property
+    def parameters(self) -> int:
+        """Parameters that compute a token."""
+        return self.record.parameters + (0 if self.base is None else self.base.parameters)
 
     def sampling(self, request: GenerationRequest, seed: int) -> SamplingParams:
         """Return the job's sampling; `seed` is the choice's own."""
@@ -77,7 +94,8 @@ async def _plan_stage(
     record = models.get(stage.model)
     if record is None:
         raise NotFound(f"model {stage.model!r} is not registered", param="model")
-    tokenizer = await ask.tokenizers.get(record)
+    base = base_of(record, models)
+    tokenizer = await ask.tokenizers.get(base or record)
     ids = await ask.encode(tokenizer)
     _check_prompt(ask.prompt, ids, record)
     room = record.context_tokens - len(ids)
@@ -87,7 +105,25 @@ async def _plan_stage(
         tokenizer=tokenizer,
         prompt_token_ids=ids,
         max_tokens=min(ask.request.max_tokens or DEFAULT_MAX_TOKENS, room),
+        base=base,
     )
+
+
+def base_of(record: ModelRecord, models: Mapping[ModelName, ModelRecord]) -> ModelRecord | None:
+    """Return the model that a LoRA adapter runs on, None for a model.
+
+    Raises Unavailable when the base isn't registered, or has other bytes than the adapter's.
+    """
+    if not record.base:
+        return None
+    base = models.get(ModelName(record.base))
+    if base is None or base.is_removing:
+        raise Unavailable(
+            f"{record.base}, which the adapter {record.name} needs, is not registered"
+        )
+    if base.digest != record.base_digest:
+        raise Unavailable(f"the adapter {record.name} belongs to other bytes than {base.name} has")
+    return base
 
 
 class _Ask:

@@ -120,7 +120,7 @@ class StageRun:
 
     def _cost(self, tokens: int) -> float:
         """A job that nobody claimed cost nothing."""
-        return cost_flops(self._plan.record.parameters, tokens) if self._owners else 0.0
+        return cost_flops(self._plan.parameters, tokens) if self._owners else 0.0
 
     def _certainty(self) -> float:
         return measure_certainty(self._measure, self._logprobs, self._margins)
