@@ -41,6 +41,10 @@ class MigrationDesk:
         self._worker_id = worker_id
         self._terms = terms or Terms()
 
+    def running(self) -> tuple[Claim, ...]:
+        """Return the jobs that this worker owns."""
+        return self._board.running()
+
     async def move(self, job_id: JobId, epoch: Epoch, target_address: str) -> Moved:
         """Move a running job; epoch 0: whichever runs here.
 

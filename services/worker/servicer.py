@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator
 
 from gearfall.core.ids import Epoch, JobId
-from gearfall.infra.convert import replica_to_pb
+from gearfall.infra.convert import priority_to_pb, replica_to_pb
 from gearfall.infra.grpc_errors import Context
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb import worker_pb2_grpc
+from services.worker.claims import Claim
 from services.worker.migration_call import Moved
 from services.worker.migration_desk import MigrationDesk
 from services.worker.service import WorkerService
@@ -32,6 +33,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             memory_bytes=state.record.memory_bytes,
             memory_used_bytes=state.memory_used_bytes,
             replicas=[replica_to_pb(record) for record in state.replicas],
+            jobs=[_claim_to_pb(claim) for claim in self._desk.running()],
         )
 
     async def Drain(  # noqa: N802 - named by the proto
@@ -58,6 +60,19 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         """Take in a job that another worker moves here."""
         async for reply in self._desk.receive(request_iterator):
             yield reply
+
+
+def _claim_to_pb(claim: Claim) -> pb.RunningJob:
+    job = claim.job
+    return pb.RunningJob(
+        job_id=job.job_id,
+        request_id=job.request_id,
+        model=job.model,
+        epoch=job.epoch,
+        prompt_tokens=len(job.prompt_token_ids),
+        next_index=claim.next_index,
+        priority=priority_to_pb(job.priority),
+    )
 
 
 def moved_to_pb(moved: Moved) -> pb.MigrateJobReply:

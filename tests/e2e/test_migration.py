@@ -1,0 +1,138 @@
+"""A long answer moves between two workers while it is streamed: text and ids stay the same."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gearfall.client import AsyncClient, Finished, TextDelta
+from gearfall.client.request import Options
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.demo import catalogue
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.pb import common_pb2
+from gearfall.pb import worker_pb2 as pb
+from gearfall.pb.worker_pb2_grpc import WorkerStub
+from tests.cluster_host import ClusterHost
+
+MODEL = "wanderer"
+PROMPT_IDS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 6
+TOKENS = 400
+MOVES_AT = (60, 150, 240)
+
+
+class Pair:
+    """Two workers that serve the model, and a client."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.client = client
+        self.addresses: dict[str, str] = {}
+
+    async def ready(self) -> None:
+        """Return when both workers serve the model."""
+        async with asyncio.timeout(60):
+            while len(self.addresses) < 2:
+                for worker in (await self.client.status()).workers:
+                    for replica in worker.replicas:
+                        if replica.state == common_pb2.REPLICA_STATE_READY:
+                            self.addresses[worker.worker_id] = worker.address
+
+    async def move(self) -> pb.MigrateJobReply:
+        """Move the only job to a worker that it is not on."""
+        for worker_id, address in self.addresses.items():
+            async with open_channel(address) as channel:
+                stub = WorkerStub(channel)
+                jobs = (await stub.GetStatus(pb.WorkerStatusRequest(), timeout=10)).jobs
+                if not jobs:
+                    continue
+                (job,) = jobs
+                (other,) = (a for w, a in self.addresses.items() if w != worker_id)
+                request = pb.MigrateJobRequest(
+                    job_id=job.job_id, epoch=job.epoch, target_address=other
+                )
+                reply: pb.MigrateJobReply = await stub.MigrateJob(request, timeout=30)
+                return reply
+        raise AssertionError("the job runs nowhere")
+
+    async def read(
+        self, moves_at: tuple[int, ...], options: Options
+    ) -> tuple[list[int], str, int, list[pb.MigrateJobReply]]:
+        """Return token ids, text, owners and what the moves said."""
+        ids: list[int] = []
+        text, owners, replies = "", 0, []
+        waits = list(moves_at)
+        moving: asyncio.Task[pb.MigrateJobReply] | None = None
+        async for event in self.client.stream(MODEL, PROMPT_IDS, **options):
+            if isinstance(event, TextDelta):
+                text += event.text
+                ids += [item.token_id for item in event.logprobs]
+                if waits and len(ids) >= waits[0] and (moving is None or moving.done()):
+                    if moving is not None:
+                        replies.append(moving.result())
+                    waits.pop(0)
+                    moving = asyncio.create_task(self.move())
+            elif isinstance(event, Finished):
+                owners = event.stages[-1].epochs
+        if moving is not None:
+            replies.append(await moving)
+        return ids, text, owners, replies
+
+
+def wanderer() -> LlamaForCausalLM:
+    """A model whose answers neither end nor repeat, slow enough to be met on its way."""
+    torch.set_num_threads(1)
+    torch.manual_seed(5)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=18, hidden_size=256, intermediate_size=512, num_hidden_layers=6,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
+            bos_token_id=0, eos_token_id=1, initializer_range=0.1,
+        )
+    )  # fmt: skip
+    stored: LlamaForCausalLM = model.bfloat16().eval()
+    return stored
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ClusterHost, Path]]:
+    folder = tmp_path_factory.mktemp("pair")
+    wanderer().save_pretrained(folder / "source")
+    shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", folder / "source")
+    host = ClusterHost(folder / "home", "--workers-per-node", "2")
+    yield host, folder / "source"
+    assert host.stop() == 0
+
+
+@pytest.fixture
+async def pair(two_workers: tuple[ClusterHost, Path]) -> AsyncIterator[Pair]:
+    host, source = two_workers
+    async with AsyncClient(host.addresses["grpc"]) as client:
+        _ = [item async for item in client.register_model(MODEL, str(source))]
+        stages = (Stage(ModelName(MODEL)),)
+        await client.deploy(
+            DeploymentRecord(DeploymentName("pair"), stages, min_replicas=2, max_replicas=2)
+        )
+        opened = Pair(client)
+        await opened.ready()
+        yield opened
+
+
+GREEDY = Options(temperature=0.0, max_tokens=TOKENS, ignore_eos=True, logprobs=True)
+SAMPLED = Options(temperature=1.0, seed=11, max_tokens=TOKENS, ignore_eos=True, logprobs=True)
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+async def test_an_answer_moved_three_times_is_the_undisturbed_one(
+    pair: Pair, options: Options
+) -> None:
+    expected_ids, expected_text, owners, _ = await pair.read((), options)
+    assert (len(expected_ids), owners) == (TOKENS, 1)
+    ids, text, owners, replies = await pair.read(MOVES_AT, options)
+    assert (ids, text) == (expected_ids, expected_text)
+    assert owners == 1 + len(MOVES_AT)
+    assert [reply.epoch for reply in replies] == [2, 3, 4]
