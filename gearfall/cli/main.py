@@ -12,6 +12,7 @@ from gearfall.cli import (
     convert,
     demo,
     deploy,
+    drain,
     export,
     history,
     inspect,
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.add_typer(models.app, name="models")
 app.command("deploy")(deploy.deploy)
+app.command("drain")(drain.drain)
 app.command("ps")(ps.ps)
 app.command("status")(status.status)
 app.command("why")(why.why)
