@@ -38,6 +38,10 @@ class LoadNews:
         """Return when the store has said that the whole load is verified; raises as `wait`."""
         while not self._last.is_done:
             self._hear()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection. Idempotent."""
         self._connection.close()
 
     def _covers(self, ends_bytes: Mapping[int, int]) -> bool:
