@@ -32,7 +32,7 @@ class ScriptedWorker(WorkerServicer):
     async def MigrateJob(self, request, context):
         raise AssertionError(request)
 
-    async def ReceiveMigration(self, request_iterator, context):
+    def ReceiveMigration(self, request_iterator, context):
         raise AssertionError(request_iterator)
 
 
