@@ -152,7 +152,12 @@ def test_a_row_is_the_same_bits_in_every_batch(bench: Bench):
 def test_rows_without_an_adapter_are_untouched(bench: Bench):
     model = bench.build(NativeOps(2))
     first, second = (adapter.digest for adapter in bench.adapters)
-    beside = model.forward(packed([(PROMPTS[1], first), (PROMPTS[0], ""), (PROMPTS[3], second)]))
+    mixed = packed([(PROMPTS[1], first), (PROMPTS[0], ""), (PROMPTS[3], second)])
+    beside = model.forward(mixed)
+    # Some families compute a step without adapters another way, once they are warm.
+    for _ in range(2):
+        assert (model.forward(packed([(PROMPTS[0], "")]))[0] == beside[1]).all()
+        assert (model.forward(mixed) == beside).all()
     model.adapters.drop(first)
     model.adapters.drop(second)
     model.adapters.check()
