@@ -19,7 +19,7 @@ from gearfall.core.errors import GearfallError
 from gearfall.core.ids import Epoch, JobId, ModelName
 from gearfall.core.job import FinishReason, TokenRun
 from services.worker.adapter_leases import AdapterLimits, AdapterTable
-from services.worker.adapter_source import AdapterSource, Brought
+from services.worker.adapter_source import AdapterLease, AdapterSource, Brought
 from services.worker.engine_messages import (
     AdapterReport,
     AttachAdapter,
@@ -40,7 +40,7 @@ from services.worker.engine_messages import (
     WorkerMessage,
 )
 from services.worker.kv_memory import KvMemory
-from services.worker.ports import EngineProcess, PoolLease
+from services.worker.ports import EngineProcess
 
 _log = logging.getLogger(__name__)
 _Key = tuple[JobId, Epoch]
@@ -64,7 +64,7 @@ class AdapterEngine:
         self._bring = bring
         self._on_change = on_change
         self._table = AdapterTable(limits or AdapterLimits())
-        self._leases: dict[ModelName, PoolLease] = {}
+        self._leases: dict[ModelName, AdapterLease] = {}
         self._waiting: defaultdict[ModelName, list[WorkerMessage]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
         self._steps: asyncio.Queue[StepDone | None] = asyncio.Queue()

@@ -1,18 +1,36 @@
 """Where a worker's adapters come from: its node's store, by the way that models come."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from gearfall.core.errors import Unavailable
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.manifest import parse_manifest
-from services.worker.ports import LeaseTaker, PoolLease, StoreClient
+from services.worker.ports import LeaseTaker, StoreClient
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 RETRY_DELAYS_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """A store that can't be reached, or starts anew, is asked again after these pauses."""
+
+
+class AdapterLease(Protocol):
+    """The part of `services.worker.ports.PoolLease` that an adapter needs."""
+
+    @property
+    def manifest_json(self) -> bytes:
+        """The verified manifest's bytes."""
+        ...
+
+    @property
+    def partition_fds(self) -> Sequence[int]:
+        """One descriptor per partition, owned by the lease."""
+        ...
+
+    def close(self) -> None:
+        """Give it back. Idempotent."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +40,14 @@ class Brought:
     digest: str
     size_bytes: int
     config_json: bytes
-    lease: PoolLease
+    lease: AdapterLease
     """The owner's to close."""
 
 
 class AdapterSource(Protocol):
     """Brings adapters."""
 
-    async def __call__(self, adapter: ModelName) -> Brought:
+    async def __call__(self, adapter: ModelName, /) -> Brought:
         """Raise the store's error when it can't be had."""
         ...
 

@@ -51,7 +51,8 @@ async def ask(web: httpx.AsyncClient, model: str) -> list[str]:
     reply = await web.post("/v1/completions", json=body, timeout=60)
     reply.raise_for_status()
     assert reply.json()["model"] == model
-    return reply.json()["choices"][0]["logprobs"]["tokens"]
+    tokens: list[str] = reply.json()["choices"][0]["logprobs"]["tokens"]
+    return tokens
 
 
 @pytest.fixture

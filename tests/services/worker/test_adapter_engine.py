@@ -58,13 +58,16 @@ class Source(Watched):
         finally:
             del self.asked[adapter]
 
-    async def bring(self, name: str, *, size_bytes: int = 1) -> None:
+    async def until_asked(self, name: str) -> None:
         await self.until(lambda: name in self.asked)
+
+    async def bring(self, name: str, *, size_bytes: int = 1) -> None:
+        await self.until_asked(name)
         self.leases[name] = Lease(f"digest-{name}")
         self.asked[name].set_result(Brought(f"digest-{name}", size_bytes, b"{}", self.leases[name]))
 
     async def fail(self, name: str, error: Exception) -> None:
-        await self.until(lambda: name in self.asked)
+        await self.until_asked(name)
         self.asked[name].set_exception(error)
 
 
@@ -208,7 +211,7 @@ async def test_a_removed_adapter_goes_with_its_last_job(rig: Rig):
 async def test_one_pair_of_bytes_under_two_names_is_dropped_with_the_second(rig: Rig):
     for job, name in (("a", "x"), ("b", "y")):
         rig.adapted.send(submit(job, name))
-        await rig.source.until(lambda name=name: name in rig.source.asked)
+        await rig.source.until_asked(name)
         rig.source.leases[name] = Lease("same")
         brought = Brought("same", 1, b"{}", rig.source.leases[name])
         rig.source.asked[name].set_result(brought)

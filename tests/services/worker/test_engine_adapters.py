@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from gearfall.core.errors import Conflict, CorruptCheckpoint, GearfallError, InvalidRequest
 from gearfall.core.manifest import manifest_digest
@@ -36,7 +38,11 @@ class Bench:
         self.model = random_model(family)
         self.checkpoint: TinyCheckpoint = stack.enter_context(tiny_checkpoint(self.model, home))
         self.adapters: list[TinyAdapter] = []
-        for number, config in enumerate(({"use_rslora": True}, {"alpha_pattern": {"q_proj": 5}})):
+        configs: tuple[dict[str, Any], ...] = (
+            {"use_rslora": True},
+            {"alpha_pattern": {"q_proj": 5}},
+        )
+        for number, config in enumerate(configs):
             targets = TARGETS[family][number:]
             source = save_adapter(
                 self.model, targets, home / f"adapter-{number}", seed=number, config=config
@@ -61,12 +67,16 @@ class Bench:
             attach(model, adapter, self.digest)
         return model
 
-    def merged_logits(self, prompt: Sequence[int], adapter: TinyAdapter | None) -> np.ndarray:
+    def merged_logits(
+        self, prompt: Sequence[int], adapter: TinyAdapter | None
+    ) -> NDArray[np.float32]:
         reference = self.checkpoint.reference()
         if adapter is not None:
             merge(reference, adapter.directory)
         with torch.no_grad():
-            return reference(input_ids=torch.tensor([list(prompt)])).logits[0, -1].numpy()
+            logits = reference(input_ids=torch.tensor([list(prompt)])).logits[0, -1]
+        found: NDArray[np.float32] = logits.numpy()
+        return found
 
 
 def attach(model: EngineModel, adapter: TinyAdapter, base_digest: str) -> None:
@@ -93,7 +103,10 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 def packed(rows: Sequence[tuple[Sequence[int], str]], *, start: int = 0, end: int = 99):
     """One step of whole sequences, or of the stretch of each from `start` to `end`."""
-    tokens, positions, seq_index, logit_rows = [], [], [], []
+    tokens: list[int] = []
+    positions: list[int] = []
+    seq_index: list[int] = []
+    logit_rows: list[int] = []
     groups: dict[str, tuple[list[int], list[int]]] = {}
     tables = np.zeros((len(rows), 2), dtype=np.int32)
     for row, (prompt, adapter) in enumerate(rows):
