@@ -43,6 +43,10 @@ NAMES: Final = frozenset(
             for side in ("source", "target")
             for step in ("prepare", "bulk", "delta", "freeze", "commit", "release")
         ),
+        *("source.prepare", "source.bulk", "source.delta"),
+        *("source.freeze", "source.commit", "source.release"),
+        *("target.prepare", "target.bulk", "target.delta"),
+        *("target.freeze", "target.commit", "target.release"),
         *("router.claim", "router.push", "router.commit", "router.release", "router.finish"),
     }
 )

@@ -148,7 +148,7 @@ def alive_pids(histories: Sequence[ProcessHistory]) -> frozenset[int]:
 
 
 def ask_what_is_held(directory: Path, *, timeout_s: float) -> None:
-    """Return when every process that runs has said what it holds now.
+    """Return when every other process that runs has said what it holds now.
 
     Raises DeadlineExceeded, naming one that has not, after `timeout_s`.
     """
@@ -158,7 +158,7 @@ def ask_what_is_held(directory: Path, *, timeout_s: float) -> None:
     waiting = {
         history.start
         for history in histories
-        if history.start.pid in alive and not history.has_ended
+        if history.start.pid in alive - {os.getpid()} and not history.has_ended
     }
     for start in waiting:
         os.kill(start.pid, ASK_SIGNAL)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gearfall.core.errors import Conflict, NotFound
+from gearfall.core.history import Cancelled, Claimed, Held, Released, Settled, Submitted
 from gearfall.core.ids import Epoch, JobId, ModelName, RouterId, WorkerId
 from gearfall.core.job import Job, TokenRun
 from gearfall.core.ports import QueuedJob
 from gearfall.infra.failpoints import failpoint
+from gearfall.infra.history_log import record
 from services.worker.claims import Claim, ClaimBook, ClaimEvent, ClaimKey, ClaimState, Effect, Todo
 from services.worker.engine_messages import CancelJob, JobPhase, JobReport, ReleaseJob, StepDone
 from services.worker.job_follower import JobFollower, submission
@@ -86,6 +88,11 @@ class JobBoard:
         """Stop calling. Idempotent."""
         self._watchers.pop(model, None)
 
+    @property
+    def open_claims(self) -> int:
+        """How many claims are not settled yet, of all models."""
+        return len(self._book)
+
     def occupied_slots(self, model: ModelName) -> int:
         """How many slots of the model's replica are taken."""
         return self._book.occupied_slots(model)
@@ -98,6 +105,7 @@ class JobBoard:
             # Its source lost the job before it could be moved, and so its router opened this epoch.
             self._apply(_key(job), ClaimEvent.DROP, "it came from the queue")
         if self._book.add(queued):
+            record(Claimed, job.job_id, job.epoch)
             self._settle_in(job)
 
     def hold(self, job: Job, follower: JobFollower) -> None:
@@ -109,6 +117,7 @@ class JobBoard:
         if key in self._letting_go or not self._book.hold(job):
             raise Conflict(f"job {job.job_id} epoch {job.epoch} is here already")
         self._followers[key] = follower
+        record(Held, *key)
         self._settle_in(job)
 
     def release_held(self, key: ClaimKey, token_ids: Sequence[int]) -> None:
@@ -117,6 +126,7 @@ class JobBoard:
         assert claim is not None
         self._book.release(key, token_ids)
         if engine := self._engines.get(claim.job.model):
+            record(Released, *key)
             engine.send(ReleaseJob(*key))
 
     def drop_held(self, key: ClaimKey, reason: str) -> None:
@@ -334,11 +344,13 @@ class JobBoard:
                 self._submit(job)
             case Effect.CANCEL:
                 if engine := self._engines.get(job.model):
+                    record(Cancelled, job.job_id, job.epoch)
                     engine.send(CancelJob(job.job_id, job.epoch))
             case Effect.PUSH_HELD_BACK:
                 self._push_held_back(_key(job))
             case Effect.ACKNOWLEDGE if todo.entry_ids:
                 failpoint("worker.release", job_id=job.job_id, model=job.model)
+                record(Settled, job.job_id, job.epoch)
                 self._settlement.acknowledge(job.model, todo.entry_ids)
 
     def _submit(self, job: Job) -> None:
@@ -347,6 +359,7 @@ class JobBoard:
             self._apply(_key(job), ClaimEvent.ENGINE_DIED)
             return
         failpoint("worker.submit", job_id=job.job_id, model=job.model)
+        record(Submitted, job.job_id, job.epoch)
         engine.send(submission(job))
 
     def _stream_to(self, address: str) -> PushStream:

@@ -14,6 +14,7 @@ from gearfall.infra.bearer import SECRET_VARIABLE
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import start_server
+from gearfall.infra.history_log import count_held
 from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.pool_lease import take_lease
 from gearfall.infra.redis_queue import RedisQueue
@@ -114,6 +115,7 @@ async def start_worker(
         on_lost=metrics.count_lost,
     )
     stack.push_async_callback(board.stop)
+    count_held("claims", lambda: board.open_claims)
     publisher = ReplicaPublisher(cluster, worker_id)
     publisher.start()
     stack.push_async_callback(publisher.stop)
