@@ -3,8 +3,10 @@
 Every loader runs in a fresh process that has imported what it needs; its time ends when every page
 of every tensor was touched. gearfall's time is a load by the store (every chunk's checksum
 compared; no other loader checks any), a lease and a mapping in another process, and the touch
-there. cold: none of the model's files in the page cache, looked up before each run. warm: all of
-the loader's file in it. resident: the model lies in the store's pool and is attached.
+there. Before a load the store has had the time to make memory ready, as a store that is not loading
+has; "fresh memory" is a load right after another one, that finds none. cold: none of the model's
+files in the page cache, looked up before each run. warm: all of the loader's file in it. resident:
+the model lies in the store's pool and is attached.
 
 Rounds are interleaved and their order rotates. In the first round each loader's tensors are hashed
 and compared. Peers live in an environment of their own, made when absent; one that does not install
@@ -30,7 +32,8 @@ from bench.figures import rotated
 from bench.load_model import write_llama
 from bench.load_peer import LOADERS
 from bench.load_peers import prepare_peers, versions
-from bench.load_report import OURS, RAW, Sample, of_ceiling, phase_lines, summarize, table
+from bench.load_report import FRESH, OURS, RAW, Sample, of_ceiling, phase_lines, summarize, table
+from bench.load_targets import verdicts
 from bench.machine import machine_facts, our_versions
 from gearfall.infra.native import page_cached_bytes
 
@@ -106,8 +109,8 @@ class Bench:
         """Measure once; None where the loader is not installed."""
         if loader in RAW:
             return self._run_raw(loader, condition, index)
-        if loader == OURS:
-            return self._run_ours(condition, index)
+        if loader in {OURS, FRESH}:
+            return self._run_ours(loader, condition, index)
         return self._run_peer(loader, condition, index)
 
     def _run_raw(self, loader: str, condition: str, index: int) -> Sample:
@@ -118,7 +121,7 @@ class Bench:
             done = process.ask()
         return Sample(loader, condition, self.size_bytes, index, done["load_s"])
 
-    def _run_ours(self, condition: str, index: int) -> Sample:
+    def _run_ours(self, loader: str, condition: str, index: int) -> Sample:
         argv = (
             sys.executable,
             "-m",
@@ -131,17 +134,18 @@ class Bench:
             if condition != "resident":
                 self._store.ask(do="unload", model=self._model)
                 self._prepare(self._partitions, condition)
+                self._store.ask(do="drop spare" if loader == FRESH else "fill spare")
                 load_s = self._store.ask(do="load", model=self._model)["load_s"]
             manifest = self._store.ask(do="load", model=self._model)["digest"]
             done = client.ask(digest=self._wants_digest(condition, index), manifest=manifest)
-        self._compare(OURS, done["digest"])
+        self._compare(loader, done["digest"])
         phases_s = {name: done[f"{name}_s"] for name in ("lease", "map", "views", "touch")}
         if condition != "resident":
             phases_s = {"load": load_s, **phases_s}
         peak_bytes = max(self._load_peak_bytes, done["peak_bytes"])
         total_s = sum(phases_s.values())
         return Sample(
-            OURS,
+            loader,
             condition,
             self.size_bytes,
             index,
@@ -232,7 +236,7 @@ def write_model(directory: Path, size_bytes: int, peers_python: Path) -> None:
 
 
 def _run_rounds(bench: Bench, rounds: int, console: Console) -> list[Sample]:
-    plan = {"cold": (*RAW, OURS, *LOADERS), "warm": (OURS, *LOADERS), "resident": (OURS,)}
+    plan = {"cold": (*RAW, OURS, FRESH, *LOADERS), "warm": (OURS, *LOADERS), "resident": (OURS,)}
     cells = [f"{condition}/{name}" for condition, names in plan.items() for name in names]
     samples: list[Sample] = []
     with Progress(console=console) as bars:
@@ -268,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": {"gearfall": our_versions(), "peers": versions(python)},
         "not_installed": missing,
         "of_ceiling": {size: asdict(found) for size, found in ceilings.items() if found},
+        "targets": [{**asdict(found), "is_met": found.is_met} for found in verdicts(samples)],
         "rows": [asdict(row) for row in rows],
         "samples": [asdict(sample) for sample in samples],
     }
@@ -282,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{size / 1e9:.2f} GB: the cold load runs at {found.median:.3f} "
                 f"({found.low:.3f} to {found.high:.3f}) of the raw direct read"
             )
+    out.print("\nTargets, one figure a round:")
+    out.print(*(found.line() for found in verdicts(samples)), sep="\n")
     for name, reason in missing.items():
         out.print(f"[yellow]{name} did not install:[/] {reason}")
     out.print(

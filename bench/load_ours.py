@@ -26,10 +26,12 @@ from gearfall.infra.memory_state import MemoryState
 from gearfall.infra.pool_lease import map_partition, take_lease
 from services.store.canary_process import CanaryRequest
 from services.store.service import StoreService, StoreSettings
+from services.store.spare_memory import SpareMemory
 from services.worker.engine_weights import StoredTensors
 
 POOL_BYTES = 64 * 2**30
 """No limit in practice: one model at a time is resident."""
+SPARE_TIMEOUT_S = 60.0
 
 
 async def serve_store(directory: Path) -> None:
@@ -49,6 +51,9 @@ async def serve_store(directory: Path) -> None:
 
 
 async def _answer(service: StoreService, request: dict[str, str]) -> dict[str, object]:
+    if request["do"] in {"fill spare", "drop spare"}:
+        await _settle_spare(service, is_wanted=request["do"] == "fill spare")
+        return {}
     model = request["model"]
     if request["do"] == "register":
         if model not in service.ssd.models:
@@ -65,6 +70,15 @@ async def _answer(service: StoreService, request: dict[str, str]) -> dict[str, o
     started = time.perf_counter()
     loaded = await service.load(model).wait()
     return {"load_s": time.perf_counter() - started, "digest": loaded.digest}
+
+
+async def _settle_spare(service: StoreService, *, is_wanted: bool) -> None:
+    spare = service.pool.allocator
+    assert isinstance(spare, SpareMemory)
+    if not is_wanted:
+        spare.want(())
+    if not await asyncio.to_thread(spare.wait_settled, SPARE_TIMEOUT_S):
+        raise SystemExit("the store gets no memory ready")
 
 
 async def _no_canary(_request: CanaryRequest, _size_bytes: int) -> Canary:

@@ -9,6 +9,8 @@ from rich.table import Table
 from bench.figures import Spread, spread
 
 OURS = "gearfall"
+FRESH = "gearfall, fresh memory"
+"""The same without memory that the store has kept ready."""
 RAW = ("raw io_uring", "raw threads")
 MIB = 2**20
 
@@ -121,9 +123,9 @@ def table(rows: Sequence[Row]) -> Table:
 def phase_lines(rows: Sequence[Row]) -> list[str]:
     """Return gearfall's phases, a line for each size and condition."""
     return [
-        f"{row.size_bytes / 1e9:.2f} GB {row.condition}: "
+        f"{row.size_bytes / 1e9:.2f} GB {row.condition}, {row.loader}: "
         + ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in row.phases_s.items())
         + f"; {row.touch_faults} page faults in the touch"
         for row in rows
-        if row.loader == OURS
+        if row.loader in {OURS, FRESH}
     ]

@@ -44,7 +44,7 @@ def test_the_table_has_a_row_for_each_loader_and_condition():
     rows = summarize(SAMPLES)
     assert table(rows).row_count == len(rows) == 5
     assert phase_lines(rows) == [
-        "1.00 GB cold: load 475.0 ms, touch 25.0 ms; 640 page faults in the touch"
+        "1.00 GB cold, gearfall: load 475.0 ms, touch 25.0 ms; 640 page faults in the touch"
     ]
 
 
