@@ -84,6 +84,16 @@ void silu_mul(const nb::tuple &gate, const nb::tuple &up, const nb::tuple &out,
     gearfall::cpu::silu_mul(gates, ups, result, variant);
 }
 
+void summarize_logits(const nb::tuple &logits, const nb::tuple &sharpness, const nb::tuple &best,
+                      const nb::tuple &numbers, int threads, const std::string &variant) {
+    const TensorView rows = tensor("logits", logits);
+    const TensorView factors = tensor("sharpness", sharpness);
+    const TensorView places = tensor("best", best);
+    const TensorView results = tensor("numbers", numbers);
+    const nb::gil_scoped_release released;
+    gearfall::cpu::summarize_logits(rows, factors, places, results, threads, variant);
+}
+
 }  // namespace
 
 void bind_cpu_decoder(nb::module_ &module);
@@ -104,5 +114,8 @@ void bind_cpu(nb::module_ &module) {
                "Write root-mean-square normalised rows to out.");
     module.def("cpu_silu_mul", &silu_mul, "gate"_a, "up"_a, "out"_a, "variant"_a,
                "Write silu(gate) * up to out.");
+    module.def("cpu_summarize_logits", &summarize_logits, "logits"_a, "sharpness"_a, "best"_a,
+               "numbers"_a, "threads"_a, "variant"_a,
+               "Write the best place of each row, and its largest, second, and sums of powers.");
     bind_cpu_decoder(module);
 }

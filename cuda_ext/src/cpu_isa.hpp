@@ -76,6 +76,12 @@ struct Kernels {
     // x[i] * cos[i] - x[i + size / 2] * sin[i], and x[i + size / 2] * cos[i + size / 2] +
     // x[i] * sin[i + size / 2], each product rounded.
     void (*rotate)(const float *cos, const float *sin, std::int64_t size, float *x);
+    // Writes the largest logit, the largest of the others (minus infinity if there is none), and
+    // the sums of exp(l - largest) and exp((l - largest) * sharpness); returns the first place of
+    // the largest. -1, and nothing written, where one is no number or plus infinity, or all are
+    // minus infinity.
+    std::int64_t (*summarize)(const float *logits, std::int64_t count, float sharpness,
+                              float *numbers);
 };
 
 extern const Kernels kPortableKernels;

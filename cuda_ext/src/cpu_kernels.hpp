@@ -39,4 +39,9 @@ void rms_norm(const TensorView &x, const TensorView &weight, const TensorView &o
 void silu_mul(const TensorView &gate, const TensorView &up, const TensorView &out,
               const std::string &variant);
 
+// For each row of logits [R, V]: best i32[R], the first place of the largest, -1 where the row has
+// none (see Kernels::summarize), and numbers [R, 4]; sharpness [R].
+void summarize_logits(const TensorView &logits, const TensorView &sharpness, const TensorView &best,
+                      const TensorView &numbers, int threads, const std::string &variant);
+
 }  // namespace gearfall::cpu

@@ -56,10 +56,7 @@ struct Tiles : Dots<Isa> {
         for (std::int64_t i = kLanes; i < whole; i += kLanes) {
             most = Isa::max(most, Isa::load(scores + i));
         }
-        float lanes[kLanes];
-        Isa::store(lanes, most);
-        for (int j = 1; j < kLanes; ++j) lanes[0] = lanes[j] > lanes[0] ? lanes[j] : lanes[0];
-        most = Isa::set(lanes[0]);
+        most = Isa::set(largest(most));
         Lanes sum = Isa::zero();
         for (std::int64_t i = 0; i < whole; i += kLanes) {
             const Lanes e = exp_negative(Isa::sub(Isa::load(scores + i), most));
@@ -175,6 +172,87 @@ struct Tiles : Dots<Isa> {
         }
     }
 
+    static std::int64_t summarize(const float *logits, std::int64_t count, float sharpness,
+                                  float *numbers) {
+        constexpr std::int64_t kBlock = 128 * kLanes;  // the largest is then looked for in one
+        const Lanes lowest = Isa::set(-__builtin_inff());
+        const Lanes infinite = Isa::set(__builtin_inff());
+        Lanes most = lowest, second = lowest, bad = Isa::zero();
+        float best = -__builtin_inff();
+        std::int64_t best_block = -1;
+        for (std::int64_t block = 0; block < count; block += kBlock) {
+            Lanes block_most = lowest;
+            const std::int64_t end = block + kBlock < count ? block + kBlock : count;
+            for (std::int64_t i = block; i < end; i += kLanes) {
+                const Lanes x = load_logits(logits + i, count - i);
+                bad = Isa::where_less(x, infinite, bad, infinite);
+                const Lanes lower = Isa::where_less(x, most, x, most);
+                second = Isa::max(second, lower);
+                most = Isa::max(most, x);
+                block_most = Isa::max(block_most, x);
+            }
+            const float found = largest(block_most);
+            if (found > best) {
+                best = found;
+                best_block = block;
+            }
+        }
+        if (best_block < 0 || largest(bad) > 0.0f) return -1;
+        std::int64_t place = best_block;
+        while (logits[place] != best) ++place;
+        numbers[0] = best;
+        numbers[1] = runner_up(most, second, best);
+        sum_powers(logits, count, best, sharpness, numbers + 2);
+        return place;
+    }
+
+    // The second largest of all, given each lane's two largest.
+    static inline float runner_up(Lanes most, Lanes second, float best) {
+        float firsts[kLanes], seconds[kLanes];
+        Isa::store(firsts, most);
+        Isa::store(seconds, second);
+        float found = -__builtin_inff();
+        bool is_passed = false;
+        for (int j = 0; j < kLanes; ++j) {
+            const bool is_best = !is_passed && firsts[j] == best;
+            is_passed |= is_best;
+            const float candidate = is_best ? seconds[j] : firsts[j];
+            found = candidate > found ? candidate : found;
+        }
+        return found;
+    }
+
+    static inline void sum_powers(const float *logits, std::int64_t count, float best,
+                                  float sharpness, float *sums) {
+        const Lanes top = Isa::set(best);
+        const Lanes factor = Isa::set(sharpness);
+        Lanes plain = Isa::zero(), sharpened = Isa::zero();
+        for (std::int64_t i = 0; i < count; i += kLanes) {
+            const Lanes below = Isa::sub(load_logits(logits + i, count - i), top);
+            plain = Isa::add(plain, exp_negative(below));
+            if (sharpness != 1.0f) {
+                sharpened = Isa::add(sharpened, exp_negative(Isa::mul(below, factor)));
+            }
+        }
+        Isa::template reduce<1>(&plain, sums);
+        Isa::template reduce<1>(sharpness != 1.0f ? &sharpened : &plain, sums + 1);
+    }
+
+    static inline float largest(Lanes value) {
+        float lanes[kLanes];
+        Isa::store(lanes, value);
+        for (int j = 1; j < kLanes; ++j) lanes[0] = lanes[j] > lanes[0] ? lanes[j] : lanes[0];
+        return lanes[0];
+    }
+
+    // Beyond the end, logits are minus infinity.
+    static inline Lanes load_logits(const float *from, std::int64_t count) {
+        if (count >= kLanes) return Isa::load(from);
+        float lanes[kLanes];
+        for (int j = 0; j < kLanes; ++j) lanes[j] = j < count ? from[j] : -__builtin_inff();
+        return Isa::load(lanes);
+    }
+
     static inline Lanes load_first(const float *from, std::int64_t count) {
         if (count >= kLanes) return Isa::load(from);
         float lanes[kLanes] = {};
@@ -200,7 +278,8 @@ struct Tiles : Dots<Isa> {
                 rms_norm,
                 silu_mul,
                 add,
-                rotate};
+                rotate,
+                summarize};
     }
 };
 

@@ -5,6 +5,7 @@ the cumulative distribution over tokens sorted by falling probability. So a toke
 logits, its seed and its index alone: not on the batch, nor on what was drawn before.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,16 @@ from numpy.typing import NDArray
 
 from gearfall.core.job import TokenAlternative
 from gearfall.core.sampling import SamplingParams
+from gearfall.infra.cpu_logits import summarize
 
 Logits = NDArray[np.float32]
 
 MAX_MARGIN = 1e4
 """Margin of a token without a rival, in nats: no two logits that matter lie further apart."""
+
+_DEPTHS = (6.0, 16.0, math.inf)
+"""How far below the likeliest token others are ranked with it, in nats: what is further down is
+seldom needed and costs sorting the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +52,23 @@ def sample_rows(logits: Logits, draws: Sequence[Draw]) -> list[Sampled | None]:
     None for a row whose logits are not all numbers (minus infinity is one): nothing can be drawn.
     """
     assert logits.shape[0] == len(draws)
-    rows = np.arange(len(draws))
-    best = logits.argmax(axis=1)
-    top = logits[rows, best]
+    sharpness = np.array([_sharpness(draw.sampling) for draw in draws], dtype=np.float32)
+    found = summarize(logits, sharpness)
     with np.errstate(invalid="ignore"):
-        log_total = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
-    second = _second_best(logits, rows, best)
-    is_sound = np.isfinite(log_total)
+        margins = np.minimum(found.largest - found.second, MAX_MARGIN).tolist()
+        log_totals = np.log(found.total) + found.largest
+    best = found.best.tolist()
     return [
-        _sample_row(logits[row], draws[row], int(best[row]), log_total[row], second[row])
-        if is_sound[row]
-        else None
+        None
+        if best[row] < 0
+        else _sample_row(
+            logits[row],
+            draws[row],
+            best[row],
+            log_totals[row],
+            margin=margins[row],
+            total=float(found.sharpened_total[row]),
+        )
         for row in range(len(draws))
     ]
 
@@ -67,50 +79,67 @@ def uniform(seed: int, index: int) -> float:
     return (word >> 11) * 2.0**-53
 
 
-def choose(logits: Logits, sampling: SamplingParams, number: float) -> int:
-    """Return the token that `number` in [0, 1) selects from one row under `sampling`."""
-    order = _rank(logits, sampling.top_k)
-    ranked = logits[order].astype(np.float64)
-    mass = np.cumsum(np.exp((ranked - ranked[0]) / sampling.temperature))
+def choose(logits: Logits, sampling: SamplingParams, number: float, total: float) -> int:
+    """Return the token that `number` in [0, 1) selects from one row under `sampling`.
+
+    `total`: sum of exp((logit - largest) / temperature) over the row. Only as many of the likeliest
+    tokens are ranked as the choice needs; how many that is changes nothing in it.
+    """
+    largest = logits.max()
+    for depth in _DEPTHS:
+        is_all = depth == _DEPTHS[-1]
+        order = _leading(logits, largest - depth * sampling.temperature)
+        if sampling.top_k:
+            if not is_all and len(order) < sampling.top_k:
+                continue
+            order, is_all = order[: sampling.top_k], True
+        mass = np.cumsum(
+            np.exp((logits[order].astype(np.float64) - largest) / sampling.temperature)
+        )
+        whole = float(mass[-1]) if sampling.top_k else total
+        is_cut = sampling.top_p < 1.0
+        reach = (sampling.top_p if is_cut else number) * whole
+        if is_all or mass[-1] > reach:
+            break
     kept = len(mass)
-    if sampling.top_p < 1.0:
-        kept = int(np.searchsorted(mass, sampling.top_p * mass[-1], side="left")) + 1
-    kept = min(kept, len(mass))
-    place = int(np.searchsorted(mass[:kept], number * mass[kept - 1], side="right"))
+    if is_cut:
+        kept = min(int(np.searchsorted(mass, reach, side="left")) + 1, kept)
+    sought = number * mass[kept - 1] if is_cut else reach
+    place = int(np.searchsorted(mass[:kept], sought, side="right"))
     return int(order[min(place, kept - 1)])
 
 
+def _sharpness(sampling: SamplingParams) -> float:
+    return 1.0 if sampling.is_greedy else 1.0 / sampling.temperature
+
+
 def _sample_row(
-    logits: Logits, draw: Draw, best: int, log_total: np.float32, second: np.float32
+    logits: Logits, draw: Draw, best: int, log_total: np.float32, *, margin: float, total: float
 ) -> Sampled:
     sampling = draw.sampling
     token = best
     if not sampling.is_greedy:
-        token = choose(logits, sampling, uniform(sampling.seed, draw.index))
+        token = choose(logits, sampling, uniform(sampling.seed, draw.index), total)
     alternatives: tuple[TokenAlternative, ...] = ()
     if sampling.top_logprobs:
         alternatives = tuple(
             TokenAlternative(int(other), float(logits[other] - log_total))
             for other in _rank(logits, sampling.top_logprobs)
         )
-    margin = min(float(logits[best] - second), MAX_MARGIN)
     return Sampled(token, float(logits[token] - log_total), margin, alternatives)
 
 
-def _second_best(logits: Logits, rows: NDArray[np.intp], best: NDArray[np.intp]) -> Logits:
-    """Largest logit of each row without the best token; minus infinity if there is no other."""
-    kept = logits[rows, best].copy()
-    logits[rows, best] = -np.inf
-    second: Logits = logits.max(axis=1)
-    logits[rows, best] = kept
-    return second
-
-
 def _rank(logits: Logits, limit: int) -> NDArray[np.intp]:
-    """Tokens by falling logit, the lower id first among equals; at most `limit`, 0 for all."""
-    if not 0 < limit < len(logits):
-        return np.argsort(-logits, kind="stable")
-    threshold = np.partition(logits, len(logits) - limit)[len(logits) - limit]
-    candidates = np.flatnonzero(logits >= threshold)
-    order = np.argsort(-logits[candidates], kind="stable")[:limit]
-    return candidates[order]
+    """Return the `limit` likeliest tokens, fewer where there are not so many."""
+    largest = logits.max()
+    for depth in _DEPTHS:
+        order = _leading(logits, largest - depth)
+        if len(order) >= limit:
+            break
+    return order[:limit]
+
+
+def _leading(logits: Logits, floor: float) -> NDArray[np.intp]:
+    """Tokens whose logit is not below `floor`, by falling logit, the lower id first of equals."""
+    candidates = np.flatnonzero(logits >= floor)
+    return candidates[np.argsort(-logits[candidates], kind="stable")]
