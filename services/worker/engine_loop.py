@@ -9,6 +9,7 @@ from services.worker.engine_messages import (
     FreezeJob,
     HoldJob,
     PinJob,
+    ProbeEngine,
     ReleaseJob,
     StopEngine,
     SubmitJob,
@@ -26,6 +27,7 @@ class EngineLoop:
         self._engine = engine
         self._stream = stream
         self._is_stopping = False
+        self._is_probed = False
 
     def run(self) -> None:
         """Step while there is work, sleep in the kernel while there is none."""
@@ -35,7 +37,9 @@ class EngineLoop:
                 self._handle(message)
             if self._is_stopping or self._stream.is_closed:
                 break
-            if not self._engine.is_idle and not self._stream.is_choked:
+            is_due = self._is_probed or not self._engine.is_idle
+            if is_due and not self._stream.is_choked:
+                self._is_probed = False
                 self._stream.send(self._engine.step())
         self._stream.drain()
 
@@ -59,6 +63,8 @@ class EngineLoop:
                 self._engine.attach(message, self._stream.take_descriptors())
             case DropAdapter():
                 self._engine.drop(message)
+            case ProbeEngine():
+                self._is_probed = True
             case StopEngine():
                 self._is_stopping = True
             case _:

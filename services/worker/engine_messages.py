@@ -169,6 +169,10 @@ class UnpinJob(msgspec.Struct, frozen=True, tag=True):
     epoch: Epoch
 
 
+class ProbeEngine(msgspec.Struct, frozen=True, tag=True):
+    """Say that you are there: answered with a StepDone after the current step, if any."""
+
+
 class StopEngine(msgspec.Struct, frozen=True, tag=True):
     """Exit after the current step."""
 
@@ -263,6 +267,7 @@ WorkerMessage = (
     | FreezeJob
     | ThawJob
     | UnpinJob
+    | ProbeEngine
     | StopEngine
 )
 EngineMessage = EngineReady | EngineFailed | StepDone

@@ -44,6 +44,7 @@ from services.worker.replica_start import (
 )
 from services.worker.restarts import restart_delay_s
 from services.worker.start_clock import StartClock
+from services.worker.watchdog import watching
 
 _log = logging.getLogger(__name__)
 
@@ -254,10 +255,12 @@ class Replica:
         self._ports.metrics.count_start(self.model, timeline)
         self._claims.open()
         try:
-            async for step in engine:
-                self._has_produced = self._has_produced or bool(step.runs)
-                self._ports.metrics.count_step(self.model, step)
-                self._ports.board.push_step(step)
+            async with watching(engine, lambda: self.running_jobs > 0) as watchdog:
+                async for step in engine:
+                    watchdog.heard()
+                    self._has_produced = self._has_produced or bool(step.runs)
+                    self._ports.metrics.count_step(self.model, step)
+                    self._ports.board.push_step(step)
         finally:
             self._claims.close()
             self._engine = None

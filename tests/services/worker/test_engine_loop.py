@@ -11,7 +11,13 @@ from gearfall.core.sampling import SamplingParams
 from services.worker.batch import Batch
 from services.worker.engine import Engine
 from services.worker.engine_loop import EngineLoop
-from services.worker.engine_messages import CancelJob, StepDone, StopEngine, SubmitJob
+from services.worker.engine_messages import (
+    CancelJob,
+    ProbeEngine,
+    StepDone,
+    StopEngine,
+    SubmitJob,
+)
 from services.worker.engine_stream import EngineStream
 from services.worker.frames import encode_frame, receive_frame
 from services.worker.kv_blocks import KvBlocks
@@ -81,6 +87,14 @@ def test_a_bad_job_is_answered_by_an_idle_engine(worker):
     assert "vocabulary" in run.error
     worker.submit("good", [1], 2)
     assert worker.answers(1) == {"good": answer([1], 2)}
+
+
+def test_an_idle_engine_answers_a_probe_once(worker):
+    worker.send(ProbeEngine())
+    assert worker.receive().runs == ()
+    worker.submit("a", [1], 1)
+    (run,) = worker.receive().runs
+    assert run.finish is not None
 
 
 def test_cancel_stops_the_steps(worker):
