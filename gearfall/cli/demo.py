@@ -1,4 +1,7 @@
-"""`gearfall demo`: the whole way on real models: start, register, deploy, ask, compare."""
+"""`gearfall demo`: the whole way on real models: start, register, deploy, ask, compare.
+
+`gearfall demo migrate` moves one answer between two workers while it is read.
+"""
 
 import asyncio
 import signal
@@ -19,8 +22,16 @@ from gearfall.demo import catalogue
 from gearfall.demo.measure import DemoReport, measure, print_report
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
 
+app = typer.Typer(
+    help="Show it on real models, each time on a cluster of its own.",
+    invoke_without_command=True,
+    add_completion=False,
+)
 
+
+@app.callback()
 def demo(
+    context: typer.Context,
     questions: Annotated[int, typer.Option(min=20, help="Held-out questions to ask.")] = 1000,
     concurrency: Annotated[int, typer.Option(min=1, help="Questions on the way at once.")] = 4,
     keep: Annotated[bool, typer.Option(help="Leave the cluster up until Ctrl-C.")] = False,
@@ -28,6 +39,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Start a cluster, ask three models and their cascade held-out questions, compare them."""
+    if context.invoked_subcommand is not None:
+        return
     with tempfile.TemporaryDirectory(prefix="gearfall-demo-") as home:
         report = asyncio.run(
             _run(Path(home), questions, concurrency, keep=keep, out=out, quiet=as_json)

@@ -11,6 +11,7 @@ from gearfall.cli import (
     chat,
     convert,
     demo,
+    demo_migrate,
     deploy,
     drain,
     export,
@@ -43,7 +44,8 @@ app.command("why")(why.why)
 app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
 app.command("rm")(remove.remove)
-app.command("demo")(demo.demo)
+demo.app.command("migrate")(demo_migrate.migrate)
+app.add_typer(demo.app, name="demo")
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
