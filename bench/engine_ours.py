@@ -1,0 +1,97 @@
+"""gearfall's engine as a worker runs it: forked by the zygote, fed and heard over its socket."""
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench.engine_model import CANARY_FILE
+from bench.engine_work import Work
+from gearfall.core.ids import Epoch, JobId
+from gearfall.core.manifest import parse_manifest
+from gearfall.core.sampling import SamplingParams
+from services.worker.engine_messages import StartEngine, StopEngine, SubmitJob
+from services.worker.zygote_client import EngineProcess, Zygote
+
+KV_TOKENS = 32 * 512 + 512
+SLOTS = 32
+
+
+class OurEngine:
+    """One engine process and the works it answers."""
+
+    def __init__(self, process: EngineProcess) -> None:
+        self._process = process
+        self._steps = aiter(process)
+        self._works = 0
+
+    async def run(self, work: Work) -> tuple[float, list[list[int]]]:
+        """Answer all requests, at most `work.batch` at a time; return seconds and answers."""
+        begun = time.perf_counter()
+        self._works += 1
+        answers: list[list[int]] = [[] for _ in work.requests]
+        waiting = list(range(len(work.requests)))
+        running = 0
+        while waiting or running:
+            while waiting and running < work.batch:
+                self._submit(work, waiting.pop(0))
+                running += 1
+            for run in (await anext(self._steps)).runs:
+                if run.error:
+                    raise RuntimeError(run.error)
+                answers[int(run.job_id.rpartition("-")[2])] += run.token_ids
+                running -= run.finish is not None
+        return time.perf_counter() - begun, answers
+
+    def _submit(self, work: Work, number: int) -> None:
+        request = work.requests[number]
+        sampling = SamplingParams(
+            max_tokens=request.answer_tokens, temperature=0.0, ignore_eos=True
+        )
+        # A tenant of its own: nobody finds the blocks of an earlier round.
+        job_id = JobId(f"{self._works}-{number}")
+        job = SubmitJob(job_id, Epoch(1), request.prompt, (), sampling, tenant=job_id)
+        self._process.send(job)
+
+
+@asynccontextmanager
+async def our_engine(source: Path, converted: Path, threads: int) -> AsyncIterator[OurEngine]:
+    """Run an engine process over the converted model."""
+    manifest_json = (converted / "manifest.json").read_bytes()
+    descriptors: list[int] = []
+    zygote = Zygote()
+    await zygote.start()
+    try:
+        partitions = parse_manifest(manifest_json).partitions
+        descriptors += [_in_memory(converted / partition.file) for partition in partitions]
+        start = StartEngine(
+            model="bench",
+            manifest_json=manifest_json,
+            config_json=(source / "config.json").read_bytes(),
+            generation_config_json=b"",
+            device="cpu",
+            threads=threads,
+            slots=SLOTS,
+            kv_tokens=KV_TOKENS,
+            canary_json=(converted / CANARY_FILE).read_bytes(),
+        )
+        process = await zygote.spawn(start, descriptors)
+        await process.ready()
+        yield OurEngine(process)
+        process.send(StopEngine())
+        await process.wait_exit()
+    finally:
+        await zygote.stop()
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _in_memory(path: Path) -> int:
+    """Return a descriptor of memory with a file's bytes, as the store's pool would give it."""
+    descriptor = os.memfd_create(path.name)
+    left = path.stat().st_size
+    with path.open("rb") as file:
+        while left:
+            left -= os.sendfile(descriptor, file.fileno(), None, left)
+    return descriptor
