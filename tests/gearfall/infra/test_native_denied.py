@@ -9,7 +9,7 @@ import sys
 import pytest
 
 CHILD = """
-import ctypes, mmap, os, struct, sys, tempfile
+import ctypes, os, struct, sys, tempfile
 
 IO_URING_SETUP, FSOPEN = 425, 430
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
@@ -36,9 +36,12 @@ with tempfile.NamedTemporaryFile(dir=sys.argv[1]) as file:
     file.write(content)
     file.flush()
     assert native.read_method(file.name) in ("direct", "buffered"), native.read_method(file.name)
-    with native.PoolFile(len(content)) as pool:
+    with native.PoolFile(2 * len(content)) as pool:
         assert pool.kind == "memfd", pool.kind
-        with mmap.mmap(pool.fileno(), len(content)) as memory:
+        pool.fault_in(3 * 4096)
+        assert os.fstat(pool.fileno()).st_blocks * 512 == pool.faulted_bytes == 3 * 4096
+        pool.resize(len(content))
+        with pool.memory() as memory:
             native.read_chunks(
                 file.name,
                 offset_bytes=0,
