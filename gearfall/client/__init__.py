@@ -6,13 +6,12 @@ from gearfall.client.values import (
     Answer,
     Choice,
     Finished,
-    StageReport,
     Started,
     TextDelta,
     TokenLogprob,
-    Usage,
     Waiting,
 )
+from gearfall.core.usage import StageReport, Usage
 
 __all__ = [
     "Answer",
