@@ -15,7 +15,7 @@ _F32, _I32 = 0, 3
 
 @dataclass(frozen=True, slots=True)
 class LogitSummaries:
-    """R rows; the numbers of a row whose `best` is -1 mean nothing."""
+    """R rows; the numbers of a row whose `best` is -1 are ones."""
 
     best: NDArray[np.int32]
     """[R]: first token with the largest logit; -1 where a logit is NaN or plus infinity, or all are
@@ -42,7 +42,7 @@ def summarize(
     `threads` and `variant` as in `gearfall.infra.cpu_kernels`. Raises ValueError for other shapes.
     """
     best = np.empty(logits.shape[0], dtype=np.int32)
-    numbers = np.empty((logits.shape[0], 4), dtype=np.float32)
+    numbers = np.ones((logits.shape[0], 4), dtype=np.float32)
     if len(best):  # numpy's strides mean nothing without rows
         _cuda_ext.cpu_summarize_logits(
             _view(logits, _F32),
