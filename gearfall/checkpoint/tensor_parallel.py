@@ -83,6 +83,13 @@ _GPT2: tuple[_Rule, ...] = (
     (r"mlp\.c_proj\.weight", 0, _rows),
 )
 """GPT-2 stores its weights transposed, [in, out]."""
+_BIGCODE: tuple[_Rule, ...] = (
+    *_VOCABULARY,
+    (r"attn\.c_attn" + _WEIGHT_AND_BIAS, 0, _fused_qkv),
+    (r"attn\.c_proj\.weight", 1, _query_heads),
+    (r"mlp\.c_fc" + _WEIGHT_AND_BIAS, 0, _rows),
+    (r"mlp\.c_proj\.weight", 1, _rows),
+)
 _NEOX: tuple[_Rule, ...] = (
     *_VOCABULARY,
     (r"attention\.query_key_value" + _WEIGHT_AND_BIAS, 0, _interleaved_qkv),
@@ -92,11 +99,12 @@ _NEOX: tuple[_Rule, ...] = (
 )
 _LLAMA_LIKE = (
     "Llama Mistral Mixtral Qwen2 Qwen3 Qwen2Moe Qwen3Moe Gemma Gemma2 Gemma3 Phi Phi3 Olmo Olmo2 "
-    "OPT StableLm Starcoder2 SmolLM3 Granite"
+    "OPT StableLm Starcoder2 SmolLM3 Granite Cohere Cohere2 Glm4 Nemotron Olmo3 SeedOss"
 )
 _FAMILIES: dict[str, tuple[_Rule, ...]] = {
     **{f"{name}ForCausalLM": _LLAMA for name in _LLAMA_LIKE.split()},
     "GPT2LMHeadModel": _GPT2,
+    "GPTBigCodeForCausalLM": _BIGCODE,
     "GPTNeoXForCausalLM": _NEOX,
 }
 
