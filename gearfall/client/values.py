@@ -132,6 +132,7 @@ def _finished_from_pb(message: pb.GenerateEnd) -> Finished:
             usage.total_prompt_tokens,
             usage.total_completion_tokens,
             usage.cost_flops,
+            usage.cached_tokens,
         ),
     )
 
@@ -150,6 +151,7 @@ def _stage_from_pb(message: pb.StageReport) -> StageReport:
         epochs=message.epochs,
         is_accepted=message.accepted,
         error=message.error,
+        cached_tokens=message.cached_tokens,
     )
 
 

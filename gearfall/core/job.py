@@ -73,3 +73,5 @@ class TokenRun:
     """Empty, or the `top_logprobs` most likely tokens for each position, best first."""
     finish: FinishReason | None = None
     error: str = ""
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values the engine had; in the run that begins an answer."""

@@ -23,6 +23,8 @@ class StageReport:
     is_accepted: bool
     error: str = ""
     """Why the stage could not answer; empty when it did."""
+    cached_tokens: int = 0
+    """Of its prompt, whose keys and values the engine had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +37,5 @@ class Usage:
     """Of all stages, rejected drafts included."""
     total_completion_tokens: int
     cost_flops: float
+    cached_tokens: int = 0
+    """Of `prompt_tokens`, whose keys and values the engine had."""

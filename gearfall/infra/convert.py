@@ -158,6 +158,7 @@ def token_run_to_pb(run: TokenRun) -> pb.TokenRun:
         alternatives=[_alternatives_to_pb(position) for position in run.alternatives],
         finish=FINISH_TO_PB[run.finish] if run.finish else pb.FINISH_REASON_UNSPECIFIED,
         error=run.error,
+        cached_tokens=run.cached_tokens,
     )
 
 
@@ -181,6 +182,7 @@ def token_run_from_pb(message: pb.TokenRun) -> TokenRun:
         ),
         finish=finish_from_pb(message.finish),
         error=message.error,
+        cached_tokens=message.cached_tokens,
     )
 
 

@@ -169,6 +169,7 @@ class ChoiceRun:
             total_prompt_tokens=sum(each.prompt_tokens for each in self._reports),
             total_completion_tokens=sum(each.completion_tokens for each in self._reports),
             cost_flops=sum(each.cost_flops for each in self._reports),
+            cached_tokens=answer.cached_tokens,
         )
         return ChoiceEnd(self._choice, effect.finish, answer.model, tuple(self._reports), usage)
 

@@ -196,16 +196,19 @@ class CompletionShape(AnswerShape):
         }
 
 
-def usage_of(ends: Iterable[ChoiceEnd], n: int) -> dict[str, int]:
+def usage_of(ends: Iterable[ChoiceEnd], n: int) -> dict[str, Any]:
     """Return OpenAI's usage of the answering stages; a prompt of `n` choices counts once."""
-    prompt = completion = 0
+    prompt = completion = cached = 0
     for end in ends:
-        prompt += end.usage.prompt_tokens if end.choice % n == 0 else 0
+        if end.choice % n == 0:
+            prompt += end.usage.prompt_tokens
+            cached += end.usage.cached_tokens
         completion += end.usage.completion_tokens
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
@@ -258,6 +261,7 @@ def _described(end: ChoiceEnd) -> dict[str, Any]:
                 "certainty": report.certainty,
                 "threshold": report.threshold,
                 "prompt_tokens": report.prompt_tokens,
+                "cached_tokens": report.cached_tokens,
                 "completion_tokens": report.completion_tokens,
                 "cost_flops": report.cost_flops,
                 "duration_s": report.duration_s,

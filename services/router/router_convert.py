@@ -109,6 +109,7 @@ def _report_to_pb(report: StageReport) -> pb.StageReport:
         epochs=report.epochs,
         accepted=report.is_accepted,
         error=report.error,
+        cached_tokens=report.cached_tokens,
     )
 
 
@@ -119,6 +120,7 @@ def _usage_to_pb(usage: Usage) -> pb.Usage:
         total_prompt_tokens=usage.total_prompt_tokens,
         total_completion_tokens=usage.total_completion_tokens,
         cost_flops=usage.cost_flops,
+        cached_tokens=usage.cached_tokens,
     )
 
 

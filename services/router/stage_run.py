@@ -48,6 +48,7 @@ class StageRun:
         )
         self._logprobs: list[float] = []
         self._margins: list[float] = []
+        self._cached_tokens = 0
         self._owners = 0
         self._queued_s = 0.0
         self._started_s = time.perf_counter()
@@ -83,6 +84,7 @@ class StageRun:
         if run.finish is FinishReason.DEADLINE:
             self._end(StageFailed(DeadlineExceeded("the deadline passed during generation")))
             return
+        self._cached_tokens = max(self._cached_tokens, run.cached_tokens)
         self._logprobs.extend(run.logprobs)
         self._margins.extend(run.margins)
         piece = self._text.feed(run)
@@ -116,6 +118,7 @@ class StageRun:
             epochs=self._owners,
             is_accepted=is_accepted,
             error=ended.error.message if isinstance(ended, StageFailed) else "",
+            cached_tokens=self._cached_tokens,
         )
 
     def _cost(self, tokens: int) -> float:

@@ -202,6 +202,7 @@ class Engine:
             margins=(sampled.margin,),
             alternatives=(sampled.alternatives,) if sampled.alternatives else (),
             finish=finish,
+            cached_tokens=(sequence.cached_tokens or 0) if index == 0 else 0,
         )
 
 

@@ -114,6 +114,16 @@ async def test_logprobs_are_those_of_the_chosen_tokens(rest_url: str) -> None:
         assert value == pytest.approx(max(top.values()), abs=1e-5)
 
 
+async def test_usage_says_how_much_of_a_prompt_was_known(rest_url: str) -> None:
+    asked = {"model": "arith-large", "prompt": "1+2=3 " * 6 + "12+30=", "temperature": 0}
+    async with httpx.AsyncClient(base_url=rest_url, timeout=30) as http:
+        replies = [(await http.post("/v1/completions", json=asked)).json() for _ in range(2)]
+    texts = [reply["choices"][0]["text"] for reply in replies]
+    assert texts[0] == texts[1]
+    cached = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies]
+    assert cached == [0, 32]
+
+
 async def test_a_stop_string_ends_the_text_before_it(client: AsyncClient) -> None:
     reply = await client.generate("arith-large", "123456+654321=", temperature=0.0, stop=["77"])
     assert reply.text == ""

@@ -83,9 +83,11 @@ def end_of(choice: int) -> router_pb2.GenerateEnd:
                 threshold=0.5,
                 epochs=1,
             ),
-            router_pb2.StageReport(model="large", epochs=2, accepted=True),
+            router_pb2.StageReport(model="large", epochs=2, accepted=True, cached_tokens=2),
         ],
-        usage=router_pb2.Usage(prompt_tokens=3, completion_tokens=2, cost_flops=12.5),
+        usage=router_pb2.Usage(
+            prompt_tokens=3, completion_tokens=2, cost_flops=12.5, cached_tokens=2
+        ),
     )
 
 
@@ -121,6 +123,8 @@ async def test_an_answer_carries_text_model_stages_and_cost(client: AsyncClient)
         ("large", None, 2, True),
     ]
     assert choice.usage.cost_flops == 12.5
+    assert [report.cached_tokens for report in choice.stages] == [0, 2]
+    assert choice.usage.cached_tokens == 2
     assert [item.token for item in choice.logprobs] == ["4", "2"]
 
 

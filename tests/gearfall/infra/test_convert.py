@@ -61,6 +61,7 @@ def token_runs(draw: st.DrawFn) -> TokenRun:
         draw(st.lists(alternatives, min_size=count, max_size=count).map(tuple)),
         draw(st.none() | st.sampled_from(FinishReason)),
         draw(st.text(max_size=9)),
+        draw(st.integers(0, 2**31)),
     )
 
 

@@ -108,6 +108,7 @@ class Answer:
     margin: float = 2.0
     finish: FinishReason = FinishReason.STOP
     error: str = ""
+    cached_tokens: int = 0
 
     def run_at(self, job: Job, index: int) -> TokenRun:
         """The one-token run at `index`, as an engine would send it."""
@@ -128,6 +129,7 @@ class Answer:
             margins=(self.margin,),
             alternatives=(top,) if top else (),
             finish=finish,
+            cached_tokens=self.cached_tokens if index == 0 else 0,
         )
 
 

@@ -43,7 +43,7 @@ def chat(**fields: object) -> dict[str, object]:
 
 
 async def test_chat_with_the_official_client(rig, client):
-    worker = rig.worker(small=Answer("hello"))
+    worker = rig.worker(small=Answer("hello", cached_tokens=3))
     answer = await client.chat.completions.create(
         model="small",
         messages=[
@@ -62,6 +62,8 @@ async def test_chat_with_the_official_client(rig, client):
     (choice,) = answer.choices
     assert (choice.message.content, choice.finish_reason) == ("hello", "stop")
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 6
+    assert answer.usage.prompt_tokens_details.cached_tokens == 3
+    assert answer.gearfall["stages"][0]["cached_tokens"] == 3
     assert [token.token for token in choice.logprobs.content] == list("hello")
     assert [top.token for top in choice.logprobs.content[0].top_logprobs] == ["h", "z"]
     assert choice.logprobs.content[0].bytes == [ord("h")]

@@ -237,6 +237,17 @@ def test_an_interactive_job_displaces_a_batch_job_in_the_next_step():
     assert run_out(engine)["batch"][0] == answer([1], 20)[2:]
 
 
+def test_an_answers_first_run_says_what_was_cached():
+    engine, _ = make_engine()
+    found = []
+    for name in ("first", "second"):
+        engine.submit(job(name, [3] * 40, 3))
+        found.append([run.cached_tokens for _ in range(5) for run in engine.step().runs])
+    assert found == [[0, 0, 0], [32, 0, 0]]
+    engine.submit(job("resumed", [3] * 40, 3, generated=answer([3] * 40, 1)))
+    assert run_out(engine)["resumed"][1].cached_tokens == 0
+
+
 def test_a_second_submission_changes_nothing():
     engine, _ = make_engine()
     for _ in range(2):
