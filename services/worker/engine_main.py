@@ -25,7 +25,7 @@ from services.worker.engine_check import try_unproven
 from services.worker.engine_dock import AdapterDock
 from services.worker.engine_kv_memory import EngineKvMemory
 from services.worker.engine_loop import EngineLoop
-from services.worker.engine_messages import EngineFailed, EngineReady, StartEngine
+from services.worker.engine_messages import EngineFailed, EngineKind, EngineReady, StartEngine
 from services.worker.engine_model import build_model
 from services.worker.engine_ops import ops_for
 from services.worker.engine_stream import EngineStream
@@ -51,6 +51,8 @@ def engine_main(sock: socket.socket) -> int:
         stream = EngineStream(sock)
         try:
             start = msgspec.msgpack.decode(body, type=StartEngine)
+            if start.engine is EngineKind.VLLM:
+                return _serve_with_vllm(sock, start, descriptors, started)
             engine, ready, kv_memory = _start(start, descriptors, started)
         except Exception as error:
             _LOG.exception("engine can't start")
@@ -105,6 +107,21 @@ def _start(
         kv_layout=None if memory is None else memory.layout,
     )
     return engine, ready, memory
+
+
+def _serve_with_vllm(
+    sock: socket.socket, start: StartEngine, descriptors: Sequence[int], started: float
+) -> int:
+    """Hand the whole checkpoint to vLLM, which knows nothing of one that is still being loaded."""
+    from services.worker.engine_vllm import vllm_main
+
+    manifest = parse_manifest(start.manifest_json)
+    news = LoadNews(socket.socket(fileno=descriptors[-1])) if start.is_loading else None
+    mappings = _map_partitions(manifest, descriptors[:-1] if news else descriptors)
+    if news is not None:
+        news.wait_done()
+    times = {"started": started, "attached": time.perf_counter()}
+    return vllm_main(sock, start, manifest, mappings, times)
 
 
 def _map_partitions(manifest: Manifest, partition_fds: Sequence[int]) -> list[mmap]:

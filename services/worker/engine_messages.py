@@ -19,6 +19,14 @@ from gearfall.core.sampling import SamplingParams
 from services.worker.kv_layout import KvLayout
 
 
+class EngineKind(Enum):
+    """What computes a model."""
+
+    GEARFALL = "gearfall"
+    VLLM = "vllm"
+    """vLLM, for GPUs; see `services.worker.engine_vllm`."""
+
+
 class StartEngine(msgspec.Struct, frozen=True, tag=True):
     """Build the model over the mapped checkpoint (its descriptors travel beside this message)."""
 
@@ -38,6 +46,7 @@ class StartEngine(msgspec.Struct, frozen=True, tag=True):
     """What the model must answer before it serves; an engine without one refuses to start."""
     is_loading: bool = False
     """Whether the checkpoint is still being loaded; news of it come on the last descriptor."""
+    engine: EngineKind = EngineKind.GEARFALL
 
 
 class SubmitJob(msgspec.Struct, frozen=True, tag=True):

@@ -20,6 +20,7 @@ from gearfall.infra.pool_lease import take_lease
 from gearfall.infra.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
+from services.worker.engine_messages import EngineKind
 from services.worker.host import WorkerHost
 from services.worker.job_board import JobBoard
 from services.worker.metrics import WorkerMetrics
@@ -60,6 +61,12 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_setting("--max-replicas", default=8, parse=int, meaning="most models at once")
     parser.add_setting("--slots", default=16, parse=int, meaning="most jobs at once per replica")
     parser.add_setting("--threads", default=0, parse=int, meaning="per engine; 0: half the cores")
+    parser.add_setting(
+        "--engine",
+        default=EngineKind.GEARFALL.value,
+        parse=EngineKind,
+        meaning="gearfall or vllm (needs the extra of that name)",
+    )
     add_metrics_setting(parser)
     parser.add_argument("--label", action="append", default=[], help="k=v, repeatable")
     return parser.parse_args(argv)
@@ -128,7 +135,12 @@ async def start_worker(
         metrics=metrics,
     )
     shared = ReplicaSettings(
-        worker_id, node_id, settings.device, settings.slots, _threads(settings.threads)
+        worker_id,
+        node_id,
+        settings.device,
+        settings.slots,
+        _threads(settings.threads),
+        engine=settings.engine,
     )
     host = WorkerHost(
         cluster,

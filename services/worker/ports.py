@@ -11,7 +11,11 @@ from services.worker.kv_memory import KvMemory
 
 
 class EngineProcess(Protocol):
-    """One engine process. Iterating yields its StepDone messages and ends when it is gone."""
+    """One engine process. Iterating yields its StepDone messages and ends when it is gone.
+
+    One without `kv_memory` (vLLM, or any on a GPU) refuses `HoldJob(by_kv=True)` with a REFUSED
+    report: its jobs move by their tokens, which every kind of engine takes.
+    """
 
     @property
     def pid(self) -> int:

@@ -20,7 +20,7 @@ from gearfall.core.errors import DeadlineExceeded, NotFound, Unavailable
 from gearfall.core.ids import NodeId, WorkerId
 from gearfall.core.memory import kv_capacity_tokens
 from gearfall.core.records import ModelRecord
-from services.worker.engine_messages import EngineReady, StartEngine
+from services.worker.engine_messages import EngineKind, EngineReady, StartEngine
 from services.worker.ports import (
     EngineProcess,
     EngineSpawner,
@@ -53,6 +53,7 @@ class ReplicaSettings:
     threads: int
     claim_block_s: float = 0.5
     """Longest a claim blocks: so soon a dead worker's jobs and a drain are noticed."""
+    engine: EngineKind = EngineKind.GEARFALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,7 @@ def _start_message(
         slots=settings.slots,
         kv_tokens=kv_capacity_tokens(model, settings.slots),
         is_loading=lease.news_fd is not None,
+        engine=settings.engine,
     )
 
 
