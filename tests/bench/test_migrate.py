@@ -1,0 +1,81 @@
+"""The migration bench's figures."""
+
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bench.migrate import print_report
+from bench.migrate_figures import AUTO, KV, TOKENS, Sample, judge, percentile, summarize
+
+
+def sample(mode=TOKENS, *, prompt=128, duration_s=1.0, path="", **fields) -> Sample:
+    values: dict[str, Any] = {
+        "pause_s": 0.1, "step_s": 0.05, "reported_pause_s": 0.08, "rounds": 2, "moved_bytes": 0,
+        "predicted_s": 0.0, "others_before_s": (0.05,), "others_during_s": (0.06,),
+    }  # fmt: skip
+    taken = path or (TOKENS if mode == AUTO else mode)
+    return Sample(
+        mode=mode,
+        prompt_tokens=prompt,
+        round_index=0,
+        path=taken,
+        duration_s=duration_s,
+        **(values | fields),
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.5, 5.0), (0.99, 10.0), (0.9, 9.0), (0.0, 1.0), (1.0, 10.0)]
+)
+def test_percentiles_are_values_that_were_measured(share, expected):
+    assert percentile(map(float, range(10, 0, -1)), share) == expected
+
+
+def test_a_row_counts_pauses_in_the_steps_of_its_own_batch():
+    samples = [sample(pause_s=0.1, step_s=0.05), sample(pause_s=0.3, step_s=0.1)]
+    [row] = summarize(samples)
+    assert (row.samples, row.pause_p50_s, row.pause_p99_s) == (2, 0.1, 0.3)
+    assert (row.steps_p50, row.steps_p99) == pytest.approx((2.0, 3.0))
+    assert row.prediction_error_p50 is None
+
+
+def test_the_others_are_compared_over_all_rounds():
+    samples = [
+        sample(others_before_s=(0.1,) * 99, others_during_s=(0.12,) * 99),
+        sample(others_before_s=(0.1,) * 99, others_during_s=(0.12,) * 99),
+    ]
+    [row] = summarize(samples)
+    assert row.others_change == pytest.approx(0.2)
+
+
+def test_a_prediction_is_held_against_the_time_of_the_path_taken():
+    [row] = summarize([sample(KV, predicted_s=0.9, duration_s=1.0)])
+    assert row.prediction_error_p50 == pytest.approx(0.1)
+
+
+def test_a_choice_is_right_when_its_path_was_faster_on_the_median():
+    samples = [
+        *(sample(TOKENS, duration_s=s) for s in (1.0, 2.0, 9.0)),
+        *(sample(KV, duration_s=s) for s in (3.0, 1.5, 1.0)),
+        sample(AUTO, path=KV),
+        sample(AUTO, path=TOKENS),
+        sample(AUTO, path=KV),
+        sample(TOKENS, prompt=1024),
+        sample(AUTO, prompt=1024),
+    ]
+    [choices] = judge(samples)
+    assert (choices.prompt_tokens, choices.faster) == (128, KV)
+    assert (choices.right, choices.made) == (2, 3)
+
+
+def test_every_row_and_choice_is_printed():
+    samples = [sample(TOKENS), sample(KV, moved_bytes=3 << 20, predicted_s=0.5), sample(AUTO)]
+    console = Console(record=True, width=100)
+    print_report(summarize(samples), judge(samples), console)
+    text = console.export_text()
+    for mode in (TOKENS, KV, AUTO):
+        assert text.count(f" {mode} ") >= 2
+    assert "3.0" in text
+    assert "50%" in text
+    assert "1 times of 1" in text
