@@ -149,7 +149,8 @@ async def start_worker(
     )
     metrics.follow(host.replicas)
     service = WorkerService(host)
-    desk = MigrationDesk(board, host, worker_id)
+    desk = MigrationDesk(board, host, worker_id, host=settings.listen.rpartition(":")[0])
+    stack.callback(desk.close)
     server = await start_server(
         settings.listen,
         lambda s: add_WorkerServicer_to_server(WorkerServicer(service, desk), s),

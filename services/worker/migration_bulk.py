@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import xxhash
 
 from gearfall.core.errors import GearfallError, Unavailable
+from gearfall.pb import worker_pb2 as pb
 from services.worker.kv_memory import KvMemory
 
 TOKEN_BYTES = 32
@@ -28,6 +29,15 @@ _HEADER = struct.Struct("<IIQ")
 _ANSWER = struct.Struct("<I")
 
 Groups = Iterator[tuple[int, int]]
+
+
+def kv_shape(memory: KvMemory) -> pb.KvShape:
+    """Return what two caches must have in common for their blocks to be interchangeable."""
+    layout = memory.layout
+    return pb.KvShape(
+        block_tokens=layout.block_tokens,
+        layer_block_bytes=[layer.block_bytes for layer in layout.layers],
+    )
 
 
 def groups_of(start: int, end: int, memory: KvMemory) -> Groups:

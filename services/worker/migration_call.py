@@ -17,7 +17,9 @@ from gearfall.pb import worker_pb2 as pb
 from gearfall.pb.worker_pb2_grpc import WorkerStub
 from services.worker.claims import ClaimKey
 from services.worker.job_board import JobBoard
+from services.worker.kv_memory import KvMemory
 from services.worker.migration import Terms
+from services.worker.migration_bulk import KvSender, kv_shape
 from services.worker.migration_events import (
     Accepted,
     Expired,
@@ -55,30 +57,47 @@ class Moved:
     """From the source's last token to the target's first."""
     duration_s: float
     """From the offer to the target's first token."""
+    predicted_s: float = 0.0
+    """What `duration_s` was expected to be; 0 while nothing was measured."""
+    predicted_other_s: float = 0.0
+    """What it was expected to be by the other path."""
 
 
 class MigrationCall:
     """One job on its way. Implements `SourceWire`."""
 
     def __init__(
-        self, board: JobBoard, key: ClaimKey, target_address: str, terms: Terms, *, by_kv: bool
+        self,
+        board: JobBoard,
+        key: ClaimKey,
+        target_address: str,
+        terms: Terms,
+        memory: KvMemory | None = None,
     ) -> None:
-        """Raises NotFound or Conflict when the job can't be moved."""
+        """`memory`: the engine's, if the job is to be moved by its keys and values.
+
+        Raises NotFound or Conflict when the job can't be moved.
+        """
         self._loop = asyncio.get_running_loop()
         self._address = target_address
-        self._by_kv = by_kv
+        self._by_kv = by_kv = memory is not None
         self._frames: asyncio.Queue[pb.MigrationFrame | None] = asyncio.Queue()
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._resumed: asyncio.Future[float] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._frozen_s = 0.0
+        self._memory = memory
+        self._sender: KvSender | None = None
         self._source = MigrationSource(board, key, self, terms, by_kv=by_kv)
 
     async def run(self, digest: str) -> Moved:
         """Move the job; `digest` names its model. Raises Unavailable when it stays here."""
         started_s = time.perf_counter()
         offer = pb.MigrationOffer(
-            job=job_to_pb(self._source.offer), model_digest=digest, by_kv=self._by_kv
+            job=job_to_pb(self._source.offer),
+            model_digest=digest,
+            by_kv=self._by_kv,
+            kv_shape=None if self._memory is None else kv_shape(self._memory),
         )
         self._frames.put_nowait(pb.MigrationFrame(offer=offer))
         try:
@@ -96,6 +115,8 @@ class MigrationCall:
                     await asyncio.gather(reader, return_exceptions=True)
                     call.cancel()
         finally:
+            if self._sender is not None:
+                self._sender.close()
             # Cancelled from outside: the job stays, unless the router was asked.
             self._source.handle(TargetLost("the migration was given up"))
 
@@ -111,7 +132,7 @@ class MigrationCall:
             target_id=self._source.target_id,
             by_kv=self._by_kv,
             rounds=source.rounds,
-            moved_bytes=0,
+            moved_bytes=self._sender.sent_bytes if self._sender else 0,
             tokens=len(job.prompt_token_ids) + source.produced,
             pause_s=ended_s - self._frozen_s,
             duration_s=ended_s - started_s,
@@ -138,6 +159,7 @@ class MigrationCall:
     def _hear(self, reply: pb.MigrationReply) -> None:
         match reply.WhichOneof("reply"):
             case "accepted":
+                self._start_sender(reply.accepted)
                 self._source.target_id = WorkerId(reply.accepted.worker_id)
                 self._source.handle(Accepted(reply.accepted.kv_tokens))
             case "progress":
@@ -150,6 +172,19 @@ class MigrationCall:
             case "resumed" if not self._resumed.done():
                 self._resumed.set_result(time.perf_counter())
 
+    def _start_sender(self, accepted: pb.MigrationAccepted) -> None:
+        if self._memory is None or self._sender is not None:
+            return
+        host = self._address.rpartition(":")[0]
+        self._sender = KvSender(
+            host, accepted.bulk_port, accepted.bulk_token, self._memory, self._lose
+        )
+
+    def _lose(self, reason: str) -> None:
+        """On the sender's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._source.handle, TargetLost(reason))
+
     def send_tokens(
         self, round_number: int, start: int, token_ids: tuple[int, ...], kv_tokens: int
     ) -> None:
@@ -161,7 +196,8 @@ class MigrationCall:
 
     def send_blocks(self, start: int, end: int, block_table: tuple[int, ...]) -> None:
         """See `SourceWire`."""
-        raise NotImplementedError
+        assert self._sender is not None
+        self._sender.send(start, end, block_table)
 
     def send_freeze(self, next_index: int, kv_tokens: int) -> None:
         """See `SourceWire`."""

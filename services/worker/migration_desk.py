@@ -5,14 +5,17 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Protocol
 
-from gearfall.core.errors import Conflict, InvalidRequest, NotFound
+from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.infra.convert import job_from_pb
 from gearfall.pb import worker_pb2 as pb
 from services.worker.claims import Claim
 from services.worker.job_board import JobBoard
+from services.worker.kv_memory import KvMemory
 from services.worker.migration import Terms
+from services.worker.migration_bulk import KvListener, kv_shape
 from services.worker.migration_call import MigrationCall, Moved
+from services.worker.migration_cost import Choice, MigrationCosts
 from services.worker.migration_reception import MigrationReception
 
 _log = logging.getLogger(__name__)
@@ -34,19 +37,37 @@ class MigrationDesk:
     """Sends and takes in running jobs."""
 
     def __init__(
-        self, board: JobBoard, hosting: Hosting, worker_id: WorkerId, terms: Terms | None = None
+        self,
+        board: JobBoard,
+        hosting: Hosting,
+        worker_id: WorkerId,
+        *,
+        host: str,
+        terms: Terms | None = None,
     ) -> None:
+        """`host`: address on which keys and values may come in, at a port that is picked."""
         self._board = board
         self._hosting = hosting
         self._worker_id = worker_id
+        self._host = host
         self._terms = terms or Terms()
+        self._costs = MigrationCosts()
+        self._listener: KvListener | None = None
+        """Opened when the first job comes by KV."""
+
+    def close(self) -> None:
+        """Take in no more keys and values. Idempotent."""
+        if self._listener is not None:
+            self._listener.close()
 
     def running(self) -> tuple[Claim, ...]:
         """Return the jobs that this worker owns."""
         return self._board.running()
 
-    async def move(self, job_id: JobId, epoch: Epoch, target_address: str) -> Moved:
-        """Move a running job; epoch 0: whichever runs here.
+    async def move(
+        self, job_id: JobId, epoch: Epoch, target_address: str, *, by_kv: bool | None = None
+    ) -> Moved:
+        """Move a running job; epoch 0: whichever runs here. `by_kv` None: as seems faster.
 
         Raises NotFound when it does not run here, Conflict when it is being moved already,
         Unavailable with the reason when it stays here.
@@ -54,24 +75,34 @@ class MigrationDesk:
         if not target_address:
             raise InvalidRequest("where to is missing", param="target_address")
         claim = self._find(job_id, epoch)
-        digest = self._hosting.digest_of(claim.job.model)
-        call = MigrationCall(self._board, claim.key, target_address, self._terms, by_kv=False)
-        moved = await call.run(digest)
-        _log.info(
-            "job moved",
-            extra={
-                "job_id": job_id,
-                "target": moved.target_id,
-                "epoch": moved.epoch,
-                "by_kv": moved.by_kv,
-                "rounds": moved.rounds,
-                "tokens": moved.tokens,
-                "moved_bytes": moved.moved_bytes,
-                "pause_s": round(moved.pause_s, 6),
-                "duration_s": round(moved.duration_s, 6),
-            },
-        )
+        choice = self._choose(claim, target_address, by_kv)
+        moved = await self._move(claim, target_address, choice)
+        size = moved.moved_bytes if moved.by_kv else moved.tokens
+        model = claim.job.model
+        self._costs.note(model, target_address, size, moved.duration_s, by_kv=moved.by_kv)
+        _log.info("job moved", extra={"job_id": job_id, **_facts(moved)})
         return moved
+
+    def _choose(self, claim: Claim, target: str, by_kv: bool | None) -> Choice:
+        job, memory = claim.job, self._memory_of(claim.job.model)
+        tokens = len(job.prompt_token_ids) + claim.next_index
+        kv_bytes = tokens * memory.layout.token_bytes if memory else 0
+        choice = self._costs.choose(
+            job.model, target, tokens=tokens, kv_bytes=kv_bytes, can_kv=memory is not None
+        )
+        if by_kv and memory is None:
+            raise Unavailable(f"the keys and values of {job.model} can't be read here")
+        if by_kv is None or by_kv == choice.by_kv:
+            return choice
+        return Choice(by_kv, predicted_s=choice.other_s, other_s=choice.predicted_s)
+
+    async def _move(self, claim: Claim, target_address: str, choice: Choice) -> Moved:
+        job = claim.job
+        digest = self._hosting.digest_of(job.model)
+        memory = self._memory_of(job.model) if choice.by_kv else None
+        call = MigrationCall(self._board, claim.key, target_address, self._terms, memory)
+        moved = await call.run(digest)
+        return replace(moved, predicted_s=choice.predicted_s, predicted_other_s=choice.other_s)
 
     async def receive(
         self, frames: AsyncIterator[pb.MigrationFrame]
@@ -87,9 +118,8 @@ class MigrationDesk:
             yield pb.MigrationReply(refused=pb.MigrationRefused(reason=obstacle))
             return
         job = replace(offered, epoch=Epoch(offered.epoch + 1))
-        reception = MigrationReception(
-            self._board, job, self._worker_id, self._terms, by_kv=first.offer.by_kv
-        )
+        kv = self._open_inlet(offered.model) if first.offer.by_kv else None
+        reception = MigrationReception(self._board, job, self._worker_id, self._terms, kv)
         async for reply in reception.serve(frames):
             yield reply
 
@@ -109,6 +139,34 @@ class MigrationDesk:
         digest = self._hosting.digest_of(model)
         if digest != offer.model_digest:
             return f"{model} is the checkpoint {digest} here, not {offer.model_digest}"
-        if offer.by_kv:
-            return "keys and values can't be taken in here"
+        memory = self._memory_of(model)
+        if offer.by_kv and (memory is None or kv_shape(memory) != offer.kv_shape):
+            return "the keys and values do not fit the cache here"
         return ""
+
+    def _memory_of(self, model: ModelName) -> KvMemory | None:
+        engine = self._board.engine_of(model)
+        return engine.kv_memory if engine else None
+
+    def _open_inlet(self, model: ModelName) -> tuple[KvListener, KvMemory]:
+        memory = self._memory_of(model)
+        assert memory is not None
+        if self._listener is None:
+            self._listener = KvListener(self._host)
+        return self._listener, memory
+
+
+def _facts(moved: Moved) -> dict[str, object]:
+    """Return what a log line says about a migration."""
+    return {
+        "target": moved.target_id,
+        "epoch": moved.epoch,
+        "by_kv": moved.by_kv,
+        "rounds": moved.rounds,
+        "tokens": moved.tokens,
+        "moved_bytes": moved.moved_bytes,
+        "pause_s": round(moved.pause_s, 6),
+        "duration_s": round(moved.duration_s, 6),
+        "predicted_s": round(moved.predicted_s, 6),
+        "predicted_other_s": round(moved.predicted_other_s, 6),
+    }

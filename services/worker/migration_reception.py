@@ -1,16 +1,19 @@
 """The target's side of a migration over gRPC: what comes with one ReceiveMigration call."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import WorkerId
 from gearfall.core.job import Job
 from gearfall.pb import worker_pb2 as pb
 from services.worker.job_board import JobBoard
+from services.worker.kv_memory import KvMemory
 from services.worker.migration import Terms
-from services.worker.migration_events import Aborted, Expired, SourceLost
+from services.worker.migration_bulk import WINDOW_GROUPS, KvInlet, KvListener
+from services.worker.migration_events import Aborted, Expired, Refused, SourceLost
 from services.worker.migration_target import MigrationTarget
 
 _log = logging.getLogger(__name__)
@@ -20,15 +23,28 @@ class MigrationReception:
     """One job on its way here. Implements `TargetWire`; lives on when the call has broken."""
 
     def __init__(
-        self, board: JobBoard, job: Job, worker_id: WorkerId, terms: Terms, *, by_kv: bool
+        self,
+        board: JobBoard,
+        job: Job,
+        worker_id: WorkerId,
+        terms: Terms,
+        kv: tuple[KvListener, KvMemory] | None = None,
     ) -> None:
-        """`job`: under the epoch in which it is to run here."""
+        """`job`: under the epoch in which it is to run here.
+
+        `kv`: where its keys and values come in, and the memory they belong in; None by tokens.
+        """
         self._loop = asyncio.get_running_loop()
         self._worker_id = worker_id
         self._job = job
         self._replies: asyncio.Queue[pb.MigrationReply | None] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
-        self._target = MigrationTarget(board, job, self, terms, by_kv=by_kv)
+        self._inlet: KvInlet | None = None
+        if kv is not None:
+            self._listener, memory = kv
+            self._inlet = KvInlet(memory, self._fill, self._fail)
+            self._token = self._listener.expect(self._inlet)
+        self._target = MigrationTarget(board, job, self, terms, by_kv=kv is not None)
 
     async def serve(
         self, frames: AsyncIterator[pb.MigrationFrame]
@@ -70,15 +86,35 @@ class MigrationReception:
 
     def accept(self, kv_tokens: int, block_table: tuple[int, ...]) -> None:
         """See `TargetWire`."""
-        self.note_blocks(block_table)
         accepted = pb.MigrationAccepted(worker_id=self._worker_id, kv_tokens=kv_tokens)
+        if self._inlet is not None:
+            self._inlet.open(block_table, kv_tokens)
+            accepted.bulk_port, accepted.bulk_token = self._listener.port, self._token
+            accepted.window_groups = WINDOW_GROUPS
         self._replies.put_nowait(pb.MigrationReply(accepted=accepted))
 
     def note_blocks(self, block_table: tuple[int, ...]) -> None:
         """See `TargetWire`."""
+        if self._inlet is not None:
+            self._inlet.note_blocks(block_table)
 
     def close_blocks(self) -> None:
         """See `TargetWire`."""
+        if self._inlet is not None:
+            self._inlet.close()
+            self._listener.forget(self._token)
+
+    def _fill(self, kv_tokens: int) -> None:
+        """On the inlet's thread."""
+        self._call_soon(lambda: self._target.take_kv(kv_tokens))
+
+    def _fail(self, reason: str) -> None:
+        """On the inlet's thread."""
+        self._call_soon(lambda: self._target.handle(Refused(reason)))
+
+    def _call_soon(self, act: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(act)
 
     def send_progress(self, round_number: int, next_index: int, kv_tokens: int) -> None:
         """See `TargetWire`."""

@@ -12,6 +12,8 @@ from services.worker.migration_call import Moved
 from services.worker.migration_desk import MigrationDesk
 from services.worker.service import WorkerService
 
+_BY_KV = {pb.MIGRATION_PATH_KV: True, pb.MIGRATION_PATH_TOKENS: False}
+
 
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     """Serves `gearfall.v1.Worker`."""
@@ -50,7 +52,10 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     ) -> pb.MigrateJobReply:
         """Move a running job to another worker."""
         moved = await self._desk.move(
-            JobId(request.job_id), Epoch(request.epoch), request.target_address
+            JobId(request.job_id),
+            Epoch(request.epoch),
+            request.target_address,
+            by_kv=_BY_KV.get(request.path),
         )
         return moved_to_pb(moved)
 
@@ -83,6 +88,8 @@ def moved_to_pb(moved: Moved) -> pb.MigrateJobReply:
         moved_bytes=moved.moved_bytes,
         pause_s=moved.pause_s,
         path=pb.MIGRATION_PATH_KV if moved.by_kv else pb.MIGRATION_PATH_TOKENS,
+        predicted_s=moved.predicted_s,
         duration_s=moved.duration_s,
+        predicted_other_s=moved.predicted_other_s,
         tokens=moved.tokens,
     )

@@ -22,8 +22,10 @@ from tests.cluster_host import ClusterHost
 
 MODEL = "wanderer"
 PROMPT_IDS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 6
-TOKENS = 400
-MOVES_AT = (60, 150, 240)
+TOKENS = 800
+Move = tuple[int, "pb.MigrationPath.ValueType"]
+BY_TOKENS, BY_KV = pb.MIGRATION_PATH_TOKENS, pb.MIGRATION_PATH_KV
+MOVES: tuple[Move, ...] = ((60, BY_TOKENS), (130, BY_KV), (200, BY_TOKENS), (270, BY_KV))
 
 
 class Pair:
@@ -42,7 +44,7 @@ class Pair:
                         if replica.state == common_pb2.REPLICA_STATE_READY:
                             self.addresses[worker.worker_id] = worker.address
 
-    async def move(self) -> pb.MigrateJobReply:
+    async def move(self, path: pb.MigrationPath.ValueType) -> pb.MigrateJobReply:
         """Move the only job to a worker that it is not on."""
         for worker_id, address in self.addresses.items():
             async with open_channel(address) as channel:
@@ -53,29 +55,28 @@ class Pair:
                 (job,) = jobs
                 (other,) = (a for w, a in self.addresses.items() if w != worker_id)
                 request = pb.MigrateJobRequest(
-                    job_id=job.job_id, epoch=job.epoch, target_address=other
+                    job_id=job.job_id, epoch=job.epoch, target_address=other, path=path
                 )
                 reply: pb.MigrateJobReply = await stub.MigrateJob(request, timeout=30)
                 return reply
         raise AssertionError("the job runs nowhere")
 
     async def read(
-        self, moves_at: tuple[int, ...], options: Options
+        self, moves: tuple[Move, ...], options: Options
     ) -> tuple[list[int], str, int, list[pb.MigrateJobReply]]:
         """Return token ids, text, owners and what the moves said."""
         ids: list[int] = []
         text, owners, replies = "", 0, []
-        waits = list(moves_at)
+        waits = list(moves)
         moving: asyncio.Task[pb.MigrateJobReply] | None = None
         async for event in self.client.stream(MODEL, PROMPT_IDS, **options):
             if isinstance(event, TextDelta):
                 text += event.text
                 ids += [item.token_id for item in event.logprobs]
-                if waits and len(ids) >= waits[0] and (moving is None or moving.done()):
+                if waits and len(ids) >= waits[0][0] and (moving is None or moving.done()):
                     if moving is not None:
                         replies.append(moving.result())
-                    waits.pop(0)
-                    moving = asyncio.create_task(self.move())
+                    moving = asyncio.create_task(self.move(waits.pop(0)[1]))
             elif isinstance(event, Finished):
                 owners = event.stages[-1].epochs
         if moving is not None:
@@ -127,12 +128,14 @@ SAMPLED = Options(temperature=1.0, seed=11, max_tokens=TOKENS, ignore_eos=True, 
 
 
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-async def test_an_answer_moved_three_times_is_the_undisturbed_one(
+async def test_an_answer_moved_four_times_is_the_undisturbed_one(
     pair: Pair, options: Options
 ) -> None:
     expected_ids, expected_text, owners, _ = await pair.read((), options)
     assert (len(expected_ids), owners) == (TOKENS, 1)
-    ids, text, owners, replies = await pair.read(MOVES_AT, options)
+    ids, text, owners, replies = await pair.read(MOVES, options)
     assert (ids, text) == (expected_ids, expected_text)
-    assert owners == 1 + len(MOVES_AT)
-    assert [reply.epoch for reply in replies] == [2, 3, 4]
+    assert owners == 1 + len(MOVES)
+    assert [reply.epoch for reply in replies] == [2, 3, 4, 5]
+    assert [reply.path for reply in replies] == [path for _, path in MOVES]
+    assert [reply.moved_bytes > 0 for reply in replies] == [path == BY_KV for _, path in MOVES]

@@ -31,7 +31,8 @@ async def door():
     async with AsyncExitStack() as stack:
         opened = await Site(stack).open()
         servicer = WorkerServicer(
-            WorkerService(opened.host), MigrationDesk(opened.board, opened.host, WORKER)
+            WorkerService(opened.host),
+            MigrationDesk(opened.board, opened.host, WORKER, host="127.0.0.1"),
         )
         server = await start_server(
             "127.0.0.1:0",
