@@ -12,6 +12,7 @@
 #include "page_cache.hpp"
 #include "pool_file.hpp"
 #include "python_chunk_read.hpp"
+#include "python_device_copy.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -19,6 +20,7 @@ using namespace nb::literals;
 using gearfall::DeviceBuffer;
 using gearfall::PoolFile;
 using gearfall::PythonChunkRead;
+using gearfall::PythonDeviceCopy;
 using gearfall::PythonDigest;
 using gearfall::StopSign;
 
@@ -151,5 +153,13 @@ NB_MODULE(_cuda_ext, module) {
         .def("copy_from", &copy_to_device, "source"_a,
              "Copy to the front and wait; return the bytes that could be pinned.")
         .def("read", &read_device, "offset_bytes"_a, "destination"_a);
+    nb::class_<PythonDeviceCopy>(module, "DeviceCopy", "Host memory on its way to a device.")
+        .def(nb::init<DeviceBuffer &, const nb::memoryview &>(), "buffer"_a, "source"_a,
+             nb::keep_alive<1, 2>())
+        .def("copy", &PythonDeviceCopy::copy, "begin_bytes"_a, "end_bytes"_a,
+             "Start the copy of a range to the same place of the buffer.")
+        .def("wait", &PythonDeviceCopy::wait, "Wait until all that was started has arrived.")
+        .def_prop_ro("pinned_bytes", &PythonDeviceCopy::pinned_bytes)
+        .def("close", &PythonDeviceCopy::close, "Wait for all copies and unpin.");
     bind_cpu(module);
 }

@@ -9,7 +9,8 @@ from gearfall.checkpoint.reshard import TensorPlan, plan_rank
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.manifest import Manifest
 
-Memory = mmap | bytearray | memoryview
+Memory = mmap | bytearray | memoryview | torch.Tensor
+"""A partition's bytes: in host memory, or a tensor of uint8 on any device."""
 
 
 def rank_tensors(
@@ -32,23 +33,25 @@ def open_tensor(plan: TensorPlan, partitions: Sequence[Memory]) -> torch.Tensor:
         return torch.empty(plan.shape, dtype=dtype)
     if plan.is_view:
         piece = plan.pieces[0]
-        memory = partitions[piece.partition]
-        count = plan.size_bytes // dtype.itemsize
-        flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=piece.offset_bytes)
-        return flat.view(plan.shape)
-    gathered = torch.empty((plan.rows, plan.row_bytes), dtype=torch.uint8)
-    column = 0
+        flat = _bytes_of(partitions[piece.partition], piece.offset_bytes, plan.size_bytes)
+        return flat.view(dtype).view(plan.shape)
+    parts = []
     for piece in plan.pieces:
-        memory = partitions[piece.partition]
         # as_strided may not run past the end: the last row's stretch ends the span.
         span_bytes = (plan.rows - 1) * piece.stride_bytes + piece.size_bytes
-        flat = torch.frombuffer(
-            memory, dtype=torch.uint8, count=span_bytes, offset=piece.offset_bytes
+        flat = _bytes_of(partitions[piece.partition], piece.offset_bytes, span_bytes)
+        parts.append(
+            flat.as_strided(
+                (plan.rows, piece.size_bytes), (piece.stride_bytes, 1), flat.storage_offset()
+            )
         )
-        rows = flat.as_strided((plan.rows, piece.size_bytes), (piece.stride_bytes, 1))
-        gathered[:, column : column + piece.size_bytes] = rows
-        column += piece.size_bytes
-    return gathered.view(-1).view(dtype).view(plan.shape)
+    return torch.cat(parts, dim=1).view(-1).view(dtype).view(plan.shape)
+
+
+def _bytes_of(memory: Memory, offset_bytes: int, size_bytes: int) -> torch.Tensor:
+    if isinstance(memory, torch.Tensor):
+        return memory[offset_bytes : offset_bytes + size_bytes]
+    return torch.frombuffer(memory, dtype=torch.uint8, count=size_bytes, offset=offset_bytes)
 
 
 def _open_once(

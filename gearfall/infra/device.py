@@ -63,3 +63,36 @@ class DeviceBuffer:
             "data": (self.native.address, False),
             "version": 3,
         }
+
+
+class DeviceCopy:
+    """Host memory that goes to the front of a device buffer part by part, on a stream of its own.
+
+    What the driver can pin is read by the device directly, and copies of one part overlap the
+    pinning of the next. Map pool memory MAP_SHARED and read-only for this.
+    """
+
+    def __init__(self, buffer: DeviceBuffer, source: Buffer) -> None:
+        """Raises ValueError for a source larger than the buffer."""
+        with gearfall_errors():
+            self._native = _cuda_ext.DeviceCopy(buffer.native, view_bytes(source))
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of the source that are pinned now."""
+        return self._native.pinned_bytes
+
+    def copy(self, begin_bytes: int, end_bytes: int) -> None:
+        """Start the copy of a range to the same place of the buffer."""
+        with gearfall_errors():
+            self._native.copy(begin_bytes, end_bytes)
+
+    def wait(self) -> None:
+        """Return when all that was started has arrived."""
+        with gearfall_errors():
+            self._native.wait()
+
+    def close(self) -> None:
+        """Wait for all copies and unpin. Idempotent."""
+        with gearfall_errors():
+            self._native.close()

@@ -185,14 +185,17 @@ async def take_lease(
         _raise_gearfall(error, socket_path)
 
 
-def map_partition(fd: int, size_bytes: int) -> mmap.mmap:
-    """Map a leased partition MAP_PRIVATE: no copy; writes would stay in this process alone.
+def map_partition(fd: int, size_bytes: int, *, is_private: bool = True) -> mmap.mmap:
+    """Map a leased partition without a copy. The mapping outlives the descriptor and the lease.
 
-    The mapping outlives the descriptor and the lease.
+    Private: writes, which torch's tensors permit, would stay in this process alone. Otherwise
+    shared and read-only, as a device driver pins it.
     """
     found_bytes = os.fstat(fd).st_size
     if found_bytes != size_bytes:
         raise CorruptCheckpoint(f"a partition of {size_bytes} bytes came with {found_bytes}")
+    if not is_private:
+        return mmap.mmap(fd, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
     return mmap.mmap(fd, size_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 
 

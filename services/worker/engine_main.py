@@ -22,6 +22,7 @@ from services.worker.engine import Engine
 from services.worker.engine_arrival import LoadNews
 from services.worker.engine_canary import run_canary
 from services.worker.engine_check import try_unproven
+from services.worker.engine_device import DeviceTier
 from services.worker.engine_dock import AdapterDock
 from services.worker.engine_kv_memory import EngineKvMemory
 from services.worker.engine_loop import EngineLoop
@@ -70,23 +71,31 @@ def _start(
 ) -> tuple[Engine, EngineReady, EngineKvMemory | None]:
     manifest = parse_manifest(start.manifest_json)
     news = LoadNews(socket.socket(fileno=descriptors[-1])) if start.is_loading else None
-    mappings = _map_partitions(manifest, descriptors[:-1] if news else descriptors)
+    device = torch.device(start.device)
+    mappings = _map_partitions(
+        manifest, descriptors[:-1] if news else descriptors, is_private=device.type == "cpu"
+    )
+    tier = None
+    if device.type == "cuda":
+        tier = DeviceTier(device.index or 0, mappings, news)
     attached = time.perf_counter()
     blocks = KvBlocks(max(blocks_for(start.kv_tokens), 2))
     model = build_model(
         manifest,
-        mappings,
+        mappings if tier is None else tier.partitions(),
         start.config_json,
         ops=ops_for(start.device, start.threads),
-        device=torch.device(start.device),
+        device=device,
         kv_blocks=blocks.total_blocks,
-        arrival=news,
+        arrival=news if tier is None else tier,
     )
     built = time.perf_counter()
     run_canary(model, parse_canary(start.canary_json))
+    model.finish()
     if news is not None:
-        model.finish()
         news.wait_done()
+    if tier is not None:
+        tier.close()
     try_unproven(model, manifest.model.architecture)
     batch = Batch(blocks, slots=start.slots, step_tokens=max(STEP_TOKENS, start.slots))
     engine = Engine(
@@ -124,12 +133,14 @@ def _serve_with_vllm(
     return vllm_main(sock, start, manifest, mappings, times)
 
 
-def _map_partitions(manifest: Manifest, partition_fds: Sequence[int]) -> list[mmap]:
+def _map_partitions(
+    manifest: Manifest, partition_fds: Sequence[int], *, is_private: bool = True
+) -> list[mmap]:
     if len(partition_fds) != len(manifest.partitions):
         raise Internal(f"{len(partition_fds)} partitions came, the manifest has others")
     mappings = []
     for descriptor, partition in zip(partition_fds, manifest.partitions, strict=True):
-        mappings.append(map_partition(descriptor, partition.size_bytes))
+        mappings.append(map_partition(descriptor, partition.size_bytes, is_private=is_private))
         os.close(descriptor)
     return mappings
 

@@ -6,7 +6,6 @@ was computed in. A model that can't be served exactly is refused, never served a
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from mmap import mmap
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from gearfall.checkpoint.rank_tensors import Memory
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import Manifest
 from services.worker.engine_adapters import Adapters, Network
@@ -126,7 +126,7 @@ class EngineModel:
 
 def build_model(
     manifest: Manifest,
-    mappings: Sequence[mmap],
+    partitions: Sequence[Memory],
     config_json: bytes,
     *,
     ops: Ops,
@@ -134,7 +134,7 @@ def build_model(
     kv_blocks: int,
     arrival: Arrival | None = None,
 ) -> EngineModel:
-    """Build the model that `config_json` describes over the mapped partitions.
+    """Build the model that `config_json` describes over the partitions' bytes.
 
     With an `arrival` the bytes are still being loaded: the first forward pass waits for them, layer
     by layer, and `finish` is to be called after it.
@@ -150,7 +150,7 @@ def build_model(
     model = _construct(config, cache.name)
     model.eval()
     rename = renaming(model)
-    stored = StoredTensors(manifest, mappings, device, rename)
+    stored = StoredTensors(manifest, partitions, device, rename)
     slots = match_weights(model, stored)
     furnishing = Furnishing(model, slots, stored, ops=ops, device=device, arrival=arrival)
     furnishing.begin()

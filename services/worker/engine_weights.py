@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from mmap import mmap
 
 import torch
 from torch import nn
@@ -14,7 +13,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.core_model_loading import WeightRenaming
 
-from gearfall.checkpoint.rank_tensors import open_tensor
+from gearfall.checkpoint.rank_tensors import Memory, open_tensor
 from gearfall.checkpoint.reshard import TensorPlan, plan_rank
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import Manifest
@@ -30,13 +29,13 @@ class StoredTensors:
     def __init__(
         self,
         manifest: Manifest,
-        mappings: Sequence[mmap],
+        partitions: Sequence[Memory],
         device: torch.device,
         rename: Callable[[str], str],
     ) -> None:
         """`rename` turns a stored name into the model's."""
         self._plans = {rename(name): plan for name, plan in plan_rank(manifest, 0, 1).items()}
-        self._mappings = mappings
+        self._partitions = partitions
         self._device = device
         self._opened: dict[TensorPlan, torch.Tensor] = {}
         self._used: set[str] = set()
@@ -66,7 +65,7 @@ class StoredTensors:
         """Return the tensor of a plan, each time the same; a copy only where it must be one."""
         tensor = self._opened.get(plan)
         if tensor is None:
-            tensor = self._opened[plan] = open_tensor(plan, self._mappings).to(self._device)
+            tensor = self._opened[plan] = open_tensor(plan, self._partitions).to(self._device)
         return tensor
 
     def unused(self) -> list[str]:

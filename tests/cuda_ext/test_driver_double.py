@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "cuda_ext" / "driver_double.cpp"
-TESTS = "tests/gearfall/infra/test_device.py"
+TESTS = ("tests/gearfall/infra/test_device.py", "tests/services/worker/test_engine_device.py")
 
 
 def build_double(directory: Path, *flags: str) -> Path:
@@ -30,7 +30,7 @@ def test_device_tests_over_the_double(tmp_path: Path) -> None:
         filter(None, (str(build_double(tmp_path)), os.environ.get("LD_LIBRARY_PATH")))
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
         cwd=ROOT,
         env={**os.environ, "LD_LIBRARY_PATH": search},
         stdout=subprocess.PIPE,
