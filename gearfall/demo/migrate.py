@@ -99,7 +99,7 @@ async def run(
     """
     stage = (Stage(MODEL),)
     await client.deploy(DeploymentRecord(DEPLOYMENT, stage, min_replicas=2, max_replicas=2))
-    addresses = await _wait_ready(client)
+    addresses = await wait_ready(client)
     async with contextlib.AsyncExitStack() as stack:
         doors = {
             worker_id: await stack.enter_async_context(WorkerDoor(address))
@@ -195,8 +195,8 @@ async def _read(
     return Reading(tuple(token_ids), text, gaps_s, epochs)
 
 
-async def _wait_ready(client: AsyncClient) -> dict[str, str]:
-    """Return the addresses of both workers once each serves the model. Raises Unavailable."""
+async def wait_ready(client: AsyncClient, workers: int = 2) -> dict[str, str]:
+    """Return so many workers' addresses once each serves the model. Raises Unavailable."""
     try:
         async with asyncio.timeout(READY_S):
             while True:
@@ -206,8 +206,8 @@ async def _wait_ready(client: AsyncClient) -> dict[str, str]:
                     for replica in worker.replicas
                     if (replica.model, replica.state) == (MODEL, common_pb2.REPLICA_STATE_READY)
                 }
-                if len(found) == 2:
+                if len(found) == workers:
                     return found
                 await asyncio.sleep(_LOOK_AGAIN_S)
     except TimeoutError:
-        raise Unavailable(f"{MODEL} was not ready on two workers in {READY_S:g} s") from None
+        raise Unavailable(f"{MODEL} was not ready on {workers} workers in {READY_S:g} s") from None
