@@ -22,8 +22,8 @@ from gearfall.pb import common_pb2
 
 MODEL = ModelName("bench-llama")
 VOCABULARY = 49_152
-ANSWER_TOKENS = 512
-"""Room behind the longest prompt."""
+ANSWER_TOKENS = 2048
+"""Room behind the longest prompt: an answer outlasts its move."""
 _SLOTS = 10
 _SEED = 135
 _READY_S = 300.0
