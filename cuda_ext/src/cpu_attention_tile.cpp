@@ -14,26 +14,29 @@ namespace gearfall::cpu {
 
 namespace {
 
-constexpr std::int64_t kKeysAtOnce = 32;
+// Four blocks of 16 are read side by side, each in order: streams that the hardware foresees.
+constexpr std::int64_t kKeysAtOnce = 64;
+// Values must be added in order. So many are near while the next ones are asked for.
+constexpr std::int64_t kValuesAtOnce = 32;
 
-// Rows of a cache (their head 0) for `count` positions from `first`.
+// Rows of a cache (their head 0) for `count` positions from `first`, and as many to ask for
+// meanwhile: those of the next positions, or at the end any.
 struct Keys {
     std::int64_t first;
     std::int64_t count;
-    const float *rows[kKeysAtOnce];
+    const void *rows[kKeysAtOnce];
+    const void *later[kKeysAtOnce];
 };
 
-// Goes over a tile's positions in order, asking for the next rows while the last ones are in use:
-// blocks are scattered over memory, so the hardware can't foresee them.
+// Goes over a tile's positions in order. Blocks are scattered over memory, so the hardware can't
+// foresee the next rows; the kernels ask for them between their own.
 class KeyWalk {
 public:
-    KeyWalk(const Attention &call, const Tile &tile, const TensorView &cache,
-            std::int64_t first_head, std::int64_t end_head)
+    KeyWalk(const Attention &call, const Tile &tile, const TensorView &cache, std::int64_t at_once)
         : call_(call),
           tile_(tile),
           cache_(cache.f32()),
-          first_float_(first_head * call.sizes.head_size),
-          end_float_(end_head * call.sizes.head_size),
+          at_once_(at_once),
           position_(tile.first_key) {}
 
     template <class Visit>
@@ -41,7 +44,11 @@ public:
         Keys both[2];
         fill(both[0]);
         for (int now = 0; both[now].count > 0; now = 1 - now) {
+            const Keys &next = both[1 - now];
             fill(both[1 - now]);
+            for (std::int64_t i = 0; i < both[now].count; ++i) {
+                both[now].later[i] = i < next.count ? next.rows[i] : both[now].rows[i];
+            }
             visit(static_cast<const Keys &>(both[now]));
         }
     }
@@ -51,19 +58,16 @@ private:
     void fill(Keys &keys) {
         keys.first = position_;
         keys.count = 0;
-        while (keys.count < kKeysAtOnce && position_ < tile_.end_key) {
+        while (keys.count < at_once_ && position_ < tile_.end_key) {
             const std::int64_t inside = position_ % call_.sizes.block_tokens;
             const std::int64_t count =
-                std::min({call_.sizes.block_tokens - inside, kKeysAtOnce - keys.count,
+                std::min({call_.sizes.block_tokens - inside, at_once_ - keys.count,
                           tile_.end_key - position_});
             const float *row =
                 cache_ + block_offset(call_.pages, call_.sizes, tile_.sequence, position_) +
                 inside * call_.sizes.position_floats();
             for (std::int64_t i = 0; i < count; ++i, row += call_.sizes.position_floats()) {
                 keys.rows[keys.count++] = row;
-                for (auto d = first_float_; d < end_float_; d += kLanes) {
-                    __builtin_prefetch(row + d);
-                }
             }
             position_ += count;
         }
@@ -72,8 +76,7 @@ private:
     const Attention &call_;
     const Tile &tile_;
     const float *cache_;
-    std::int64_t first_float_;
-    std::int64_t end_float_;
+    std::int64_t at_once_;
     std::int64_t position_;
 };
 
@@ -109,12 +112,19 @@ public:
         std::fill_n(sums_, queries_ * query_floats_, 0.0f);
     }
 
-    void score(const Keys &keys) const {
-        const void *rows[kKeysAtOnce];
-        for (std::int64_t j = 0; j < keys.count; ++j) rows[j] = row(keys, j);
+    // The panel of this head's products with all keys.
+    DotPanel panel(const Keys &keys) const {
         const TokenTiles tiles(queries_, call_.kernels.tile_tokens);
-        call_.kernels.dot[0]({rows, keys.count, packed_, queries_, 0, tiles.count,
-                              call_.sizes.head_size, scores(0, keys.first), row_floats_});
+        return {keys.rows,
+                keys.count,
+                packed_,
+                queries_,
+                0,
+                tiles.count,
+                call_.sizes.head_size,
+                scores(0, keys.first),
+                row_floats_,
+                head_ * call_.sizes.head_size};
     }
 
     void normalise() const {
@@ -128,7 +138,11 @@ public:
     // Queries side by side that see the same of these keys go together.
     void weigh(const Keys &keys) const {
         const float *rows[kKeysAtOnce];
-        for (std::int64_t j = 0; j < keys.count; ++j) rows[j] = row(keys, j);
+        const float *later[kKeysAtOnce];
+        for (std::int64_t j = 0; j < keys.count; ++j) {
+            rows[j] = own_head(keys.rows[j]);
+            later[j] = own_head(keys.later[j]);
+        }
         for (std::int64_t i = 0; i < queries_;) {
             const std::int64_t begin = begin_in(keys, i);
             const std::int64_t end = end_in(keys, i);
@@ -139,7 +153,8 @@ public:
             if (begin < end) {
                 call_.kernels.weigh({rows + (begin - keys.first), end - begin,
                                      call_.sizes.head_size, scores(i, begin), row_floats_, next - i,
-                                     sums_ + i * query_floats_, query_floats_});
+                                     sums_ + i * query_floats_, query_floats_,
+                                     i == 0 ? later + (begin - keys.first) : nullptr});
             }
             i = next;
         }
@@ -166,8 +181,8 @@ private:
     std::int64_t query_head(std::int64_t query) const {
         return head_ * call_.group() + query % call_.group();
     }
-    const float *row(const Keys &keys, std::int64_t j) const {
-        return keys.rows[j] + head_ * call_.sizes.head_size;
+    const float *own_head(const void *row) const {
+        return static_cast<const float *>(row) + head_ * call_.sizes.head_size;
     }
     std::int64_t begin_in(const Keys &keys, std::int64_t query) const {
         return std::max(keys.first, call_.first_key(token(query)));
@@ -202,11 +217,19 @@ void attend_tile(const Attention &call, const Tile &tile, std::int64_t first_hea
     for (std::int64_t head = first_head; head < end_head; ++head) {
         heads.emplace_back(call, tile, head, scratch.data() + (head - first_head) * floats);
     }
-    KeyWalk(call, tile, call.pages.k_cache, first_head, end_head).run([&](const Keys &keys) {
-        for (const HeadWork &head : heads) head.score(keys);
+    std::vector<DotPanel> panels;
+    panels.reserve(heads.size());
+    KeyWalk(call, tile, call.pages.k_cache, kKeysAtOnce).run([&](const Keys &keys) {
+        panels.clear();
+        for (const HeadWork &head : heads) panels.push_back(head.panel(keys));
+        if (panels[0].tokens <= call.kernels.tile_tokens) {
+            call.kernels.dot_through(panels.data(), static_cast<std::int64_t>(panels.size()));
+        } else {
+            for (const DotPanel &panel : panels) call.kernels.dot[0](panel);
+        }
     });
     for (const HeadWork &head : heads) head.normalise();
-    KeyWalk(call, tile, call.pages.v_cache, first_head, end_head).run([&](const Keys &keys) {
+    KeyWalk(call, tile, call.pages.v_cache, kValuesAtOnce).run([&](const Keys &keys) {
         for (const HeadWork &head : heads) head.weigh(keys);
     });
     for (const HeadWork &head : heads) head.finish();

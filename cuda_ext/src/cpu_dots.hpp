@@ -50,7 +50,8 @@ struct Dots {
         constexpr std::int64_t kStep = step_elements(kDtype<W>);
         const W *rows[R];
         for (int r = 0; r < R; ++r) {
-            rows[r] = static_cast<const W *>(panel.rows[first_row + r * row_step]);
+            rows[r] = static_cast<const W *>(panel.rows[first_row + r * row_step]) +
+                      panel.first_element;
         }
         Lanes sums[T][R];
         for (int t = 0; t < T; ++t) {
@@ -110,6 +111,34 @@ struct Dots {
                                     panel.packed + token * row_floats,
                                     panel.out + token * panel.out_stride);
         }
+    }
+
+    template <int T>
+    static void dot_through_tokens(const DotPanel *panels, std::int64_t count) {
+        const std::int64_t rows = panels[0].row_count;
+        const std::int64_t part = rows / kRows;
+        for (std::int64_t row = 0; row < part; ++row) {
+            for (std::int64_t i = 0; i < count; ++i) {
+                dot_tile<float, kRows, T>(panels[i], row, part, panels[i].packed, panels[i].out);
+            }
+        }
+        for (std::int64_t row = part * kRows; row < rows; ++row) {
+            for (std::int64_t i = 0; i < count; ++i) {
+                dot_tile<float, 1, T>(panels[i], row, 1, panels[i].packed, panels[i].out);
+            }
+        }
+    }
+
+    template <int T>
+    static void dot_through_at_most(const DotPanel *panels, std::int64_t count) {
+        if constexpr (T > 1) {
+            if (panels[0].tokens < T) return dot_through_at_most<T - 1>(panels, count);
+        }
+        dot_through_tokens<T>(panels, count);
+    }
+
+    static void dot_through(const DotPanel *panels, std::int64_t count) {
+        dot_through_at_most<kTokens>(panels, count);
     }
 
     static void pack(int dtype, const float *const *rows, std::int64_t tokens, std::int64_t k,

@@ -40,6 +40,7 @@ struct DotPanel {
     std::int64_t k;
     float *out;  // of token 0
     std::int64_t out_stride;
+    std::int64_t first_element;  // of each row that is read
 };
 
 // sums[q][0..d) += weights[q][i] * rows[i][0..d), for each query q, i in order.
@@ -52,6 +53,7 @@ struct WeighPanel {
     std::int64_t query_count;
     float *sums;
     std::int64_t sums_stride;
+    const float *const *later;  // rows to ask for meanwhile, as many; or nullptr
 };
 
 struct Kernels {
@@ -60,6 +62,9 @@ struct Kernels {
     std::int64_t tile_tokens;
     // By weight dtype: f32, bf16, f16.
     void (*dot[3])(const DotPanel &panel);
+    // Panels of f32 over other parts of the same rows, with at most tile_tokens tokens each: all
+    // panels' products with a row stand side by side in time, so that rows are read through.
+    void (*dot_through)(const DotPanel *panels, std::int64_t count);
     // Copies the token rows of one tile, interleaved by step, in the order weights of `dtype` widen
     // to. Tile i of a packing begins at its first token times padded(k, step_elements(dtype)).
     void (*pack)(int dtype, const float *const *rows, std::int64_t tokens, std::int64_t k,

@@ -84,7 +84,8 @@ void compute_piece(const Kernels &kernels, const Product &product, const PackedT
                          piece.end_tile,
                          x.k,
                          product.out + piece.first_row,
-                         product.out_stride};
+                         product.out_stride,
+                         0};
     kernels.dot[static_cast<int>(weight.dtype)](panel);
     if (product.bias == nullptr) return;
     const TokenTiles tiles(x.tokens, kernels.tile_tokens);

@@ -81,6 +81,11 @@ struct Tiles : Dots<Isa> {
             }
         }
         for (std::int64_t i = 0; i < panel.row_count; ++i) {
+            if (query == 0 && panel.later != nullptr) {
+                for (int b = 0; b < B; ++b) {
+                    __builtin_prefetch(panel.later[i] + offset + b * kLanes);
+                }
+            }
             Lanes row[B];
             for (int b = 0; b < B; ++b) {
                 row[b] = load_first(panel.rows[i] + offset + b * kLanes, width);
@@ -272,6 +277,7 @@ struct Tiles : Dots<Isa> {
         return {name,
                 Isa::kTokens,
                 {Base::template dot<float>, Base::template dot<Bf16>, Base::template dot<F16>},
+                Base::dot_through,
                 Base::pack,
                 softmax,
                 weigh,
