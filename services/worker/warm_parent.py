@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -25,6 +26,8 @@ from services.worker.zygote_messages import (
     EngineForked,
     ForkEngine,
     ForkFailed,
+    PrepareEngine,
+    WorkerRequest,
     ZygoteMessage,
     ZygoteReady,
 )
@@ -119,12 +122,17 @@ class WarmParent:
         self._forks[request] = future
         try:
             async with asyncio.timeout(FORK_TIMEOUT_S):
-                await self._send(ForkEngine(request), engine_socket.fileno())
+                await self._send(ForkEngine(request), [engine_socket.fileno()])
                 return await future
         except OSError as error:
             raise Unavailable(f"the zygote did not fork: {error or 'no answer'}") from error
         finally:
             self._forks.pop(request, None)
+
+    async def prepare(self) -> None:
+        """Have it make the next fork now, if it is there."""
+        with contextlib.suppress(OSError):
+            await self._send(PrepareEngine(), [])
 
     async def stop(self) -> None:
         """End the zygote and all its engines. Idempotent."""
@@ -135,10 +143,10 @@ class WarmParent:
             self._process.kill()
             await self.reader
 
-    async def _send(self, message: ForkEngine, descriptor: int) -> None:
+    async def _send(self, message: WorkerRequest, descriptors: Sequence[int]) -> None:
         body = msgspec.msgpack.encode(message)
         async with self._sending:
-            send_header(self._control, body, [descriptor])
+            send_header(self._control, body, descriptors)
             await asyncio.get_running_loop().sock_sendall(self._control, body)
 
     async def _read(self) -> None:

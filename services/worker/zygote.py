@@ -2,7 +2,8 @@
 
 `python -m services.worker.zygote --fd N` speaks `services.worker.zygote_messages` on descriptor N.
 It never imports gRPC, runs nothing in parallel (a parent that did would break its children), reaps
-its children, and ends, its children with it, when its socket closes.
+its children, and ends, its children with it, when its socket closes. When it is told that there is
+time, it forks a process ahead of need, which rehearses and waits to become the next engine.
 """
 
 import argparse
@@ -16,22 +17,27 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import NoReturn
 
 import msgspec
 
 from gearfall.infra.history_log import close_history, open_history
 from services.worker.frames import encode_frame, receive_frame
+from services.worker.spare_engine import SpareEngine, wait_for_engine_socket
 from services.worker.zygote_messages import (
     EngineExited,
     EngineForked,
     ForkEngine,
     ForkFailed,
+    PrepareEngine,
+    WorkerRequest,
     ZygoteMessage,
     ZygoteReady,
 )
 
 _PR_SET_PDEATHSIG = 1
+_DECODER: msgspec.msgpack.Decoder[WorkerRequest] = msgspec.msgpack.Decoder(WorkerRequest)
 
 WARM_MODULES = (
     "numpy.random",
@@ -44,6 +50,7 @@ WARM_MODULES = (
     "transformers.models.mistral.modeling_mistral",
     "transformers.models.gpt2.modeling_gpt2",
     "services.worker.engine_main",
+    "services.worker.rehearsal",
 )
 """Imported before the first fork. Another family's module is imported by its own engine."""
 
@@ -54,6 +61,9 @@ class Zygote:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._children: set[int] = set()
+        self._unannounced: set[int] = set()
+        """Children that the worker knows nothing of: the spare, and spares that died."""
+        self._spare: SpareEngine | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -86,7 +96,7 @@ class Zygote:
             reaped, status = os.waitpid(pid, os.WNOHANG)
             if reaped:
                 self._children.discard(pid)
-                self._send(_exit_message(pid, status))
+                self._note_exit(pid, status)
 
     def _serve_request(self) -> bool:
         try:
@@ -96,14 +106,44 @@ class Zygote:
         if frame is None:
             return False
         body, descriptors = frame
-        request = msgspec.msgpack.decode(body, type=ForkEngine)
-        (engine_descriptor,) = descriptors
-        engine_socket = socket.socket(fileno=engine_descriptor)
-        try:
-            self._fork(request.request, engine_socket)
-        finally:
-            engine_socket.close()
+        match _DECODER.decode(body):
+            case ForkEngine(request=request):
+                (engine_descriptor,) = descriptors
+                with socket.socket(fileno=engine_descriptor) as engine_socket:
+                    self._give_engine(request, engine_socket)
+            case PrepareEngine():
+                self._prepare()
         return True
+
+    def _give_engine(self, request: int, engine_socket: socket.socket) -> None:
+        """Answer with the spare, or where there is none with a fresh fork."""
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.hand(engine_socket):
+            self._unannounced.discard(spare.pid)
+            self._send(EngineForked(request, spare.pid))
+        else:
+            self._fork(request, engine_socket)
+
+    def _prepare(self) -> None:
+        """Fork a spare unless there is one; without one the next engine is forked when needed."""
+        if self._spare is not None:
+            return
+        parent = os.getpid()
+        with contextlib.suppress(OSError):
+            self._spare = SpareEngine.fork(
+                lambda control: self._become_engine(parent, lambda: _rehearsed(control))
+            )
+            self._children.add(self._spare.pid)
+            self._unannounced.add(self._spare.pid)
+
+    def _note_exit(self, pid: int, status: int) -> None:
+        if pid not in self._unannounced:
+            self._send(_exit_message(pid, status))
+            return
+        self._unannounced.discard(pid)
+        if self._spare is not None and self._spare.pid == pid:
+            self._spare.close()
+            self._spare = None
 
     def _fork(self, request: int, engine_socket: socket.socket) -> None:
         parent = os.getpid()
@@ -113,11 +153,13 @@ class Zygote:
             self._send(ForkFailed(request, f"fork failed: {error}"))
             return
         if pid == 0:
-            self._become_engine(parent, engine_socket)
+            self._become_engine(parent, lambda: engine_socket)
         self._children.add(pid)
         self._send(EngineForked(request, pid))
 
-    def _become_engine(self, parent: int, engine_socket: socket.socket) -> NoReturn:
+    def _become_engine(
+        self, parent: int, find_socket: Callable[[], socket.socket | None]
+    ) -> NoReturn:
         """Run the engine in the child and leave it without ever returning to the parent's stack."""
         status = 1
         try:
@@ -128,9 +170,12 @@ class Zygote:
             self._control.close()
             os.close(self._wake_read)
             os.close(self._wake_write)
+            if self._spare is not None:
+                self._spare.close()
             from services.worker.engine_main import engine_main
 
-            status = engine_main(engine_socket)
+            engine_socket = find_socket()
+            status = 0 if engine_socket is None else engine_main(engine_socket)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
@@ -140,6 +185,14 @@ class Zygote:
     def _send(self, message: ZygoteMessage) -> None:
         with contextlib.suppress(BrokenPipeError):  # the worker is gone: run() ends at once
             self._control.sendall(encode_frame(msgspec.msgpack.encode(message)))
+
+
+def _rehearsed(control: socket.socket) -> socket.socket | None:
+    """Do what every engine does first, then wait for the socket of the one to become."""
+    from services.worker.rehearsal import rehearse
+
+    rehearse()
+    return wait_for_engine_socket(control)
 
 
 def die_with_parent(parent: int) -> None:

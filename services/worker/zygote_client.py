@@ -242,6 +242,7 @@ class Zygote:
             raise
         engine = EngineProcess(forked, ours, body)
         self._own(engine.task)
+        self._own(asyncio.create_task(_prepare_after(engine, parent)))
         return engine
 
     async def _warm(self) -> WarmParent:
@@ -250,6 +251,7 @@ class Zygote:
                 raise Unavailable("the worker is stopping")
             if self._parent is None or self._parent.is_dead:
                 self._parent = await WarmParent.start()
+                await self._parent.prepare()
                 self._own(asyncio.create_task(self._rewarm_after(self._parent)))
             return self._parent
 
@@ -271,6 +273,13 @@ class Zygote:
         """Assert that a stopped zygote left nothing running."""
         if self._is_stopping and not self._tasks:
             assert self._parent is None or self._parent.is_dead
+
+
+async def _prepare_after(engine: EngineProcess, parent: WarmParent) -> None:
+    """Have the next fork made when this engine has started: until then it wants the cores."""
+    with contextlib.suppress(GearfallError):
+        await engine.ready()
+    await parent.prepare()
 
 
 def _open_pidfd(pid: int) -> int | None:

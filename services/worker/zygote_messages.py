@@ -1,6 +1,7 @@
 """Messages between a worker and its zygote: msgpack frames over one Unix socket pair.
 
-Worker to zygote: ForkEngine, with the engine's end of its own socket pair as the only descriptor.
+Worker to zygote: ForkEngine, with the engine's end of its own socket pair as the only descriptor,
+and PrepareEngine whenever there is time to make the next fork ahead of need.
 Zygote to worker: ZygoteReady first, then one EngineForked for each request and one EngineExited
 for each engine, in any order between engines.
 """
@@ -13,6 +14,10 @@ class ForkEngine(msgspec.Struct, frozen=True, tag=True):
 
     request: int
     """Chosen by the worker, repeated in the answer."""
+
+
+class PrepareEngine(msgspec.Struct, frozen=True, tag=True):
+    """Have a process ready that the next ForkEngine is answered with. Not answered itself."""
 
 
 class ZygoteReady(msgspec.Struct, frozen=True, tag=True):
@@ -46,4 +51,5 @@ class EngineExited(msgspec.Struct, frozen=True, tag=True):
     """Signal that ended it, or 0."""
 
 
+WorkerRequest = ForkEngine | PrepareEngine
 ZygoteMessage = ZygoteReady | EngineForked | ForkFailed | EngineExited

@@ -101,6 +101,7 @@ async def test_a_flipped_weight_with_fitting_checksums_is_never_served(tmp_path:
             AsyncExitStack() as replicas,
         ):
             await store.register(MODEL, tmp_path / "source")
+            await store.service.read_canary(MODEL)  # the first one waits for transformers
             before = await start_replica(store, zygote, replicas)
             assert before.records[-1].state is ReplicaState.READY
             assert before.records[-1].timeline.first_token_s > 0

@@ -1,0 +1,109 @@
+"""The process that a zygote forks ahead of need: used when it is there, never missed when not."""
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.worker.rehearsal import rehearse
+from services.worker.spare_engine import SpareEngine, wait_for_engine_socket
+from services.worker.zygote_client import ExitStatus, Zygote
+from tests.services.worker.test_zygote import start_engine
+from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    with tiny_checkpoint(random_model("llama"), tmp_path_factory.mktemp("llama")) as checkpoint:
+        yield checkpoint
+
+
+def answer_a_byte(control: socket.socket) -> None:
+    """What a spare of these tests becomes: it says one byte on the socket that it is handed."""
+    engine_socket = wait_for_engine_socket(control)
+    if engine_socket is not None:
+        engine_socket.sendall(b"!")
+    os._exit(7 if engine_socket is None else 0)
+
+
+def exit_code_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_spare_becomes_the_engine_that_it_is_handed():
+    spare = SpareEngine.fork(answer_a_byte)  # type: ignore[arg-type]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert spare.hand(theirs)
+        assert ours.recv(1) == b"!"
+    assert exit_code_of(spare.pid) == 0
+
+
+def test_a_spare_that_is_not_needed_ends():
+    spare = SpareEngine.fork(answer_a_byte)  # type: ignore[arg-type]
+    spare.close()
+    spare.close()
+    assert exit_code_of(spare.pid) == 7
+
+
+def test_a_dead_spare_is_found_out_by_handing_it_a_socket():
+    spare = SpareEngine.fork(answer_a_byte)  # type: ignore[arg-type]
+    os.kill(spare.pid, signal.SIGKILL)
+    assert exit_code_of(spare.pid) == -signal.SIGKILL
+    with socket.socket(socket.AF_UNIX) as engine_socket:
+        assert not spare.hand(engine_socket)
+
+
+def test_a_rehearsal_starts_no_thread():
+    torch.set_num_threads(1)  # as the zygote does before it forks
+    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    try:
+        rehearse()
+    finally:
+        gc.unfreeze()
+    assert len(os.listdir("/proc/self/task")) == threads  # noqa: PTH208
+
+
+def children_of(pid: int) -> set[int]:
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+async def spare_of(zygote_pid: int, known: frozenset[int]) -> int:
+    """Return the zygote's child that is not `known`, once there is one."""
+    deadline_s = time.monotonic() + 20
+    while time.monotonic() < deadline_s:
+        found = children_of(zygote_pid) - known
+        if found:
+            return found.pop()
+        await asyncio.sleep(0.002)
+    raise AssertionError("no spare was forked")
+
+
+async def test_engines_come_from_spares_and_a_killed_one_is_replaced_by_a_fork(checkpoint):
+    zygote = Zygote()
+    await zygote.start()
+    try:
+        assert zygote.pid is not None
+        first_spare = await spare_of(zygote.pid, frozenset())
+        first = await start_engine(zygote, checkpoint)
+        assert first.pid == first_spare
+        second_spare = await spare_of(zygote.pid, frozenset({first.pid}))
+        os.kill(second_spare, signal.SIGKILL)
+        second = await start_engine(zygote, checkpoint)
+        assert second.pid not in {first.pid, second_spare}
+        assert zygote.pid is not None  # a spare's end is nobody's engine's end
+        third_spare = await spare_of(zygote.pid, frozenset({first.pid, second.pid, second_spare}))
+        for engine in (first, second):
+            engine.kill()
+            assert await engine.wait_exit() == ExitStatus(exit_code=0, signal=signal.SIGKILL)
+        third = await start_engine(zygote, checkpoint)
+        assert third.pid == third_spare
+    finally:
+        await zygote.stop()
+    zygote.check()
