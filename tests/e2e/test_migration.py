@@ -19,8 +19,10 @@ from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb.worker_pb2_grpc import WorkerStub
 from tests.cluster_host import ClusterHost
+from tests.services.worker.tiny_adapters import save_adapter
 
 MODEL = "wanderer"
+ADAPTER = "wanderer-tuned"
 PROMPT_IDS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 6
 TOKENS = 800
 Move = tuple[int, "pb.MigrationPath.ValueType"]
@@ -62,14 +64,14 @@ class Pair:
         raise AssertionError("the job runs nowhere")
 
     async def read(
-        self, moves: tuple[Move, ...], options: Options
+        self, moves: tuple[Move, ...], options: Options, model: str = MODEL
     ) -> tuple[list[int], str, int, list[pb.MigrateJobReply]]:
         """Return token ids, text, owners and what the moves said."""
         ids: list[int] = []
         text, owners, replies = "", 0, []
         waits = list(moves)
         moving: asyncio.Task[pb.MigrateJobReply] | None = None
-        async for event in self.client.stream(MODEL, PROMPT_IDS, **options):
+        async for event in self.client.stream(model, PROMPT_IDS, **options):
             if isinstance(event, TextDelta):
                 text += event.text
                 ids += [item.token_id for item in event.logprobs]
@@ -103,6 +105,7 @@ def wanderer() -> LlamaForCausalLM:
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ClusterHost, Path]]:
     folder = tmp_path_factory.mktemp("pair")
     wanderer().save_pretrained(folder / "source")
+    save_adapter(wanderer(), ("q_proj", "down_proj"), folder / "adapter", seed=1, size=0.05)
     shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", folder / "source")
     host = ClusterHost(folder / "home", "--workers-per-node", "2")
     yield host, folder / "source"
@@ -114,6 +117,8 @@ async def pair(two_workers: tuple[ClusterHost, Path]) -> AsyncIterator[Pair]:
     host, source = two_workers
     async with AsyncClient(host.addresses["grpc"]) as client:
         _ = [item async for item in client.register_model(MODEL, str(source))]
+        adapter = client.register_model(ADAPTER, str(source.with_name("adapter")), base=MODEL)
+        _ = [item async for item in adapter]
         stages = (Stage(ModelName(MODEL)),)
         await client.deploy(
             DeploymentRecord(DeploymentName("pair"), stages, min_replicas=2, max_replicas=2)
@@ -127,13 +132,17 @@ GREEDY = Options(temperature=0.0, max_tokens=TOKENS, ignore_eos=True, logprobs=T
 SAMPLED = Options(temperature=1.0, seed=11, max_tokens=TOKENS, ignore_eos=True, logprobs=True)
 
 
-@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [(MODEL, GREEDY), (MODEL, SAMPLED), (ADAPTER, GREEDY)],
+    ids=["greedy", "sampled", "adapter"],
+)
 async def test_an_answer_moved_four_times_is_the_undisturbed_one(
-    pair: Pair, options: Options
+    pair: Pair, model: str, options: Options
 ) -> None:
-    expected_ids, expected_text, owners, _ = await pair.read((), options)
+    expected_ids, expected_text, owners, _ = await pair.read((), options, model)
     assert (len(expected_ids), owners) == (TOKENS, 1)
-    ids, text, owners, replies = await pair.read(MOVES, options)
+    ids, text, owners, replies = await pair.read(MOVES, options, model)
     assert (ids, text) == (expected_ids, expected_text)
     assert owners == 1 + len(MOVES)
     assert [reply.epoch for reply in replies] == [2, 3, 4, 5]

@@ -38,7 +38,7 @@ PROMPTS = [
     list(range(1, 41)),
 ]
 BLOCKS = 64
-ANSWER_TOKENS = 18
+ANSWER_TOKENS = 12
 
 
 TORCH_FAMILIES = ("gemma3", "gpt2", "llama", "mistral", "opt")
