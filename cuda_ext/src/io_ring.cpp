@@ -104,9 +104,10 @@ void IoRing::queue_read(int descriptor, std::byte *into, std::uint32_t length,
     ++queued_;
 }
 
-void IoRing::submit_and_wait() {
-    const auto taken = ::syscall(SYS_io_uring_enter, descriptor_, queued_, 1,
-                                 IORING_ENTER_GETEVENTS, nullptr, 0);
+void IoRing::enter(unsigned least_results) {
+    const unsigned flags = least_results > 0 ? IORING_ENTER_GETEVENTS : 0;
+    const auto taken = ::syscall(SYS_io_uring_enter, descriptor_, queued_, least_results, flags,
+                                 nullptr, 0);
     if (taken >= 0) {
         queued_ -= static_cast<unsigned>(taken);
     } else if (errno != EINTR && errno != EAGAIN && errno != EBUSY) {
@@ -114,10 +115,14 @@ void IoRing::submit_and_wait() {
     }
 }
 
+void IoRing::submit() {
+    if (queued_ > 0) enter(0);
+}
+
 const std::vector<IoResult> &IoRing::wait() {
+    submit();
     results_.clear();
-    while (results_.empty()) {
-        submit_and_wait();
+    for (;;) {
         unsigned head = *memory_->result_head;
         const unsigned tail = __atomic_load_n(memory_->result_tail, __ATOMIC_ACQUIRE);
         for (; head != tail; ++head) {
@@ -125,8 +130,9 @@ const std::vector<IoResult> &IoRing::wait() {
             results_.push_back({done.user_data, done.res});
         }
         __atomic_store_n(memory_->result_head, head, __ATOMIC_RELEASE);
+        if (!results_.empty()) return results_;
+        enter(1);
     }
-    return results_;
 }
 
 }  // namespace gearfall

@@ -27,14 +27,17 @@ public:
     void queue_read(int descriptor, std::byte *into, std::uint32_t length, std::uint64_t offset,
                     std::uint64_t tag);
 
-    // Hands the queued reads to the kernel, waits for at least one result, and returns all there
-    // are. The reference is good until the next call. Throws IoError when the kernel refuses.
+    // Hands the queued reads to the kernel. Throws IoError when it refuses.
+    void submit();
+
+    // The same, then waits for at least one result and returns all there are. The reference is good
+    // until the next call.
     const std::vector<IoResult> &wait();
 
 private:
     struct Memory;
     IoRing();
-    void submit_and_wait();
+    void enter(unsigned least_results);
 
     int descriptor_ = -1;
     unsigned queued_ = 0;

@@ -9,18 +9,32 @@ namespace {
 // Small enough for many to be in flight within few chunks, large enough to cost the kernel little.
 constexpr std::uint64_t kRequestBytes = std::uint64_t{1} << 20;
 
+// Handed over by themselves: the disk is at work on them while the others are being queued. A
+// virtual disk may report nothing before it has done all it was given, and stand still until then.
+constexpr unsigned kFirst = 2;
+
 }  // namespace
 
 void RingReader::run() {
     for (;;) {
-        fill_ring();
+        if (in_flight_ == 0) announce();  // or the checks that make room would never come
+        fill_ring(std::min(in_flight_ + kFirst, kDepth));
         if (in_flight_ == 0) return;
+        ring_.submit();
+        fill_ring(kDepth);
+        ring_.submit();
+        announce();
         for (const auto &result : ring_.wait()) settle(result);
     }
 }
 
-void RingReader::fill_ring() {
-    while (in_flight_ < kDepth && (has_current_ || take_next())) queue_request();
+void RingReader::announce() {
+    for (const auto chunk : read_) board_.arrived(chunk);
+    read_.clear();
+}
+
+void RingReader::fill_ring(unsigned depth) {
+    while (in_flight_ < depth && (has_current_ || take_next())) queue_request();
 }
 
 bool RingReader::take_next() {
@@ -55,7 +69,7 @@ void RingReader::settle(const IoResult &result) {
     --state.in_flight;
     if (result.result != static_cast<std::int32_t>(result.tag & 0xffffffffU)) state.read_bytes = 0;
     const bool is_queued_whole = !has_current_ || current_ != chunk;
-    if (state.in_flight == 0 && is_queued_whole) board_.arrived(chunk);
+    if (state.in_flight == 0 && is_queued_whole) read_.push_back(chunk);
 }
 
 }  // namespace gearfall

@@ -33,15 +33,17 @@ private:
     };
 
     bool take_next();
-    void fill_ring();
+    void fill_ring(unsigned depth);
     void queue_request();
     void settle(const IoResult &result);
+    void announce();
 
     IoRing &ring_;
     const File &file_;
     const ReadPlan &plan_;
     ChunkBoard &board_;
     std::vector<State> states_;
+    std::vector<std::uint64_t> read_;  // whole, and not announced yet: the disk gets work first
     unsigned in_flight_ = 0;
     bool has_current_ = false;
     std::uint64_t current_ = 0;
