@@ -10,6 +10,7 @@ from gearfall.core.errors import NotFound, Unavailable
 from gearfall.core.ids import JobId, ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, WorkerRecord
 from gearfall.infra.cluster import Cluster
+from services.worker.evacuation import Departure
 from services.worker.registration import Registration
 from services.worker.replica import DrainOutcome, Replica
 
@@ -27,6 +28,13 @@ class DrainReport:
 
     finished_jobs: int
     lost_job_ids: tuple[JobId, ...]
+    departures: tuple[Departure, ...] = ()
+    """Jobs that were offered to other workers."""
+
+    @property
+    def migrated_jobs(self) -> int:
+        """Jobs that go on elsewhere without a pause."""
+        return sum(1 for each in self.departures if each.moved)
 
 
 class WorkerHost:
@@ -77,7 +85,8 @@ class WorkerHost:
         self._task = asyncio.create_task(self._follow(), name="assignments")
 
     async def drain(self, deadline_s: float) -> DrainReport:
-        """Take nothing more, let jobs finish until `deadline_s` from now, hand the rest back."""
+        """Take nothing more; move jobs or let them finish until `deadline_s` from now, hand the
+        rest back."""
         if not self._is_draining:
             self._is_draining = True
             self._record = replace(self.record, max_replicas=0)
@@ -89,6 +98,7 @@ class WorkerHost:
         return DrainReport(
             finished_jobs=sum(outcome.finished_jobs for outcome in outcomes),
             lost_job_ids=tuple(job_id for o in outcomes for job_id in o.lost_job_ids),
+            departures=tuple(each for o in outcomes for each in o.departures),
         )
 
     async def stop(self, deadline_s: float) -> None:

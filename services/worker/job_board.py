@@ -133,6 +133,11 @@ class JobBoard:
         """Forget a held job. Idempotent; without effect on one that was granted."""
         self._apply(key, ClaimEvent.DROP, reason)
 
+    def drop_incoming(self, model: ModelName) -> None:
+        """Forget what other workers are moving here."""
+        for claim in self._book.of_model(model):
+            self._apply(claim.key, ClaimEvent.DROP, GIVEN_BACK)
+
     def follow(self, key: ClaimKey, follower: JobFollower) -> Claim:
         """Tell `follower` what becomes of a running job and return its claim.
 

@@ -21,6 +21,7 @@ from gearfall.infra.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 from services.worker.engine_messages import EngineKind
+from services.worker.evacuation import Evacuation
 from services.worker.host import WorkerHost
 from services.worker.job_board import JobBoard
 from services.worker.metrics import WorkerMetrics
@@ -133,6 +134,7 @@ async def start_worker(
         publisher=publisher,
         alive_workers=lambda: frozenset(cluster.view.workers),
         metrics=metrics,
+        evacuate=lambda model: Evacuation(cluster, desk, worker_id, model),
     )
     shared = ReplicaSettings(
         worker_id,

@@ -28,6 +28,7 @@ from services.worker.adapter_engine import AdapterEngine, adapting
 from services.worker.adapter_source import StoreAdapters
 from services.worker.claim_loop import ClaimLoop
 from services.worker.engine_messages import EngineReady, StopEngine
+from services.worker.evacuation import Departure, Evacuation
 from services.worker.job_board import JobBoard
 from services.worker.metrics import WorkerMetrics
 from services.worker.ports import EngineProcess, LoadedModel
@@ -61,6 +62,8 @@ class ReplicaPorts:
     clock: Callable[[], float] = time.time
     """Seconds since the Unix epoch."""
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    evacuate: Callable[[ModelName], Evacuation] | None = None
+    """Moves a model's jobs elsewhere when it drains; None where there is no elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class DrainOutcome:
 
     finished_jobs: int = 0
     lost_job_ids: tuple[JobId, ...] = ()
+    departures: tuple[Departure, ...] = ()
+    """Jobs that were offered to other workers."""
 
 
 class Replica:
@@ -150,22 +155,46 @@ class Replica:
             self._adapted.retire(is_registered)
 
     async def drain(self, deadline_s: float) -> DrainOutcome:
-        """Claim nothing more, let jobs finish until `deadline_s` from now, hand the rest back, end.
+        """Claim nothing more and move jobs to other workers; those that stay may finish until
+        `deadline_s` from now, what is left then is handed back; end.
 
         The record is withdrawn when the engine is gone and its lease given back.
         """
         self.is_draining = True
         self._publish(state=ReplicaState.DRAINING)
         running = self.running_jobs
-        await self._claims.stop()
-        if self._engine is not None:
-            await self._wait_quiet(deadline_s)
+        self._ports.board.drop_incoming(self.model)
+        departures = await self._empty(deadline_s)
         lost = self._ports.board.give_back(self.model)
         await self._stop_engine()
         self._ports.board.unwatch(self.model)
         self._ports.publisher.withdraw(self.model)
-        _log.info("replica drained", extra={"model": self.model, "lost_jobs": len(lost)})
-        return DrainOutcome(max(0, running - len(lost)), lost)
+        moved = sum(1 for each in departures if each.moved)
+        _log.info(
+            "replica drained",
+            extra={"model": self.model, "moved_jobs": moved, "lost_jobs": len(lost)},
+        )
+        return DrainOutcome(max(0, running - len(lost) - moved), lost, departures)
+
+    async def _empty(self, deadline_s: float) -> tuple[Departure, ...]:
+        """Return how jobs left, once nothing runs here or the deadline has come."""
+        if self._engine is None or self._ports.evacuate is None:
+            await self._claims.stop()
+            await self._wait_quiet(deadline_s)
+            return ()
+        evacuation = self._ports.evacuate(self.model)
+        moving = asyncio.create_task(evacuation.run(), name=f"evacuation-{self.model}")
+        # A claim under way may still bring jobs.
+        stopping = asyncio.create_task(self._claims.stop(), name=f"stop-claims-{self.model}")
+        stopping.add_done_callback(lambda _: evacuation.wake())
+        await stopping
+        await self._wait_quiet(deadline_s)
+        # What was asked of a router is settled between it and the target.
+        moving.cancel()
+        await asyncio.wait({moving})
+        if not moving.cancelled() and (error := moving.exception()):
+            _log.error("evacuation failed", extra={"model": self.model}, exc_info=error)
+        return tuple(evacuation.departures.values())
 
     async def _run(self) -> None:
         failures = 0

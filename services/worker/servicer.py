@@ -8,6 +8,7 @@ from gearfall.infra.grpc_errors import Context
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb import worker_pb2_grpc
 from services.worker.claims import Claim
+from services.worker.evacuation import Departure
 from services.worker.migration_call import Moved
 from services.worker.migration_desk import MigrationDesk
 from services.worker.service import WorkerService
@@ -41,10 +42,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
     async def Drain(  # noqa: N802 - named by the proto
         self, request: pb.DrainRequest, _context: Context
     ) -> pb.DrainReply:
-        """Stop claiming and end all replicas."""
+        """Stop claiming, move or finish what runs, end all replicas."""
         report = await self._service.drain(request.deadline_s)
         return pb.DrainReply(
-            finished_jobs=report.finished_jobs, lost_job_ids=list(report.lost_job_ids)
+            migrated_jobs=report.migrated_jobs,
+            finished_jobs=report.finished_jobs,
+            lost_job_ids=list(report.lost_job_ids),
+            migrations=[_departure_to_pb(each) for each in report.departures],
         )
 
     async def MigrateJob(  # noqa: N802 - named by the proto
@@ -77,6 +81,15 @@ def _claim_to_pb(claim: Claim) -> pb.RunningJob:
         prompt_tokens=len(job.prompt_token_ids),
         next_index=claim.next_index,
         priority=priority_to_pb(job.priority),
+    )
+
+
+def _departure_to_pb(departure: Departure) -> pb.MigrationReport:
+    return pb.MigrationReport(
+        job_id=departure.job_id,
+        target_worker_id=departure.target_id,
+        error=departure.error,
+        reply=moved_to_pb(departure.moved) if departure.moved else None,
     )
 
 

@@ -46,6 +46,19 @@ class Pair:
                         if replica.state == common_pb2.REPLICA_STATE_READY:
                             self.addresses[worker.worker_id] = worker.address
 
+    async def drain_one(self) -> pb.DrainReply:
+        """Drain a worker that runs jobs."""
+        async with asyncio.timeout(30):
+            while True:
+                for address in self.addresses.values():
+                    async with open_channel(address) as channel:
+                        stub = WorkerStub(channel)
+                        status = await stub.GetStatus(pb.WorkerStatusRequest(), timeout=10)
+                        if any(job.next_index > 0 for job in status.jobs):
+                            request = pb.DrainRequest(deadline_s=20)
+                            reply: pb.DrainReply = await stub.Drain(request, timeout=40)
+                            return reply
+
     async def move(self, path: pb.MigrationPath.ValueType) -> pb.MigrateJobReply:
         """Move the only job to a worker that it is not on."""
         for worker_id, address in self.addresses.items():
@@ -148,3 +161,18 @@ async def test_an_answer_moved_four_times_is_the_undisturbed_one(
     assert [reply.epoch for reply in replies] == [2, 3, 4, 5]
     assert [reply.path for reply in replies] == [path for _, path in MOVES]
     assert [reply.moved_bytes > 0 for reply in replies] == [path == BY_KV for _, path in MOVES]
+
+
+async def test_a_drained_worker_moves_its_jobs_before_it_goes(pair: Pair) -> None:
+    """The last test: one of the two workers is gone afterwards."""
+    expected_ids, *_ = await pair.read((), GREEDY)
+    reading = [asyncio.create_task(pair.read((), GREEDY)) for _ in range(4)]
+    drained = await pair.drain_one()
+    read = [await each for each in reading]
+    assert all(ids == expected_ids for ids, *_ in read)
+    assert drained.migrated_jobs >= 1, drained
+    assert list(drained.lost_job_ids) == []
+    assert drained.migrated_jobs + drained.finished_jobs <= 4
+    moved = [each for each in drained.migrations if not each.error]
+    assert len(moved) == drained.migrated_jobs
+    assert sum(owners for _, _, owners, _ in read) == 4 + drained.migrated_jobs

@@ -21,8 +21,10 @@ from gearfall.infra.election import campaign
 from gearfall.infra.memory_queue import MemoryQueue
 from gearfall.infra.memory_state import MemoryState
 from services.worker.engine_messages import StopEngine
+from services.worker.evacuation import Evacuation
 from services.worker.host import WorkerHost
 from services.worker.job_board import JobBoard
+from services.worker.migration_desk import MigrationDesk
 from services.worker.publisher import ReplicaPublisher
 from services.worker.push_stream import PushStream
 from services.worker.registration import Registration
@@ -90,6 +92,7 @@ class Site:
             publisher,
             lambda: frozenset(self.cluster.view.workers),
             clock=lambda: self.now,
+            evacuate=lambda model: Evacuation(self.cluster, self.desk, WORKER, model),
         )
         settings = ReplicaSettings(WORKER, NODE, "cpu", SLOTS, 1, claim_block_s=0.02)
 
@@ -101,6 +104,7 @@ class Site:
         self.host = WorkerHost(
             self.cluster, self.registration, lambda a, m: Replica(a, m, settings, ports)
         )
+        self.desk = MigrationDesk(self.board, self.host, WORKER, host="127.0.0.1")
         settlement.start()
         publisher.start()
         self.stack.push_async_callback(settlement.stop)

@@ -11,10 +11,9 @@ from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.grpc_server import start_server
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb.worker_pb2_grpc import WorkerStub, add_WorkerServicer_to_server
-from services.worker.migration_desk import MigrationDesk
 from services.worker.service import WorkerService
 from services.worker.servicer import WorkerServicer
-from tests.services.worker.fakes import MODEL, WORKER, job, run_of
+from tests.services.worker.fakes import MODEL, job, run_of
 from tests.services.worker.test_host import Site
 
 
@@ -30,10 +29,7 @@ class Door:
 async def door():
     async with AsyncExitStack() as stack:
         opened = await Site(stack).open()
-        servicer = WorkerServicer(
-            WorkerService(opened.host),
-            MigrationDesk(opened.board, opened.host, WORKER, host="127.0.0.1"),
-        )
+        servicer = WorkerServicer(WorkerService(opened.host), opened.desk)
         server = await start_server(
             "127.0.0.1:0",
             lambda s: add_WorkerServicer_to_server(servicer, s),
