@@ -5,7 +5,7 @@ order. `gearfall.infra.history_log` writes and reads them, `gearfall.core.verdic
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -175,6 +175,8 @@ class ProcessHistory:
 
 def accepted(job: Job) -> Accepted:
     """Return the event for a job that a router takes in."""
-    facts = (job.model, job.adapter, job.prompt_token_ids, job.sampling)
+    # What a greedy answer would be drawn with changes nothing.
+    sampling = replace(job.sampling, seed=0) if job.sampling.is_greedy else job.sampling
+    facts = (job.model, job.adapter, job.prompt_token_ids, sampling)
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     return Accepted(job.job_id, job.model, digest)

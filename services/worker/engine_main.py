@@ -62,7 +62,8 @@ def engine_main(sock: socket.socket) -> int:
             return 1
         stream.send(ready, [kv_memory.fileno()] if kv_memory else [])
         EngineLoop(engine, stream).run()
-    close_history()
+    if not stream.is_closed:  # else its worker died, and it went with all that it held
+        close_history()
     return 0
 
 

@@ -277,6 +277,11 @@ def test_equal_requests_have_equal_digests() -> None:
     digest = accepted(job).digest
     again = replace(job, job_id=JobId("other"), epoch=Epoch(3), generated_token_ids=(9,))
     assert accepted(again).digest == digest
+    greedy = [
+        replace(job, sampling=SamplingParams(max_tokens=3, temperature=0.0, seed=seed))
+        for seed in (1, 2)
+    ]
+    assert len({accepted(each).digest for each in greedy}) == 1
     for other in (
         replace(job, prompt_token_ids=(1, 3)),
         replace(job, sampling=SamplingParams(max_tokens=3, seed=5)),
