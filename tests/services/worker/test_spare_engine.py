@@ -1,7 +1,6 @@
 """The process that a zygote forks ahead of need: used when it is there, never missed when not."""
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -9,9 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from services.worker.rehearsal import rehearse
 from services.worker.spare_engine import SpareEngine, wait_for_engine_socket
 from services.worker.zygote_client import ExitStatus, Zygote
 from tests.services.worker.test_zygote import start_engine
@@ -60,18 +57,12 @@ def test_a_dead_spare_is_found_out_by_handing_it_a_socket():
         assert not spare.hand(engine_socket)
 
 
-def test_a_rehearsal_starts_no_thread():
-    torch.set_num_threads(1)  # as the zygote does before it forks
-    threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
-    try:
-        rehearse()
-    finally:
-        gc.unfreeze()
-    assert len(os.listdir("/proc/self/task")) == threads  # noqa: PTH208
-
-
 def children_of(pid: int) -> set[int]:
     return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def threads_of(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
 async def spare_of(zygote_pid: int, known: frozenset[int]) -> int:
@@ -93,6 +84,8 @@ async def test_engines_come_from_spares_and_a_killed_one_is_replaced_by_a_fork(c
         first_spare = await spare_of(zygote.pid, frozenset())
         first = await start_engine(zygote, checkpoint)
         assert first.pid == first_spare
+        # Neither the rehearsal nor a start with one thread leaves another one running.
+        assert threads_of(first.pid) == 1
         second_spare = await spare_of(zygote.pid, frozenset({first.pid}))
         os.kill(second_spare, signal.SIGKILL)
         second = await start_engine(zygote, checkpoint)
