@@ -159,10 +159,18 @@ class JobQueue(Protocol):
         ...
 
     async def claim(
-        self, model: ModelName, consumer: str, *, max_jobs: int, block_s: float
+        self,
+        model: ModelName,
+        consumer: str,
+        *,
+        max_jobs: int,
+        block_s: float,
+        max_batch_jobs: int | None = None,
     ) -> Sequence[QueuedJob]:
-        """Take up to `max_jobs` entries in order; wait up to `block_s` for the first.
+        """Take up to `max_jobs` entries, interactive jobs before batch jobs, each class in order.
 
+        Waits up to `block_s` for the first. Of batch jobs it takes up to `max_batch_jobs`, none for
+        0. Where both classes get a job in the moment that ends the wait, one entry may be too many.
         A malformed entry is acknowledged, logged and left out: one bad entry never blocks a queue.
         """
         ...

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from gearfall.core.errors import Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.core.job import Job
+from gearfall.core.job import Job, Priority
 from gearfall.core.ports import QueueDepth, QueuedJob
 
 _log = logging.getLogger(__name__)
@@ -24,6 +24,11 @@ class _Entry:
     """None plays an entry that does not decode."""
     consumer: str | None = None
     deliveries: int = 0
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether it gives way to interactive jobs."""
+        return self.job is not None and self.job.priority is Priority.BATCH
 
 
 @dataclass(slots=True)
@@ -80,16 +85,23 @@ class MemoryQueue:
         return self.server.append(job.model, job)
 
     async def claim(
-        self, model: ModelName, consumer: str, *, max_jobs: int, block_s: float
+        self,
+        model: ModelName,
+        consumer: str,
+        *,
+        max_jobs: int,
+        block_s: float,
+        max_batch_jobs: int | None = None,
     ) -> Sequence[QueuedJob]:
         """See the port."""
+        max_batch = max_jobs if max_batch_jobs is None else max_batch_jobs
         try:
             async with asyncio.timeout(block_s):
-                while not self._waiting(model):
+                while not self._waiting(model, max_batch):
                     await self.server.change.wait()
         except TimeoutError:
             pass
-        waiting = self._waiting(model)[:max_jobs]
+        waiting = self._waiting(model, max_batch)[:max_jobs]
         return self._hand_out(model, consumer, waiting)
 
     async def acknowledge(self, model: ModelName, entry_ids: Sequence[str]) -> None:
@@ -105,6 +117,7 @@ class MemoryQueue:
         entries = self._reach().get(model, {})
         spared = {*alive, consumer, None}
         orphans = [key for key, entry in entries.items() if entry.consumer not in spared]
+        orphans.sort(key=lambda key: entries[key].is_batch)
         return self._hand_out(model, consumer, orphans[:max_jobs])
 
     async def cancel(self, model: ModelName, entry_id: str) -> bool:
@@ -145,9 +158,12 @@ class MemoryQueue:
             raise Unavailable("the queue server can't be reached")
         return self.server.queues
 
-    def _waiting(self, model: ModelName) -> Sequence[str]:
+    def _waiting(self, model: ModelName, max_batch: int) -> Sequence[str]:
+        """Entries that nobody claimed: interactive ones, then so many batch ones."""
         entries = self._reach().get(model, {})
-        return [key for key, entry in entries.items() if entry.consumer is None]
+        waiting = [(key, entry.is_batch) for key, entry in entries.items() if not entry.consumer]
+        batch = [key for key, is_batch in waiting if is_batch]
+        return [key for key, is_batch in waiting if not is_batch] + batch[:max_batch]
 
     def _hand_out(
         self, model: ModelName, consumer: str, entry_ids: Sequence[str]

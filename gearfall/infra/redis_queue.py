@@ -1,4 +1,7 @@
-"""The job queue in Redis Streams: one stream a model, one consumer group, a worker a consumer.
+"""The job queue in Redis Streams: two streams a model, a consumer group each, a worker a consumer.
+
+Interactive jobs have one stream and batch jobs the other, so that a backlog of these delays none of
+those. What a stream is below is one of them; an entry's id says in which it lies.
 
 An entry lives from `append` (XADD) through `claim` (XREADGROUP: pending at one consumer) to
 `acknowledge` (XACK and XDEL together), so that the stream's length is what is not yet done.
@@ -22,11 +25,12 @@ from redis.backoff import NoBackoff
 
 from gearfall.core.errors import Conflict, GearfallError, NotFound, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.core.job import Job
+from gearfall.core.job import Job, Priority
 from gearfall.core.ports import QueueDepth, QueuedJob
 from gearfall.infra.convert import job_from_pb, job_to_pb
 from gearfall.infra.redis_appends import JoinedAppends
 from gearfall.infra.redis_errors import UNREACHABLE, error_from_redis
+from gearfall.infra.redis_lanes import LANES, find_entry, ids_by_lane, name_entry, stream_key
 from gearfall.infra.redis_scripts import ACKNOWLEDGE, ADOPT, CANCEL, DEPTH, RECLAIM
 from gearfall.pb import common_pb2 as pb
 
@@ -37,6 +41,9 @@ FIELD = b"job"
 _SETTLE_S = 2.0
 _MOST_ACKNOWLEDGED = 1000
 """Entries of one script call: Lua's stack is finite."""
+
+Row = tuple[Priority, bytes, int, dict[bytes, bytes]]
+"""Lane, id, deliveries and fields of an entry."""
 
 
 class RedisQueue:
@@ -77,35 +84,47 @@ class RedisQueue:
     async def append(self, job: Job) -> str:
         """See the port. After Unavailable the entry may exist: a claimer must tolerate it."""
         fields = {FIELD: job_to_pb(job).SerializeToString()}
-        return (await self._appends.append(self._key(job.model), fields)).decode()
+        key = self._key(job.model, job.priority)
+        return name_entry(await self._appends.append(key, fields), job.priority)
 
     async def claim(
-        self, model: ModelName, consumer: str, *, max_jobs: int, block_s: float
+        self,
+        model: ModelName,
+        consumer: str,
+        *,
+        max_jobs: int,
+        block_s: float,
+        max_batch_jobs: int | None = None,
     ) -> Sequence[QueuedJob]:
         """See the port."""
         place = (model, consumer)
+        limits = {
+            Priority.INTERACTIVE: max_jobs,
+            Priority.BATCH: max_jobs if max_batch_jobs is None else max_batch_jobs,
+        }
         if place in self._interrupted_s and not self._claims_in_flight[place]:
-            adopted = await self._adopt_unseen(model, consumer, max_jobs)
+            adopted = await self._adopt_unseen(model, consumer, limits)
             if adopted:
                 return adopted
         self._claims_in_flight[place] += 1
         try:
-            rows = await self._read_group(model, consumer, max_jobs, block_s)
+            rows = await self._read_lanes(model, consumer, limits, block_s)
         except BaseException:
             self._interrupted_s[place] = time.monotonic()
             raise
         finally:
             self._claims_in_flight[place] -= 1
-        return await self._take(place, [(entry_id, 1, fields) for entry_id, fields in rows])
+        return await self._take(place, rows)
 
     async def acknowledge(self, model: ModelName, entry_ids: Sequence[str]) -> None:
         """See the port."""
         if not entry_ids:
             return
-        for start in range(0, len(entry_ids), _MOST_ACKNOWLEDGED):
-            arguments: list[Any] = [GROUP, *entry_ids[start : start + _MOST_ACKNOWLEDGED]]
-            remove = partial(self._acknowledge, [self._key(model)], arguments)
-            await self._call(remove, attempts=2)
+        for lane, raw_ids in ids_by_lane(entry_ids).items():
+            for start in range(0, len(raw_ids), _MOST_ACKNOWLEDGED):
+                arguments: list[Any] = [GROUP, *raw_ids[start : start + _MOST_ACKNOWLEDGED]]
+                remove = partial(self._acknowledge, [self._key(model, lane)], arguments)
+                await self._call(remove, attempts=2)
         for (held_model, _), held in self._held.items():
             if held_model == model:
                 held.difference_update(entry_ids)
@@ -114,26 +133,30 @@ class RedisQueue:
         self, model: ModelName, consumer: str, *, alive: frozenset[str], max_jobs: int
     ) -> Sequence[QueuedJob]:
         """See the port."""
-        arguments: list[Any] = [GROUP, consumer, max_jobs, *sorted(alive)]
-        rows = await self._call(partial(self._reclaim, [self._key(model)], arguments))
-        return await self._take((model, consumer), [_row(row) for row in rows])
+        found: list[Row] = []
+        for lane in LANES:
+            arguments: list[Any] = [GROUP, consumer, max_jobs - len(found), *sorted(alive)]
+            rows = await self._call(partial(self._reclaim, [self._key(model, lane)], arguments))
+            found += [_row(lane, row) for row in rows]
+        return await self._take((model, consumer), found)
 
     async def cancel(self, model: ModelName, entry_id: str) -> bool:
         """See the port."""
-        arguments: list[Any] = [GROUP, entry_id]
-        return bool(await self._call(partial(self._cancel, [self._key(model)], arguments)))
+        lane, raw_id = find_entry(entry_id)
+        arguments: list[Any] = [GROUP, raw_id]
+        return bool(await self._call(partial(self._cancel, [self._key(model, lane)], arguments)))
 
     async def contains(self, model: ModelName, entry_id: str) -> bool:
         """See the port."""
-        rows = await self._call(
-            partial(self._redis.xrange, self._key(model), entry_id, entry_id, count=1), attempts=2
-        )
-        return bool(rows)
+        lane, raw_id = find_entry(entry_id)
+        ask = partial(self._redis.xrange, self._key(model, lane), raw_id, raw_id, count=1)
+        return bool(await self._call(ask, attempts=2))
 
     async def holder(self, model: ModelName, entry_id: str) -> str | None:
         """See the port."""
+        lane, raw_id = find_entry(entry_id)
         ask = partial(
-            self._redis.xpending_range, self._key(model), GROUP, entry_id, entry_id, count=1
+            self._redis.xpending_range, self._key(model, lane), GROUP, raw_id, raw_id, count=1
         )
         try:
             rows = await self._call(ask, attempts=2)
@@ -143,14 +166,17 @@ class RedisQueue:
 
     async def depth(self, model: ModelName) -> QueueDepth:
         """See the port."""
-        length, claimed = await self._call(
-            partial(self._depth, [self._key(model)], [GROUP]), attempts=2
-        )
+        counts = [
+            await self._call(partial(self._depth, [self._key(model, lane)], [GROUP]), attempts=2)
+            for lane in LANES
+        ]
+        length, claimed = map(sum, zip(*counts, strict=True))
         return QueueDepth(waiting=length - claimed, claimed=claimed)
 
     async def drop(self, model: ModelName) -> None:
         """See the port."""
-        await self._call(partial(self._redis.delete, self._key(model)), attempts=2)
+        keys = [self._key(model, lane) for lane in LANES]
+        await self._call(partial(self._redis.delete, *keys), attempts=2)
         for held_model, consumer in self._held:
             if held_model == model:
                 self._held[held_model, consumer].clear()
@@ -161,24 +187,52 @@ class RedisQueue:
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
 
+    async def _read_lanes(
+        self, model: ModelName, consumer: str, limits: dict[Priority, int], block_s: float
+    ) -> Sequence[Row]:
+        """Return what the lanes have, in their order, or wait until one of them has something."""
+        lanes = [lane for lane in LANES if limits[lane] > 0]
+        rows: list[Row] = []
+        for lane in lanes:
+            most = min(limits[lane], limits[Priority.INTERACTIVE] - len(rows))
+            if most > 0:
+                rows += await self._read_group(model, [lane], consumer, most, 0.0)
+        if rows or block_s <= 0 or not lanes:
+            return rows
+        # The count is each stream's own: two that get entries at once may give one too many.
+        most = 1 if len(lanes) > 1 else limits[lanes[0]]
+        return await self._read_group(model, lanes, consumer, most, block_s)
+
     async def _read_group(
-        self, model: ModelName, consumer: str, max_jobs: int, block_s: float
-    ) -> Sequence[tuple[bytes, dict[bytes, bytes]]]:
-        """Return the rows of one XREADGROUP; creates the group, and once more if it was lost."""
+        self,
+        model: ModelName,
+        lanes: Sequence[Priority],
+        consumer: str,
+        most: int,
+        block_s: float,
+    ) -> Sequence[Row]:
+        """Return the rows of one XREADGROUP; creates the groups, and once more if one was lost."""
         deadline_s = time.monotonic() + block_s
-        key = self._key(model)
+        keys = {self._key(model, lane): lane for lane in lanes}
         while True:
             left_s = max(0.0, deadline_s - time.monotonic())
             # BLOCK 0 would mean for ever.
             block_ms = max(1, round(left_s * 1000)) if block_s > 0 else None
 
-            read = partial(self._redis.xreadgroup, GROUP, consumer, {key: ">"}, max_jobs, block_ms)
+            read = partial(
+                self._redis.xreadgroup, GROUP, consumer, dict.fromkeys(keys, ">"), most, block_ms
+            )
             try:
                 reply = await self._call(read, extra_s=left_s)
             except NotFound:
-                await self._create_group(key)
+                for key in keys:
+                    await self._create_group(key)
                 continue
-            return reply[0][1] if reply else ()
+            return [
+                (keys[key.decode()], raw_id, 1, fields)
+                for key, rows in reply or ()
+                for raw_id, fields in rows
+            ]
 
     async def _create_group(self, key: str) -> None:
         """Create stream and group, from the first entry on; nothing to do if another was faster."""
@@ -186,25 +240,30 @@ class RedisQueue:
             await self._call(partial(self._redis.xgroup_create, key, GROUP, id="0", mkstream=True))
 
     async def _adopt_unseen(
-        self, model: ModelName, consumer: str, max_jobs: int
+        self, model: ModelName, consumer: str, limits: dict[Priority, int]
     ) -> Sequence[QueuedJob]:
         """Return entries that the server gave this consumer and an interrupted claim never saw."""
         place = (model, consumer)
-        arguments: list[Any] = [GROUP, consumer, max_jobs, *sorted(self._held[place])]
-        rows = await self._call(partial(self._adopt, [self._key(model)], arguments))
+        held = ids_by_lane(self._held[place])
+        found: list[Row] = []
+        is_all = True
+        for lane in LANES:
+            most = min(limits[lane], limits[Priority.INTERACTIVE] - len(found))
+            arguments: list[Any] = [GROUP, consumer, most, *sorted(held.get(lane, ()))]
+            rows = await self._call(partial(self._adopt, [self._key(model, lane)], arguments))
+            found += [_row(lane, row) for row in rows]
+            is_all = is_all and len(rows) < most
         # The server may notice only now that the interrupted claim's connection is gone.
         is_settled = time.monotonic() - self._interrupted_s[place] > _SETTLE_S
-        if len(rows) < max_jobs and is_settled:
+        if is_all and is_settled:
             del self._interrupted_s[place]
-        return await self._take(place, [_row(row) for row in rows])
+        return await self._take(place, found)
 
-    async def _take(
-        self, place: tuple[ModelName, str], rows: Sequence[tuple[bytes, int, dict[bytes, bytes]]]
-    ) -> Sequence[QueuedJob]:
+    async def _take(self, place: tuple[ModelName, str], rows: Sequence[Row]) -> Sequence[QueuedJob]:
         taken: list[QueuedJob] = []
         malformed: list[str] = []
-        for raw_id, deliveries, fields in rows:
-            entry_id = raw_id.decode()
+        for lane, raw_id, deliveries, fields in rows:
+            entry_id = name_entry(raw_id, lane)
             try:
                 job = _job_from(fields)
             except (DecodeError, KeyError, ValueError, GearfallError) as error:
@@ -234,14 +293,14 @@ class RedisQueue:
                     raise error_from_redis(error) from error
         raise AssertionError("attempts must be at least 1")
 
-    def _key(self, model: ModelName) -> str:
-        return self._prefix + model
+    def _key(self, model: ModelName, lane: Priority) -> str:
+        return stream_key(self._prefix, model, lane)
 
 
-def _row(row: Sequence[Any]) -> tuple[bytes, int, dict[bytes, bytes]]:
-    """Return (id, deliveries, fields) from a script's row, whose fields are a flat list."""
-    entry_id, deliveries, flat = row
-    return entry_id, deliveries, dict(zip(flat[::2], flat[1::2], strict=True))
+def _row(lane: Priority, row: Sequence[Any]) -> Row:
+    """Return an entry from a script's row, whose fields are a flat list."""
+    raw_id, deliveries, flat = row
+    return lane, raw_id, deliveries, dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _job_from(fields: dict[bytes, bytes]) -> Job:

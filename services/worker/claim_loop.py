@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from gearfall.core.errors import GearfallError
 from gearfall.core.ids import ModelName, WorkerId
@@ -20,6 +20,9 @@ _log = logging.getLogger(__name__)
 
 class ClaimLoop:
     """Claims for one replica while it is open, until it is told to stop.
+
+    It claims as many jobs as there are free slots. Where none is free, it claims interactive jobs
+    alone, up to the number of batch jobs whose slots the engine will give them.
 
     A claim that blocks is never cancelled: entries that the server handed out meanwhile would be
     nobody's while this worker lives.
@@ -50,11 +53,16 @@ class ClaimLoop:
         self._is_open = False
         self._is_stopping = False
         self._is_reclaim_due = False
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin in the background, closed."""
-        self._task = asyncio.create_task(self._run(), name=f"claims-{self._model}")
+        for name, find_room, take in (
+            ("claims", self._free_slots, self._take),
+            ("interactive-claims", self._displaceable_slots, self._take_interactive),
+        ):
+            run = self._run(find_room, take)
+            self._tasks.append(asyncio.create_task(run, name=f"{name}-{self._model}"))
 
     def open(self) -> None:
         """The engine serves: claim, and first take over what dead workers had claimed."""
@@ -78,13 +86,17 @@ class ClaimLoop:
         """Claim nothing more; return when the claim under way has ended too. Idempotent."""
         self._is_stopping = True
         self._wake.set()
-        if self._task is not None:
-            await asyncio.wait({self._task})
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
-    async def _run(self) -> None:
-        while (free := await self._wait_room()) > 0:
+    async def _run(
+        self,
+        find_room: Callable[[], int],
+        take: Callable[[int], Awaitable[Sequence[QueuedJob]]],
+    ) -> None:
+        while (room := await self._wait_room(find_room)) > 0:
             try:
-                jobs = await self._take(free)
+                jobs = await take(room)
             except GearfallError as error:
                 _log.warning("cannot claim", extra={"model": self._model, "error": error.message})
                 await self._wait_for(lambda: self._is_stopping, RETRY_S)
@@ -95,15 +107,29 @@ class ClaimLoop:
                 failpoint("worker.accept", job_id=queued.job.job_id, model=self._model)
                 self._board.accept(queued)
 
-    async def _wait_room(self) -> int:
-        """Return the number of free slots once there are any; 0 when stopping."""
-        await self._wait_for(
-            lambda: self._is_stopping or (self._is_open and self._free_slots() > 0), None
-        )
-        return 0 if self._is_stopping else self._free_slots()
+    async def _wait_room(self, find_room: Callable[[], int]) -> int:
+        """Return for how many jobs there is room once there is any; 0 when stopping."""
+        await self._wait_for(lambda: self._is_stopping or (self._is_open and find_room() > 0), None)
+        return 0 if self._is_stopping else find_room()
 
     def _free_slots(self) -> int:
         return self._slots - self._board.occupied_slots(self._model)
+
+    def _displaceable_slots(self) -> int:
+        """Slots that interactive jobs can have though none is free."""
+        overdrawn = -self._free_slots()
+        if overdrawn < 0:
+            return 0
+        return min(self._board.displaceable_slots(self._model), self._slots - overdrawn)
+
+    async def _take_interactive(self, room: int) -> Sequence[QueuedJob]:
+        return await self._queue.claim(
+            self._model,
+            self._worker_id,
+            max_jobs=room,
+            max_batch_jobs=0,
+            block_s=self._block_s,
+        )
 
     async def _take(self, free: int) -> Sequence[QueuedJob]:
         await failpoint_async("worker.claim", model=self._model)

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gearfall.core.ids import Epoch, JobId, ModelName
-from gearfall.core.job import Job, TokenRun
+from gearfall.core.job import Job, Priority, TokenRun
 from gearfall.core.ports import QueuedJob
 
 
@@ -228,6 +228,15 @@ class ClaimBook:
     def occupied_slots(self, model: ModelName) -> int:
         """How many slots of the model's replica are taken."""
         return self._occupied.get(model, 0)
+
+    def displaceable_slots(self, model: ModelName) -> int:
+        """How many of them are taken by jobs that give way to interactive ones."""
+        return sum(
+            claim.state in OCCUPYING
+            and claim.state is not ClaimState.HELD
+            and claim.job.priority is Priority.BATCH
+            for claim in self.of_model(model)
+        )
 
     def of_address(self, router_address: str) -> tuple[Claim, ...]:
         """Claims whose token log is behind one router address, oldest first."""

@@ -97,6 +97,10 @@ class JobBoard:
         """How many slots of the model's replica are taken."""
         return self._book.occupied_slots(model)
 
+    def displaceable_slots(self, model: ModelName) -> int:
+        """How many of them are taken by jobs that give way to interactive ones."""
+        return self._book.displaceable_slots(model)
+
     def accept(self, queued: QueuedJob) -> None:
         """Take a claimed queue entry in; it is submitted as soon as its router can be told."""
         job = queued.job

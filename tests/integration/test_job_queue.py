@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +62,56 @@ async def test_jobs_come_whole_and_in_order(queues):
     assert [entry.job for entry in claimed] == [job(number) for number in range(5)]
     assert ids(claimed) == entries
     assert {entry.deliveries for entry in claimed} == {1}
+
+
+def chat(number: int) -> Job:
+    return replace(job(number), priority=Priority.INTERACTIVE)
+
+
+async def test_interactive_jobs_pass_batch_jobs_and_each_class_keeps_its_order(queues):
+    queue = queues.connect()
+    jobs = [job(0), chat(1), job(2), chat(3), job(4)]
+    names = [await queue.append(each) for each in jobs]
+    assert len(set(names)) == len(names)
+    first = await claim(queue, "w1", max_jobs=3)
+    assert [entry.job for entry in first] == [jobs[1], jobs[3], jobs[0]]
+    assert ids(first) == [names[1], names[3], names[0]]
+    assert await queue.depth(MODEL) == QueueDepth(waiting=2, claimed=3)
+    assert await queue.holder(MODEL, names[0]) == await queue.holder(MODEL, names[1]) == "w1"
+    taken_over = await queue.reclaim(MODEL, "w2", alive=frozenset(), max_jobs=2)
+    assert ids(taken_over) == [names[1], names[3]]
+    await queue.acknowledge(MODEL, [names[0], names[1]])
+    held = [await queue.contains(MODEL, name) for name in names]
+    assert held == [False, False, True, True, True]
+    assert await queue.cancel(MODEL, names[2])
+    assert ids(await claim(queue, "w1")) == [names[4]]
+
+
+async def test_a_claim_takes_no_more_batch_jobs_than_it_asks_for(queues):
+    queue = queues.connect()
+    names = [await queue.append(each) for each in (job(0), job(1), chat(2), job(3))]
+
+    async def take(max_batch: int, block_s: float = 0.0) -> list[str]:
+        return ids(
+            await queue.claim(MODEL, "w1", max_jobs=5, block_s=block_s, max_batch_jobs=max_batch)
+        )
+
+    assert await take(0) == [names[2]]
+    assert await take(0, block_s=0.05) == []
+    assert await take(2) == [names[0], names[1]]
+    waiting = asyncio.create_task(take(0, block_s=5.0))
+    await queue.append(job(4))
+    late = await queue.append(chat(5))
+    assert await waiting == [late]
+    assert len(await take(5)) == 2
+
+
+async def test_a_claim_that_waits_hears_of_either_class(queues):
+    queue = queues.connect()
+    for make in (job, chat):
+        waiting = asyncio.create_task(claim(queue, "w1", max_jobs=3, block_s=5.0))
+        name = await queue.append(make(1))
+        assert ids(await waiting) == [name]
 
 
 async def test_an_entry_goes_to_one_consumer_only(queues):

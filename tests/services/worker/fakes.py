@@ -8,7 +8,7 @@ import grpc
 
 from gearfall.core.errors import GearfallError, NotFound, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, NodeId, RequestId, RouterId, WorkerId
-from gearfall.core.job import FinishReason, Job, TokenRun
+from gearfall.core.job import FinishReason, Job, Priority, TokenRun
 from gearfall.core.records import ModelRecord, StartTimeline, Tier, WorkerRecord
 from gearfall.core.sampling import SamplingParams
 from gearfall.infra.grpc_server import start_server
@@ -31,7 +31,16 @@ MODEL = ModelName("small")
 ROUTER = RouterId("router-a")
 
 
-def job(name="job-1", *, epoch=1, address="", router_id=ROUTER, model=MODEL, generated=()) -> Job:
+def job(
+    name="job-1",
+    *,
+    epoch=1,
+    address="",
+    router_id=ROUTER,
+    model=MODEL,
+    generated=(),
+    priority=Priority.INTERACTIVE,
+) -> Job:
     return Job(
         job_id=JobId(name),
         request_id=RequestId(f"req-{name}"),
@@ -42,6 +51,7 @@ def job(name="job-1", *, epoch=1, address="", router_id=ROUTER, model=MODEL, gen
         prompt_token_ids=(1, 2, 3),
         generated_token_ids=tuple(generated),
         sampling=SamplingParams(max_tokens=8),
+        priority=priority,
     )
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import Epoch, JobId
+from gearfall.core.job import Priority
 from gearfall.core.ports import QueuedJob
 from services.worker import claims
 from services.worker.claims import TRANSITIONS, ClaimBook, ClaimEvent, ClaimState, Effect
@@ -77,6 +78,20 @@ def test_two_epochs_of_a_job_are_two_claims():
     assert book.add(QueuedJob("1-0", job(epoch=1), 1))
     assert book.add(QueuedJob("2-0", job(epoch=2), 1))
     assert book.occupied_slots(MODEL) == 2
+
+
+def test_slots_of_batch_jobs_that_run_here_can_be_had_by_others():
+    book = ClaimBook()
+    for name, priority in (
+        ("a", Priority.BATCH),
+        ("b", Priority.BATCH),
+        ("c", Priority.INTERACTIVE),
+    ):
+        book.add(QueuedJob(f"{name}-0", job(name, priority=priority), 1))
+    book.hold(job("moving", priority=Priority.BATCH))
+    assert (book.occupied_slots(MODEL), book.displaceable_slots(MODEL)) == (4, 2)
+    book.apply((JobId("a"), Epoch(1)), ClaimEvent.ROUTER_GONE)
+    assert (book.occupied_slots(MODEL), book.displaceable_slots(MODEL)) == (3, 1)
 
 
 def test_tokens_are_taken_only_in_order_and_only_while_running():

@@ -7,6 +7,7 @@ import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.ids import ModelName, RouterId, WorkerId
+from gearfall.core.job import Priority
 from gearfall.core.memory import kv_capacity_tokens
 from gearfall.core.ports import Lease
 from gearfall.core.records import (
@@ -184,6 +185,23 @@ async def test_claims_no_more_jobs_than_slots_and_goes_on_when_one_frees(site):
     engine.step(run_of(first, 1, finish=FINISH))
     await engine.until(lambda: ("job-3", 1) in engine.submitted)
     site.router.reply_finished(first)
+
+
+async def test_interactive_jobs_are_claimed_beyond_the_slots_that_batch_jobs_have(site):
+    """The engine gives them those slots; no more batch jobs come, nor more than the slots."""
+    engine = await site.ready()
+    batch = [await site.running(engine, f"b{n}", priority=Priority.BATCH) for n in range(SLOTS)]
+    await site.send("b-late", priority=Priority.BATCH)
+    chats = [await site.running(engine, f"chat{n}") for n in range(SLOTS)]
+    await site.send("chat-late")
+    engine.step(run_of(chats[0], 0))
+    await site.router.until(lambda: site.router.steps)
+    assert (await site.queue.depth(MODEL)).waiting == 2
+    engine.step(run_of(chats[0], 1, finish=FINISH))
+    await engine.until(lambda: ("chat-late", 1) in engine.submitted)
+    assert ("b-late", 1) not in engine.submitted
+    engine.step(*(run_of(one, 0, finish=FINISH) for one in (*batch, chats[1])))
+    await engine.until(lambda: ("b-late", 1) in engine.submitted)
 
 
 async def test_idle_and_busy_reach_the_record(site):
