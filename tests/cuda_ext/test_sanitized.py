@@ -14,7 +14,14 @@ BUILD = ROOT / "build" / "sanitize"
 SANITIZERS = "address,undefined"
 TESTS = [
     f"tests/gearfall/infra/{name}.py"
-    for name in ("test_native", "test_pool_file", "test_device", "test_cpu_kernels")
+    for name in (
+        "test_native",
+        "test_pool_file",
+        "test_device",
+        "test_cpu_kernels",
+        "test_cpu_attention",
+        "test_cpu_decoder",
+    )
 ]
 
 
