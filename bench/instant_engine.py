@@ -16,6 +16,7 @@ from services.worker.engine_messages import (
     SubmitJob,
     WorkerMessage,
 )
+from services.worker.kv_memory import KvMemory
 
 TOKEN_VARIABLE = "GEARFALL_BENCH_TOKEN_ID"
 """Environment variable with the id of the token that the engine says."""
@@ -38,7 +39,7 @@ class InstantEngine:
     def __init__(self, token_id: int) -> None:
         """`token_id`: the only token it ever says."""
         self._token_id = token_id
-        self.kv_memory = None
+        self.kv_memory: KvMemory | None = None
         """It caches nothing."""
         self._running: dict[tuple[JobId, Epoch], _Generation] = {}
         self._changed = asyncio.Event()
@@ -68,6 +69,10 @@ class InstantEngine:
             case StartEngine():
                 pass
         self._changed.set()
+
+    async def send_with(self, message: WorkerMessage, _descriptors: Sequence[int]) -> None:
+        """Take a message; it opens nothing."""
+        self.send(message)
 
     async def __aiter__(self) -> AsyncIterator[StepDone]:
         """Yield steps while there are jobs; end when it was stopped or killed."""

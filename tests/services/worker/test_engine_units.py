@@ -65,7 +65,7 @@ def sharded(tmp_path_factory):
 def build(checkpoint: TinyCheckpoint, trickle: Trickle | None = None) -> EngineModel:
     return build_model(
         checkpoint.manifest,
-        checkpoint.map() if trickle is None else trickle.memories,  # type: ignore[arg-type]
+        checkpoint.map() if trickle is None else trickle.memories,
         checkpoint.config_json,
         ops=NativeOps(1),
         device=torch.device("cpu"),
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_a_byte_is_there(checkpo
     with pytest.raises(CorruptCheckpoint, match="has shape"):
         build_model(
             sharded.manifest,
-            trickle.memories,  # type: ignore[arg-type]
+            trickle.memories,
             config,
             ops=NativeOps(1),
             device=torch.device("cpu"),
