@@ -60,7 +60,9 @@ class LoraSlot:
     def add(self, out: torch.Tensor, x: torch.Tensor) -> None:
         """Add the updates of the step's rows to `out` f32[T, N], the module's output for `x`."""
         for rows, factors in self._wanted():
-            inner = self._ops.linear(x.index_select(0, rows), factors.a, None)
+            # Rows are distinct and in order: as many as there are, are all there are.
+            picked = x if len(rows) == len(x) else x.index_select(0, rows)
+            inner = self._ops.linear(picked, factors.a, None)
             self._update(out, rows, inner, factors)
 
     def add_embedded(self, out: torch.Tensor, ids: torch.Tensor) -> None:
@@ -82,4 +84,7 @@ class LoraSlot:
     ) -> None:
         # Scaled apart: fused into the addition, the last bit would hang on a row's place.
         update = self._ops.linear(inner, factors.b, None).mul_(factors.scale)
-        out.index_add_(0, rows, update)
+        if len(rows) == len(out):
+            out.add_(update)
+        else:
+            out.index_add_(0, rows, update)
