@@ -128,11 +128,24 @@ class Engine:
         if chunks:
             runs += self._compute(chunks)
         self._adapters.settle()
+        return self._tell(runs, self._clock() - started_s)
+
+    @property
+    def has_reports(self) -> bool:
+        """Whether somebody waits to hear how a job stands."""
+        return self._migrating.has_reports
+
+    def report(self) -> StepDone:
+        """Return what is known between two steps: a frozen job does not wait for the next one."""
+        runs, self._early = self._early, []
+        return self._tell(runs, 0.0)
+
+    def _tell(self, runs: Many[TokenRun], step_s: float) -> StepDone:
         return StepDone(
             runs=tuple(runs),
             running_jobs=self._batch.running,
             waiting_jobs=self._batch.waiting,
-            step_s=self._clock() - started_s,
+            step_s=step_s,
             reports=self._migrating.take_reports(),
             adapters=self._adapters.take_reports(),
             kv_blocks=self._batch.blocks.total_blocks,

@@ -37,6 +37,9 @@ class EngineLoop:
                 self._handle(message)
             if self._is_stopping or self._stream.is_closed:
                 break
+            if self._engine.has_reports and not self._stream.is_choked:
+                self._is_probed = False
+                self._stream.send(self._engine.report())
             is_due = self._is_probed or not self._engine.is_idle
             if is_due and not self._stream.is_choked:
                 self._is_probed = False

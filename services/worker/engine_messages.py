@@ -255,7 +255,7 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     step_s: float
     reports: tuple[JobReport, ...] = ()
     """Each held job that advanced, and the answers to what was asked about jobs; they hold after
-    `runs`. A step in which nothing was computed may carry reports alone."""
+    `runs`. The answers come at once, in a message of their own before the next step is computed."""
     adapters: tuple[AdapterReport, ...] = ()
     kv_blocks: int = 0
     """Blocks of the KV cache."""

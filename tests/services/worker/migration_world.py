@@ -184,6 +184,8 @@ class Process:
                 self.engine.cancel(message)
             else:
                 self.engine.migrate(message)
+        if self.engine.has_reports:
+            self.out.put(self.engine.report())
         if self.engine.is_idle:
             return had_messages
         self.out.put(self.engine.step())
