@@ -118,7 +118,7 @@ def _plan_tensor(
     own = rank * saved_ranks // ranks
     nearest = sorted(entries, key=lambda entry: (entry.partition != own, entry.partition))
     entry = nearest[0]
-    if entry.split is None:
+    if entry.split is None or saved_ranks == ranks == 1:
         piece = Piece(entry.partition, entry.offset_bytes, entry.size_bytes, entry.size_bytes)
         return TensorPlan(
             entry.dtype, entry.shape, bool(entry.size_bytes), (piece,) * bool(entry.size_bytes)

@@ -138,6 +138,8 @@ def _widen_parameters(module: nn.Module) -> None:
     """Give a module that stays float32 parameters; what will be replaced above keeps its own."""
     if type(module) in {nn.Linear, Conv1D, nn.Embedding, StoredLinear, StoredEmbedding}:
         return
-    for name, parameter in tuple(module.named_parameters(recurse=False)):
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+    for name, parameter in tuple(module._parameters.items()):  # noqa: SLF001 (named ones are slow)
+        if parameter is None or not parameter.is_floating_point():
+            continue
+        if parameter.dtype != torch.float32:
             setattr(module, name, nn.Parameter(parameter.float(), requires_grad=False))

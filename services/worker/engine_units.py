@@ -95,7 +95,7 @@ class Furnishing:
         if self._units.pop(id(unit.module), None) is None:
             return unit.module
         self._fill(unit.slots)
-        for module in unit.module.modules():
+        for module in _modules(unit.module):
             self._place_buffers(module)
         holder = nn.Module()
         holder.add_module("unit", unit.module)
@@ -136,7 +136,7 @@ class Furnishing:
             unit = units.setdefault(id(module), Unit(module))
             unit.places.append((parent, name))
         for unit in units.values():
-            for module in unit.module.modules():
+            for module in _modules(unit.module):
                 unit.slots += self._slots.get(id(module), ())
         return units
 
@@ -151,6 +151,14 @@ def _below(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
             yield module, name, child
         else:
             yield from _below(child)
+
+
+def _modules(top: nn.Module) -> list[nn.Module]:
+    """Return `top` and all modules below it, without nn.Module's generator for every level."""
+    found = [top]
+    for module in found:
+        found += [child for child in module._modules.values() if child is not None]  # noqa: SLF001
+    return found
 
 
 def _has_own(module: nn.Module) -> bool:

@@ -86,7 +86,9 @@ class Slot:
         """Put the tensor in its place."""
         tensor = stored.open(self.plan)
         if self.buffer_dtype is None:
-            setattr(self.owner, self.name, nn.Parameter(tensor, requires_grad=False))
+            # Past nn.Module.__setattr__, whose checks cost more than all the rest.
+            parameter = nn.Parameter(tensor, requires_grad=False)
+            self.owner._parameters[self.name] = parameter  # noqa: SLF001
         else:
             setattr(self.owner, self.name, tensor.to(self.buffer_dtype))
 

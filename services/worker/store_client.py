@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
@@ -27,12 +28,19 @@ PROGRESS_TIMEOUT_S = 60.0
 """Longest a load may say nothing: a load's length is unknown, its silence is not."""
 
 
+@dataclass(slots=True)
+class _SharedChannel:
+    channel: grpc.aio.Channel
+    users: int = 0
+
+
 class GrpcStoreClient:
     """Implements `StoreClient`; looks the store's address up for each call, as it may move."""
 
     def __init__(self, find_address: Callable[[], str | None]) -> None:
         """`find_address`: host:port of the node's live store, None when there is none."""
         self._find_address = find_address
+        self._channels: dict[str, _SharedChannel] = {}
 
     async def load_model(
         self, model: ModelName, on_leasable: OnLeasable = lambda _: None
@@ -65,11 +73,26 @@ class GrpcStoreClient:
         if address is None:
             raise Unavailable("the store of this node is not there")
         try:
-            async with open_channel(address) as channel:
+            async with self._channel_to(address) as channel:
                 stub: StoreAsyncStub = StoreStub(channel)
                 yield stub
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error
+
+    @asynccontextmanager
+    async def _channel_to(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
+        """Share one channel among calls that run at the same time, as those of one start do."""
+        shared = self._channels.get(address)
+        if shared is None:
+            shared = self._channels[address] = _SharedChannel(open_channel(address))
+        shared.users += 1
+        try:
+            yield shared.channel
+        finally:
+            shared.users -= 1
+            if shared.users == 0:
+                del self._channels[address]
+                await shared.channel.close()
 
 
 async def _last_progress(
