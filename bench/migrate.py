@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(document, indent=2) + "\n")
-    print_report(rows, choices, Console())
+    print_report(rows, choices, Console(width=110))
 
 
 async def _measure(home: Path, model: Path, flags: argparse.Namespace) -> list[Sample]:
