@@ -31,8 +31,8 @@ KEEP_FREE_BYTES = 512 * 2**20
 """Memory of the machine that is left to others: this is for convenience, they may need theirs."""
 _STEP_BYTES = 64 * 2**20
 _HUGE_PAGE_BYTES = 2 * 2**20
-_NICENESS = 10
-"""Low, but not the lowest: a load may have to wait until a page is cleared."""
+_NICENESS = 5
+"""After the engines, but not last of all: a load that comes waits until one step has ended."""
 _log = logging.getLogger(__name__)
 
 
