@@ -302,7 +302,8 @@ class JobBoard:
         for claim in self._book:
             stream = self._streams.get(claim.job.router_address)
             assert stream is not None
-            assert claim.state is ClaimState.UNSETTLED or stream.router_id == claim.job.router_id
+            may_connect = claim.state in {ClaimState.UNSETTLED, ClaimState.HELD}
+            assert may_connect or stream.router_id == claim.job.router_id
 
     def _apply(self, key: ClaimKey, event: ClaimEvent, reason: str = "") -> None:
         claim = self._book.get(key)

@@ -72,6 +72,7 @@ class KvInlet:
         self._table: tuple[int, ...] = ()
         self._written = 0
         self._is_closed = False
+        self._connection: socket.socket | None = None
 
     def open(self, block_table: tuple[int, ...], written: int) -> None:
         """The blocks are these, and open from token `written` on: what is before may be shared."""
@@ -90,9 +91,12 @@ class KvInlet:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        if self._connection is not None:
+            _cut(self._connection)
 
     def serve(self, connection: socket.socket) -> None:
         """Take groups in until the connection ends."""
+        self._connection = connection
         try:
             while (header := _receive(connection, _HEADER.size)) is not None:
                 start, end, checksum = _HEADER.unpack(header)

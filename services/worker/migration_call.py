@@ -54,9 +54,9 @@ class Moved:
     tokens: int
     """Of prompt and answer when it was frozen."""
     pause_s: float
-    """From the source's last token to the target's first."""
+    """From the source's last token to the target's first; 0 when that was not heard of."""
     duration_s: float
-    """From the offer to the target's first token."""
+    """From the offer to the target's first token; 0 when that was not heard of."""
     predicted_s: float = 0.0
     """What `duration_s` was expected to be; 0 while nothing was measured."""
     predicted_other_s: float = 0.0
@@ -124,7 +124,7 @@ class MigrationCall:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RESUME_LIMIT_S):
                 await asyncio.shield(self._resumed)
-        ended_s = self._resumed.result() if self._resumed.done() else time.perf_counter()
+        resumed_s = self._resumed.result() if self._resumed.done() else None
         source, job = self._source.source, self._source.offer
         return Moved(
             job_id=job.job_id,
@@ -134,8 +134,8 @@ class MigrationCall:
             rounds=source.rounds,
             moved_bytes=self._sender.sent_bytes if self._sender else 0,
             tokens=len(job.prompt_token_ids) + source.produced,
-            pause_s=ended_s - self._frozen_s,
-            duration_s=ended_s - started_s,
+            pause_s=0.0 if resumed_s is None else resumed_s - self._frozen_s,
+            duration_s=0.0 if resumed_s is None else resumed_s - started_s,
         )
 
     async def _close(self, reader: "asyncio.Task[None]") -> None:

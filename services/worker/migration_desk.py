@@ -1,7 +1,7 @@
 """Migrations of one worker: jobs that leave it and jobs that come to it."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,6 +17,8 @@ from services.worker.migration_bulk import KvListener, kv_shape
 from services.worker.migration_call import MigrationCall, Moved
 from services.worker.migration_cost import Choice, MigrationCosts
 from services.worker.migration_reception import MigrationReception
+
+NO_FIT = "the keys and values do not fit the cache here"
 
 _log = logging.getLogger(__name__)
 
@@ -44,14 +46,21 @@ class MigrationDesk:
         *,
         host: str,
         terms: Terms | None = None,
+        on_ended: Callable[[ModelName, Moved | None], None] = lambda _model, _moved: None,
     ) -> None:
-        """`host`: address on which keys and values may come in, at a port that is picked."""
+        """`host`: address on which keys and values may come in, at a port that is picked.
+
+        `on_ended` hears of each migration from here; without a `Moved` the job stayed.
+        """
+        self._on_ended = on_ended
         self._board = board
         self._hosting = hosting
         self._worker_id = worker_id
         self._host = host
         self._terms = terms or Terms()
         self._costs = MigrationCosts()
+        self._unfit: set[tuple[ModelName, str]] = set()
+        """Targets whose caches have another shape."""
         self._listener: KvListener | None = None
         """Opened when the first job comes by KV."""
 
@@ -75,20 +84,41 @@ class MigrationDesk:
         if not target_address:
             raise InvalidRequest("where to is missing", param="target_address")
         claim = self._find(job_id, epoch)
-        choice = self._choose(claim, target_address, by_kv)
-        moved = await self._move(claim, target_address, choice)
+        moved = None
+        try:
+            moved = await self._move_best(claim, target_address, by_kv)
+        finally:
+            self._on_ended(claim.job.model, moved)
         size = moved.moved_bytes if moved.by_kv else moved.tokens
         model = claim.job.model
         self._costs.note(model, target_address, size, moved.duration_s, by_kv=moved.by_kv)
         _log.info("job moved", extra={"job_id": job_id, **_facts(moved)})
         return moved
 
+    async def _move_best(self, claim: Claim, target_address: str, by_kv: bool | None) -> Moved:
+        """Move by what seems faster, or by the other way where the caches do not fit."""
+        choice = self._choose(claim, target_address, by_kv)
+        try:
+            return await self._move(claim, target_address, choice)
+        except Unavailable as error:
+            if by_kv is not None or not choice.by_kv or NO_FIT not in error.message:
+                raise
+            extra = {"job_id": claim.job.job_id, "reason": error.message}
+            _log.info("moved by tokens", extra=extra)
+            self._unfit.add((claim.job.model, target_address))
+            choice = self._choose(claim, target_address, None)
+            return await self._move(claim, target_address, choice)
+
     def _choose(self, claim: Claim, target: str, by_kv: bool | None) -> Choice:
         job, memory = claim.job, self._memory_of(claim.job.model)
         tokens = len(job.prompt_token_ids) + claim.next_index
         kv_bytes = tokens * memory.layout.token_bytes if memory else 0
         choice = self._costs.choose(
-            job.model, target, tokens=tokens, kv_bytes=kv_bytes, can_kv=memory is not None
+            job.model,
+            target,
+            tokens=tokens,
+            kv_bytes=kv_bytes,
+            can_kv=memory is not None and (job.model, target) not in self._unfit,
         )
         if by_kv and memory is None:
             raise Unavailable(f"the keys and values of {job.model} can't be read here")
@@ -141,7 +171,7 @@ class MigrationDesk:
             return f"{model} is the checkpoint {digest} here, not {offer.model_digest}"
         memory = self._memory_of(model)
         if offer.by_kv and (memory is None or kv_shape(memory) != offer.kv_shape):
-            return "the keys and values do not fit the cache here"
+            return NO_FIT
         return ""
 
     def _memory_of(self, model: ModelName) -> KvMemory | None:

@@ -157,3 +157,12 @@ def test_a_target_that_goes_away_is_a_failure(ends):
     ends.listener.close()
     sender.send(16, 32, TABLE)
     assert "could not be sent" in ends.failures.get(timeout=10)
+
+
+def test_a_closed_inlet_ends_its_connection(ends):
+    ends.inlet.open(OTHER, 0)
+    with ends.raw() as connection:
+        connection.sendall(group(0, 16, FULL))
+        assert connection.recv(4) == struct.pack("<I", 16)
+        ends.inlet.close()
+        assert connection.recv(1) == b""
