@@ -16,6 +16,8 @@ from tests.services.worker.tiny_adapters import save_adapter
 
 BASE, ADAPTERS = "faulty-base", ("faulty-1", "faulty-2")
 TOKENS = 300
+LONG = 900
+"""So many that the answer is still running when the next call arrives."""
 Disturb = Callable[[], Awaitable[None]]
 
 
@@ -39,19 +41,21 @@ async def adapted(client: AsyncClient, sources: Path) -> AsyncClient:
     return client
 
 
-async def read(client: AsyncClient, model: str, disturb: Disturb | None = None) -> list[int]:
-    """Return an answer's token ids; `disturb` after the first tenth of them."""
+async def read(
+    client: AsyncClient, model: str, disturb: Disturb | None = None, *, tokens: int = TOKENS
+) -> list[int]:
+    """Return an answer's token ids; `disturb` after the first of them."""
     ids: list[int] = []
     async for event in client.stream(
-        model, PROMPT_IDS, temperature=0.0, max_tokens=TOKENS, ignore_eos=True, logprobs=True
+        model, PROMPT_IDS, temperature=0.0, max_tokens=tokens, ignore_eos=True, logprobs=True
     ):
         if isinstance(event, TextDelta):
             ids += [item.token_id for item in event.logprobs]
-            if disturb is not None and len(ids) >= TOKENS // 10:
+            if disturb is not None:
                 await disturb()
                 disturb = None
     assert disturb is None
-    assert len(ids) == TOKENS
+    assert len(ids) == tokens
     return ids
 
 
@@ -83,13 +87,13 @@ async def test_a_killed_store_costs_a_running_answer_nothing(
 
 
 async def test_an_adapter_is_not_removed_under_an_answer(adapted: AsyncClient) -> None:
-    expected = await read(adapted, ADAPTERS[0])
+    expected = await read(adapted, ADAPTERS[0], tokens=LONG)
 
     async def remove() -> None:
         with pytest.raises(Conflict, match="requests are running"):
             await adapted.remove_model(ADAPTERS[0])
 
-    assert await read(adapted, ADAPTERS[0], remove) == expected
+    assert await read(adapted, ADAPTERS[0], remove, tokens=LONG) == expected
     await adapted.remove_model(ADAPTERS[0])
     with pytest.raises(NotFound):
         await read(adapted, ADAPTERS[0])
