@@ -11,7 +11,7 @@ namespace gearfall::cpu {
 namespace {
 
 // Multiply-adds below which another thread costs more than it brings.
-constexpr std::int64_t kWorkPerThread = 1 << 20;
+constexpr std::int64_t kWorkPerThread = 1 << 18;
 constexpr std::int64_t kPiecesPerThread = 3;
 constexpr std::int64_t kQueriesPerTile = 24;
 // Score rows that stay in a core's cache.

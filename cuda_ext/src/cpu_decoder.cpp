@@ -32,7 +32,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Multiply-adds' worth of work that an element costs in the phases between products.
-constexpr std::int64_t kRowWork = 16;
+constexpr std::int64_t kRowWork = 32;
 
 std::int64_t aligned(std::int64_t floats) { return padded(floats, kLanes); }
 

@@ -9,7 +9,7 @@ namespace {
 
 // Work below which another thread costs more than it brings: multiply-adds, a byte of weights from
 // memory counted as two.
-constexpr std::int64_t kWorkPerThread = 1 << 21;
+constexpr std::int64_t kWorkPerThread = 1 << 19;
 constexpr std::int64_t kChunkBytes = 256 << 10;
 constexpr std::int64_t kMaxChunkRows = 512;
 constexpr std::int64_t kMinChunkRows = 8;
