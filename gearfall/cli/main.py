@@ -17,6 +17,7 @@ from gearfall.cli import (
     export,
     history,
     inspect,
+    migrate,
     models,
     ps,
     remove,
@@ -38,6 +39,7 @@ app.command("up")(up.up)
 app.add_typer(models.app, name="models")
 app.command("deploy")(deploy.deploy)
 app.command("drain")(drain.drain)
+app.command("migrate")(migrate.migrate)
 app.command("ps")(ps.ps)
 app.command("status")(status.status)
 app.command("why")(why.why)
