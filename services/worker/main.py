@@ -151,7 +151,13 @@ async def start_worker(
     )
     metrics.follow(host.replicas)
     service = WorkerService(host)
-    desk = MigrationDesk(board, host, worker_id, host=settings.listen.rpartition(":")[0])
+    desk = MigrationDesk(
+        board,
+        host,
+        worker_id,
+        host=settings.listen.rpartition(":")[0],
+        on_ended=metrics.count_migration,
+    )
     stack.callback(desk.close)
     server = await start_server(
         settings.listen,

@@ -14,6 +14,7 @@ from prometheus_client import (
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaRecord, ReplicaState, StartTimeline
 from services.worker.engine_messages import StepDone
+from services.worker.migration_call import Moved
 
 _STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _START_SECONDS = (0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
@@ -77,6 +78,26 @@ class WorkerMetrics:
             buckets=_START_SECONDS,
             registry=registry,
         )
+        self._migrations = Counter(
+            "gearfall_worker_migrations",
+            "Running jobs that were to leave this worker, by data path where they did",
+            ["model", "outcome", "path"],
+            registry=registry,
+        )
+        self._pauses = Histogram(
+            "gearfall_worker_migration_pause_seconds",
+            "From the last token here to the first one there",
+            ["model", "path"],
+            buckets=_STEP_SECONDS,
+            registry=registry,
+        )
+        self._moves = Histogram(
+            "gearfall_worker_migration_seconds",
+            "From the offer to the first token there",
+            ["model", "path"],
+            buckets=_START_SECONDS,
+            registry=registry,
+        )
 
     def follow(self, hosted: Callable[[], Sequence[ReplicaRecord]]) -> None:
         """Ask `hosted` for the worker's replicas at every scrape."""
@@ -107,6 +128,16 @@ class WorkerMetrics:
     def count_lost(self, model: ModelName, reason: str) -> None:
         """Take a job in that was handed back: `engine` is gone, or `drain`."""
         self._lost.labels(model, reason).inc()
+
+    def count_migration(self, model: ModelName, moved: Moved | None) -> None:
+        """Take a migration from here in; without a `Moved` the job stayed."""
+        if moved is None:
+            self._migrations.labels(model, "stayed", "").inc()
+            return
+        path = "kv" if moved.by_kv else "tokens"
+        self._migrations.labels(model, "moved", path).inc()
+        self._pauses.labels(model, path).observe(moved.pause_s)
+        self._moves.labels(model, path).observe(moved.duration_s)
 
     def render(self) -> bytes:
         """Return the exposition text."""

@@ -7,6 +7,7 @@ from gearfall.core.job import FinishReason, TokenRun
 from gearfall.core.records import ReplicaRecord, ReplicaState, StartTimeline
 from services.worker.engine_messages import StepDone
 from services.worker.metrics import WorkerMetrics
+from services.worker.migration_call import Moved
 from tests.gearfall.infra.metric_samples import samples_of
 
 M = ModelName("m")
@@ -21,6 +22,13 @@ def step(*, tokens=3, finish=None, step_s=0.02, waiting_jobs=1) -> StepDone:
     return StepDone((run,), 2, waiting_jobs, step_s, kv_blocks=64, kv_used_blocks=9)
 
 
+def moved(*, by_kv: bool) -> Moved:
+    return Moved(
+        JobId("j"), Epoch(2), WorkerId("v"), by_kv,
+        rounds=1, moved_bytes=0, tokens=9, pause_s=0.03, duration_s=0.4,
+    )  # fmt: skip
+
+
 def counted(hosted) -> WorkerMetrics:
     metrics = WorkerMetrics()
     metrics.follow(lambda: hosted)
@@ -30,6 +38,9 @@ def counted(hosted) -> WorkerMetrics:
     metrics.count_failure(M, was_ready=False)
     metrics.count_failure(M, was_ready=True)
     metrics.count_lost(M, "engine")
+    metrics.count_migration(M, moved(by_kv=True))
+    metrics.count_migration(M, moved(by_kv=False))
+    metrics.count_migration(M, None)
     return metrics
 
 
@@ -52,6 +63,11 @@ def counted(hosted) -> WorkerMetrics:
         (("gearfall_worker_start_seconds_sum", "m", "ssd"), 0.4),
         (("gearfall_worker_start_seconds_sum", "m", "total"), 0.6),
         (("gearfall_worker_jobs_lost_total", "m", "engine"), 1),
+        (("gearfall_worker_migrations_total", "m", "moved", "kv"), 1),
+        (("gearfall_worker_migrations_total", "m", "moved", "tokens"), 1),
+        (("gearfall_worker_migrations_total", "m", "stayed", ""), 1),
+        (("gearfall_worker_migration_pause_seconds_sum", "m", "kv"), 0.03),
+        (("gearfall_worker_migration_seconds_sum", "m", "tokens"), 0.4),
     ],
 )
 def test_what_is_counted_is_rendered(sample, value):
