@@ -118,6 +118,13 @@ class FaultCluster:
         """Return the point of the last rule that fired."""
         return self._last_line()["point"]
 
+    def has_struck(self, point: str, job_id: str) -> bool:
+        """Whether a rule fired for a job at a point."""
+        path = self.points / REACHED_FILE
+        lines = path.read_text().splitlines() if path.exists() else []
+        facts = map(json.loads, lines)
+        return any((each["point"], each["job"]) == (point, job_id) for each in facts)
+
     def _last_line(self) -> dict[str, str]:
         lines = (self.points / REACHED_FILE).read_text().splitlines()
         line: dict[str, str] = json.loads(lines[-1])
