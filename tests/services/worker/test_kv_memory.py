@@ -51,6 +51,14 @@ def test_large_layers_lie_apart():
         assert set(view.cast("f")[:: BLOCK_TOKENS * 512]) == {float(number)}
 
 
+def test_what_was_not_written_takes_no_memory():
+    engine = EngineKvMemory(3)
+    layers = [engine.add_layer(index, 8, 4096) for index in range(4)]
+    for part in (part for layer in layers for part in layer):
+        part[0, 0] = 1.0  # 128 KiB of 6 MiB
+    assert os.fstat(engine.fileno()).st_blocks * 512 < 2 << 20
+
+
 def test_content_of_another_length_is_refused():
     _, worker = open_both(2, [(1, 4)])
     with pytest.raises(Internal, match="not as long"):
