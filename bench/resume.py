@@ -1,19 +1,24 @@
-"""What a killed engine or worker costs a client: the pause in a stream, and any changed token.
+"""What a killed or frozen engine or worker costs a client: a pause, and any changed token.
 
 `python -m bench.resume` starts a cluster of real processes with the demo's large model, then kills
-with -9 in mid-stream at random tokens and compares every stream with an undisturbed one.
+(SIGKILL) or freezes (SIGSTOP) in mid-stream at random tokens and compares every stream, greedy and
+sampled by turns, with an undisturbed one. A pause has two parts: until the router has noticed, as
+its log says to the millisecond, and from there to the next token.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -23,13 +28,16 @@ from rich.table import Table
 from bench.machine import machine_facts
 from gearfall.cli.bench import percentile
 from gearfall.client import AsyncClient, Finished, TextDelta
+from gearfall.client.request import Options
 from gearfall.demo import catalogue
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
 from gearfall.pb import common_pb2
 
 MODEL = "arith-large"
 PROMPT = "31415+27182="
+SAMPLINGS = (Options(temperature=0.0), Options(temperature=1.0, seed=17))
 _LOOK_AGAIN_S = 0.1
+_NOTICED = "job lost its owner"
 RESULTS = Path(__file__).parent / "results" / "resume.json"
 
 
@@ -38,22 +46,29 @@ class Stream:
     """One answer as a client saw it."""
 
     token_ids: tuple[int, ...]
-    longest_pause_s: float
     owners: int
-    """Owners the job had; 1 when nothing was killed in time."""
+    """Owners the job had; 1 when nothing was struck in time."""
+    struck_unix_s: float = 0.0
+    next_token_unix_s: float = 0.0
+    """When the first token of another owner came: behind the longest pause since the strike."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All kills of one kind of process. Pauses: from the last token before to the first after."""
+    """All strikes of one kind. Times are of the streams that really changed their owner."""
 
-    killed: str
-    kills: int
+    struck: str
+    strikes: int
     resumed: int
-    """Streams whose job really changed its owner."""
     changed: int
-    """Streams whose tokens differ from the undisturbed run."""
+    """Streams, of all, whose tokens differ from the undisturbed run."""
+    noticed_p50_s: float
+    """From the strike to the router's notice."""
+    next_token_p50_s: float
+    """From the notice to the next token at the client."""
+    next_token_p99_s: float
     pause_p50_s: float
+    """From the strike to the next token at the client."""
     pause_p99_s: float
     pause_max_s: float
 
@@ -63,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.resume")
     parser.add_argument("--engine-kills", type=int, default=100)
     parser.add_argument("--worker-kills", type=int, default=5)
+    parser.add_argument("--engine-freezes", type=int, default=5)
+    parser.add_argument("--worker-freezes", type=int, default=0, help="with --workers 2 or more")
     parser.add_argument("--workers", type=int, default=1, help="the others take over from one")
-    parser.add_argument("--tokens", type=int, default=120)
+    parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     flags = parser.parse_args(argv)
@@ -97,46 +114,86 @@ async def _measure(home: Path, flags: argparse.Namespace) -> list[Outcome]:
             path = str(catalogue.checkpoint_path(MODEL))
             async for _ in client.register_model(MODEL, path):
                 pass
-            reference = await _read(client, flags.tokens)
-            draw = Random(flags.seed)
-
-            async def kill_all(killed: str, kills: int) -> Outcome:
-                streams = []
-                for _ in range(kills):
-                    find_pid = _engine_pid if killed == "engine" else _worker_pid
-                    pid = await find_pid(client, cluster)
-                    at = draw.randint(1, flags.tokens // 2)
-                    streams.append(await _read(client, flags.tokens, at, pid))
-                return _summarise(killed, streams, reference)
-
+            references = [await _read(client, flags.tokens, each) for each in SAMPLINGS]
+            striker = _Striker(client, cluster, flags.tokens, Random(flags.seed))
             return [
-                await kill_all("engine", flags.engine_kills),
-                await kill_all("worker", flags.worker_kills),
+                await striker.strike_all(victim, signum, strikes, references)
+                for victim, signum, strikes in (
+                    ("engine", signal.SIGKILL, flags.engine_kills),
+                    ("worker", signal.SIGKILL, flags.worker_kills),
+                    ("engine", signal.SIGSTOP, flags.engine_freezes),
+                    ("worker", signal.SIGSTOP, flags.worker_freezes),
+                )
+                if strikes
             ]
     finally:
         await cluster.stop()
 
 
-async def _read(client: AsyncClient, tokens: int, kill_at: int = 0, pid: int = 0) -> Stream:
+class _Striker:
+    """Strikes one process after another and measures what it cost."""
+
+    def __init__(
+        self, client: AsyncClient, cluster: LocalCluster, tokens: int, draw: Random
+    ) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._tokens = tokens
+        self._draw = draw
+
+    async def strike_all(
+        self, victim: str, signum: signal.Signals, strikes: int, references: Sequence[Stream]
+    ) -> Outcome:
+        streams = []
+        for number in range(strikes):
+            find_pid = _engine_pid if victim == "engine" else _worker_pid
+            pid = await find_pid(self._client, self._cluster)
+            at = self._draw.randint(1, self._tokens // 2)
+            sampling = SAMPLINGS[number % len(SAMPLINGS)]
+            streams.append(
+                await _read(self._client, self._tokens, sampling, at, partial(os.kill, pid, signum))
+            )
+            if signum is signal.SIGSTOP:
+                with contextlib.suppress(ProcessLookupError):  # a frozen engine was killed
+                    os.kill(pid, signal.SIGCONT)
+        changed = sum(
+            stream.token_ids != references[number % len(SAMPLINGS)].token_ids
+            for number, stream in enumerate(streams)
+        )
+        verb = "killed" if signum is signal.SIGKILL else "frozen"
+        return _summarise(f"{victim} {verb}", streams, changed, self._notices())
+
+    def _notices(self) -> list[float]:
+        """Return when the router noticed that an owner was gone, Unix seconds, ascending."""
+        services = self._cluster.describe().services
+        log = next(Path(each.log) for each in services if each.service == "router")
+        lines = (json.loads(line) for line in log.read_text().splitlines() if _NOTICED in line)
+        return sorted(datetime.fromisoformat(line["time"]).timestamp() for line in lines)
+
+
+async def _read(
+    client: AsyncClient,
+    tokens: int,
+    sampling: Options,
+    strike_at: int = 0,
+    strike: Callable[[], None] = lambda: None,
+) -> Stream:
     ids: list[int] = []
-    longest_s, owners = 0.0, 0
-    last = time.perf_counter()
-    stream = client.stream(
-        MODEL, PROMPT, temperature=0.0, max_tokens=tokens, ignore_eos=True, logprobs=True
-    )
-    async for event in stream:
-        now = time.perf_counter()
+    owners, struck_s, last_s, longest_s, next_token_s = 0, 0.0, 0.0, 0.0, 0.0
+    options = sampling | Options(max_tokens=tokens, ignore_eos=True, logprobs=True)
+    async for event in client.stream(MODEL, PROMPT, **options):
         if isinstance(event, TextDelta):
-            if ids:
-                longest_s = max(longest_s, now - last)
-            last = now
+            now_s = time.time()
+            if struck_s and now_s - last_s > longest_s:
+                longest_s, next_token_s = now_s - last_s, now_s
+            last_s = now_s
             ids += [item.token_id for item in event.logprobs]
-            if kill_at and len(ids) >= kill_at:
-                os.kill(pid, signal.SIGKILL)
-                kill_at = 0
+            if strike_at and len(ids) >= strike_at:
+                strike_at, struck_s = 0, time.time()
+                strike()
         elif isinstance(event, Finished):
             owners = event.stages[-1].epochs
-    return Stream(tuple(ids), longest_s, owners)
+    return Stream(tuple(ids), owners, struck_s, next_token_s)
 
 
 async def _engine_pid(client: AsyncClient, _cluster: LocalCluster) -> int:
@@ -160,20 +217,40 @@ async def _replicas(client: AsyncClient) -> list[tuple[str, int]]:
             (worker.address, replica.pid)
             for worker in (await client.status()).workers
             for replica in worker.replicas
-            if replica.model == MODEL and replica.state == common_pb2.REPLICA_STATE_READY
+            if replica.model == MODEL
+            and replica.state == common_pb2.REPLICA_STATE_READY
+            and _runs(replica.pid)  # the record may lag behind the last kill
         ]
         if len(found) == 1:
             return found
         await asyncio.sleep(_LOOK_AGAIN_S)
 
 
-def _summarise(killed: str, streams: Sequence[Stream], reference: Stream) -> Outcome:
-    pauses = sorted(stream.longest_pause_s for stream in streams)
+def _runs(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def _summarise(
+    struck: str, streams: Sequence[Stream], changed: int, notices_s: Sequence[float]
+) -> Outcome:
+    resumed = [stream for stream in streams if stream.owners > 1]
+    if not resumed:
+        raise RuntimeError(f"{struck}: every stream had ended before; use more --tokens")
+    noticed, rest = [], []
+    for stream in resumed:
+        # The log cuts its times to the millisecond.
+        at_s = next(at_s for at_s in notices_s if at_s >= stream.struck_unix_s - 0.001)
+        noticed.append(max(0.0, at_s - stream.struck_unix_s))
+        rest.append(stream.next_token_unix_s - at_s)
+    pauses = sorted(stream.next_token_unix_s - stream.struck_unix_s for stream in resumed)
     return Outcome(
-        killed=killed,
-        kills=len(streams),
-        resumed=sum(stream.owners > 1 for stream in streams),
-        changed=sum(stream.token_ids != reference.token_ids for stream in streams),
+        struck=struck,
+        strikes=len(streams),
+        resumed=len(resumed),
+        changed=changed,
+        noticed_p50_s=percentile(sorted(noticed), 0.5),
+        next_token_p50_s=percentile(sorted(rest), 0.5),
+        next_token_p99_s=percentile(sorted(rest), 0.99),
         pause_p50_s=percentile(pauses, 0.5),
         pause_p99_s=percentile(pauses, 0.99),
         pause_max_s=pauses[-1],
@@ -181,19 +258,27 @@ def _summarise(killed: str, streams: Sequence[Stream], reference: Stream) -> Out
 
 
 def _print(outcomes: Sequence[Outcome]) -> None:
-    table = Table(title="kill -9 in mid-stream", title_justify="left")
-    for name in ("killed", "kills", "resumed", "changed", "pause p50", "p99", "max"):
+    table = Table(title="struck in mid-stream", title_justify="left")
+    names = ("noticed p50", "then next token p50", "p99", "pause p50", "p99", "max")
+    for name in ("struck", "strikes", "resumed", "changed", *names):
         table.add_column(name, justify="right", no_wrap=True)
     for each in outcomes:
-        pauses = (each.pause_p50_s, each.pause_p99_s, each.pause_max_s)
+        times_s = (
+            each.noticed_p50_s,
+            each.next_token_p50_s,
+            each.next_token_p99_s,
+            each.pause_p50_s,
+            each.pause_p99_s,
+            each.pause_max_s,
+        )
         table.add_row(
-            each.killed,
-            str(each.kills),
+            each.struck,
+            str(each.strikes),
             str(each.resumed),
             str(each.changed),
-            *(f"{pause * 1000:.0f} ms" for pause in pauses),
+            *(f"{spent_s * 1000:.0f} ms" for spent_s in times_s),
         )
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
