@@ -4,6 +4,7 @@ A page that a control group does not grant kills the process that touches it, so
 memory for convenience looks first.
 """
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,10 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
 
     Raises OSError where the kernel does not tell.
     """
-    found = [_fields(root / "proc/meminfo")["MemAvailable:"] * 1024]
+    available_kib = _fields(root / "proc/meminfo").get("MemAvailable:")
+    if available_kib is None:
+        raise OSError(errno.ENOSYS, "the kernel does not tell how much memory is available")
+    found = [available_kib * 1024]
     for directory in _groups(root):
         for limit, usage, reclaimable in (_V2, _V1):
             granted = _number(directory / limit)

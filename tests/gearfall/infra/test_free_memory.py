@@ -69,5 +69,11 @@ def test_a_path_that_is_the_hosts_still_meets_the_groups_that_are_seen(root: Pat
     assert free_memory_bytes(root) == MIB
 
 
+def test_a_kernel_that_does_not_tell_is_an_error(root: Path):
+    write(root, "proc/meminfo", "MemTotal: 9000 kB\n")
+    with pytest.raises(OSError, match="does not tell"):
+        free_memory_bytes(root)
+
+
 def test_of_this_machine():
     assert 0 < free_memory_bytes() < 2**50
