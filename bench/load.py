@@ -220,7 +220,7 @@ def measure(flags: argparse.Namespace, peers_python: Path, console: Console) -> 
                 bench = Bench(peers_python, store, directory.name, directory)
                 os.sync()
                 bench.load()
-            samples += _run_rounds(bench, flags.rounds, console)
+            samples += _run_rounds(bench, flags, console)
             bench.unload()
         for loader, reason in bench.missing.items():
             console.print(f"[yellow]{loader} could not run:[/] {reason}")
@@ -235,8 +235,9 @@ def write_model(directory: Path, size_bytes: int, peers_python: Path) -> None:
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def _run_rounds(bench: Bench, rounds: int, console: Console) -> list[Sample]:
-    plan = {"cold": (*RAW, OURS, FRESH, *LOADERS), "warm": (OURS, *LOADERS), "resident": (OURS,)}
+def _run_rounds(bench: Bench, flags: argparse.Namespace, console: Console) -> list[Sample]:
+    rounds, peers = flags.rounds, flags.peers
+    plan = {"cold": (*RAW, OURS, FRESH, *peers), "warm": (OURS, *peers), "resident": (OURS,)}
     cells = [f"{condition}/{name}" for condition, names in plan.items() for name in names]
     samples: list[Sample] = []
     with Progress(console=console) as bars:
@@ -255,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1.0, 4.0], help="of models, GB")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=LOADERS, default=[*LOADERS])
     parser.add_argument("--directory", type=Path, default=Path("build/load"))
     parser.add_argument("--peers-venv", type=Path, default=Path("build/peers-load").absolute())
     parser.add_argument("--out", type=Path, default=RESULTS)
