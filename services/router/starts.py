@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from gearfall.core.ids import ModelName
+from gearfall.core.origin import UNKNOWN_BYTES_PER_S, bandwidth_out_of, source_tier
 from gearfall.core.records import (
     AssignmentRecord,
     ModelRecord,
@@ -10,11 +11,11 @@ from gearfall.core.records import (
     ReplicaRecord,
     ReplicaState,
     StartTimeline,
+    Tier,
 )
 
 FAILURES_IN_A_ROW = 3
 """Failed starts without a ready replica between them after which a model counts as broken."""
-_DEFAULT_SSD_BYTES_PER_S = 500e6
 _DEFAULT_PROCESS_S = 1.0
 """Attach, process, build and first token together, before anything was measured."""
 
@@ -103,8 +104,8 @@ def expected_start_s(
     """Seconds to the first token of a model without a ready replica.
 
     A start under way: what is left of its prediction. Else the best node's q + n / b with n the
-    model's bytes (0 when they are resident) and b the measured bandwidth of its SSD, plus process
-    and first-token time (ServerlessLLM, section 6.1).
+    model's bytes (0 when they are resident) and b the measured bandwidth of the tier that they come
+    out of there, plus process and first-token time (ServerlessLLM, section 6.1).
     """
     process_s = history.process_s(model.name)
     under_way = [
@@ -114,13 +115,15 @@ def expected_start_s(
     ]
     if under_way:
         return min(under_way)
-    loads = [_load_s(model, node) for node in nodes if node.node_id in model.nodes]
+    by_id = {node.node_id: node for node in nodes}
+    tiers = [(source_tier(model, node, by_id), node) for node in by_id.values()]
+    loads = [_load_s(model, tier, node) for tier, node in tiers if tier is not None]
     if not loads:
-        return model.size_bytes / _DEFAULT_SSD_BYTES_PER_S + process_s
+        return model.size_bytes / UNKNOWN_BYTES_PER_S[Tier.SSD] + process_s
     return min(loads) + process_s
 
 
-def _load_s(model: ModelRecord, node: NodeRecord) -> float:
-    if model.name in node.resident:
+def _load_s(model: ModelRecord, tier: Tier, node: NodeRecord) -> float:
+    if tier is Tier.DRAM:
         return 0.0
-    return model.size_bytes / (node.ssd_bytes_per_s or _DEFAULT_SSD_BYTES_PER_S)
+    return model.size_bytes / bandwidth_out_of(tier, node).bytes_per_s

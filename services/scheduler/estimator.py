@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-from gearfall.core.ids import ModelName, NodeId, WorkerId, is_url
+from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.origin import bandwidth_out_of
 from gearfall.core.records import ModelRecord, NodeRecord, StartTimeline, Tier
 
-UNKNOWN_BYTES_PER_S = {Tier.REMOTE: 2.5e8, Tier.SSD: 1e9}
-"""Out of each tier, assumed until a node has measured its own."""
 UNKNOWN_FIXED_S = 1.0
 """Assumed until a start was recorded."""
 NEWEST_WEIGHT = 0.3
@@ -87,28 +86,6 @@ class StartCosts:
     """Oldest first, at most KEPT_OUTCOMES."""
 
 
-def source_tier(
-    model: ModelRecord, node: NodeRecord, nodes: Mapping[NodeId, NodeRecord]
-) -> Tier | None:
-    """Return where the bytes of a start on `node` would come from; None when they can't get there.
-
-    Elsewhere is the URL that a model was registered from, or any other live node that has it.
-    """
-    is_named = model.name in node.resident or model.name in (node.on_ssd or ())
-    if node.node_id not in model.nodes:
-        # Bytes under that name which the record does not count are other bytes.
-        return Tier.REMOTE if not is_named and _is_elsewhere(model, node, nodes) else None
-    if model.name in node.resident:
-        return Tier.DRAM
-    if is_named or node.on_ssd is None or not _is_elsewhere(model, node, nodes):
-        return Tier.SSD
-    return Tier.REMOTE
-
-
-def _is_elsewhere(model: ModelRecord, node: NodeRecord, nodes: Mapping[NodeId, NodeRecord]) -> bool:
-    return is_url(model.source) or any(n in nodes for n in model.nodes if n != node.node_id)
-
-
 def predict_start(
     model: ModelRecord,
     node: NodeRecord,
@@ -125,15 +102,14 @@ def predict_start(
     fixed_s = costs.fixed_s_by_model.get(model.name, any_model)
     if from_tier is Tier.DRAM:
         return StartPrediction(from_tier, fixed_s)
-    is_far = from_tier is Tier.REMOTE
-    measured = node.remote_bytes_per_s if is_far else node.ssd_bytes_per_s
+    bandwidth = bandwidth_out_of(from_tier, node)
     return StartPrediction(
         from_tier,
         fixed_s,
         size_bytes=model.size_bytes,
         queued_bytes=queued_bytes,
-        bytes_per_s=measured if measured > 0 else UNKNOWN_BYTES_PER_S[from_tier],
-        is_measured=measured > 0,
+        bytes_per_s=bandwidth.bytes_per_s,
+        is_measured=bandwidth.is_measured,
     )
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.memory import estimate_replica_memory
+from gearfall.core.origin import source_tier
 from gearfall.core.records import ModelRecord, NodeRecord
 from services.scheduler.estimator import (
     StartCosts,
     StartPrediction,
     predict_start,
-    source_tier,
 )
 from services.scheduler.snapshot import ReplicaKey, WorkerRoom
 

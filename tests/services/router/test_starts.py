@@ -57,7 +57,14 @@ def test_resident_bytes_cost_nothing():
     assert expect((STORE, resident), history=measured()) == pytest.approx(0.4)
 
 
-def test_nodes_without_the_model_do_not_count():
+def test_a_node_that_fetches_it_faster_than_another_reads_it_counts():
+    far = replace(STORE, node_id=NodeId("far"), on_ssd=(), remote_bytes_per_s=4e9)
+    assert expect((STORE, far), history=measured()) == pytest.approx(0.5 + 0.4)
+    slow = replace(far, remote_bytes_per_s=1e8)
+    assert expect((STORE, slow), history=measured()) == pytest.approx(2.0 + 0.4)
+
+
+def test_nodes_with_other_bytes_do_not_count():
     other = replace(STORE, node_id=NodeId("other"), resident=(SMALL,))
     assert expect((STORE, other), history=measured()) == pytest.approx(2.4)
 

@@ -8,9 +8,8 @@ from services.scheduler.estimator import (
     learn_start,
     median_error,
     predict_start,
-    source_tier,
 )
-from tests.services.scheduler.clusters import WORKER, by_node, model, node
+from tests.services.scheduler.clusters import WORKER, model, node
 
 
 @pytest.mark.parametrize(
@@ -45,35 +44,6 @@ def test_loads_asked_for_before_come_first():
         "3.50 s: behind 2.00 GB 2.00 s, 0.50 GB from ssd at 1.00 GB/s (measured) 0.50 s, "
         "1.00 s to start"
     )
-
-
-URL = "s3://bucket/small"
-
-
-@pytest.mark.parametrize(
-    ("record", "of_node", "others", "tier"),
-    [
-        # listed: the store says that it can load it
-        (model(), node(), (), Tier.SSD),
-        (model(), node(on_ssd=["small"]), (), Tier.SSD),
-        (model(), node(on_ssd=["small"], resident=["small"]), (), Tier.DRAM),
-        (model(), node(on_ssd=[]), (), Tier.SSD),
-        (model(source=URL), node(on_ssd=[]), (), Tier.REMOTE),
-        (model(source=URL), node(on_ssd=["small"]), (), Tier.SSD),
-        (model(nodes=("node-a", "n2")), node(on_ssd=[]), (node("n2"),), Tier.REMOTE),
-        (model(nodes=("node-a", "n2")), node(on_ssd=[]), (), Tier.SSD),
-        # not listed: it can be fetched from a URL or from another live node
-        (model(nodes=()), node(on_ssd=[]), (), None),
-        (model(nodes=(), source=URL), node(on_ssd=[]), (), Tier.REMOTE),
-        (model(nodes=("n2",)), node(on_ssd=[]), (node("n2"),), Tier.REMOTE),
-        (model(nodes=("n2",)), node(on_ssd=[]), (node("n3"),), None),
-        # not listed, but there: other bytes under the same name
-        (model(nodes=("n2",)), node(on_ssd=["small"]), (node("n2"),), None),
-        (model(nodes=("n2",)), node(resident=["small"]), (node("n2"),), None),
-    ],
-)
-def test_where_bytes_come_from(record, of_node, others, tier):
-    assert source_tier(record, of_node, by_node(of_node, *others)) is tier
 
 
 def test_fixed_cost_leaves_the_moving_of_bytes_out():
