@@ -68,7 +68,7 @@ class AdapterEngine:
         self._waiting: defaultdict[ModelName, list[WorkerMessage]] = defaultdict(list)
         self._tasks: set[asyncio.Task[None]] = set()
         self._steps: asyncio.Queue[StepDone | None] = asyncio.Queue()
-        self._is_closed = False
+        self._may_stay: Callable[[ModelName, str], bool] = lambda _name, _digest: True
         self._spawn(self._follow())
 
     @property
@@ -122,16 +122,17 @@ class AdapterEngine:
                 self._engine.send(message)
 
     def retire(self, stay: Callable[[ModelName, str], bool]) -> None:
-        """Let every adapter go, once unused, of which `stay(name, digest)` does not hold."""
+        """Let every adapter go, once unused, of which `stay(name, digest)` does not hold.
+
+        One that is on its way is judged when it is here.
+        """
+        self._may_stay = stay
         for name in self._table.names:
-            digest = self._table.digest_of(name)
-            if digest and not stay(name, digest):
-                self._table.retire(name)
+            self._judge(name)
         self._evict()
 
     async def close(self) -> None:
         """Give every lease back. Idempotent; the engine is the caller's to end."""
-        self._is_closed = True
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -145,6 +146,11 @@ class AdapterEngine:
         here = {name for name in self._table.names if self._table.digest_of(name)}
         assert here == self._leases.keys()
         assert not here & {name for name, waiting in self._waiting.items() if waiting}
+
+    def _judge(self, name: ModelName) -> None:
+        digest = self._table.digest_of(name)
+        if digest and not self._may_stay(name, digest):
+            self._table.retire(name)
 
     def _want(self, name: ModelName, key: _Key, message: SubmitJob | HoldJob) -> None:
         held, is_new = self._table.want(name, key)
@@ -189,6 +195,7 @@ class AdapterEngine:
         self._table.brought(name, brought.digest, brought.size_bytes)
         for waiting in self._waiting.pop(name, ()):
             self._engine.send(_for_engine(waiting, brought.digest))
+        self._judge(name)
         self._evict()
         _log.info("adapter attached", extra={"adapter": name, "bytes": brought.size_bytes})
 

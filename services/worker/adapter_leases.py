@@ -15,10 +15,13 @@ from gearfall.core.ids import ModelName
 
 @dataclass(frozen=True, slots=True)
 class AdapterLimits:
-    """How much of unused adapters an engine keeps; those in use always stay."""
+    """How much an engine keeps beyond what is in use, which always stays.
+
+    Leased bytes can't make room for a model in the node's pool, so they are kept few.
+    """
 
     count: int = 32
-    size_bytes: int = 1 << 30
+    size_bytes: int = 256 << 20
 
 
 @dataclass(slots=True)

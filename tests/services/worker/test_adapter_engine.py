@@ -208,6 +208,16 @@ async def test_a_removed_adapter_goes_with_its_last_job(rig: Rig):
     assert rig.source.leases["x"].is_closed
 
 
+async def test_an_adapter_that_was_removed_on_its_way_does_not_stay(rig: Rig):
+    rig.adapted.send(submit("a", "x"))
+    rig.adapted.retire(lambda name, digest: False)
+    await rig.source.bring("x")
+    await rig.sent_all(2)
+    rig.engine.step(end("a"))
+    await anext(rig.steps)
+    assert (rig.adapted.adapters, rig.sent[-1]) == ((), DropAdapter("digest-x"))
+
+
 async def test_one_pair_of_bytes_under_two_names_is_dropped_with_the_second(rig: Rig):
     for job, name in (("a", "x"), ("b", "y")):
         rig.adapted.send(submit(job, name))

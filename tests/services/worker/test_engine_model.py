@@ -11,12 +11,14 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from gearfall.core.canary import parse_canary
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, InvalidRequest
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.manifest import AdapterFacts
 from gearfall.core.sampling import SamplingParams
 from services.worker.batch import Batch, Sequence
 from services.worker.engine import Engine
+from services.worker.engine_canary import run_canary
 from services.worker.engine_check import PROVEN, try_unproven
 from services.worker.engine_messages import SubmitJob
 from services.worker.engine_model import build_model
@@ -139,9 +141,9 @@ def test_greedy_tokens_equal_transformers(checkpoint, answers_of_reference, ops)
     assert len(set(map(tuple, answers_of_reference))) > 1
 
 
-def test_the_trial_passes(checkpoint, ops):
+def test_canary_and_trial_pass(checkpoint, ops):
     model = build(checkpoint, ops)
-    model.forward(_one_token())
+    run_canary(model, parse_canary(checkpoint.canary_json))
     try_unproven(model, "NeverProven")
 
 
