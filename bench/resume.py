@@ -233,24 +233,25 @@ def _runs(pid: int) -> bool:
 def _summarise(
     struck: str, streams: Sequence[Stream], changed: int, notices_s: Sequence[float]
 ) -> Outcome:
-    resumed = [stream for stream in streams if stream.owners > 1]
-    if not resumed:
-        raise RuntimeError(f"{struck}: every stream had ended before; use more --tokens")
-    noticed, rest = [], []
-    for stream in resumed:
+    spans_s: list[tuple[float, float]] = []  # until it was noticed, from there to the next token
+    for stream in streams:
         # The log cuts its times to the millisecond.
-        at_s = next(at_s for at_s in notices_s if at_s >= stream.struck_unix_s - 0.001)
-        noticed.append(max(0.0, at_s - stream.struck_unix_s))
-        rest.append(stream.next_token_unix_s - at_s)
-    pauses = sorted(stream.next_token_unix_s - stream.struck_unix_s for stream in resumed)
+        first_s, last_s = stream.struck_unix_s - 0.001, stream.next_token_unix_s
+        at_s = next((at_s for at_s in notices_s if first_s <= at_s <= last_s), None)
+        if stream.owners > 1 and at_s is not None:
+            spans_s.append((max(0.0, at_s - stream.struck_unix_s), last_s - at_s))
+    if not spans_s:
+        raise RuntimeError(f"{struck}: every stream had ended before; use more --tokens")
+    noticed, rest = (sorted(each) for each in zip(*spans_s, strict=True))
+    pauses = sorted(map(sum, spans_s))
     return Outcome(
         struck=struck,
         strikes=len(streams),
-        resumed=len(resumed),
+        resumed=len(spans_s),
         changed=changed,
-        noticed_p50_s=percentile(sorted(noticed), 0.5),
-        next_token_p50_s=percentile(sorted(rest), 0.5),
-        next_token_p99_s=percentile(sorted(rest), 0.99),
+        noticed_p50_s=percentile(noticed, 0.5),
+        next_token_p50_s=percentile(rest, 0.5),
+        next_token_p99_s=percentile(rest, 0.99),
         pause_p50_s=percentile(pauses, 0.5),
         pause_p99_s=percentile(pauses, 0.99),
         pause_max_s=pauses[-1],
