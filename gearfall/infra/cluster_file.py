@@ -1,4 +1,7 @@
-"""`cluster.json`: how commands find the cluster that a launcher runs in a runtime directory."""
+"""`cluster.json`: how commands find the cluster that a launcher runs in a runtime directory.
+
+Beside it lies `prometheus.json`: the same services as targets, for a file_sd_configs of Prometheus.
+"""
 
 import fcntl
 import os
@@ -11,6 +14,7 @@ import msgspec
 from gearfall.core.errors import Conflict
 
 _CLUSTER_FILE = "cluster.json"
+_TARGETS_FILE = "prometheus.json"
 _LOCK_FILE = "lock"
 
 
@@ -42,11 +46,27 @@ class ClusterFile:
 
 
 def write_cluster_file(runtime_dir: Path, cluster: ClusterFile) -> None:
-    """Write the file whole, or leave the old one."""
-    path = runtime_dir / _CLUSTER_FILE
+    """Write both files, each whole, or leave the old one."""
+    _write(runtime_dir / _CLUSTER_FILE, cluster)
+    _write(runtime_dir / _TARGETS_FILE, prometheus_targets(cluster))
+
+
+def prometheus_targets(cluster: ClusterFile) -> list[dict[str, object]]:
+    """Return the services that can be scraped, as Prometheus reads targets from a file."""
+    return [
+        {
+            "targets": [each.metrics],
+            "labels": {"job": f"gearfall-{each.service}", "process": each.name},
+        }
+        for each in cluster.services
+        if each.metrics
+    ]
+
+
+def _write(path: Path, value: object) -> None:
     temporary = path.with_suffix(".new")
     with open(temporary, "wb", opener=_open_private) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(cluster)) + b"\n")
+        file.write(msgspec.json.format(msgspec.json.encode(value)) + b"\n")
     temporary.replace(path)
 
 
@@ -62,8 +82,9 @@ def read_cluster_file(runtime_dir: Path) -> ClusterFile:
 
 
 def remove_cluster_file(runtime_dir: Path) -> None:
-    """Remove the file. Idempotent."""
-    (runtime_dir / _CLUSTER_FILE).unlink(missing_ok=True)
+    """Remove both files. Idempotent."""
+    for name in (_CLUSTER_FILE, _TARGETS_FILE):
+        (runtime_dir / name).unlink(missing_ok=True)
 
 
 def lock_runtime_dir(runtime_dir: Path) -> IO[bytes]:

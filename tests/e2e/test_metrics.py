@@ -1,7 +1,10 @@
 """Every service of a running cluster is scraped over HTTP, and its numbers follow a request."""
 
+import json
+
 import httpx
 
+from gearfall.cli.connection import run_dir
 from gearfall.client import AsyncClient
 from gearfall.demo import catalogue
 from tests.cluster_host import ClusterHost
@@ -45,3 +48,12 @@ async def test_a_request_shows_in_every_services_metrics(
     assert scheduler["gearfall_scheduler_leader",] == 1
     assert scheduler["gearfall_scheduler_decisions_total", "start"] >= 1
     assert scheduler["gearfall_scheduler_start_seconds_count", NAME] == 1
+
+
+def test_prometheus_finds_every_service_in_a_file(host: ClusterHost) -> None:
+    entries = json.loads((run_dir(host.home) / "prometheus.json").read_bytes())
+    jobs = {entry["labels"]["job"] for entry in entries}
+    assert jobs == {f"gearfall-{name}" for name in ("store", "worker", "scheduler", "router")}
+    for entry in entries:
+        (address,) = entry["targets"]
+        assert httpx.get(f"http://{address}/metrics").status_code == 200
