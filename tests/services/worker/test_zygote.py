@@ -1,5 +1,6 @@
 """Real zygote, real engine processes, a tiny real model."""
 
+import importlib.util
 import os
 import signal
 from typing import Any
@@ -14,6 +15,7 @@ from gearfall.core.job import FinishReason
 from gearfall.core.sampling import SamplingParams
 from services.worker.engine_messages import (
     CancelJob,
+    EngineKind,
     FeedJob,
     FreezeJob,
     HoldJob,
@@ -265,3 +267,12 @@ async def test_a_dead_zygote_takes_its_engines_and_is_replaced(checkpoint):
     assert str(await again.wait_exit()) == "killed by SIGKILL"
     with pytest.raises(Unavailable, match="stopping"):
         await zygote.spawn(start_message(checkpoint), checkpoint.partition_fds)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+async def test_vllm_without_its_package_says_what_to_install(zygote, checkpoint):
+    start = start_message(checkpoint, engine=EngineKind.VLLM)
+    engine = await zygote.spawn(start, checkpoint.partition_fds)
+    with pytest.raises(Unavailable, match=r"gearfall\[vllm\]"):
+        await engine.ready()
+    assert await engine.wait_exit() == ExitStatus(exit_code=1, signal=0)
