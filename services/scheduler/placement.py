@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.origin import source_tier
-from gearfall.core.records import ModelRecord, NodeRecord
+from gearfall.core.records import ModelRecord, NodeRecord, Tier
 from services.scheduler.estimator import (
     StartCosts,
     StartPrediction,
@@ -115,10 +115,14 @@ def place(
     now_unix_s: float,
 ) -> Placement:
     """Decide where one more replica of `model` goes, with reasons and rejected alternatives."""
+    victims = tuple(victims)
     candidates, rejected = _filter(model, rooms, nodes, costs)
     fitting = [c for c in candidates if c.room.fits(c.memory_bytes)]
     full = [c for c in candidates if not c.room.fits(c.memory_bytes)]
     if fitting:
+        nearer = _make_room_nearer(fitting[0], full, victims, tuple(rejected), now_unix_s)
+        if nearer is not None:
+            return nearer
         best, *others = fitting
         slower = [(_name(c), f"starts in {c.prediction.terms()}") for c in others]
         no_room = [(_name(c), _why_full(c)) for c in full]
@@ -130,7 +134,7 @@ def place(
             tuple((*slower, *no_room, *rejected)[:KEPT_REJECTED]),
         )
     no_room = [(_name(c), _why_full(c)) for c in full]
-    return _make_room(full, tuple(victims), (*no_room, *rejected)[:KEPT_REJECTED], now_unix_s)
+    return _make_room(full, victims, (*no_room, *rejected)[:KEPT_REJECTED], now_unix_s)
 
 
 def _filter(
@@ -195,9 +199,29 @@ def _why_hosting(model: ModelName, room: WorkerRoom) -> str:
     return "its replica is still leaving" if leaving else "it hosts the model already"
 
 
+def _make_room_nearer(
+    best: Candidate,
+    full: list[Candidate],
+    victims: tuple[Victim, ...],
+    rejected: Rejected,
+    now_unix_s: float,
+) -> MakeRoom | Wait | None:
+    """Have idle replicas leave where the model is, when it would else be fetched for longer."""
+    if best.prediction.from_tier is not Tier.REMOTE:
+        return None
+    nearer = [c for c in full if c.prediction.total_s < best.prediction.total_s]
+    idle = tuple(v for v in victims if v.idle_since_unix_s > 0.0)
+    no_room = [(_name(c), _why_full(c)) for c in full]
+    fetching = (_name(best), f"starts in {best.prediction.terms()}")
+    alternatives = (fetching, *no_room, *rejected)[:KEPT_REJECTED]
+    found = _make_room(nearer, idle, alternatives, now_unix_s)
+    is_leaving = any(c.room.fits(c.memory_bytes, after_leaving=True) for c in nearer)
+    return found if is_leaving or isinstance(found, MakeRoom) else None
+
+
 def _make_room(
     full: list[Candidate], victims: tuple[Victim, ...], rejected: Rejected, now_unix_s: float
-) -> Placement:
+) -> MakeRoom | Wait:
     for candidate in full:
         if candidate.room.fits(candidate.memory_bytes, after_leaving=True):
             return Wait(f"room is being made on {_name(candidate)}", rejected)

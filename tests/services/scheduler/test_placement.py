@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
 from services.scheduler.estimator import StartCosts
@@ -188,3 +190,34 @@ def test_a_leaving_replica_is_counted_once():
     once = room.with_leaving("old", 400 * MIB)
     assert once.with_leaving("old", 400 * MIB) == once
     assert replace(once) == once
+
+
+@pytest.mark.parametrize(
+    ("idle_since", "due", "remote_bytes_per_s", "leaving", "expected"),
+    [
+        (50.0, 0.0, 0.0, False, MakeRoom),
+        (50.0, 0.0, 0.0, True, Wait),
+        (0.0, 0.0, 0.0, False, Place),  # it runs jobs
+        (50.0, 110.0, 0.0, False, Place),  # it may not leave yet
+        (50.0, 0.0, 1e10, False, Place),  # fetching is faster than reading here
+    ],
+)
+def test_an_idle_replica_leaves_where_the_model_is_rather_than_it_is_fetched(
+    idle_since, due, remote_bytes_per_s, leaving, expected
+):
+    holder = full_room("other")
+    if leaving:
+        holder = holder.with_leaving("other", 400 * MIB)
+    far = WorkerRoom(worker("b", node_id="n2"))
+    nodes = by_node(
+        node(on_ssd=["small", "other"]),
+        node("n2", on_ssd=[], remote_bytes_per_s=remote_bytes_per_s),
+    )
+    victims = [victim("other", idle_since=idle_since, at=due)]
+    result = run(model(size_bytes=100 * MIB), {"a": holder, "b": far}, nodes, victims)
+    assert isinstance(result, expected)
+    if isinstance(result, MakeRoom):
+        assert result.worker_id == "a"
+        assert "from remote" in dict(result.rejected)["worker b"]
+    if isinstance(result, Place):
+        assert result.worker_id == "b"
