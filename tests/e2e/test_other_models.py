@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from gearfall.client import AsyncClient
 from gearfall.demo import catalogue
@@ -34,7 +44,27 @@ def qwen2() -> PreTrainedModel:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [gpt2, qwen2], ids=lambda make: make.__name__)
+def gemma3() -> PreTrainedModel:
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=18, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=9,
+            max_position_embeddings=128, bos_token_id=0, eos_token_id=1, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def opt() -> PreTrainedModel:
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=18, hidden_size=64, ffn_dim=96, num_hidden_layers=2,
+            num_attention_heads=4, word_embed_proj_dim=64, max_position_embeddings=128,
+            bos_token_id=0, eos_token_id=1, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [gpt2, qwen2, gemma3, opt], ids=lambda make: make.__name__)
 async def test_a_random_model_gives_transformers_own_tokens(
     client: AsyncClient, tmp_path: Path, make: Callable[[], PreTrainedModel]
 ) -> None:
