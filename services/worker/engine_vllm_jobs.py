@@ -8,6 +8,7 @@ tokens there are. It gives no access to keys and values, so a job moves by its t
     HoldJob, FeedJob                 a request for one token, which is dropped: it leaves the prefix
                                      in vLLM's own cache for ReleaseJob; `by_kv` is refused
     PinJob, UnpinJob                 reported, nothing to keep
+    ProbeEngine                      answered, whatever vLLM does
 
 A greedy answer is the same after a move as far as vLLM's arithmetic is. A sampled one is not: the
 random stream of a vLLM request depends on how often it was drawn from, so a resumed request draws
@@ -33,6 +34,7 @@ from services.worker.engine_messages import (
     JobPhase,
     JobReport,
     PinJob,
+    ProbeEngine,
     ReleaseJob,
     StepDone,
     SubmitJob,
@@ -112,6 +114,8 @@ class VllmJobs:
                 self._change(message)
             case UnpinJob() | DropAdapter():
                 pass
+            case ProbeEngine():
+                self._flush_soon()
             case AttachAdapter():
                 self._adapters.attach(message, ())
                 self._flush_soon()

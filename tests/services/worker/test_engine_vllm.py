@@ -29,6 +29,7 @@ from services.worker.engine_messages import (
     JobPhase,
     JobReport,
     PinJob,
+    ProbeEngine,
     ReleaseJob,
     StartEngine,
     StepDone,
@@ -175,6 +176,13 @@ async def test_stop_tokens_and_limits_are_gearfalls(tokens_at_once: int):
         "stop": FinishReason.STOP, "deaf": FinishReason.LENGTH, "context": FinishReason.LENGTH,
     }  # fmt: skip
     await rig.jobs.stop()
+
+
+async def test_a_probe_is_answered_by_an_engine_that_has_nothing_to_say(rig: Rig):
+    rig.jobs.handle(ProbeEngine())
+    await rig.until(lambda: rig.steps)
+    (step,) = rig.steps
+    assert (step.runs, step.reports, step.running_jobs) == ((), (), 0)
 
 
 async def test_a_cancelled_job_is_aborted_and_says_nothing(stepped: Rig):
