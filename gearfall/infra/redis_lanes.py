@@ -1,13 +1,17 @@
 """Names of a model's two streams, one for each class of jobs, and of the entries in them."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from gearfall.core.ids import ModelName
 from gearfall.core.job import Priority
 
 LANES = (Priority.INTERACTIVE, Priority.BATCH)
 """In the order in which they are claimed from."""
+
+Row = tuple[Priority, bytes, int, dict[bytes, bytes]]
+"""Lane, id, deliveries and fields of an entry."""
 
 _KEY_ENDS = {Priority.INTERACTIVE: "", Priority.BATCH: ":batch"}  # no model's name has a colon
 _ENTRY_ENDS = {Priority.INTERACTIVE: "", Priority.BATCH: "/batch"}
@@ -36,3 +40,9 @@ def ids_by_lane(entry_ids: Iterable[str]) -> dict[Priority, list[str]]:
         lane, raw_id = find_entry(entry_id)
         found[lane].append(raw_id)
     return found
+
+
+def row_of(lane: Priority, row: Sequence[Any]) -> Row:
+    """Return an entry from a script's row, whose fields are a flat list."""
+    raw_id, deliveries, flat = row
+    return lane, raw_id, deliveries, dict(zip(flat[::2], flat[1::2], strict=True))

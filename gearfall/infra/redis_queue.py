@@ -30,7 +30,15 @@ from gearfall.core.ports import QueueDepth, QueuedJob
 from gearfall.infra.convert import job_from_pb, job_to_pb
 from gearfall.infra.redis_appends import JoinedAppends
 from gearfall.infra.redis_errors import UNREACHABLE, error_from_redis
-from gearfall.infra.redis_lanes import LANES, find_entry, ids_by_lane, name_entry, stream_key
+from gearfall.infra.redis_lanes import (
+    LANES,
+    Row,
+    find_entry,
+    ids_by_lane,
+    name_entry,
+    row_of,
+    stream_key,
+)
 from gearfall.infra.redis_scripts import ACKNOWLEDGE, ADOPT, CANCEL, DEPTH, RECLAIM
 from gearfall.pb import common_pb2 as pb
 
@@ -41,9 +49,6 @@ FIELD = b"job"
 _SETTLE_S = 2.0
 _MOST_ACKNOWLEDGED = 1000
 """Entries of one script call: Lua's stack is finite."""
-
-Row = tuple[Priority, bytes, int, dict[bytes, bytes]]
-"""Lane, id, deliveries and fields of an entry."""
 
 
 class RedisQueue:
@@ -137,7 +142,7 @@ class RedisQueue:
         for lane in LANES:
             arguments: list[Any] = [GROUP, consumer, max_jobs - len(found), *sorted(alive)]
             rows = await self._call(partial(self._reclaim, [self._key(model, lane)], arguments))
-            found += [_row(lane, row) for row in rows]
+            found += [row_of(lane, row) for row in rows]
         return await self._take((model, consumer), found)
 
     async def cancel(self, model: ModelName, entry_id: str) -> bool:
@@ -251,7 +256,7 @@ class RedisQueue:
             most = min(limits[lane], limits[Priority.INTERACTIVE] - len(found))
             arguments: list[Any] = [GROUP, consumer, most, *sorted(held.get(lane, ()))]
             rows = await self._call(partial(self._adopt, [self._key(model, lane)], arguments))
-            found += [_row(lane, row) for row in rows]
+            found += [row_of(lane, row) for row in rows]
             is_all = is_all and len(rows) < most
         # The server may notice only now that the interrupted claim's connection is gone.
         is_settled = time.monotonic() - self._interrupted_s[place] > _SETTLE_S
@@ -295,12 +300,6 @@ class RedisQueue:
 
     def _key(self, model: ModelName, lane: Priority) -> str:
         return stream_key(self._prefix, model, lane)
-
-
-def _row(lane: Priority, row: Sequence[Any]) -> Row:
-    """Return an entry from a script's row, whose fields are a flat list."""
-    raw_id, deliveries, flat = row
-    return lane, raw_id, deliveries, dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _job_from(fields: dict[bytes, bytes]) -> Job:

@@ -18,11 +18,9 @@ from services.worker.feedback_levels import charge, enter, lift_if_due
 from services.worker.kv_blocks import BLOCK_TOKENS, KvBlocks, blocks_for
 from services.worker.prefix_keys import extend_keys, root_key
 from services.worker.sequence import Chunk, Sequence, SequenceKey, Stance
+from services.worker.step_shares import share_out
 
 __all__ = ["Batch", "Chunk", "Sequence", "SequenceKey"]
-
-_OLDEST_SHARE = 4
-"""A quarter of a step's prefill is for the sequence that has waited longest for its own."""
 
 
 class Batch:
@@ -279,26 +277,8 @@ class Batch:
         return victims
 
     def _share_out(self) -> list[Chunk]:
-        """Part the step's tokens: one to each that decodes, the rest to prefills in their order.
-
-        The oldest prefill gets a part of that in every step, so that no stream of those that come
-        first keeps it from its end.
-        """
         running = [(s, self._computable(s)) for s in self._in_order(self._running)]
-        decoding = [Chunk(s, s.computed, 1) for s, count in running if count == 1]
-        chunks = decoding[: self._step_tokens]
-        prefilling = [(s, count) for s, count in running if count > 1]
-        room = self._step_tokens - len(chunks)
-        oldest = min((s.standing.arrival for s, _ in prefilling), default=0)
-        reserved = -(-room // _OLDEST_SHARE)
-        for sequence, wanted in prefilling:
-            if sequence.standing.arrival == oldest:
-                reserved = 0
-            count = min(wanted, room - reserved)
-            if count > 0:
-                chunks.append(Chunk(sequence, sequence.computed, count))
-                room -= count
-        return chunks
+        return share_out(running, self._step_tokens)
 
     def _computable(self, sequence: Sequence) -> int:
         """Tokens of a running sequence that could be computed now, given its blocks."""
