@@ -35,7 +35,11 @@ MIN_PHASE_S = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class StartTimeline:
-    """Seconds spent in each phase of a replica's start, in order."""
+    """Seconds spent in each phase of a replica's start, in order.
+
+    An engine starts while its model is still being loaded: what ran beside the load is not counted
+    again, so that the phases add up to the whole.
+    """
 
     queued_s: float = 0.0
     """From the assignment's write to the load's first byte."""
