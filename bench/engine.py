@@ -49,21 +49,31 @@ async def measure(
             seconds, answers = await ours.run(work)
             if answered.setdefault(work.batch, answers) != answers:
                 raise RuntimeError(f"batch {work.batch}: another round, other answers")
-            runs.append(_shown(index, OURS, "float32 sums", work, seconds))
+            tokens = work.answer_tokens
+            runs.append(_shown(EngineRun(index, OURS, "float32 sums", work.batch, tokens, seconds)))
             turn = index % max(1, len(peers))
             for peer in (*peers[turn:], *peers[:turn]):
                 name = peer.kind.name
-                ways = peer.kind.ways if index == 0 else (best[name, work.batch],)
-                runs += [_shown(index, name, way, work, peer.run(way, work)) for way in ways]
+                for way in peer.kind.ways if index == 0 else (best[name, work.batch],):
+                    spent_s, first_tokens = peer.run(way, work)
+                    same = _agreement(first_tokens, answers)
+                    found = EngineRun(index, name, way, work.batch, tokens, spent_s, same)
+                    runs.append(_shown(found))
     return runs
 
 
-def _shown(index: int, engine: str, way: str, work: Work, seconds: float) -> EngineRun:
-    run = EngineRun(index, engine, way, work.batch, work.answer_tokens, seconds)
+def _shown(run: EngineRun) -> EngineRun:
+    speed = f"{run.tokens_per_s:.1f}"
     print(
-        f"round {index}, batch {work.batch:2}, {engine}, {way}: {run.tokens_per_s:.1f}", flush=True
+        f"round {run.round_index}, batch {run.batch:2}, {run.engine}, {run.way}: {speed}",
+        flush=True,
     )
     return run
+
+
+def _agreement(first_tokens: Sequence[int], answers: Sequence[Sequence[int]]) -> float:
+    pairs = zip(first_tokens, answers, strict=True)
+    return sum(token == answer[0] for token, answer in pairs) / len(answers)
 
 
 def profile(directory: Path, threads: int, work: Work, lengths: Sequence[int]) -> dict[str, float]:
@@ -88,13 +98,14 @@ def overhead_share(parts: dict[str, float]) -> float:
 def print_summaries(summaries: Sequence[EngineSummary], console: Console) -> None:
     """Print one row for each engine and batch."""
     table = Table(title="Generated tokens/s, medians over the rounds", box=box.SIMPLE_HEAD)
-    for column in ("batch", "engine", "way", "tokens/s", "gearfall / it", "of the read bound"):
+    columns = ("batch", "engine", "way", "tokens/s", "gearfall / it", "read bound", "same token")
+    for column in columns:
         table.add_column(column, justify="left" if column in {"engine", "way"} else "right")
     for each in summaries:
         ratio = "" if each.engine == OURS else _ratio(each.ours_over)
         speed = f"{each.tokens_per_s.median:.1f}"
-        row = (str(each.batch), each.engine, each.way, speed, ratio, f"{each.bound_share:.2f}")
-        table.add_row(*row)
+        bound, same = f"{each.bound_share:.2f}", f"{each.agreement:.2f}"
+        table.add_row(str(each.batch), each.engine, each.way, speed, ratio, bound, same)
     console.print(table)
 
 

@@ -18,6 +18,8 @@ class EngineRun:
     batch: int
     answer_tokens: int
     seconds: float
+    agreement: float = 1.0
+    """Of the answers, those that begin with gearfall's first token: is it the same model?"""
 
     @property
     def tokens_per_s(self) -> float:
@@ -35,6 +37,8 @@ class EngineSummary:
     tokens_per_s: Spread
     ours_over: Spread | None
     """gearfall's tokens a second over this engine's, round by round; None where they never met."""
+    agreement: float
+    """Least of all rounds; below 1 where rounding to bfloat16 chose another token."""
     bound_share: float
     """Of `batch` tokens for each time that the weights can be read."""
 
@@ -66,6 +70,7 @@ def summarize(
                 batch=batch,
                 tokens_per_s=speeds,
                 ours_over=_ours_over(runs, own),
+                agreement=min(run.agreement for run in own),
                 bound_share=speeds.median * weight_bytes / (batch * read_bytes_per_s),
             )
         )

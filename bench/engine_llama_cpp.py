@@ -202,7 +202,8 @@ def main() -> None:
             answers.write(json.dumps({"version": llama_cpp.__version__}) + "\n")
             continue
         seconds, tokens = engines[way].run(request["batch"], request["requests"])
-        answers.write(json.dumps({"seconds": seconds, "answers": tokens}) + "\n")
+        firsts = [answer[0] for answer in tokens]
+        answers.write(json.dumps({"seconds": seconds, "first_tokens": firsts}) + "\n")
 
 
 if __name__ == "__main__":

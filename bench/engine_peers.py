@@ -50,11 +50,14 @@ class PeerProcess:
         """Load what a way needs and run it once. Raises RuntimeError when the peer can't."""
         self.version = str(self._ask({"warm": way})["version"])
 
-    def run(self, way: str, work: Work) -> float:
-        """Answer all requests; return the seconds that the peer took. Raises RuntimeError."""
+    def run(self, way: str, work: Work) -> tuple[float, list[int]]:
+        """Answer all requests; return the peer's seconds and the first token of each answer.
+
+        Raises RuntimeError when the peer is gone.
+        """
         requests = [(request.prompt, request.answer_tokens) for request in work.requests]
         reply = self._ask({"way": way, "batch": work.batch, "requests": requests})
-        return float(reply["seconds"])
+        return float(reply["seconds"]), [int(token) for token in reply["first_tokens"]]
 
     def stop(self) -> None:
         """End the process."""

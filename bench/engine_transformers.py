@@ -25,7 +25,7 @@ class Peer:
     def __init__(self, directory: str) -> None:
         self._directory = directory
         self._models: dict[torch.dtype, Any] = {}
-        self._ways: dict[str, Callable[[Work], object]] = {
+        self._ways: dict[str, Callable[[Work], list[int]]] = {
             "static bf16": lambda work: self._static(work, torch.bfloat16, len(work.requests)),
             "static f32": lambda work: self._static(work, torch.float32, len(work.requests)),
             "sorted bf16": lambda work: self._static(work, torch.bfloat16, GROUP),
@@ -33,11 +33,11 @@ class Peer:
             "continuous f32": lambda work: self._continuous(work, torch.float32),
         }
 
-    def run(self, way: str, work: Work) -> float:
-        """Generate all answers; return the seconds."""
+    def run(self, way: str, work: Work) -> tuple[float, list[int]]:
+        """Generate all answers; return the seconds and each answer's first token."""
         begun = time.perf_counter()
-        self._ways[way](work)
-        return time.perf_counter() - begun
+        first_tokens = self._ways[way](work)
+        return time.perf_counter() - begun, first_tokens
 
     def warm(self, way: str) -> None:
         """Load what a way needs and generate a few tokens."""
@@ -53,9 +53,10 @@ class Peer:
             self._models[dtype] = model.eval()
         return self._models[dtype]
 
-    def _static(self, work: Work, dtype: torch.dtype, size: int) -> None:
+    def _static(self, work: Work, dtype: torch.dtype, size: int) -> list[int]:
         """Left-padded batches, one after another; a batch of one takes its requests singly."""
         model = self._model(dtype)
+        first_tokens = [-1] * len(work.requests)
         for places in groups_by_length(work, 1 if work.batch == 1 else size):
             group = [work.requests[place] for place in places]
             ids, mask = _left_padded(group)
@@ -69,8 +70,11 @@ class Peer:
                 )
             wanted = ids.shape[1] + max(request.answer_tokens for request in group)
             assert out.shape[1] == wanted, "generate ended early"
+            for row, place in enumerate(places):
+                first_tokens[place] = int(out[row, ids.shape[1]])
+        return first_tokens
 
-    def _continuous(self, work: Work, dtype: torch.dtype) -> None:
+    def _continuous(self, work: Work, dtype: torch.dtype) -> list[int]:
         config = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
         batching = transformers.ContinuousBatchingConfig(
             max_requests_per_batch=work.batch,
@@ -82,19 +86,22 @@ class Peer:
         with self._model(dtype).continuous_batching_context_manager(
             generation_config=config, continuous_batching_config=batching
         ) as manager:
+            first_tokens = [-1] * len(work.requests)
             wanted = {}
-            for request in work.requests:
+            for place, request in enumerate(work.requests):
                 name = manager.add_request(
                     list(request.prompt), max_new_tokens=request.answer_tokens
                 )
-                wanted[name] = request.answer_tokens
+                wanted[name] = (place, request.answer_tokens)
             while wanted:
                 result = manager.get_result(timeout=1)
                 if result is None:
                     assert manager.is_running(), "continuous batching died"
                 elif result.is_finished():
-                    count = len(result.generated_tokens)
-                    assert count == wanted.pop(result.request_id), "an answer is short"
+                    place, count = wanted.pop(result.request_id)
+                    assert len(result.generated_tokens) == count, "an answer is short"
+                    first_tokens[place] = int(result.generated_tokens[0])
+        return first_tokens
 
 
 def _left_padded(group: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,8 +126,8 @@ def main() -> None:
             answers.write(json.dumps({"version": transformers.__version__}) + "\n")
             continue
         requests = tuple(Request(tuple(p), n) for p, n in request["requests"])
-        seconds = peer.run(request["way"], Work(request["batch"], requests))
-        answers.write(json.dumps({"seconds": seconds}) + "\n")
+        seconds, firsts = peer.run(request["way"], Work(request["batch"], requests))
+        answers.write(json.dumps({"seconds": seconds, "first_tokens": firsts}) + "\n")
 
 
 if __name__ == "__main__":
