@@ -106,7 +106,7 @@ class Terms:
     """When the rounds are used up: freeze with at most this gap, else give up."""
     move_limit_s: float = 60.0
     """From the offer to the freeze."""
-    freeze_limit_s: float = 3.0
+    freeze_limit_s: float = 2.0
     """From the freeze to the target's `ready`."""
     ready_limit_s: float = 10.0
     """How long a target waits for the router's word."""

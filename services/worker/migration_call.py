@@ -83,7 +83,7 @@ class MigrationCall:
         self._by_kv = by_kv = memory is not None
         self._frames: asyncio.Queue[pb.MigrationFrame | None] = asyncio.Queue()
         self._ended: asyncio.Future[str] = self._loop.create_future()
-        self._resumed: asyncio.Future[float] = self._loop.create_future()
+        self._resumed: asyncio.Future[float | None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._frozen_s = 0.0
         self._memory = memory
@@ -154,6 +154,8 @@ class MigrationCall:
                 self._hear(reply)
         except grpc.aio.AioRpcError as error:
             reason = f"{error.code().name}: {error.details()}"
+        if not self._resumed.done():
+            self._resumed.set_result(None)
         self._source.handle(TargetLost(reason))
 
     def _hear(self, reply: pb.MigrationReply) -> None:

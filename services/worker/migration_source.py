@@ -7,6 +7,7 @@ the target; it may lose everything at any time.
 from dataclasses import replace
 from typing import Protocol
 
+from gearfall.core.errors import Unavailable
 from gearfall.core.ids import WorkerId
 from gearfall.core.job import Job, TokenRun
 from gearfall.infra.failpoints import failpoint
@@ -39,6 +40,7 @@ from services.worker.migration_events import (
     SourceEffect,
     SourceEvent,
     Stored,
+    TargetLost,
 )
 
 
@@ -113,10 +115,15 @@ class MigrationSource:
         return self.source.state is SourceState.ENDED
 
     def handle(self, event: SourceEvent) -> None:
-        """Step the machine and perform what it says."""
-        self.source, effects = step_source(self.source, event)
-        for effect in effects:
-            self._perform(effect)
+        """Step the machine and perform what it says; what can't be performed ends it."""
+        before = self.source
+        self.source, effects = step_source(before, event)
+        try:
+            for effect in effects:
+                self._perform(effect)
+        except Unavailable as error:
+            self.source = before
+            self.handle(TargetLost(error.message))
 
     def pushed(self, run: TokenRun) -> None:
         """See `JobFollower`."""

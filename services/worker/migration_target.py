@@ -158,7 +158,7 @@ class MigrationTarget:
 
     def pushed(self, run: TokenRun) -> None:
         """See `JobFollower`."""
-        if run.token_ids:
+        if run.token_ids or run.finish is not None:
             self.handle(Pushed(run.index + len(run.token_ids)))
 
     def reported(self, report: JobReport) -> None:
