@@ -61,6 +61,7 @@ class SpareMemory:
         self._models: tuple[tuple[int, ...], ...] = ()
         self._due_s = 0.0
         self._is_refused = False
+        self._is_reported = False
         self._stop = StopSign()
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -183,6 +184,8 @@ class SpareMemory:
 
     def _step(self, stop: StopSign) -> None:
         with self._changed:
+            if self._owed:
+                return  # a load has begun meanwhile: what is there is for it
             plan = self._plan()
         self._arrange(plan)
         for file in self._files:
@@ -192,6 +195,7 @@ class SpareMemory:
                     self._postpone(f"{free_bytes} bytes are free on this machine")
                 else:
                     file.fault_in(_STEP_BYTES, stop)
+                    self._is_reported = False
                 return
 
     def _arrange(self, plan: Sequence[int]) -> None:
@@ -219,7 +223,9 @@ class SpareMemory:
                 file.close()
 
     def _postpone(self, reason: str) -> None:
-        _log.warning("no memory is kept ready for loads for now", extra={"reason": reason})
+        if not self._is_reported:
+            _log.warning("no memory is kept ready for loads for now", extra={"reason": reason})
+            self._is_reported = True
         with self._changed:
             self._is_refused = True
             self._due_s = time.monotonic() + RETRY_S
