@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
+from gearfall.cli.main import app
 from gearfall.client import AsyncClient, Finished, Started, TextDelta
 from gearfall.core.ids import DeploymentName, ModelName, NodeId
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
@@ -25,7 +25,7 @@ from tests.cluster_host import ClusterHost
 
 NAME = ModelName("arith")
 LATEST_S = 30.0
-SLOWLY = {RULES_VARIABLE: "engine.decode=delay:0.01"}
+SLOWLY = {RULES_VARIABLE: "engine.decode=delay:0.02"}
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +63,15 @@ class Reader:
         self.addresses = addresses
 
     async def drain(self, node_id: str, deadline_s: float) -> tuple[int, dict[str, Any]]:
-        """Run the command; return its exit status and what it printed."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gearfall.cli", "drain", node_id, "--json"),
-            *("--deadline", str(deadline_s), "--server", self.host.addresses["grpc"]),
-            stdout=subprocess.PIPE,
-        )
-        output, _ = await process.communicate()
-        assert process.returncode is not None
-        (found,) = json.loads(output)
-        return process.returncode, found
+        """Run the command; return its exit status and what it printed.
+
+        In this process: another would take longer to start than the answer to end.
+        """
+        command = ["drain", node_id, "--json", "--deadline", str(deadline_s)]
+        server = ["--server", self.host.addresses["grpc"]]
+        result = await asyncio.to_thread(CliRunner().invoke, app, [*command, *server])
+        (found,) = json.loads(result.stdout)
+        return result.exit_code, found
 
     async def read(self, drain_s: float | None) -> tuple[tuple[Any, ...], int, dict[str, Any]]:
         """Stream the answer; with a deadline, drain its worker on the way.
