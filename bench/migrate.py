@@ -31,8 +31,8 @@ from bench.migrate_cluster import (
     running_pair,
     write_model,
 )
-from bench.migrate_figures import AUTO, KV, TOKENS, Choices, Row, Sample, judge, summarize
-from gearfall.core.errors import NotFound
+from bench.migrate_figures import AUTO, KV, TOKENS, Choices, Row, Sample, Stayed, judge, summarize
+from gearfall.core.errors import NotFound, Unavailable
 from gearfall.pb import worker_pb2 as pb
 
 RESULTS = Path(__file__).parent / "results" / "migrate.json"
@@ -64,7 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="gearfall-bench-") as home:
         model = Path(home) / "model"
         write_model(model, max(flags.prompts) + ANSWER_TOKENS, layers=flags.layers)
-        samples = asyncio.run(_measure(Path(home), model, flags))
+        tried = asyncio.run(_measure(Path(home), model, flags))
+    samples = [each for each in tried if isinstance(each, Sample)]
+    stayed = [each for each in tried if isinstance(each, Stayed)]
     rows, choices = summarize(samples), judge(samples)
     document = {
         "machine": {"before": before, "after": machine_facts()},
@@ -72,15 +74,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "settings": {"rounds": flags.rounds, "threads": flags.threads, "layers": flags.layers},
         "rows": [asdict(row) | {"others_change": row.others_change} for row in rows],
         "choices": [asdict(each) for each in choices],
+        "stayed": [asdict(each) for each in stayed],
         "samples": [asdict(sample) for sample in samples],
     }
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(document, indent=2) + "\n")
-    print_report(rows, choices, Console(width=110))
+    print_report(rows, choices, stayed, Console(width=110))
 
 
-async def _measure(home: Path, model: Path, flags: argparse.Namespace) -> list[Sample]:
-    samples = []
+async def _measure(home: Path, model: Path, flags: argparse.Namespace) -> list[Sample | Stayed]:
+    tried: list[Sample | Stayed] = []
     async with running_pair(home, model, flags.threads) as pair:
         batch = Batch(pair)
         try:
@@ -88,10 +91,13 @@ async def _measure(home: Path, model: Path, flags: argparse.Namespace) -> list[S
                 for index in range(flags.rounds):
                     for mode in rotated(flags.modes, index):
                         await batch.fill()
-                        samples.append(await batch.move_one(mode, prompt_tokens, index))
+                        try:
+                            tried.append(await batch.move_one(mode, prompt_tokens, index))
+                        except Unavailable as error:
+                            tried.append(Stayed(mode, prompt_tokens, index, error.message))
         finally:
             await batch.stop()
-    return samples
+    return tried
 
 
 class Batch:
@@ -166,7 +172,9 @@ class Batch:
                 return stream
 
 
-def print_report(rows: Sequence[Row], choices: Sequence[Choices], console: Console) -> None:
+def print_report(
+    rows: Sequence[Row], choices: Sequence[Choices], stayed: Sequence[Stayed], console: Console
+) -> None:
     """Print what each kind of migration cost, and how good the cost model's choices were."""
     seen = _table("What the client and the seven others saw", *_SEEN)
     cost = _table("What it took", *_COST)
@@ -190,6 +198,8 @@ def print_report(rows: Sequence[Row], choices: Sequence[Choices], console: Conso
         )
     console.print(seen)
     console.print(cost)
+    for none in stayed:
+        console.print(f"prompt of {none.prompt_tokens} by {none.mode} stayed: {none.reason}")
     for each in choices:
         console.print(
             f"prompt of {each.prompt_tokens}: by {each.faster} was faster on the median; the cost "

@@ -42,6 +42,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Stayed:
+    """A migration that did not come about: the request went on where it was."""
+
+    mode: str
+    prompt_tokens: int
+    round_index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """All migrations of one kind and prompt."""
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from bench.migrate import print_report
-from bench.migrate_figures import AUTO, KV, TOKENS, Sample, judge, percentile, summarize
+from bench.migrate_figures import AUTO, KV, TOKENS, Sample, Stayed, judge, percentile, summarize
 
 
 def sample(mode=TOKENS, *, prompt=128, duration_s=1.0, path="", **fields) -> Sample:
@@ -72,10 +72,12 @@ def test_a_choice_is_right_when_its_path_was_faster_on_the_median():
 def test_every_row_and_choice_is_printed():
     samples = [sample(TOKENS), sample(KV, moved_bytes=3 << 20, predicted_s=0.5), sample(AUTO)]
     console = Console(record=True, width=100)
-    print_report(summarize(samples), judge(samples), console)
+    stayed = [Stayed(TOKENS, 4096, 0, "it took too long")]
+    print_report(summarize(samples), judge(samples), stayed, console)
     text = console.export_text()
     for mode in (TOKENS, KV, AUTO):
         assert text.count(f" {mode} ") >= 2
     assert "3.0" in text
     assert "50%" in text
     assert "1 times of 1" in text
+    assert "prompt of 4096 by tokens stayed: it took too long" in text
