@@ -180,6 +180,18 @@ def test_a_pinned_job_is_reported_block_by_block_and_outlives_its_end():
     assert host.ask(PinJob(JOB, OLD)).phase is JobPhase.GONE
 
 
+def test_a_job_that_comes_again_lets_go_of_the_blocks_that_it_left():
+    host = Host()
+    for _ in range(2):
+        host.tokens.clear()
+        host.engine.submit(job([1] * 10, 30))
+        host.engine.migrate(PinJob(JOB, OLD))
+        host.run_out()
+        assert host.tokens[JOB] == answer([1] * 10, 30)
+    host.engine.migrate(UnpinJob(JOB, OLD))
+    assert host.blocks.free_blocks == host.blocks.total_blocks
+
+
 def test_a_pinned_job_is_not_preempted():
     """The pinned one is the youngest, so that it would have to give way."""
     host = Host(total_blocks=6)
