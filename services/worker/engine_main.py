@@ -1,10 +1,12 @@
 """What a forked engine process does: build the model it is told, say so, serve until the end."""
 
+import contextlib
+import gc
 import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from mmap import mmap
 
 import msgspec
@@ -54,7 +56,8 @@ def engine_main(sock: socket.socket) -> int:
             start = msgspec.msgpack.decode(body, type=StartEngine)
             if start.engine is EngineKind.VLLM:
                 return _serve_with_vllm(sock, start, descriptors, started)
-            engine, ready, kv_memory = _start(start, descriptors, started)
+            with _uncollected():
+                engine, ready, kv_memory = _start(start, descriptors, started)
         except Exception as error:
             _LOG.exception("engine can't start")
             stream.send(_failure(error))
@@ -65,6 +68,17 @@ def engine_main(sock: socket.socket) -> int:
     if not stream.is_closed:  # else its worker died, and it went with all that it held
         close_history()
     return 0
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector away from what is built here, then and later: it stays to the end."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _start(
