@@ -44,14 +44,15 @@ def status(server: Server = "", as_json: AsJson = False) -> None:
 def _print_nodes(reply: router_pb2.GetStatusReply) -> None:
     print_table(
         "nodes",
-        ("node", "store", "DRAM pool>", "resident", "SSD speed>"),
+        ("node", "store", "DRAM pool>", "resident", "from SSD>", "from elsewhere>"),
         (
             (
                 node.node_id,
                 node.address,
                 "/".join(bytes_text(size) for size in _dram(node.tiers)),
                 ", ".join(r.model for r in node.residency if r.tier == common_pb2.TIER_DRAM),
-                _ssd_speed(node.tiers),
+                _speed(node.tiers, common_pb2.TIER_SSD),
+                _speed(node.tiers, common_pb2.TIER_REMOTE),
             )
             for node in reply.nodes
         ),
@@ -79,9 +80,9 @@ def _dram(tiers: Iterable[common_pb2.TierBandwidth]) -> tuple[int, int]:
     return 0, 0
 
 
-def _ssd_speed(tiers: Iterable[common_pb2.TierBandwidth]) -> str:
+def _speed(tiers: Iterable[common_pb2.TierBandwidth], wanted: "common_pb2.Tier.ValueType") -> str:
     for tier in tiers:
-        if tier.tier == common_pb2.TIER_SSD and tier.bytes_per_s > 0:
+        if tier.tier == wanted and tier.bytes_per_s > 0:
             return (
                 f"{bytes_text(tier.bytes_per_s)}/s ({seconds_text(2**30 / tier.bytes_per_s)}/GiB)"
             )
