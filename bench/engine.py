@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -134,11 +135,12 @@ def _ratio(found: Spread | None) -> str:
 
 async def run(arguments: argparse.Namespace, console: Console) -> None:
     """Measure, print and write."""
+    threads = arguments.threads
+    torch.set_num_threads(threads)
     directory = BUILD / "engine" / "llama-135m"
     source, converted = write_model(directory)
     lengths = (arguments.shortest, arguments.longest)
     works = [make_work(batch, VOCABULARY, *lengths) for batch in arguments.batches]
-    threads = arguments.threads
     kinds, missing = [GENERATE, CONTINUOUS], {}
     llama, reason = llama_cpp(BUILD / "peers-engine")
     if llama is None:
