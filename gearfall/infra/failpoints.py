@@ -101,6 +101,8 @@ def _parse_rule(text: str) -> Rule:
         raise InvalidRequest(f"{match['filters']!r}: filter by {', '.join(sorted(_FILTERS))}")
     if Action(action) is Action.DELAY and match["argument"] is None:
         raise InvalidRequest(f"{text!r} does not say how many seconds")
+    if Action(action) is not Action.DELAY and match["argument"] is not None:
+        _check_pid(match["argument"])
     return Rule(
         name=name,
         action=Action(action),
@@ -108,6 +110,11 @@ def _parse_rule(text: str) -> Rule:
         ordinal=int(match["ordinal"] or 0),
         filters=tuple((key, value) for key, _, value in pairs),
     )
+
+
+def _check_pid(text: str) -> None:
+    if not text.isdecimal() or int(text) == 0:
+        raise InvalidRequest(f"{text} is not a process id")
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,8 +161,13 @@ class FaultClient:
         return {model.name for model in (await self.client.models()).models}
 
     async def both_ready(self) -> tuple[WorkerProcess, ...]:
-        """Return the two workers, once both serve the model from processes that run."""
+        """Return the two workers, once both serve the model and every process is there."""
+        await until(self._ready_workers, lambda found: len(found) == 2)
+        await until(self._are_all_up, bool)
         return await until(self._ready_workers, lambda found: len(found) == 2)
+
+    async def _are_all_up(self) -> bool:
+        return all(facts.state == "ready" for facts in self._cluster.host.facts.services)
 
     async def _ready_workers(self) -> tuple[WorkerProcess, ...]:
         pids = {f.address: f.pid for f in self._cluster.host.facts.services if f.pid}

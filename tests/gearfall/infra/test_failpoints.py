@@ -72,7 +72,8 @@ def test_a_rule_says_point_filters_action_argument_and_ordinal() -> None:
     [
         *("worker.psuh=kill", "worker.push", "worker.push=explode", "worker.push=delay"),
         *("worker.push[worker=1]=kill", "worker.push=kill@0", "worker.push=kill@x", "=kill"),
-        *("worker.push[job]=kill", "worker.push=kill kill"),
+        *("worker.push[job]=kill", "worker.push=kill kill", "worker.push=stop:0"),
+        *("worker.push=kill:1.5", "worker.push=delay:"),
     ],
 )
 def test_a_rule_that_could_never_fire_is_refused(rules: str) -> None:
