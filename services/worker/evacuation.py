@@ -44,6 +44,9 @@ class Evacuation:
         self._limit = asyncio.Semaphore(AT_ONCE)
         self._taken: Counter[WorkerId] = Counter()
         self._attempts: defaultdict[JobId, Counter[WorkerId]] = defaultdict(Counter)
+        self._under_way: set[JobId] = set()
+        self._settled = asyncio.Event()
+        self._settled.set()
         self.departures: dict[JobId, Departure] = {}
 
     async def run(self) -> None:
@@ -54,6 +57,10 @@ class Evacuation:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._move_all()
+
+    async def settled(self) -> None:
+        """Return when no job is on its way: one that has left here is not heard of at once."""
+        await self._settled.wait()
 
     def wake(self) -> None:
         """Look again: more jobs may run here."""
@@ -97,6 +104,8 @@ class Evacuation:
         """Offer a job to a worker; return whether it is still here."""
         self._attempts[job.job_id][target] += 1
         self._taken[target] += 1
+        self._under_way.add(job.job_id)
+        self._settled.clear()
         try:
             moved = await self._desk.move(job.job_id, job.epoch, address)
         except GearfallError as error:
@@ -104,8 +113,13 @@ class Evacuation:
             self.departures[job.job_id] = Departure(job.job_id, target, None, error.message)
             _log.info("job stays", extra={"job_id": job.job_id, "reason": error.message})
             return not isinstance(error, NotFound)
-        self.departures[job.job_id] = Departure(job.job_id, target, moved)
-        return False
+        else:
+            self.departures[job.job_id] = Departure(job.job_id, target, moved)
+            return False
+        finally:
+            self._under_way.discard(job.job_id)
+            if not self._under_way:
+                self._settled.set()
 
     def _moved(self) -> set[JobId]:
         return {job_id for job_id, each in self.departures.items() if each.moved}

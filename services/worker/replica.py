@@ -47,6 +47,9 @@ from services.worker.restarts import restart_delay_s
 from services.worker.start_clock import StartClock
 from services.worker.watchdog import watching
 
+SETTLE_TIMEOUT_S = 5.0
+"""How long an emptied replica waits to hear of the jobs that have just left it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -189,6 +192,9 @@ class Replica:
         stopping.add_done_callback(lambda _: evacuation.wake())
         await stopping
         await self._wait_quiet(deadline_s)
+        if self.running_jobs == 0:
+            with contextlib.suppress(DeadlineExceeded):
+                await within(SETTLE_TIMEOUT_S, evacuation.settled(), "the last move's end")
         # What was asked of a router is settled between it and the target.
         moving.cancel()
         await asyncio.wait({moving})

@@ -14,6 +14,7 @@ from gearfall.client.request import Options
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo import catalogue
+from gearfall.infra.failpoints import RULES_VARIABLE
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
@@ -24,10 +25,12 @@ from tests.services.worker.tiny_adapters import save_adapter
 MODEL = "wanderer"
 ADAPTER = "wanderer-tuned"
 PROMPT_IDS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 6
-TOKENS = 800
+TOKENS = 500
+PACE = "engine.decode=delay:0.004"
+"""Slows every token down, so that an answer is still on its way when a busy machine moves it."""
 Move = tuple[int, "pb.MigrationPath.ValueType"]
 BY_TOKENS, BY_KV = pb.MIGRATION_PATH_TOKENS, pb.MIGRATION_PATH_KV
-MOVES: tuple[Move, ...] = ((60, BY_TOKENS), (130, BY_KV), (200, BY_TOKENS), (270, BY_KV))
+MOVES: tuple[Move, ...] = ((40, BY_TOKENS), (90, BY_KV), (140, BY_TOKENS), (190, BY_KV))
 
 
 class Pair:
@@ -120,7 +123,8 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clus
     wanderer().save_pretrained(folder / "source")
     save_adapter(wanderer(), ("q_proj", "down_proj"), folder / "adapter", seed=1, size=0.05)
     shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", folder / "source")
-    host = ClusterHost(folder / "home", "--workers-per-node", "2")
+    environment = {RULES_VARIABLE: PACE}
+    host = ClusterHost(folder / "home", "--workers-per-node", "2", environment=environment)
     yield host, folder / "source"
     assert host.stop() == 0
 
@@ -165,8 +169,9 @@ async def test_an_answer_moved_four_times_is_the_undisturbed_one(
 
 async def test_a_drained_worker_moves_its_jobs_before_it_goes(pair: Pair) -> None:
     """The last test: one of the two workers is gone afterwards."""
-    expected_ids, *_ = await pair.read((), GREEDY)
-    reading = [asyncio.create_task(pair.read((), GREEDY)) for _ in range(4)]
+    options = Options(temperature=0.0, max_tokens=200, ignore_eos=True, logprobs=True)
+    expected_ids, *_ = await pair.read((), options)
+    reading = [asyncio.create_task(pair.read((), options)) for _ in range(4)]
     drained = await pair.drain_one()
     read = [await each for each in reading]
     assert all(ids == expected_ids for ids, *_ in read)

@@ -142,6 +142,20 @@ async def test_jobs_that_come_late_are_moved_when_it_is_woken(scene):
     await scene.until(lambda: scene.desk.asked == [("late", B)])
 
 
+async def test_it_is_settled_when_what_left_was_heard_of(scene):
+    await scene.evacuation.settled()
+    scene.desk.gate.clear()
+    scene.desk.add("job-1")
+    await scene.serve(B)
+    await scene.until(lambda: scene.desk.asked)
+    waiting = asyncio.create_task(scene.evacuation.settled())
+    await settled(scene)
+    assert not waiting.done()
+    scene.desk.gate.set()
+    await waiting
+    assert scene.evacuation.departures[JobId("job-1")].moved
+
+
 async def test_jobs_are_spread_over_the_workers(scene):
     scene.desk.gate.clear()
     await scene.serve(B, slots=2)
