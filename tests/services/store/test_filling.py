@@ -148,7 +148,8 @@ async def test_a_prefetch_that_gives_way_tells_its_holder_and_starts_over(tmp_pa
     async with held_store(tmp_path, MODEL, OTHER) as (store, reads):
         with await lease_early(store, priority=-1) as lease, news_of(lease) as news:
             demanded = asyncio.ensure_future(store.load(OTHER))
-            await until(lambda: store.service.loader.is_loading(OTHER))
+            overtaken = store.service.loader._loads[MODEL]
+            await until(overtaken.gives_up.is_set)
             reads.may_go_on.set()
             with pytest.raises(Unavailable, match="gave way"):
                 await asyncio.to_thread(news.wait_done)
