@@ -3,14 +3,15 @@
 import asyncio
 import os
 import signal
-import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from services.worker.spare_engine import SpareEngine, wait_for_engine_socket
 from services.worker.zygote_client import ExitStatus, Zygote
+from tests.services.worker.spare_parent import SCENARIOS
 from tests.services.worker.test_zygote import start_engine
 from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
 
@@ -21,40 +22,11 @@ def checkpoint(tmp_path_factory):
         yield checkpoint
 
 
-def answer_a_byte(control: socket.socket) -> None:
-    """What a spare of these tests becomes: it says one byte on the socket that it is handed."""
-    engine_socket = wait_for_engine_socket(control)
-    if engine_socket is not None:
-        engine_socket.sendall(b"!")
-    os._exit(7 if engine_socket is None else 0)
-
-
-def exit_code_of(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def test_a_spare_becomes_the_engine_that_it_is_handed():
-    spare = SpareEngine.fork(answer_a_byte)  # type: ignore[arg-type]
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        assert spare.hand(theirs)
-        assert ours.recv(1) == b"!"
-    assert exit_code_of(spare.pid) == 0
-
-
-def test_a_spare_that_is_not_needed_ends():
-    spare = SpareEngine.fork(answer_a_byte)  # type: ignore[arg-type]
-    spare.close()
-    spare.close()
-    assert exit_code_of(spare.pid) == 7
-
-
-def test_a_dead_spare_is_found_out_by_handing_it_a_socket():
-    spare = SpareEngine.fork(answer_a_byte)  # type: ignore[arg-type]
-    os.kill(spare.pid, signal.SIGKILL)
-    assert exit_code_of(spare.pid) == -signal.SIGKILL
-    with socket.socket(socket.AF_UNIX) as engine_socket:
-        assert not spare.hand(engine_socket)
+@pytest.mark.parametrize("scenario", sorted(SCENARIOS))
+def test_a_spare_is_handed_over_let_go_or_found_dead(scenario):
+    command = [sys.executable, "-m", "tests.services.worker.spare_parent", scenario]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def children_of(pid: int) -> set[int]:
