@@ -148,7 +148,7 @@ def alive_pids(histories: Sequence[ProcessHistory]) -> frozenset[int]:
 
 
 def ask_what_is_held(directory: Path, *, timeout_s: float) -> None:
-    """Return when every other process that runs has said what it holds now.
+    """Return when every other process that listens has said what it holds now.
 
     Raises DeadlineExceeded, naming one that has not, after `timeout_s`.
     """
@@ -158,7 +158,9 @@ def ask_what_is_held(directory: Path, *, timeout_s: float) -> None:
     waiting = {
         history.start
         for history in histories
-        if history.start.pid in alive - {os.getpid()} and not history.has_ended
+        if history.start.pid in alive - {os.getpid()}
+        and not history.has_ended
+        and _listens(history.start.pid)
     }
     for start in waiting:
         os.kill(start.pid, ASK_SIGNAL)
@@ -177,6 +179,16 @@ def ask_what_is_held(directory: Path, *, timeout_s: float) -> None:
             one = next(iter(waiting))
             raise DeadlineExceeded(f"{one.service} {one.pid} did not say what it holds")
         time.sleep(_LOOK_AGAIN_S)
+
+
+def _listens(pid: int) -> bool:
+    """Whether the process has a handler for the signal, which would end it else."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (ASK_SIGNAL - 1) & 1)
 
 
 def _times_said(history: ProcessHistory) -> int:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gearfall.core.errors import DeadlineExceeded, InvalidRequest
-from gearfall.core.history import Claimed, Holding, ProcessEnded, Settled
+from gearfall.core.history import Claimed, Holding, ProcessEnded, ProcessStarted, Settled
 from gearfall.core.ids import Epoch, JobId
 from gearfall.infra.history_log import (
     HISTORY_VARIABLE,
@@ -22,6 +23,7 @@ from gearfall.infra.history_log import (
     open_history,
     read_histories,
     record,
+    start_ticks,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -112,6 +114,18 @@ def test_a_running_process_says_what_it_holds_when_asked(tmp_path: Path) -> None
         assert process.wait(30) == 0
     (history,) = read_histories(tmp_path)
     assert history.has_ended
+
+
+def test_a_process_that_does_not_listen_is_not_asked(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as deaf:
+        try:
+            start = ProcessStarted("deaf", deaf.pid, 1, start_ticks(deaf.pid))
+            (tmp_path / "deaf.jsonl").write_bytes(msgspec.json.encode(start) + b"\n")
+            ask_what_is_held(tmp_path, timeout_s=30)
+            assert alive_pids(read_histories(tmp_path)) == {deaf.pid}
+            assert deaf.poll() is None
+        finally:
+            deaf.kill()
 
 
 def test_a_frozen_process_is_named(tmp_path: Path) -> None:
