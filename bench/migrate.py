@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tried = asyncio.run(_measure(Path(home), model, flags))
     samples = [each for each in tried if isinstance(each, Sample)]
     stayed = [each for each in tried if isinstance(each, Stayed)]
-    rows, choices = summarize(samples), judge(samples)
+    rows, choices = summarize(samples), judge(samples, stayed)
     document = {
         "machine": {"before": before, "after": machine_facts()},
         "versions": our_versions(),

@@ -101,13 +101,19 @@ def summarize(samples: Sequence[Sample]) -> list[Row]:
     return [_row(*key, groups[key]) for key in sorted(groups)]
 
 
-def judge(samples: Sequence[Sample]) -> list[Choices]:
-    """Hold what the cost model chose against the medians of both paths, for each prompt."""
+def judge(samples: Sequence[Sample], stayed: Sequence[Stayed] = ()) -> list[Choices]:
+    """Hold what the cost model chose against the medians of both paths, for each prompt.
+
+    A move that did not come about counts as one that never ended.
+    """
     found = []
     for prompt_tokens in sorted({each.prompt_tokens for each in samples}):
         alike = [each for each in samples if each.prompt_tokens == prompt_tokens]
+        nevers = [each.mode for each in stayed if each.prompt_tokens == prompt_tokens]
         by_mode = {
-            mode: [each.duration_s for each in alike if each.mode == mode] for mode in (TOKENS, KV)
+            mode: [each.duration_s for each in alike if each.mode == mode]
+            + [math.inf] * nevers.count(mode)
+            for mode in (TOKENS, KV)
         }
         chosen = [each.path for each in alike if each.mode == AUTO]
         if chosen and all(by_mode.values()):

@@ -69,6 +69,13 @@ def test_a_choice_is_right_when_its_path_was_faster_on_the_median():
     assert (choices.right, choices.made) == (2, 3)
 
 
+def test_a_path_by_which_nothing_moves_is_the_slower_one():
+    samples = [sample(KV, duration_s=9.0), sample(AUTO, path=TOKENS), sample(AUTO, path=KV)]
+    [choices] = judge(samples, [Stayed(TOKENS, 128, 0, "it took too long")])
+    assert (choices.faster, choices.right, choices.made) == (KV, 1, 2)
+    assert judge(samples) == []
+
+
 def test_every_row_and_choice_is_printed():
     samples = [sample(TOKENS), sample(KV, moved_bytes=3 << 20, predicted_s=0.5), sample(AUTO)]
     console = Console(record=True, width=100)
