@@ -94,4 +94,5 @@ def demo_family(host: ClusterHost) -> None:
 
 def kill(pid: int) -> None:
     """End one process at once, as a machine that dies does."""
+    assert pid > 0, "0 would be every process of this group, this one too"
     os.kill(pid, signal.SIGKILL)
