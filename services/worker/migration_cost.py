@@ -3,8 +3,9 @@
 By tokens the target computes what the source has: a * (t_in + t_out) + b, ServerlessLLM's estimate
 (arXiv 2401.14351, section 6). By KV it is sent: bytes / bandwidth + overhead. Both are lines,
 fitted by Theil and Sen (the median of the slopes between all pairs), which a quarter of outliers
-does not bend. A path is tried until it was measured, first by KV; from then on the one that is
-expected to be faster is taken.
+does not bend. A path is tried until it was measured, first by KV, and by tokens with short jobs
+only: recomputing a long one is what KV is sent for. From then on the path that is expected to be
+faster is taken.
 """
 
 from collections import defaultdict, deque
@@ -18,6 +19,8 @@ KEPT = 32
 """Newest migrations of one path to one target that a fit looks at."""
 MEASURED = 2
 """So many migrations make a path measured."""
+TRIED_TOKENS = 512
+"""Longest job that goes by tokens to find out how long that takes, where KV can be sent."""
 
 Sample = tuple[float, float]
 """(size, seconds)."""
@@ -97,6 +100,8 @@ class MigrationCosts:
         """Return the path for a job of so many tokens, prompt and answer."""
         by_tokens_s = self.predict(model, target, tokens, by_kv=False)
         by_kv_s = self.predict(model, target, kv_bytes, by_kv=True) if can_kv else 0.0
-        if can_kv and (by_kv_s == 0.0 or 0.0 < by_kv_s <= by_tokens_s):
+        is_tried = by_tokens_s == 0.0 and tokens <= TRIED_TOKENS
+        is_faster = not is_tried and not 0.0 < by_tokens_s < by_kv_s
+        if can_kv and (by_kv_s == 0.0 or is_faster):
             return Choice(by_kv=True, predicted_s=by_kv_s, other_s=by_tokens_s)
         return Choice(by_kv=False, predicted_s=by_tokens_s, other_s=by_kv_s)

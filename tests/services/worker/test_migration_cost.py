@@ -48,12 +48,12 @@ def choose(costs: MigrationCosts, tokens: int, *, can_kv: bool = True, target=TA
 def test_each_path_is_tried_until_it_was_measured():
     costs = MigrationCosts()
     ways = []
-    for tokens in (100, 1000, 100, 1000):
+    for tokens in (100, 1000, 100, 4000, 500):
         by_kv = choose(costs, tokens).by_kv
         ways.append(by_kv)
         size = tokens * KV_BYTES if by_kv else tokens
         costs.note(MODEL, TARGET, size, 0.001 * tokens, by_kv=by_kv)
-    assert ways == [True, True, False, False]
+    assert ways == [True, True, False, True, False]
     assert choose(MigrationCosts(), 100, can_kv=False) == Choice(False, 0.0, 0.0)
 
 
