@@ -25,6 +25,7 @@ from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState
 from gearfall.infra.pool_lease import map_partition, take_lease
 from services.store.canary_process import CanaryRequest
+from services.store.main import SWITCH_INTERVAL_S
 from services.store.service import StoreService, StoreSettings
 from services.store.spare_memory import SpareMemory
 from services.worker.engine_weights import StoredTensors
@@ -36,6 +37,7 @@ SPARE_TIMEOUT_S = 60.0
 
 async def serve_store(directory: Path) -> None:
     """Register, load and unload models as the lines on standard input ask."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     cluster = Cluster(MemoryState())
     await cluster.start()
     settings = StoreSettings(NodeId("bench"), directory, directory / "attach", POOL_BYTES)

@@ -23,7 +23,7 @@ from services.store.spare_memory import SPARE_BYTES
 
 _DEFAULT_DATA_DIR = "~/.local/share/gearfall/store"
 _DEFAULT_DRAM_BYTES = 2 * 2**30
-_SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parse_flags(argv)
     # Checksums take the interpreter lock for a moment each; a thread that never pauses makes each
     # wait for this long, and Python's 5 ms would double the time of a load.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     run_service("store", flags.log_level, lambda stop: serve(flags, stop))
 
 
