@@ -11,8 +11,8 @@ from bench.engine_work import Work
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.manifest import parse_manifest
 from gearfall.core.sampling import SamplingParams
-from services.worker.engine_messages import StartEngine, StopEngine, SubmitJob
-from services.worker.zygote_client import EngineProcess, Zygote
+from services.worker.engine_link.messages import StartEngine, StopEngine, SubmitJob
+from services.worker.processes.zygote_client import EngineProcess, Zygote
 
 KV_TOKENS = 32 * 512 + 512
 SLOTS = 32

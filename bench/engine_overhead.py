@@ -22,12 +22,12 @@ from rich.table import Table
 
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.sampling import SamplingParams
-from services.worker.batch import Batch
-from services.worker.engine import Engine
-from services.worker.engine_messages import SubmitJob
-from services.worker.kv_blocks import BLOCK_TOKENS, KvBlocks
-from services.worker.packing import PackedStep, pack_step
-from services.worker.sampler import Draw, Logits, sample_rows
+from services.worker.engine.batch import Batch
+from services.worker.engine.engine import Engine
+from services.worker.engine.kv_blocks import BLOCK_TOKENS, KvBlocks
+from services.worker.engine.packing import PackedStep, pack_step
+from services.worker.engine.sampler import Draw, Logits, sample_rows
+from services.worker.engine_link.messages import SubmitJob
 
 VOCABULARY = 49_152
 PROMPT_TOKENS = 300

@@ -25,18 +25,18 @@ from gearfall.core.canary import parse_canary
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.manifest import parse_manifest
 from gearfall.core.sampling import SamplingParams
-from services.worker import engine as engine_module
-from services.worker.batch import Batch
-from services.worker.engine import Engine
-from services.worker.engine_canary import run_canary
-from services.worker.engine_main import STEP_TOKENS
-from services.worker.engine_messages import SubmitJob
-from services.worker.engine_model import EngineModel, build_model
-from services.worker.engine_ops import ops_for
-from services.worker.engine_stream import EngineStream
-from services.worker.kv_blocks import KvBlocks, blocks_for
-from services.worker.packing import pack_step
-from services.worker.sampler import sample_rows
+from services.worker.engine import engine as engine_module
+from services.worker.engine.batch import Batch
+from services.worker.engine.canary import run_canary
+from services.worker.engine.engine import Engine
+from services.worker.engine.kv_blocks import KvBlocks, blocks_for
+from services.worker.engine.main import STEP_TOKENS
+from services.worker.engine.model import EngineModel, build_model
+from services.worker.engine.ops import ops_for
+from services.worker.engine.packing import pack_step
+from services.worker.engine.sampler import sample_rows
+from services.worker.engine.stream import EngineStream
+from services.worker.engine_link.messages import SubmitJob
 
 
 class Clocks:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import FinishReason, TokenRun
-from services.worker.engine_messages import (
+from services.worker.engine_link.kv_memory import KvMemory
+from services.worker.engine_link.messages import (
     CancelJob,
     EngineReady,
     StartEngine,
@@ -16,7 +17,6 @@ from services.worker.engine_messages import (
     SubmitJob,
     WorkerMessage,
 )
-from services.worker.kv_memory import KvMemory
 
 TOKEN_VARIABLE = "GEARFALL_BENCH_TOKEN_ID"
 """Environment variable with the id of the token that the engine says."""

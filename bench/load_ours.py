@@ -28,7 +28,7 @@ from services.store.canary_process import CanaryRequest
 from services.store.main import SWITCH_INTERVAL_S
 from services.store.service import StoreService, StoreSettings
 from services.store.spare_memory import SpareMemory
-from services.worker.engine_weights import StoredTensors
+from services.worker.engine.weights import StoredTensors
 
 POOL_BYTES = 64 * 2**30
 """No limit in practice: one model at a time is resident."""

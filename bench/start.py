@@ -41,9 +41,10 @@ from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from services.store.model_registry import record_of
 from services.store.service import StoreService, StoreSettings
 from services.store.servicer import StoreServicer
-from services.worker.engine_messages import SubmitJob
+from services.worker.engine_link.messages import SubmitJob
 from services.worker.ports import EngineProcess
-from services.worker.replica_start import (
+from services.worker.processes.zygote_client import Zygote
+from services.worker.replicas.replica_start import (
     ReplicaSettings,
     StartPorts,
     fetching,
@@ -51,9 +52,8 @@ from services.worker.replica_start import (
     ready,
     spawned,
 )
-from services.worker.start_clock import StartClock
+from services.worker.replicas.start_clock import StartClock
 from services.worker.store_client import GrpcStoreClient
-from services.worker.zygote_client import Zygote
 
 RESULTS = Path(__file__).parent / "results" / "start.json"
 PEER = Path(__file__).with_name("start_peer.py")

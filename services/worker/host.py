@@ -10,9 +10,9 @@ from gearfall.core.errors import NotFound, Unavailable
 from gearfall.core.ids import JobId, ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, WorkerRecord
 from gearfall.infra.cluster import Cluster
-from services.worker.evacuation import Departure
+from services.worker.migration.evacuation import Departure
 from services.worker.registration import Registration
-from services.worker.replica import DrainOutcome, Replica
+from services.worker.replicas.replica import DrainOutcome, Replica
 
 UNASSIGNED_DRAIN_S = 30.0
 """How long jobs may finish on a replica whose assignment was taken back."""

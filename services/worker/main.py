@@ -20,23 +20,23 @@ from gearfall.infra.pool_lease import take_lease
 from gearfall.infra.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
-from services.worker.engine_messages import EngineKind
-from services.worker.evacuation import Evacuation
+from services.worker.engine_link.messages import EngineKind
 from services.worker.host import WorkerHost
-from services.worker.job_board import JobBoard
+from services.worker.jobs.job_board import JobBoard
+from services.worker.jobs.push_stream import PushListener, PushStream
+from services.worker.jobs.settlement import Settlement
 from services.worker.metrics import WorkerMetrics
-from services.worker.migration_desk import MigrationDesk
+from services.worker.migration.desk import MigrationDesk
+from services.worker.migration.evacuation import Evacuation
 from services.worker.ports import EngineSpawner
-from services.worker.publisher import ReplicaPublisher
-from services.worker.push_stream import PushListener, PushStream
+from services.worker.processes.zygote_client import Zygote
 from services.worker.registration import Registration
-from services.worker.replica import Replica, ReplicaPorts
-from services.worker.replica_start import ReplicaSettings, StartPorts
+from services.worker.replicas.publisher import ReplicaPublisher
+from services.worker.replicas.replica import Replica, ReplicaPorts
+from services.worker.replicas.replica_start import ReplicaSettings, StartPorts
 from services.worker.service import WorkerService
 from services.worker.servicer import WorkerServicer
-from services.worker.settlement import Settlement
 from services.worker.store_client import GrpcStoreClient
-from services.worker.zygote_client import Zygote
 
 STOP_DRAIN_S = 5.0
 """How long running jobs may finish after SIGTERM before they are handed back."""

@@ -13,8 +13,8 @@ from prometheus_client import (
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaRecord, ReplicaState, StartTimeline
-from services.worker.engine_messages import StepDone
-from services.worker.migration_call import Moved
+from services.worker.engine_link.messages import StepDone
+from services.worker.migration.call import Moved
 
 _STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _START_SECONDS = (0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)

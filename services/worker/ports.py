@@ -6,8 +6,8 @@ from typing import Protocol
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline
-from services.worker.engine_messages import EngineReady, StartEngine, StepDone, WorkerMessage
-from services.worker.kv_memory import KvMemory
+from services.worker.engine_link.kv_memory import KvMemory
+from services.worker.engine_link.messages import EngineReady, StartEngine, StepDone, WorkerMessage
 
 
 class EngineProcess(Protocol):

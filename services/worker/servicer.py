@@ -7,10 +7,10 @@ from gearfall.infra.convert import priority_to_pb, replica_to_pb
 from gearfall.infra.grpc_errors import Context
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb import worker_pb2_grpc
-from services.worker.claims import Claim
-from services.worker.evacuation import Departure
-from services.worker.migration_call import Moved
-from services.worker.migration_desk import MigrationDesk
+from services.worker.jobs.claims import Claim
+from services.worker.migration.call import Moved
+from services.worker.migration.desk import MigrationDesk
+from services.worker.migration.evacuation import Departure
 from services.worker.service import WorkerService
 
 _BY_KV = {pb.MIGRATION_PATH_KV: True, pb.MIGRATION_PATH_TOKENS: False}

@@ -9,7 +9,13 @@ from bench.instant_engine import InstantEngine, InstantSpawner
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import FinishReason, TokenRun
 from gearfall.core.sampling import SamplingParams
-from services.worker.engine_messages import CancelJob, StartEngine, StepDone, StopEngine, SubmitJob
+from services.worker.engine_link.messages import (
+    CancelJob,
+    StartEngine,
+    StepDone,
+    StopEngine,
+    SubmitJob,
+)
 from services.worker.ports import EngineProcess, EngineSpawner
 
 TOKEN_ID = 8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "cuda_ext" / "driver_double.cpp"
-TESTS = ("tests/gearfall/infra/test_device.py", "tests/services/worker/test_engine_device.py")
+TESTS = ("tests/gearfall/infra/test_device.py", "tests/services/worker/engine/test_device.py")
 
 
 def build_double(directory: Path, *flags: str) -> Path:

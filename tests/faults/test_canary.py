@@ -12,13 +12,13 @@ from gearfall.infra.memory_queue import MemoryQueue
 from gearfall.infra.pool_lease import take_lease
 from services.store.canary_process import CanaryProcess
 from services.store.model_registry import record_of
-from services.worker.job_board import JobBoard
-from services.worker.push_stream import PushStream
-from services.worker.replica import Replica, ReplicaPorts
-from services.worker.replica_start import ReplicaSettings, StartPorts
-from services.worker.settlement import Settlement
+from services.worker.jobs.job_board import JobBoard
+from services.worker.jobs.push_stream import PushStream
+from services.worker.jobs.settlement import Settlement
+from services.worker.processes.zygote_client import Zygote
+from services.worker.replicas.replica import Replica, ReplicaPorts
+from services.worker.replicas.replica_start import ReplicaSettings, StartPorts
 from services.worker.store_client import GrpcStoreClient
-from services.worker.zygote_client import Zygote
 from tests.services.store.stores import RunningStore, running_store
 from tests.services.worker.fakes import MODEL, NODE, WORKER, Watched
 from tests.services.worker.tiny_checkpoints import random_model

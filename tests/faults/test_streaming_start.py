@@ -27,9 +27,10 @@ from gearfall.infra.pool_lease import FillNews, pack_frame, take_lease
 from services.store.canary_process import CanaryRequest
 from services.store.canary_reference import compute_canary
 from services.store.model_registry import record_of
-from services.worker.engine_messages import StartEngine, SubmitJob
+from services.worker.engine_link.messages import StartEngine, SubmitJob
 from services.worker.ports import EngineProcess
-from services.worker.replica_start import (
+from services.worker.processes.zygote_client import Zygote
+from services.worker.replicas.replica_start import (
     HeldModel,
     ReplicaSettings,
     StartPorts,
@@ -38,9 +39,8 @@ from services.worker.replica_start import (
     ready,
     spawned,
 )
-from services.worker.start_clock import StartClock
+from services.worker.replicas.start_clock import StartClock
 from services.worker.store_client import GrpcStoreClient
-from services.worker.zygote_client import Zygote
 from tests.services.store.held_reads import HeldReads
 from tests.services.store.stores import RunningStore, running_store
 from tests.services.worker.fakes import NODE, WORKER

@@ -16,7 +16,7 @@ from gearfall.core.errors import Conflict, CorruptCheckpoint, NotFound, Unavaila
 from gearfall.core.ids import ModelName
 from gearfall.infra.pool_lease import FillNews, PoolLease, map_partition, take_lease
 from gearfall.pb import store_pb2 as pb
-from services.worker.engine_arrival import LoadNews
+from services.worker.engine.arrival import LoadNews
 from tests.services.store.checkpoints import many_tensors
 from tests.services.store.held_reads import HeldReads
 from tests.services.store.sources import write_source

@@ -5,7 +5,7 @@ It fails loudly when a step's packing is wrong: what it reads was written by the
 
 import numpy as np
 
-from services.worker.kv_blocks import BLOCK_TOKENS
+from services.worker.engine.kv_blocks import BLOCK_TOKENS
 
 VOCABULARY = 31
 
@@ -23,7 +23,7 @@ def _next(tokens):
 
 
 class CountingModel:
-    """Implements `services.worker.engine.Model`."""
+    """Implements `services.worker.engine.engine.Model`."""
 
     vocabulary_size = VOCABULARY
 

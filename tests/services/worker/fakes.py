@@ -14,7 +14,8 @@ from gearfall.core.sampling import SamplingParams
 from gearfall.infra.grpc_server import start_server
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb import router_pb2_grpc
-from services.worker.engine_messages import (
+from services.worker.engine_link.kv_memory import KvMemory
+from services.worker.engine_link.messages import (
     CancelJob,
     EngineReady,
     StartEngine,
@@ -22,7 +23,6 @@ from services.worker.engine_messages import (
     StopEngine,
     SubmitJob,
 )
-from services.worker.kv_memory import KvMemory
 from services.worker.ports import LoadedModel
 
 NODE = NodeId("node-a")

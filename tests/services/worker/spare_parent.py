@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from services.worker.spare_engine import SpareEngine, wait_for_engine_socket
+from services.worker.processes.spare_engine import SpareEngine, wait_for_engine_socket
 
 _NOT_NEEDED = 7
 

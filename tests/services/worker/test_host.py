@@ -21,17 +21,17 @@ from gearfall.infra.cluster import Cluster
 from gearfall.infra.election import campaign
 from gearfall.infra.memory_queue import MemoryQueue
 from gearfall.infra.memory_state import MemoryState
-from services.worker.engine_messages import StopEngine
-from services.worker.evacuation import Evacuation
+from services.worker.engine_link.messages import StopEngine
 from services.worker.host import WorkerHost
-from services.worker.job_board import JobBoard
-from services.worker.migration_desk import MigrationDesk
-from services.worker.publisher import ReplicaPublisher
-from services.worker.push_stream import PushStream
+from services.worker.jobs.job_board import JobBoard
+from services.worker.jobs.push_stream import PushStream
+from services.worker.jobs.settlement import Settlement
+from services.worker.migration.desk import MigrationDesk
+from services.worker.migration.evacuation import Evacuation
 from services.worker.registration import Registration
-from services.worker.replica import Replica, ReplicaPorts
-from services.worker.replica_start import ReplicaSettings, StartPorts
-from services.worker.settlement import Settlement
+from services.worker.replicas.publisher import ReplicaPublisher
+from services.worker.replicas.replica import Replica, ReplicaPorts
+from services.worker.replicas.replica_start import ReplicaSettings, StartPorts
 from tests.services.worker.fakes import (
     FINISH,
     MODEL,

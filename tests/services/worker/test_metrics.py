@@ -5,9 +5,9 @@ import pytest
 from gearfall.core.ids import Epoch, JobId, ModelName, NodeId, WorkerId
 from gearfall.core.job import FinishReason, TokenRun
 from gearfall.core.records import ReplicaRecord, ReplicaState, StartTimeline
-from services.worker.engine_messages import StepDone
+from services.worker.engine_link.messages import StepDone
 from services.worker.metrics import WorkerMetrics
-from services.worker.migration_call import Moved
+from services.worker.migration.call import Moved
 from tests.gearfall.infra.metric_samples import samples_of
 
 M = ModelName("m")

@@ -1,0 +1,1 @@
+"""One engine process: batch, cache, model and the loop that steps them."""

@@ -1,0 +1,238 @@
+"""Continuous batching of jobs over one model: submit, cancel, move, step. No socket, no process."""
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from typing import Protocol
+
+from gearfall.core.job import FinishReason, TokenRun
+from gearfall.infra.failpoints import failpoint
+from services.worker.engine.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
+from services.worker.engine.batch import Batch, Chunk, Sequence
+from services.worker.engine.job_limits import JobLimits
+from services.worker.engine.migrating_jobs import MigratingJobs, MigrationMessage
+from services.worker.engine.packing import PackedStep, pack_step
+from services.worker.engine.sampler import Draw, Logits, Sampled, sample_rows
+from services.worker.engine.sequence import NO_DEADLINE_S
+from services.worker.engine_link.messages import (
+    AttachAdapter,
+    CancelJob,
+    DropAdapter,
+    ReleaseJob,
+    StepDone,
+    SubmitJob,
+)
+
+
+class Model(Protocol):
+    """What an engine runs."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Token ids are below this."""
+        ...
+
+    def forward(self, step: PackedStep) -> Logits:
+        """Return logits [R, vocabulary] for the R tokens in `step.logit_rows`."""
+        ...
+
+
+class Engine:
+    """The jobs of one engine process and their way through the batch."""
+
+    def __init__(
+        self,
+        model: Model,
+        batch: Batch,
+        *,
+        context_tokens: int,
+        adapters: AdapterHost | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`context_tokens`: most tokens of prompt and answer; a smaller KV cache lowers it.
+
+        `adapters`: where LoRA adapters are attached; None for a model that takes none.
+        """
+        self._model = model
+        self._batch = batch
+        self._adapters = AdapterJobs(adapters or NoAdapters(), batch.has_adapter)
+        self._limits = JobLimits(
+            min(context_tokens, batch.blocks.capacity_tokens),
+            model.vocabulary_size,
+            self._adapters.find_fault,
+        )
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._migrating = MigratingJobs(batch, self._limits, lambda hold: self._admit(hold.job))
+        self._early: list[TokenRun] = []
+        self._is_stuck = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing before another message has come."""
+        has_jobs = self._batch.running + self._batch.waiting > 0 and not self._is_stuck
+        has_reports = self._migrating.has_reports or self._adapters.has_reports
+        return not has_jobs and not self._early and not has_reports
+
+    def submit(self, job: SubmitJob) -> None:
+        """Take a job in, or end it in the next step with an error that concerns it alone.
+
+        A second submission of the same (job, epoch) changes nothing.
+        """
+        self._is_stuck = False
+        if self._batch.find((job.job_id, job.epoch)) is not None:
+            return
+        sequence = self._admit(job)
+        error = self._limits.find_fault(job)
+        if error:
+            self._early.append(_run(sequence, finish=FinishReason.ERROR, error=error))
+            return
+        finish = self._limits.find_finish(sequence)
+        if finish is not None:
+            self._early.append(_run(sequence, finish=finish))
+            return
+        self._batch.submit(sequence, self._clock())
+
+    def cancel(self, job: CancelJob) -> None:
+        """Forget a job before the next step; nothing more is said about it."""
+        self._is_stuck = False
+        self._batch.cancel((job.job_id, job.epoch))
+        self._adapters.settle()
+
+    def attach(self, message: AttachAdapter, descriptors: Many[int]) -> None:
+        """Take in an adapter, whose descriptors are closed; the next step reports it."""
+        self._adapters.attach(message, descriptors)
+
+    def drop(self, message: DropAdapter) -> None:
+        """Let go of an adapter once no job runs with it; nothing is said about it."""
+        self._adapters.drop(message)
+
+    def migrate(self, message: MigrationMessage) -> None:
+        """Hold, feed, release, pin, freeze, thaw or unpin a job; the next step reports it."""
+        self._is_stuck = False
+        self._migrating.handle(message, self._clock())
+        if isinstance(message, ReleaseJob):
+            self._end_if_whole(message)
+
+    def step(self) -> StepDone:
+        """Compute one step and return what came of it."""
+        started_s = self._clock()
+        runs, self._early = self._early, []
+        runs += [
+            _run(sequence, finish=FinishReason.DEADLINE)
+            for sequence in self._batch.expire(started_s)
+        ]
+        chunks = self._batch.plan_step(started_s)
+        self._is_stuck = not chunks
+        if chunks:
+            runs += self._compute(chunks)
+        self._adapters.settle()
+        return self._tell(runs, self._clock() - started_s)
+
+    @property
+    def has_reports(self) -> bool:
+        """Whether somebody waits to hear how a job stands."""
+        return self._migrating.has_reports
+
+    def report(self) -> StepDone:
+        """Return what is known between two steps: a frozen job does not wait for the next one."""
+        runs, self._early = self._early, []
+        return self._tell(runs, 0.0)
+
+    def _tell(self, runs: Many[TokenRun], step_s: float) -> StepDone:
+        return StepDone(
+            runs=tuple(runs),
+            running_jobs=self._batch.running,
+            waiting_jobs=self._batch.waiting,
+            step_s=step_s,
+            reports=self._migrating.take_reports(),
+            adapters=self._adapters.take_reports(),
+            kv_blocks=self._batch.blocks.total_blocks,
+            kv_used_blocks=self._batch.blocks.total_blocks - self._batch.blocks.free_blocks,
+        )
+
+    def check(self) -> None:
+        """Assert the invariants of batch and adapters."""
+        self._batch.check()
+        self._adapters.check()
+
+    def _admit(self, job: SubmitJob) -> Sequence:
+        """Return the sequence of a job."""
+        deadline_s = NO_DEADLINE_S
+        if job.deadline_unix_s > 0:
+            deadline_s = self._clock() + job.deadline_unix_s - self._unix_clock()
+        return Sequence(
+            job_id=job.job_id,
+            epoch=job.epoch,
+            tokens=[*job.prompt_token_ids, *job.generated_token_ids],
+            prompt_tokens=len(job.prompt_token_ids),
+            sampling=job.sampling,
+            tenant=job.tenant,
+            adapter=job.adapter,
+            priority=job.priority,
+            deadline_s=deadline_s,
+        )
+
+    def _end_if_whole(self, message: ReleaseJob) -> None:
+        """End a released job whose log needed nothing more."""
+        sequence = self._batch.find((message.job_id, message.epoch))
+        finish = None if sequence is None else self._limits.find_finish(sequence)
+        if sequence is not None and finish is not None:
+            self._batch.remove(sequence.key)
+            self._early.append(_run(sequence, finish=finish))
+
+    def _compute(self, chunks: list[Chunk]) -> list[TokenRun]:
+        _pass_points(chunks)
+        logits = self._model.forward(pack_step(chunks, self._batch.blocks))
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        for chunk in chunks:
+            self._batch.commit(chunk)
+        self._migrating.note_computed(chunks)
+        draws = [Draw(sequence.sampling, sequence.next_index) for sequence in sampling]
+        sampled = sample_rows(logits, draws)
+        return [
+            self._append(sequence, token) for sequence, token in zip(sampling, sampled, strict=True)
+        ]
+
+    def _append(self, sequence: Sequence, sampled: Sampled | None) -> TokenRun:
+        """Append a token to its sequence, which ends here if it was its last."""
+        if sampled is None:
+            self._batch.remove(sequence.key)
+            error = "the model's logits are not numbers"
+            return _run(sequence, finish=FinishReason.ERROR, error=error)
+        index = sequence.next_index
+        self._batch.append(sequence, sampled.token_id)
+        finish = self._limits.find_finish(sequence)
+        if finish is not None:
+            self._batch.remove(sequence.key)
+        return TokenRun(
+            job_id=sequence.job_id,
+            epoch=sequence.epoch,
+            index=index,
+            token_ids=(sampled.token_id,),
+            logprobs=(sampled.logprob,),
+            margins=(sampled.margin,),
+            alternatives=(sampled.alternatives,) if sampled.alternatives else (),
+            finish=finish,
+            cached_tokens=(sequence.cached_tokens or 0) if index == 0 else 0,
+        )
+
+
+def _pass_points(chunks: list[Chunk]) -> None:
+    for chunk in chunks:
+        if chunk.start < chunk.sequence.prompt_tokens:
+            failpoint("engine.prefill", job_id=chunk.sequence.job_id)
+        else:
+            failpoint("engine.decode", job_id=chunk.sequence.job_id)
+
+
+def _run(sequence: Sequence, *, finish: FinishReason, error: str = "") -> TokenRun:
+    """A run without tokens that ends a job."""
+    return TokenRun(
+        job_id=sequence.job_id,
+        epoch=sequence.epoch,
+        index=sequence.next_index,
+        finish=finish,
+        error=error,
+    )

@@ -1,0 +1,33 @@
+"""How the tokens of one step are parted among the sequences that run. Pure."""
+
+from collections.abc import Sequence as Many
+
+from services.worker.engine.sequence import Chunk, Sequence
+
+_OLDEST_SHARE = 4
+"""A quarter of a step's prefill is for the sequence that has waited longest for its own."""
+
+
+def share_out(running: Many[tuple[Sequence, int]], step_tokens: int) -> list[Chunk]:
+    """Return the next step's chunks of at most `step_tokens`, given who runs and may compute what.
+
+    One token to each that decodes, the rest to prefills in the order of `running`. The oldest
+    prefill gets a part of that in every step, so that no stream of those that come first keeps it
+    from its end.
+    """
+    decoding = [Chunk(one, one.computed, 1) for one, count in running if count == 1]
+    chunks = decoding[:step_tokens]
+    prefilling = [(one, count) for one, count in running if count > 1]
+    room = step_tokens - len(chunks)
+    oldest, its_wanted = min(
+        ((one.standing.arrival, count) for one, count in prefilling), default=(0, 0)
+    )
+    reserved = min(its_wanted, -(-room // _OLDEST_SHARE))
+    for sequence, wanted in prefilling:
+        if sequence.standing.arrival == oldest:
+            reserved = 0
+        count = min(wanted, room - reserved)
+        if count > 0:
+            chunks.append(Chunk(sequence, sequence.computed, count))
+            room -= count
+    return chunks

@@ -1,0 +1,1 @@
+"""Claimed jobs between queue, engine and router."""

@@ -1,0 +1,1 @@
+"""Running jobs that leave this worker or come to it."""

@@ -1,0 +1,1 @@
+"""Engine processes as the worker has them: forked, fed with adapters, watched."""

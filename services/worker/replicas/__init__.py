@@ -1,0 +1,1 @@
+"""One model on this worker, from its assignment to its end."""

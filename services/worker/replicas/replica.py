@@ -1,0 +1,361 @@
+"""One model on this worker: loaded, leased, forked, fed with jobs, restarted, drained.
+
+    LOADING --leased--> STARTING --engine ready--> READY
+       ^                   | error                   | engine died
+       |___ after a pause __FAILED <_________________|
+
+Any of these goes to DRAINING when the assignment is taken back, and ends.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from gearfall.core.errors import DeadlineExceeded, GearfallError
+from gearfall.core.ids import JobId, ModelName
+from gearfall.core.ports import JobQueue
+from gearfall.core.records import (
+    AssignmentRecord,
+    ModelRecord,
+    ReplicaRecord,
+    ReplicaState,
+    StartTimeline,
+)
+from services.worker.engine_link.messages import EngineReady, StopEngine
+from services.worker.jobs.claim_loop import ClaimLoop
+from services.worker.jobs.job_board import JobBoard
+from services.worker.metrics import WorkerMetrics
+from services.worker.migration.evacuation import Departure, Evacuation
+from services.worker.ports import EngineProcess, LoadedModel
+from services.worker.processes.adapter_engine import AdapterEngine, adapting
+from services.worker.processes.adapter_source import StoreAdapters
+from services.worker.processes.watchdog import watching
+from services.worker.replicas.publisher import ReplicaPublisher
+from services.worker.replicas.replica_start import (
+    EXIT_TIMEOUT_S,
+    ReplicaSettings,
+    StartPorts,
+    fetching,
+    leased,
+    ready,
+    spawned,
+    within,
+)
+from services.worker.replicas.restarts import restart_delay_s
+from services.worker.replicas.start_clock import StartClock
+
+SETTLE_TIMEOUT_S = 5.0
+"""How long an emptied replica waits to hear of the jobs that have just left it."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPorts:
+    """What a replica works with."""
+
+    start: StartPorts
+    queue: JobQueue
+    board: JobBoard
+    publisher: ReplicaPublisher
+    alive_workers: Callable[[], frozenset[str]]
+    clock: Callable[[], float] = time.time
+    """Seconds since the Unix epoch."""
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
+    evacuate: Callable[[ModelName], Evacuation] | None = None
+    """Moves a model's jobs elsewhere when it drains; None where there is no elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOutcome:
+    """What became of the jobs that ran when a drain began."""
+
+    finished_jobs: int = 0
+    lost_job_ids: tuple[JobId, ...] = ()
+    departures: tuple[Departure, ...] = ()
+    """Jobs that were offered to other workers."""
+
+
+class Replica:
+    """Owner of one model's engine process on this worker, for as long as it is assigned."""
+
+    def __init__(
+        self,
+        assignment: AssignmentRecord,
+        model: ModelRecord,
+        settings: ReplicaSettings,
+        ports: ReplicaPorts,
+    ) -> None:
+        self.model: ModelName = assignment.model
+        self._assignment = assignment
+        self._model_record = model
+        self._settings = settings
+        self._ports = ports
+        self._engine: EngineProcess | None = None
+        self._adapted: AdapterEngine | None = None
+        self._has_produced = False
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._claims = ClaimLoop(
+            self.model,
+            settings.worker_id,
+            settings.slots,
+            ports.queue,
+            ports.board,
+            alive=ports.alive_workers,
+            block_s=settings.claim_block_s,
+        )
+        self.is_draining = False
+        self.record = ReplicaRecord(
+            worker_id=settings.worker_id,
+            node_id=settings.node_id,
+            model=self.model,
+            state=ReplicaState.LOADING,
+            slots=settings.slots,
+            running_jobs=0,
+            pid=0,
+            memory_bytes=assignment.memory_bytes,
+            idle_since_unix_s=0.0,
+        )
+
+    @property
+    def running_jobs(self) -> int:
+        """Jobs that run or are about to."""
+        return self._ports.board.occupied_slots(self.model)
+
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint that is served."""
+        return self._model_record.digest
+
+    def find_obstacle(self) -> str:
+        """Return why no more jobs are taken here; empty if they are."""
+        if self.is_draining or self.record.state is not ReplicaState.READY:
+            return f"{self.model} is {self.record.state.value} here"
+        return "" if self.running_jobs < self._settings.slots else "all slots are taken"
+
+    def start(self) -> None:
+        """Begin in the background."""
+        self._ports.board.watch(self.model, self._on_claims_changed)
+        self._claims.start()
+        self._task = asyncio.create_task(self._run(), name=f"replica-{self.model}")
+
+    def request_reclaim(self) -> None:
+        """Take over what dead workers had claimed of this model."""
+        self._claims.request_reclaim()
+
+    def note_models(self, models: Mapping[ModelName, ModelRecord]) -> None:
+        """Let adapters go that are no longer registered as what they were."""
+
+        def is_registered(name: ModelName, digest: str) -> bool:
+            record = models.get(name)
+            return record is not None and record.digest == digest and not record.is_removing
+
+        if self._adapted is not None:
+            self._adapted.retire(is_registered)
+
+    async def drain(self, deadline_s: float) -> DrainOutcome:
+        """Claim nothing more and move jobs to other workers; those that stay may finish until
+        `deadline_s` from now, what is left then is handed back; end.
+
+        The record is withdrawn when the engine is gone and its lease given back.
+        """
+        self.is_draining = True
+        self._publish(state=ReplicaState.DRAINING)
+        running = self.running_jobs
+        self._ports.board.drop_incoming(self.model)
+        departures = await self._empty(deadline_s)
+        lost = self._ports.board.give_back(self.model)
+        await self._stop_engine()
+        self._ports.board.unwatch(self.model)
+        self._ports.publisher.withdraw(self.model)
+        moved = sum(1 for each in departures if each.moved)
+        _log.info(
+            "replica drained",
+            extra={"model": self.model, "moved_jobs": moved, "lost_jobs": len(lost)},
+        )
+        return DrainOutcome(max(0, running - len(lost) - moved), lost, departures)
+
+    async def _empty(self, deadline_s: float) -> tuple[Departure, ...]:
+        """Return how jobs left, once nothing runs here or the deadline has come."""
+        if self._engine is None or self._ports.evacuate is None:
+            await self._claims.stop()
+            await self._wait_quiet(deadline_s)
+            return ()
+        evacuation = self._ports.evacuate(self.model)
+        moving = asyncio.create_task(evacuation.run(), name=f"evacuation-{self.model}")
+        # A claim under way may still bring jobs.
+        stopping = asyncio.create_task(self._claims.stop(), name=f"stop-claims-{self.model}")
+        stopping.add_done_callback(lambda _: evacuation.wake())
+        await stopping
+        await self._wait_quiet(deadline_s)
+        if self.running_jobs == 0:
+            with contextlib.suppress(DeadlineExceeded):
+                await within(SETTLE_TIMEOUT_S, evacuation.settled(), "the last move's end")
+        # What was asked of a router is settled between it and the target.
+        moving.cancel()
+        await asyncio.wait({moving})
+        if not moving.cancelled() and (error := moving.exception()):
+            _log.error("evacuation failed", extra={"model": self.model}, exc_info=error)
+        return tuple(evacuation.departures.values())
+
+    async def _run(self) -> None:
+        failures = 0
+        waited_s = max(0.0, self._ports.clock() - self._assignment.assigned_unix_s)
+        while True:
+            self._has_produced = False
+            error = await self._attempt(StartClock(self._monotonic() - waited_s))
+            if self.is_draining:
+                return
+            waited_s = 0.0
+            failures = 1 if self._has_produced else failures + 1
+            pause_s = restart_delay_s(failures)
+            was_ready = self.record.state is ReplicaState.READY
+            self._ports.metrics.count_failure(self.model, was_ready=was_ready)
+            idle_since = self.record.idle_since_unix_s if failures > 1 else 0.0
+            self._publish(
+                state=ReplicaState.FAILED,
+                pid=0,
+                error=error,
+                idle_since=idle_since or self._ports.clock(),
+                failures=failures,
+            )
+            _log.error(
+                "replica failed",
+                extra={"model": self.model, "error": error, "restart_in_s": pause_s},
+            )
+            await asyncio.sleep(pause_s)
+
+    async def _attempt(self, clock: StartClock) -> str:
+        """Start and run one engine until it is gone; return why it is."""
+        model, settings, ports = self._model_record, self._settings, self._ports.start
+        try:
+            self._publish(state=ReplicaState.LOADING)
+            async with (
+                fetching(model, ports.store) as fetch,
+                leased(model, settings, ports, clock) as held,
+            ):
+                held.loading.add_done_callback(self._on_loaded)
+                files = await fetch
+                async with spawned(model, settings, ports, held, files, clock=clock) as engine:
+                    found = await ready(engine, held)
+                    await self._serve(engine, clock.finish(self._monotonic(), found), found)
+        except GearfallError as error:
+            return error.message
+        except Exception as error:
+            _log.exception("unexpected error in a replica", extra={"model": self.model})
+            return f"internal error: {type(error).__name__}: {error}"
+        return "the engine process died"
+
+    async def _serve(
+        self, engine: EngineProcess, timeline: StartTimeline, ready: EngineReady
+    ) -> None:
+        """Claim jobs and push tokens until the engine is gone."""
+        start = self._ports.start
+        source = StoreAdapters(start.store, start.take_lease, self._settings.worker_id)
+        async with adapting(engine, source, self._publish) as adapted:
+            self._adapted = adapted
+            try:
+                await self._serve_adapted(adapted, timeline, ready)
+            finally:
+                self._adapted = None
+
+    async def _serve_adapted(
+        self, engine: AdapterEngine, timeline: StartTimeline, ready: EngineReady
+    ) -> None:
+        self._engine = engine
+        self._ports.board.attach_engine(self.model, engine)
+        self._publish(
+            state=ReplicaState.READY,
+            pid=engine.pid,
+            error="",
+            failures=0,
+            idle_since=self._ports.clock(),
+            timeline=timeline,
+        )
+        _log.info(
+            "replica ready",
+            extra={
+                "model": self.model,
+                "pid": engine.pid,
+                "total_s": timeline.total_s,
+                "kv_bytes": ready.kv_bytes,
+                "from_tier": timeline.from_tier.value,
+                "phases_s": {name: round(spent, 6) for name, spent in timeline.phases()},
+            },
+        )
+        self._ports.metrics.count_start(self.model, timeline)
+        self._claims.open()
+        try:
+            async with watching(engine, lambda: self.running_jobs > 0) as watchdog:
+                async for step in engine:
+                    watchdog.heard()
+                    self._has_produced = self._has_produced or bool(step.runs)
+                    self._ports.metrics.count_step(self.model, step)
+                    self._ports.board.push_step(step)
+        finally:
+            self._claims.close()
+            self._engine = None
+            self._ports.board.detach_engine(self.model)
+
+    async def _wait_quiet(self, deadline_s: float) -> None:
+        """Return when nothing runs here, or at the deadline."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while self.running_jobs > 0 and self._engine is not None:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    async def _stop_engine(self) -> None:
+        """Have the engine exit by itself if it does so soon; return when it is gone."""
+        if self._engine is not None:
+            self._engine.send(StopEngine())
+            with contextlib.suppress(DeadlineExceeded):
+                await within(EXIT_TIMEOUT_S, self._engine.wait_exit(), "the engine's exit")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def _on_loaded(self, loading: asyncio.Task[LoadedModel]) -> None:
+        is_loaded = not loading.cancelled() and loading.exception() is None
+        if is_loaded and self.record.state is ReplicaState.LOADING:
+            self._publish(state=ReplicaState.STARTING)
+
+    def _on_claims_changed(self) -> None:
+        self._changed.set()
+        self._claims.wake()
+        was_idle, is_idle = self.record.idle_since_unix_s > 0.0, self.running_jobs == 0
+        if self.record.state is ReplicaState.READY and is_idle != was_idle:
+            self._publish(idle_since=self._ports.clock() if is_idle else 0.0)
+
+    def _publish(
+        self,
+        *,
+        state: ReplicaState | None = None,
+        pid: int | None = None,
+        error: str | None = None,
+        idle_since: float | None = None,
+        timeline: StartTimeline | None = None,
+        failures: int | None = None,
+    ) -> None:
+        last = self.record
+        if self.is_draining:
+            state = ReplicaState.DRAINING
+        self.record = replace(
+            last,
+            state=state or last.state,
+            pid=last.pid if pid is None else pid,
+            error=last.error if error is None else error,
+            idle_since_unix_s=last.idle_since_unix_s if idle_since is None else idle_since,
+            timeline=timeline or last.timeline,
+            failures=last.failures if failures is None else failures,
+            running_jobs=self.running_jobs,
+            adapters=() if self._adapted is None else self._adapted.adapters,
+        )
+        self._ports.publisher.publish(self.record)
+
+    def _monotonic(self) -> float:
+        return self._ports.start.monotonic()

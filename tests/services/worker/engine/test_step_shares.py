@@ -1,0 +1,39 @@
+"""A step's tokens: never too many, all used while somebody wants them, the oldest never starved."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gearfall.core.ids import Epoch, JobId
+from gearfall.core.sampling import SamplingParams
+from services.worker.engine.feedback_levels import enter
+from services.worker.engine.sequence import Sequence
+from services.worker.engine.step_shares import share_out
+
+
+def sequence(number, arrival):
+    standing = enter(1, is_batch=False, arrival=arrival, now_s=0.0)
+    sampling = SamplingParams(max_tokens=1)
+    return Sequence(JobId(str(number)), Epoch(1), [1] * 99, 99, sampling, standing=standing)
+
+
+@given(
+    counts=st.lists(st.integers(0, 60), max_size=9),
+    step_tokens=st.integers(1, 40),
+    data=st.data(),
+)
+def test_shares(counts, step_tokens, data):
+    arrivals = data.draw(st.permutations(range(len(counts))))
+    running = [
+        (sequence(number, arrival), count)
+        for number, (count, arrival) in enumerate(zip(counts, arrivals, strict=True))
+    ]
+    chunks = share_out(running, step_tokens)
+    shares = {chunk.sequence.job_id: chunk.count for chunk in chunks}
+    assert len(shares) == len(chunks)
+    assert sum(shares.values()) == min(step_tokens, sum(counts))
+    assert all(0 < shares[one.job_id] <= count for one, count in running if one.job_id in shares)
+    prefilling = [(one, count) for one, count in running if count > 1]
+    room = step_tokens - sum(count == 1 for count in counts)
+    if prefilling and room > 0:
+        oldest, wanted = min(prefilling, key=lambda entry: entry[0].standing.arrival)
+        assert shares[oldest.job_id] >= min(wanted, -(-room // 4))

@@ -1,0 +1,169 @@
+"""Blocks over a real socket, from one memory into another."""
+
+import os
+import queue
+import socket
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import xxhash
+
+from services.worker.engine_link.kv_layout import KvLayer, KvLayout
+from services.worker.engine_link.kv_memory import KvMemory
+from services.worker.migration.bulk import KvInlet, KvListener, KvSender
+
+BLOCK_TOKENS = 16
+TOTAL_BLOCKS = 64
+TOKEN_BYTES = 512
+
+
+def memory(seed: int, *, shift: int = 0) -> KvMemory:
+    """A cache of two layers full of random bytes; `shift` puts its layers elsewhere."""
+    block_bytes = BLOCK_TOKENS * TOKEN_BYTES
+    size = TOTAL_BLOCKS * block_bytes
+    offsets = [shift + place * size for place in range(4)]
+    layers = tuple(KvLayer(offsets[2 * i], offsets[2 * i + 1], block_bytes) for i in range(2))
+    layout = KvLayout(TOTAL_BLOCKS, BLOCK_TOKENS, shift + 4 * size, layers)
+    descriptor = os.memfd_create("kv")
+    os.write(descriptor, np.random.default_rng(seed).bytes(layout.size_bytes))
+    return KvMemory(descriptor, layout)
+
+
+class Ends:
+    """A target that listens and what it says."""
+
+    def __init__(self) -> None:
+        self.source, self.target = memory(1), memory(2, shift=4096)
+        self.filled: queue.Queue[int] = queue.Queue()
+        self.failures: queue.Queue[str] = queue.Queue()
+        self.listener = KvListener("127.0.0.1")
+        self.inlet = KvInlet(self.target, self.filled.put, self.failures.put)
+        self.token = self.listener.expect(self.inlet)
+
+    def connect(self) -> KvSender:
+        return KvSender("127.0.0.1", self.listener.port, self.token, self.source, self.failures.put)
+
+    def raw(self) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.listener.port), timeout=5)
+        connection.sendall(self.token)
+        return connection
+
+    def until_filled(self, tokens: int) -> None:
+        while self.filled.get(timeout=10) < tokens:
+            pass
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    opened = Ends()
+    yield opened
+    opened.listener.close()
+
+
+TABLE = tuple(range(40, 0, -1))
+OTHER = tuple(range(10, 50))
+
+
+def equal(ends: Ends, block: int, tokens: int | None = None) -> bool:
+    return ends.source.read(TABLE[block], tokens) == ends.target.read(OTHER[block], tokens)
+
+
+def test_ranges_arrive_in_the_blocks_of_the_other_table_and_nowhere_else(ends):
+    before = [ends.target.read(block) for block in range(TOTAL_BLOCKS)]
+    ends.inlet.open(OTHER, 16)
+    sender = ends.connect()
+    sender.send(16, 480, TABLE)
+    sender.send(480, 490, TABLE)
+    ends.until_filled(490)
+    assert all(equal(ends, block) for block in range(1, 30))
+    assert equal(ends, 30, 10)
+    untouched = set(range(TOTAL_BLOCKS)) - set(OTHER[1:31])
+    assert all(ends.target.read(block) == before[block] for block in untouched)
+    assert sender.sent_bytes == (490 - 16) * ends.source.layout.token_bytes
+    sender.close()
+
+
+def test_what_comes_before_its_blocks_waits_for_them(ends):
+    ends.inlet.open(OTHER[:2], 0)
+    sender = ends.connect()
+    sender.send(0, 32, TABLE)
+    ends.until_filled(32)
+    sender.send(32, 64, TABLE)
+    assert ends.filled.empty()
+    ends.inlet.note_blocks(OTHER[:4])
+    ends.until_filled(64)
+    assert equal(ends, 3)
+    sender.close()
+
+
+def test_nothing_is_written_once_the_inlet_is_closed(ends):
+    ends.inlet.open(OTHER, 0)
+    before = ends.target.read(OTHER[0])
+    ends.inlet.close()
+    sender = ends.connect()
+    sender.send(0, 16, TABLE)
+    assert "no blocks" in ends.failures.get(timeout=10)
+    assert ends.target.read(OTHER[0]) == before
+    sender.close()
+
+
+def group(start: int, end: int, content: bytes, checksum: int | None = None) -> bytes:
+    found = xxhash.xxh3_64_intdigest(content) if checksum is None else checksum
+    return struct.pack("<IIQ", start, end, found) + content
+
+
+FULL = b"x" * (BLOCK_TOKENS * 4 * TOKEN_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (group(0, 16, FULL, checksum=1), "damaged"),
+        (group(3, 16, FULL), "makes no sense"),
+        (group(16, 16, b""), "makes no sense"),
+        (group(0, 1 << 30, b""), "makes no sense"),
+        (group(16, 32, FULL), "starts at token 16, not at 0"),
+    ],
+)
+def test_a_group_that_is_not_right_is_refused_and_not_written(ends, message, reason):
+    ends.inlet.open(OTHER, 0)
+    before = ends.target.read(OTHER[0]) + ends.target.read(OTHER[1])
+    with ends.raw() as connection:
+        connection.sendall(message)
+        assert reason in ends.failures.get(timeout=10)
+    assert ends.target.read(OTHER[0]) + ends.target.read(OTHER[1]) == before
+
+
+def test_a_token_is_good_for_one_connection_and_none_else(ends):
+    ends.inlet.open(OTHER, 0)
+    with ends.raw() as first:
+        first.sendall(group(0, 16, FULL))
+        assert first.recv(4) == struct.pack("<I", 16)
+        with ends.raw() as second:
+            assert second.recv(1) == b""
+    other = Ends()
+    other.listener.forget(other.token)
+    with other.raw() as late:
+        assert late.recv(1) == b""
+    other.listener.close()
+
+
+def test_a_target_that_goes_away_is_a_failure(ends):
+    ends.inlet.open(OTHER, 0)
+    sender = ends.connect()
+    sender.send(0, 16, TABLE)
+    ends.until_filled(16)
+    ends.listener.close()
+    sender.send(16, 32, TABLE)
+    assert "could not be sent" in ends.failures.get(timeout=10)
+
+
+def test_a_closed_inlet_ends_its_connection(ends):
+    ends.inlet.open(OTHER, 0)
+    with ends.raw() as connection:
+        connection.sendall(group(0, 16, FULL))
+        assert connection.recv(4) == struct.pack("<I", 16)
+        ends.inlet.close()
+        assert connection.recv(1) == b""
