@@ -23,7 +23,8 @@ MAX_STAGES = 8
 MAX_REPLICAS = 1024
 _SEEN_S = 10.0
 _DRAINED_S = 20.0
-"""How long a removed model's idle replicas have to go."""
+"""How long a removed model's idle replicas have to go, and then its last leases."""
+_LEASED_RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,24 @@ class Catalogue:
             raise Conflict(f"requests are running on model {name}", param="name")
         await self._cluster.put_model(replace(view.models[model], is_removing=True))
         await self._until(lambda now: not _is_hosted(model, now), within_s=_DRAINED_S)
-        for node in view.nodes.values():
-            await self._peers.delete_model(node, name)
+        try:
+            async with asyncio.timeout(_DRAINED_S):
+                for node in view.nodes.values():
+                    await self._delete_at(node, name)
+        except TimeoutError:
+            raise Unavailable(f"model {name} is still leased by a worker") from None
         await self._cluster.delete_model(model)
         await self._queue.drop(model)
         await self._until(lambda now: model not in now.models)
+
+    async def _delete_at(self, node: NodeRecord, name: str) -> None:
+        """Have a store delete a model once its last lease ends, of which the view does not tell."""
+        while True:
+            try:
+                return await self._peers.delete_model(node, name)
+            except Conflict as error:
+                _log.info("still leased", extra={"model": name, "reason": error.message})
+            await asyncio.sleep(_LEASED_RETRY_S)
 
     async def put_deployment(self, record: DeploymentRecord) -> tuple[DeploymentRecord, int]:
         """Create or replace a deployment after `check_deployment`; return it with its revision."""
