@@ -8,9 +8,18 @@ import pytest
 
 from gearfall.core.errors import Conflict, GearfallError, NotFound, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName
-from gearfall.core.records import DeploymentRecord, ModelRecord, ReplicaState, Stage
+from gearfall.core.records import (
+    DeploymentRecord,
+    ModelRecord,
+    NodeRecord,
+    ReplicaState,
+    Stage,
+)
+from gearfall.infra.grpc_server import start_server
+from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreServicer, add_StoreServicer_to_server
 from services.router.cascade import cost_flops
-from tests.services.router.rig import Answer, Rig, model_record, running_rig
+from tests.services.router.rig import NODE, Answer, Rig, model_record, running_rig
 
 
 def adapter_record(name: str, base: str = "base", **changes: object) -> ModelRecord:
@@ -105,6 +114,37 @@ async def test_an_adapter_is_removed_when_no_replica_holds_it(rig: Rig):
     await rig.cluster.put_replica(held, lease=lease)
     await removing
     assert ModelName("tuned") not in rig.cluster.view.models
+
+
+class LeasedStore(StoreServicer):
+    """A store whose last lease ends a moment after the view says that nobody has the model."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+
+    async def DeleteModel(
+        self, request: store_pb2.DeleteModelRequest, _context: object
+    ) -> store_pb2.DeleteModelReply:
+        if self.refusals:
+            self.refusals -= 1
+            raise Conflict(f"model {request.model!r} is in use by worker-a")
+        return store_pb2.DeleteModelReply()
+
+
+async def test_a_lease_that_the_view_does_not_show_is_waited_for(rig: Rig):
+    store = LeasedStore(refusals=2)  # type: ignore[abstract] # its other calls are not made
+    server = await start_server(
+        "127.0.0.1:0",
+        lambda server: add_StoreServicer_to_server(store, server),
+        ("gearfall.v1.Store",),
+    )
+    node = NodeRecord(NODE, server.address, "/nowhere", 2**30, 0, 0.0)
+    lease = await rig.cluster.grant_lease(60)
+    await rig.cluster.wait_seen(await rig.cluster.put_node(node, lease=lease))
+    await rig.router.catalogue.remove_model("tuned")
+    assert store.refusals == 0
+    assert ModelName("tuned") not in rig.cluster.view.models
+    await server.stop(0.0)
 
 
 async def test_a_deployment_that_names_an_adapter_keeps_it(rig: Rig):
