@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.ids import DeploymentName, JobId, ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.job import Priority
 
 
 class Tier(Enum):
@@ -122,6 +123,16 @@ class DeploymentRecord:
     min_replicas: int = 0
     max_replicas: int = 1
     keep_alive_s: float = 300.0
+    target_jobs: int = 0
+    """Jobs that one replica should run at once; 0: as many as it has slots."""
+    target_queued_tokens: int = 0
+    """Tokens to compute, prompt and answer, that may wait for one replica; 0: no such target."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Of the workers that may host it: every one of these must be there and equal."""
+    spread: bool = False
+    """Replicas go to different nodes as far as there are any."""
+    accelerators: int = 1
+    """Workers of one node that a replica of a model needs together, placed whole or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +189,20 @@ class AssignmentRecord:
     reason: str
     assigned_unix_s: float
     predicted_start_s: float = 0.0
+    group: tuple[WorkerId, ...] = ()
+    """Of a replica on several accelerators: its workers, the one that runs the engine first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningJob:
+    """A job on a replica, as far as the scheduler has to know it."""
+
+    job_id: JobId
+    prompt_tokens: int
+    output_tokens: int
+    """Produced until `ReplicaRecord.seen_unix_s`."""
+    max_tokens: int
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +225,16 @@ class ReplicaRecord:
     """How often in a row it failed without a token between; 0 since it last served one."""
     adapters: tuple[ModelName, ...] = ()
     """LoRA adapters that it holds beside the model."""
+    jobs: tuple[RunningJob, ...] = ()
+    """What runs; written when jobs begin or end, and at most once a second while they run."""
+    seen_unix_s: float = 0.0
+    """When `jobs` was true; 0 from a worker that does not say."""
+    step_s: float = 0.0
+    """Of one decode step lately; 0 while unknown."""
+    move_fixed_s: float = 0.0
+    """Fitted over migrations out of here: seconds a job takes to move whatever its length (`b`)."""
+    move_s_per_token: float = 0.0
+    """And for each of its tokens, prompt and answer (`a`); both 0 while unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +249,33 @@ class DemandRecord:
     router_id: RouterId
     waiting_jobs: int
     since_unix_s: float
+    """When the oldest of them began to wait."""
+    prompt_tokens: int = 0
+    """To prefill for all of them."""
+    output_tokens: int = 0
+    """That they may produce at most."""
+    batch_jobs: int = 0
+    """Of the waiting jobs, those of batch priority: they take idle capacity only."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRecord:
+    """What came to one router for one model; key `load/<model>/<router_id>`, router's lease.
+
+    Written at most once a second while it changes. Totals count since the router began.
+    """
+
+    model: ModelName
+    router_id: RouterId
+    at_unix_s: float
+    arrived_jobs: int
+    """Total."""
+    arrived_prompt_tokens: int
+    """Total."""
+    produced_tokens: int
+    """Total."""
+    unfinished_jobs: int
+    """Waiting or running now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +293,57 @@ class SchedulerRecord:
 
     scheduler_id: str
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRecord:
+    """A replica under way to another worker, so that a model can start where it is.
+
+    Key `moves/<worker_id>/<model>`, fenced. Written before its first step and deleted after the
+    last: a new leader goes on from it or takes it back.
+    """
+
+    worker_id: WorkerId
+    """That the replica leaves."""
+    model: ModelName
+    target: WorkerId
+    """Where it serves on; its jobs move there alive."""
+    for_model: ModelName
+    """That starts in its place."""
+    reason: str
+    began_unix_s: float
+    predicted_s: float = 0.0
+    """Until the room is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchRecord:
+    """The leader's wish that a node's store has a model near.
+
+    Key `prefetch/<node_id>/<model>`, fenced. The store reconciles: it brings what is wished for and
+    gives up what no longer is.
+    """
+
+    node_id: NodeId
+    model: ModelName
+    tier: Tier
+    """SSD or DRAM."""
+    reason: str
+    wished_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedRecord:
+    """What the leader has learned from starts; key `learned/<subject>`, fenced.
+
+    For the next leader: a cluster's estimates outlive each of its schedulers.
+    """
+
+    subject: str
+    """What it is about: `starts`, `arrivals`."""
+    at_unix_s: float
+    content: str
+    """JSON of the module that learns it, checked when read."""
 
 
 @dataclass(frozen=True, slots=True)

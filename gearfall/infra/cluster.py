@@ -12,8 +12,12 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    LearnedRecord,
+    LoadRecord,
     ModelRecord,
+    MoveRecord,
     NodeRecord,
+    PrefetchRecord,
     ReplicaRecord,
     RouterRecord,
     SchedulerRecord,
@@ -176,6 +180,30 @@ class Cluster:
     async def delete_demand(self, model: ModelName, router_id: RouterId) -> bool:
         """Say that nothing waits any more; return whether something did."""
         return await self.state.delete(key_of("demand", model, router_id))
+
+    async def put_load(self, record: LoadRecord, *, lease: Lease) -> int:
+        """Publish what came to a router for a model, under the router's lease."""
+        return await self._put("load", record, lease=lease)
+
+    async def put_move(self, record: MoveRecord, *, fence: Fence) -> int:
+        """Write down that a replica moves, before the first step."""
+        return await self._put("moves", record, fence=fence)
+
+    async def delete_move(self, worker_id: WorkerId, model: ModelName, *, fence: Fence) -> bool:
+        """Forget a move that is done or given up, and say whether it was there."""
+        return await self.state.delete(key_of("moves", worker_id, model), fence=fence)
+
+    async def put_prefetch(self, record: PrefetchRecord, *, fence: Fence) -> int:
+        """Wish that a node has a model near."""
+        return await self._put("prefetch", record, fence=fence)
+
+    async def delete_prefetch(self, node_id: NodeId, model: ModelName, *, fence: Fence) -> bool:
+        """Take the wish back and say whether it was there."""
+        return await self.state.delete(key_of("prefetch", node_id, model), fence=fence)
+
+    async def put_learned(self, record: LearnedRecord, *, fence: Fence) -> int:
+        """Keep what the leader learned for the next one."""
+        return await self._put("learned", record, fence=fence)
 
     async def put_decision(self, record: DecisionRecord, *, fence: Fence) -> int:
         """Record the leader's last decision about a model."""

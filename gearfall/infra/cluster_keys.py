@@ -9,6 +9,10 @@ schedulers/<scheduler_id>           SchedulerRecord   lease of the scheduler
 assignments/<worker_id>/<model>     AssignmentRecord  fenced
 replicas/<worker_id>/<model>        ReplicaRecord     lease of the worker
 demand/<model>/<router_id>          DemandRecord      lease of the router
+load/<model>/<router_id>            LoadRecord        lease of the router
+moves/<worker_id>/<model>           MoveRecord        fenced
+prefetch/<node_id>/<model>          PrefetchRecord    fenced
+learned/<subject>                   LearnedRecord     fenced
 decisions/<model>                   DecisionRecord    fenced
 leader                              SchedulerRecord   lease of the leader
 incarnation                         (text)            names one life of cluster state; no record
@@ -27,8 +31,12 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    LearnedRecord,
+    LoadRecord,
     ModelRecord,
+    MoveRecord,
     NodeRecord,
+    PrefetchRecord,
     ReplicaRecord,
     RouterRecord,
     SchedulerRecord,
@@ -45,6 +53,10 @@ Record = (
     | AssignmentRecord
     | ReplicaRecord
     | DemandRecord
+    | LoadRecord
+    | MoveRecord
+    | PrefetchRecord
+    | LearnedRecord
     | DecisionRecord
 )
 
@@ -81,6 +93,10 @@ KINDS: Mapping[str, Kind] = {
         Kind("assignments", AssignmentRecord, ("worker_id", "model")),
         Kind("replicas", ReplicaRecord, ("worker_id", "model")),
         Kind("demand", DemandRecord, ("model", "router_id")),
+        Kind("load", LoadRecord, ("model", "router_id")),
+        Kind("moves", MoveRecord, ("worker_id", "model")),
+        Kind("prefetch", PrefetchRecord, ("node_id", "model")),
+        Kind("learned", LearnedRecord, ("subject",)),
         Kind("decisions", DecisionRecord, ("model",)),
     )
 }

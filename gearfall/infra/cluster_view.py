@@ -12,8 +12,12 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    LearnedRecord,
+    LoadRecord,
     ModelRecord,
+    MoveRecord,
     NodeRecord,
+    PrefetchRecord,
     ReplicaRecord,
     RouterRecord,
     SchedulerRecord,
@@ -43,6 +47,10 @@ class ClusterView:
     assignments: Mapping[tuple[WorkerId, ModelName], AssignmentRecord] = field(default_factory=dict)
     replicas: Mapping[tuple[WorkerId, ModelName], ReplicaRecord] = field(default_factory=dict)
     demand: Mapping[tuple[ModelName, RouterId], DemandRecord] = field(default_factory=dict)
+    load: Mapping[tuple[ModelName, RouterId], LoadRecord] = field(default_factory=dict)
+    moves: Mapping[tuple[WorkerId, ModelName], MoveRecord] = field(default_factory=dict)
+    prefetch: Mapping[tuple[NodeId, ModelName], PrefetchRecord] = field(default_factory=dict)
+    learned: Mapping[str, LearnedRecord] = field(default_factory=dict)
     decisions: Mapping[ModelName, DecisionRecord] = field(default_factory=dict)
     leader: SchedulerRecord | None = None
     revision: int = 0

@@ -15,18 +15,28 @@ from gearfall.core.ports import Fence, Lease
 from gearfall.core.records import ReplicaState, SchedulerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.election import campaign, resign, wait_deposed
-from services.scheduler.autoscaler import SchedulerPolicy
-from services.scheduler.estimator import StartCosts, StartOutcome, learn_start, median_error
-from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
-from services.scheduler.reachability import LEASE_GRACE_S, note_absent
-from services.scheduler.reconcile import Action, Assign, Decide, Unassign, reconcile
-from services.scheduler.snapshot import (
+from gearfall.scheduling.actions import (
+    Action,
+    Assign,
+    BeginMove,
+    Decide,
+    EndMove,
+    Unassign,
+    Unwish,
+    Wish,
+)
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.estimator import StartCosts, StartOutcome, learn_start, median_error
+from gearfall.scheduling.reconcile import reconcile
+from gearfall.scheduling.snapshot import (
     ClusterSnapshot,
     ReplicaKey,
     on_bases,
     placeable,
     waiting_by_model,
 )
+from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
+from services.scheduler.reachability import LEASE_GRACE_S, note_absent
 from services.scheduler.worker_links import Links, WorkerLinks
 
 LEASE_TTL_S = 5.0
@@ -158,6 +168,7 @@ class SchedulerLoop:
         return plan.next_due_unix_s
 
     async def _write(self, action: Action, fence: Fence) -> int:
+        revision = 0
         match action:
             case Assign(assignment):
                 _log.info(
@@ -169,17 +180,24 @@ class SchedulerLoop:
                         "predicted_s": assignment.predicted_start_s,
                     },
                 )
-                return await self._cluster.put_assignment(assignment, fence=fence)
+                revision = await self._cluster.put_assignment(assignment, fence=fence)
             case Unassign((worker_id, model), reason):
                 _log.info(
                     "unassigned", extra={"model": model, "worker": worker_id, "reason": reason}
                 )
                 await self._cluster.delete_assignment(worker_id, model, fence=fence)
-                return 0
+            case BeginMove(move):
+                revision = await self._cluster.put_move(move, fence=fence)
+            case EndMove((worker_id, model), _):
+                await self._cluster.delete_move(worker_id, model, fence=fence)
+            case Wish(prefetch):
+                revision = await self._cluster.put_prefetch(prefetch, fence=fence)
+            case Unwish((node_id, model), _):
+                await self._cluster.delete_prefetch(node_id, model, fence=fence)
             case Decide(decision):
                 revision = await self._cluster.put_decision(decision, fence=fence)
                 self._metrics.count_decision(decision.decision)
-                return revision
+        return revision
 
     def _follow_workers(self) -> None:
         """Keep a connection to every worker, and to those that left but have assignments."""

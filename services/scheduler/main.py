@@ -12,7 +12,7 @@ from gearfall.infra.grpc_server import start_server
 from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
-from services.scheduler.autoscaler import SchedulerPolicy
+from gearfall.scheduling.autoscaler import SchedulerPolicy
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.service import SchedulerService
 from services.scheduler.servicer import SchedulerServicer

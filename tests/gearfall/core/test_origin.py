@@ -4,7 +4,7 @@ import pytest
 
 from gearfall.core.origin import UNKNOWN_BYTES_PER_S, Bandwidth, bandwidth_out_of, source_tier
 from gearfall.core.records import Tier
-from tests.services.scheduler.clusters import by_node, model, node
+from tests.gearfall.scheduling.clusters import by_node, model, node
 
 URL = "s3://bucket/small"
 

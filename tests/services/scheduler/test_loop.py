@@ -10,11 +10,11 @@ from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState, SchedulerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
-from services.scheduler.autoscaler import SchedulerPolicy
+from gearfall.scheduling.autoscaler import SchedulerPolicy
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.reachability import LEASE_GRACE_S
 from services.scheduler.service import SchedulerService
-from tests.services.scheduler.clusters import (
+from tests.gearfall.scheduling.clusters import (
     MIB,
     WORKER,
     assignment,

@@ -8,10 +8,10 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
-from services.scheduler.estimator import StartOutcome
+from gearfall.scheduling.estimator import StartOutcome
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from tests.gearfall.infra.metric_samples import samples_of
-from tests.services.scheduler.clusters import WORKER, demand, replica
+from tests.gearfall.scheduling.clusters import WORKER, demand, replica
 from tests.services.scheduler.test_loop import Fleet
 
 SMALL = ModelName("small")

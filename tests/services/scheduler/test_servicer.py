@@ -11,7 +11,7 @@ from gearfall.pb import scheduler_pb2 as pb
 from gearfall.pb.scheduler_pb2_grpc import SchedulerStub, add_SchedulerServicer_to_server
 from services.scheduler.service import SchedulerService
 from services.scheduler.servicer import SchedulerServicer
-from tests.services.scheduler.clusters import demand
+from tests.gearfall.scheduling.clusters import demand
 from tests.services.scheduler.test_loop import Fleet
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
-from services.scheduler.snapshot import on_bases, placeable
-from tests.services.scheduler.clusters import model
+from gearfall.scheduling.snapshot import on_bases, placeable
+from tests.gearfall.scheduling.clusters import model
 
 BASE, TUNED, LARGE = (ModelName(name) for name in ("base", "tuned", "large"))
 

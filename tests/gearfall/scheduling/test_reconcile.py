@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.records import ReplicaState, StartTimeline
-from services.scheduler.autoscaler import SchedulerPolicy
-from services.scheduler.estimator import StartCosts
-from services.scheduler.reconcile import Assign, Decide, Unassign, reconcile
-from services.scheduler.snapshot import ClusterSnapshot, rooms_of
-from tests.services.scheduler.clusters import (
+from gearfall.scheduling.actions import Assign, Decide, Unassign
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.estimator import StartCosts
+from gearfall.scheduling.reconcile import reconcile
+from gearfall.scheduling.snapshot import ClusterSnapshot, rooms_of
+from tests.gearfall.scheduling.clusters import (
     MIB,
     assignment,
     by_key,

@@ -1,7 +1,7 @@
 import pytest
 
 from gearfall.core.records import StartTimeline, Tier
-from services.scheduler.estimator import (
+from gearfall.scheduling.estimator import (
     KEPT_OUTCOMES,
     UNKNOWN_FIXED_S,
     StartCosts,
@@ -9,7 +9,7 @@ from services.scheduler.estimator import (
     median_error,
     predict_start,
 )
-from tests.services.scheduler.clusters import WORKER, model, node
+from tests.gearfall.scheduling.clusters import WORKER, model, node
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,16 @@ from gearfall.core.records import (
     ReplicaRecord,
     ReplicaState,
 )
-from services.scheduler.autoscaler import (
+from gearfall.scheduling.actions import Action, Assign, Decide, Unassign
+from gearfall.scheduling.autoscaler import (
     ModelLimits,
     SchedulerPolicy,
     evictable_at,
     limits_by_model,
     scale_model,
 )
-from services.scheduler.estimator import StartCosts
-from services.scheduler.placement import (
+from gearfall.scheduling.estimator import StartCosts
+from gearfall.scheduling.placement import (
     MakeRoom,
     Nodes,
     Place,
@@ -33,7 +34,7 @@ from services.scheduler.placement import (
     Wait,
     place,
 )
-from services.scheduler.snapshot import (
+from gearfall.scheduling.snapshot import (
     ClusterSnapshot,
     Hosted,
     ReplicaKey,
@@ -44,31 +45,6 @@ from services.scheduler.snapshot import (
     rooms_of,
     waiting_by_model,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Assign:
-    """Write this assignment."""
-
-    assignment: AssignmentRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Unassign:
-    """Delete the assignment of (worker, model)."""
-
-    key: ReplicaKey
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Decide:
-    """Write down why."""
-
-    decision: DecisionRecord
-
-
-Action = Assign | Unassign | Decide
 
 
 @dataclass(frozen=True, slots=True)

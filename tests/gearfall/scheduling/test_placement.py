@@ -4,10 +4,10 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
-from services.scheduler.estimator import StartCosts
-from services.scheduler.placement import MakeRoom, Nodes, Place, Victim, Wait, place
-from services.scheduler.snapshot import WorkerRoom
-from tests.services.scheduler.clusters import MIB, by_node, model, node, worker
+from gearfall.scheduling.estimator import StartCosts
+from gearfall.scheduling.placement import MakeRoom, Nodes, Place, Victim, Wait, place
+from gearfall.scheduling.snapshot import WorkerRoom
+from tests.gearfall.scheduling.clusters import MIB, by_node, model, node, worker
 
 COSTS = StartCosts()
 

@@ -2,15 +2,15 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
-from services.scheduler.autoscaler import (
+from gearfall.scheduling.autoscaler import (
     ModelLimits,
     SchedulerPolicy,
     evictable_at,
     limits_by_model,
     scale_model,
 )
-from services.scheduler.snapshot import Hosted, Waiting
-from tests.services.scheduler.clusters import assignment, by_name, deployment, replica
+from gearfall.scheduling.snapshot import Hosted, Waiting
+from tests.gearfall.scheduling.clusters import assignment, by_name, deployment, replica
 
 POLICY = SchedulerPolicy(keep_alive_s=300.0, min_residency_s=5.0, patience_s=20.0)
 LIMITS = ModelLimits(0, 3, 60.0)

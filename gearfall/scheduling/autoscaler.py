@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord
-from services.scheduler.snapshot import Hosted, ReplicaKey, Waiting
+from gearfall.scheduling.snapshot import Hosted, ReplicaKey, Waiting
 
 UNKNOWN_SLOTS = 16
 """Jobs at once that a replica is taken to run before its first record says."""
