@@ -1,0 +1,1 @@
+"""Benches of the scheduler, one module each: `python -m bench.scheduler NAME`."""
