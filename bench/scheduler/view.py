@@ -20,8 +20,15 @@ from gearfall.infra.cluster_keys import encode_record
 from gearfall.infra.cluster_view import ViewBuilder
 
 _REPLICA = ReplicaRecord(
-    *(WorkerId("w0"), NodeId("n0"), ModelName("m")),
-    *(ReplicaState.READY, 16, 0, 1, 2**30, 1.0),
+    worker_id=WorkerId("w0"),
+    node_id=NodeId("n0"),
+    model=ModelName("m"),
+    state=ReplicaState.READY,
+    slots=16,
+    running_jobs=0,
+    pid=1,
+    memory_bytes=2**30,
+    idle_since_unix_s=1.0,
 )
 
 

@@ -1,8 +1,9 @@
 """The typed face of cluster state that all services use: a live view and one writer per kind."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 from gearfall.core.errors import GearfallError, Internal, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
@@ -23,8 +24,9 @@ from gearfall.core.records import (
     SchedulerRecord,
     WorkerRecord,
 )
+from gearfall.infra.change_feed import Change, ChangeFeed, Changes
 from gearfall.infra.cluster_keys import ALL_KINDS, Record, encode_record, key_of, key_of_record
-from gearfall.infra.cluster_view import ClusterView, ViewBuilder
+from gearfall.infra.cluster_view import Applied, ClusterView, ViewBuilder
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Cluster:
         self._task: asyncio.Task[None] | None = None
         self._applied = asyncio.Condition()
         self._listeners: set[_Listener] = set()
+        self._feeds: set[ChangeFeed] = set()
         self._is_stopped = False
         self._failure: GearfallError | None = None
 
@@ -51,12 +54,17 @@ class Cluster:
         """The cluster as of the last change that arrived; an immutable value."""
         return self._builder.view
 
+    @property
+    def revision(self) -> int:
+        """Of `view`, without making one."""
+        return self._builder.revision
+
     async def start(self, *, timeout_s: float = 15.0) -> None:
         """Return once the first snapshot is in `view`; Unavailable if it takes longer."""
         self._task = asyncio.create_task(self._follow(), name="cluster-view")
         try:
             async with asyncio.timeout(timeout_s):
-                await self._until(lambda: self.view.revision > 0)
+                await self._until(lambda: self.revision > 0)
         except BaseException as error:
             await self.stop()
             if isinstance(error, TimeoutError):
@@ -69,7 +77,7 @@ class Cluster:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
-        await self._wake(frozenset())
+        await self._end()
 
     async def changes(self) -> AsyncGenerator[frozenset[str]]:
         """Yield the kinds that changed since the last item, coalesced; all kinds at once at first.
@@ -87,11 +95,33 @@ class Cluster:
         finally:
             self._listeners.discard(listener)
 
+    @contextlib.contextmanager
+    def following(self) -> Iterator[ChangeFeed]:
+        """Give every change record by record, beginning with the whole view."""
+        feed = ChangeFeed(self.view)
+        self._feeds.add(feed)
+        try:
+            yield feed
+        finally:
+            self._feeds.discard(feed)
+
+    async def record_changes(self) -> AsyncGenerator[Changes]:
+        """Yield what changed since the last item, record by record; the whole view at first.
+
+        Ends when the cluster is stopped. Raises Internal if the view can no longer follow.
+        """
+        with self.following() as feed:
+            while not self._is_stopped:
+                self._raise_if_broken()
+                yield feed.take()
+                if not self._has_ended():
+                    await feed.wait()
+
     async def wait_seen(self, revision: int, *, timeout_s: float = 5.0) -> None:
         """Return when `view` includes `revision`, as a write returned it; else Unavailable."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._until(lambda: self.view.revision >= revision)
+                await self._until(lambda: self.revision >= revision)
         except TimeoutError:
             raise Unavailable(f"revision {revision} not seen within {timeout_s:g} s") from None
 
@@ -226,17 +256,35 @@ class Cluster:
     async def _follow(self) -> None:
         try:
             async for item in self.state.watch(""):
-                await self._wake(self._builder.apply(item))
+                await self._announce(self._builder.apply(item))
             self._failure = Unavailable("cluster state was closed under the cluster view")
         except Exception as error:
             _log.exception("the cluster view can't follow cluster state")
             self._failure = Internal(f"the cluster view no longer follows cluster state: {error}")
-        await self._wake(frozenset())
+        await self._end()
 
-    async def _wake(self, kinds: frozenset[str]) -> None:
-        if kinds or self._has_ended():
+    async def _announce(self, applied: Applied) -> None:
+        """Tell everybody who waits what one watch item changed."""
+        for feed in self._feeds:
+            if applied.is_restart:
+                feed.restart(self.view)
+            else:
+                changes = () if applied.change is None else (Change(*applied.change),)
+                feed.add(changes, self.revision)
+        if applied.kinds:
             for listener in self._listeners:
-                listener.notify(kinds)
+                listener.notify(applied.kinds)
+        await self._notify_applied()
+
+    async def _end(self) -> None:
+        """Wake everybody who waits: nothing comes any more."""
+        for feed in self._feeds:
+            feed.wake()
+        for listener in self._listeners:
+            listener.notify(frozenset())
+        await self._notify_applied()
+
+    async def _notify_applied(self) -> None:
         async with self._applied:
             self._applied.notify_all()
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
@@ -27,6 +27,7 @@ from gearfall.infra.cluster_keys import (
     ALL_KINDS,
     INCARNATION_KEY,
     LEADER,
+    Record,
     UndecodableError,
     decode_entry,
 )
@@ -57,17 +58,49 @@ class ClusterView:
     """Of cluster state; 0 before the first snapshot."""
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one watch item did to the view."""
+
+    kinds: frozenset[str]
+    """Of which something changed."""
+    change: tuple[str, Any, Record | None] | None = None
+    """(kind, id, record now); None where nothing changed, or everything may have."""
+    is_restart: bool = False
+    """Whether the view began anew from a snapshot."""
+
+
 class ViewBuilder:
-    """Applies watch items to a view. A value that does not decode is logged once and left out."""
+    """Applies watch items. A value that does not decode is logged once and left out.
+
+    A table is copied when it changes after somebody has read it, and not else: many changes between
+    two looks cost one copy.
+    """
 
     def __init__(self) -> None:
-        """Start with an empty view at revision 0."""
-        self.view = ClusterView()
+        """Start with nothing at revision 0."""
+        self.revision = 0
+        self._tables: dict[str, dict[Any, Any]] = {kind: {} for kind in ALL_KINDS}
+        self._shared: set[str] = set()
+        """Kinds whose table a view holds."""
+        self._view: ClusterView | None = ClusterView()
         self._place_of_key: dict[str, tuple[str, Any]] = {}
         self._reported: dict[str, int] = {}
 
-    def apply(self, item: WatchItem) -> frozenset[str]:
-        """Take one watch item into the view and return the kinds that changed."""
+    @property
+    def view(self) -> ClusterView:
+        """Everything as of the last item, as a value that never changes."""
+        if self._view is None:
+            tables: dict[str, Any] = {
+                kind: table for kind, table in self._tables.items() if kind != LEADER
+            }
+            leader = self._tables[LEADER].get(LEADER)
+            self._view = ClusterView(**tables, leader=leader, revision=self.revision)
+            self._shared = set(ALL_KINDS)
+        return self._view
+
+    def apply(self, item: WatchItem) -> Applied:
+        """Take one watch item in and return what it changed."""
         match item:
             case Snapshot():
                 return self._restart(item)
@@ -77,59 +110,56 @@ class ViewBuilder:
                 return self._delete(key, mod_revision)
 
     def check(self) -> None:
-        """Assert that the view holds exactly the records of the keys it has seen."""
-        held = sum(
-            len(getattr(self.view, f.name))
-            for f in fields(self.view)
-            if f.name not in {LEADER, "revision"}
-        )
-        held += self.view.leader is not None
+        """Assert that the tables hold exactly the records of the keys that were seen."""
+        held = sum(map(len, self._tables.values()))
         assert held == len(self._place_of_key), (held, len(self._place_of_key))
+        for kind, record_id in self._place_of_key.values():
+            assert record_id in self._tables[kind], (kind, record_id)
 
-    def _restart(self, snapshot: Snapshot) -> frozenset[str]:
-        tables: dict[str, dict[Any, Any]] = {kind: {} for kind in ALL_KINDS}
-        places: dict[str, tuple[str, Any]] = {}
+    def _restart(self, snapshot: Snapshot) -> Applied:
+        self._tables = {kind: {} for kind in ALL_KINDS}
+        self._place_of_key = {}
+        self._shared = set()
         for entry in snapshot.entries:
             decoded = self._decode(entry)
             if decoded is not None:
                 kind, record_id, record = decoded
-                tables[kind][record_id] = record
-                places[entry.key] = (kind, record_id)
-        leader = tables.pop(LEADER).get(LEADER)
-        self.view = ClusterView(**tables, leader=leader, revision=snapshot.revision)
-        self._place_of_key = places
-        return ALL_KINDS
+                self._tables[kind][record_id] = record
+                self._place_of_key[entry.key] = (kind, record_id)
+        self._move_to(snapshot.revision)
+        return Applied(ALL_KINDS, is_restart=True)
 
-    def _put(self, entry: StateEntry) -> frozenset[str]:
+    def _put(self, entry: StateEntry) -> Applied:
         decoded = self._decode(entry)
         if decoded is None:
             return self._delete(entry.key, entry.mod_revision)
         kind, record_id, record = decoded
         self._place_of_key[entry.key] = (kind, record_id)
-        self._replace(kind, record_id, record, entry.mod_revision)
-        return frozenset((kind,))
+        self._own(kind)[record_id] = record
+        self._move_to(entry.mod_revision)
+        return Applied(frozenset((kind,)), (kind, record_id, record))
 
-    def _delete(self, key: str, mod_revision: int) -> frozenset[str]:
+    def _delete(self, key: str, mod_revision: int) -> Applied:
         place = self._place_of_key.pop(key, None)
+        self._move_to(mod_revision)
         if place is None:
-            self.view = replace(self.view, revision=mod_revision)
-            return frozenset()
-        self._replace(*place, None, mod_revision)
-        return frozenset((place[0],))
+            return Applied(frozenset())
+        kind, record_id = place
+        del self._own(kind)[record_id]
+        return Applied(frozenset((kind,)), (kind, record_id, None))
 
-    def _replace(self, kind: str, record_id: Any, record: Any, revision: int) -> None:
-        if kind == LEADER:
-            self.view = replace(self.view, leader=record, revision=revision)
-            return
-        table = dict(getattr(self.view, kind))
-        if record is None:
-            del table[record_id]
-        else:
-            table[record_id] = record
-        changed: dict[str, Any] = {kind: table, "revision": revision}
-        self.view = replace(self.view, **changed)
+    def _own(self, kind: str) -> dict[Any, Any]:
+        """Return the kind's table, a copy if a view holds it."""
+        if kind in self._shared:
+            self._shared.discard(kind)
+            self._tables[kind] = dict(self._tables[kind])
+        return self._tables[kind]
 
-    def _decode(self, entry: StateEntry) -> tuple[str, Any, Any] | None:
+    def _move_to(self, revision: int) -> None:
+        self.revision = revision
+        self._view = None
+
+    def _decode(self, entry: StateEntry) -> tuple[str, Any, Record] | None:
         if entry.key == INCARNATION_KEY:
             return None
         try:
