@@ -5,7 +5,9 @@ sequences of a step lie in one row [1, T]; the step's layout says which token be
 """
 
 import math
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from transformers.modeling_utils import AttentionInterface
@@ -49,7 +51,7 @@ class PagedCache:
         self._layers: dict[int, tuple[LayerCache, AttentionSpec]] = {}
         self._layout: StepLayout | None = None
         self._is_first_pass = True
-        AttentionInterface.register(self.name, self.attend)
+        AttentionInterface.register(self.name, _attending(self))
 
     @property
     def size_bytes(self) -> int:
@@ -129,6 +131,21 @@ class PagedCache:
             torch.empty(shape, dtype=torch.float32, device=self._device),
             torch.empty(shape, dtype=torch.float32, device=self._device),
         )
+
+
+def _attending(cache: PagedCache) -> Callable[..., tuple[torch.Tensor, None]]:
+    """Return `cache.attend` for transformers' table, from which nothing is ever taken away.
+
+    The cache's memory ends with its model all the same.
+    """
+    method = weakref.WeakMethod(cache.attend)
+
+    def attend(*arguments: Any, **named: Any) -> tuple[torch.Tensor, None]:
+        found = method()
+        assert found is not None, "a model outlived its cache"
+        return found(*arguments, **named)
+
+    return attend
 
 
 def _number(argument: object) -> float:

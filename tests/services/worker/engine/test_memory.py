@@ -1,6 +1,8 @@
 """A model of 200 MB is built over its mapping: nothing copied, nothing initialised twice."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,20 @@ def test_tied_weights_are_the_same_memory(checkpoint):
     parameters = dict(model.named_parameters(remove_duplicate=False))
     embedding, head = parameters["model.embed_tokens.weight"], parameters["lm_head.weight"]
     assert (embedding.data_ptr() == head.data_ptr()) is config["tie_word_embeddings"]
+
+
+def test_a_models_cache_ends_with_the_model(checkpoint):
+    model = build_model(
+        checkpoint.manifest,
+        checkpoint.map(),
+        checkpoint.config_json,
+        ops=NativeOps(1),
+        device=torch.device("cpu"),
+        kv_blocks=2,
+    )
+    run_canary(model, CANARY)
+    memory = weakref.ref(model.kv_memory)
+    assert memory() is not None
+    del model
+    gc.collect()
+    assert memory() is None
