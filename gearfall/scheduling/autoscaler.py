@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord
+from gearfall.scheduling.autoscaler_load import ModelLoad, stable_jobs
 from gearfall.scheduling.snapshot import Hosted, ReplicaKey, Waiting
 
 UNKNOWN_SLOTS = 16
@@ -26,6 +27,9 @@ class SchedulerPolicy:
     """A model that waited this long may take the room of a busy one."""
     failing_stay_s: float = 60.0
     """A replica that does not start is given back at the earliest after this time."""
+    target_utilisation: float = 0.7
+    """Share of its slots that a replica's jobs may take before another one is started, where no
+    deployment sets a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,10 @@ class ModelLimits:
     min_replicas: int
     max_replicas: int
     keep_alive_s: float
+    target_jobs: int = 0
+    """Jobs that one replica should run at once; 0: a share of its slots."""
+    target_queued_tokens: int = 0
+    """Tokens to compute that may wait for one replica; 0: no such target."""
 
 
 def limits_by_model(
@@ -42,7 +50,10 @@ def limits_by_model(
     deployments: Mapping[DeploymentName, DeploymentRecord],
     policy: SchedulerPolicy,
 ) -> dict[ModelName, ModelLimits]:
-    """Return each model's limits: the largest of all deployments that name it, else defaults."""
+    """Return each model's limits: the largest of all deployments that name it, else defaults.
+
+    Of targets the smallest that is set.
+    """
     found: dict[ModelName, ModelLimits] = {}
     for deployment in deployments.values():
         for stage in deployment.stages:
@@ -51,9 +62,16 @@ def limits_by_model(
                 max(known.min_replicas, deployment.min_replicas),
                 max(known.max_replicas, deployment.max_replicas, deployment.min_replicas),
                 max(known.keep_alive_s, deployment.keep_alive_s),
+                _stricter(known.target_jobs, deployment.target_jobs),
+                _stricter(known.target_queued_tokens, deployment.target_queued_tokens),
             )
     default = ModelLimits(0, 1, policy.keep_alive_s)
     return {model: found.get(model, default) for model in models}
+
+
+def _stricter(one: int, other: int) -> int:
+    """Return the smaller of two targets, of which 0 is none."""
+    return min(one, other) if one and other else one or other
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +90,20 @@ def scale_model(
     hosted: tuple[Hosted, ...],
     waiting: Waiting | None,
     limits: ModelLimits,
+    load: ModelLoad,
+    *,
     policy: SchedulerPolicy,
     now_unix_s: float,
 ) -> ScaleDecision:
-    """Compare what a model has with what it needs. A model with demand is never scaled down."""
+    """Compare what a model has with what it needs. A model with demand is never scaled down.
+
+    `load` is advanced up to `now_unix_s`.
+    """
+    by_load = _wanted_by_load(hosted, limits, load, policy, now_unix_s)
     if waiting is not None:
-        return ScaleDecision(_missing_under_demand(hosted, waiting, limits), (), None)
-    missing = max(0, limits.min_replicas - len(hosted))
+        needed = max(_needed_by_demand(hosted, waiting), by_load)
+        return ScaleDecision(_missing(hosted, needed, limits), (), None)
+    missing = _missing(hosted, by_load if hosted else 0, limits)
     due_by_key = {h.key: _release_due(h, limits, policy) for h in hosted if h.is_idle}
     oldest_first = sorted(due_by_key, key=lambda key: (due_by_key[key], key))
     spare = len(hosted) - limits.min_replicas
@@ -94,12 +119,34 @@ def scale_model(
     return ScaleDecision(missing, tuple(surplus), min(pending) if pending and can_shrink else None)
 
 
-def _missing_under_demand(hosted: tuple[Hosted, ...], waiting: Waiting, limits: ModelLimits) -> int:
-    slots = max((h.replica.slots for h in hosted if h.replica), default=UNKNOWN_SLOTS)
-    ready = sum(h.is_ready for h in hosted)
-    needed = ready + math.ceil(waiting.jobs / max(1, slots)) if hosted else 1
-    wanted = min(limits.max_replicas, max(needed, limits.min_replicas))
+def _missing(hosted: tuple[Hosted, ...], needed: int, limits: ModelLimits) -> int:
+    wanted = max(limits.min_replicas, min(limits.max_replicas, needed))
     return max(0, wanted - len(hosted))
+
+
+def _slots(hosted: tuple[Hosted, ...]) -> int:
+    return max(1, max((h.replica.slots for h in hosted if h.replica), default=UNKNOWN_SLOTS))
+
+
+def _needed_by_demand(hosted: tuple[Hosted, ...], waiting: Waiting) -> int:
+    """Return how many replicas the waiting jobs need; the first has to show that it starts."""
+    if not hosted:
+        return 1
+    return sum(h.is_ready for h in hosted) + math.ceil(waiting.jobs / _slots(hosted))
+
+
+def _wanted_by_load(
+    hosted: tuple[Hosted, ...],
+    limits: ModelLimits,
+    load: ModelLoad,
+    policy: SchedulerPolicy,
+    now_unix_s: float,
+) -> int:
+    """Return how many replicas the jobs at hand need so that none of them has to wait."""
+    if load.jobs <= 0:
+        return 0
+    target_jobs = float(limits.target_jobs) or policy.target_utilisation * _slots(hosted)
+    return math.ceil(stable_jobs(load, now_unix_s) / target_jobs)
 
 
 def _beyond_most(

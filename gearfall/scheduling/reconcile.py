@@ -4,7 +4,7 @@ Order: assignments that can no longer hold go first; then every model is scaled,
 longest first; what one model takes or gives back in this step counts for the models after it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
@@ -23,6 +23,7 @@ from gearfall.scheduling.autoscaler import (
     limits_by_model,
     scale_model,
 )
+from gearfall.scheduling.autoscaler_load import ModelLoad
 from gearfall.scheduling.estimator import StartCosts
 from gearfall.scheduling.placement import (
     MakeRoom,
@@ -82,6 +83,7 @@ class _Step:
     costs: StartCosts
     policy: SchedulerPolicy
     now_unix_s: float
+    load: Mapping[ModelName, ModelLoad] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
     due_unix_s: list[float] = field(default_factory=list)
     rooms: dict[WorkerId, WorkerRoom] = field(init=False)
@@ -134,7 +136,12 @@ class _Step:
         self._release_failing(model)
         hosted = self._counted(model)
         decision = scale_model(
-            hosted, self.waiting.get(model), self.limits[model], self.policy, self.now_unix_s
+            hosted,
+            self.waiting.get(model),
+            self.limits[model],
+            self.load.get(model, ModelLoad()),
+            policy=self.policy,
+            now_unix_s=self.now_unix_s,
         )
         for key, reason in decision.surplus:
             self._unassign(key, reason)

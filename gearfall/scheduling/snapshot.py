@@ -92,6 +92,10 @@ class Waiting:
     jobs: int
     since_unix_s: float
     """When the oldest of them began to wait."""
+    tokens: int = 0
+    """To compute for all of them, prompts and answers, at most."""
+    batch_jobs: int = 0
+    """Of the jobs, those that take idle capacity only."""
 
 
 def waiting_by_model(demand: tuple[DemandRecord, ...]) -> dict[ModelName, Waiting]:
@@ -102,7 +106,10 @@ def waiting_by_model(demand: tuple[DemandRecord, ...]) -> dict[ModelName, Waitin
             continue
         known = waiting.get(record.model, Waiting(0, record.since_unix_s))
         waiting[record.model] = Waiting(
-            known.jobs + record.waiting_jobs, min(known.since_unix_s, record.since_unix_s)
+            known.jobs + record.waiting_jobs,
+            min(known.since_unix_s, record.since_unix_s),
+            known.tokens + record.prompt_tokens + record.output_tokens,
+            known.batch_jobs + record.batch_jobs,
         )
     return waiting
 

@@ -9,6 +9,7 @@ from gearfall.scheduling.autoscaler import (
     limits_by_model,
     scale_model,
 )
+from gearfall.scheduling.autoscaler_load import ModelLoad
 from gearfall.scheduling.snapshot import Hosted, Waiting
 from tests.gearfall.scheduling.clusters import assignment, by_name, deployment, replica
 
@@ -38,52 +39,65 @@ def starting(worker_id="a"):
     ],
 )
 def test_demand_adds_what_the_waiting_jobs_need(have, jobs, missing):
-    decision = scale_model(have, Waiting(jobs, 0.0), LIMITS, POLICY, 10.0)
+    decision = scale_model(
+        have, Waiting(jobs, 0.0), LIMITS, ModelLoad(), policy=POLICY, now_unix_s=10.0
+    )
     assert decision.missing == missing
     assert decision.surplus == ()
 
 
 def test_keep_alive_runs_from_the_last_job():
     idle = hosted(idle_since=100.0)
-    early = scale_model((idle,), None, LIMITS, POLICY, 159.9)
+    early = scale_model((idle,), None, LIMITS, ModelLoad(), policy=POLICY, now_unix_s=159.9)
     assert (early.surplus, early.next_due_unix_s) == ((), 160.0)
-    due = scale_model((idle,), None, LIMITS, POLICY, 160.0)
+    due = scale_model((idle,), None, LIMITS, ModelLoad(), policy=POLICY, now_unix_s=160.0)
     assert [key for key, _ in due.surplus] == [idle.key]
     assert due.next_due_unix_s is None
 
 
 def test_a_busy_replica_has_no_due_time():
-    decision = scale_model((hosted(),), None, LIMITS, POLICY, 1e9)
+    decision = scale_model((hosted(),), None, LIMITS, ModelLoad(), policy=POLICY, now_unix_s=1e9)
     assert (decision.surplus, decision.next_due_unix_s) == ((), None)
 
 
 def test_a_model_with_demand_is_never_scaled_down():
     idle = tuple(hosted(name, idle_since=1.0) for name in "abcde")
-    assert scale_model(idle, Waiting(1, 0.0), LIMITS, POLICY, 1e9).surplus == ()
+    assert (
+        scale_model(
+            idle, Waiting(1, 0.0), LIMITS, ModelLoad(), policy=POLICY, now_unix_s=1e9
+        ).surplus
+        == ()
+    )
 
 
 def test_minimum_residency_holds_back_an_expired_keep_alive():
     young = hosted(at=100.0, idle_since=101.0, total_s=1.0)
-    decision = scale_model((young,), None, ModelLimits(0, 1, 0.0), POLICY, 104.0)
+    decision = scale_model(
+        (young,), None, ModelLimits(0, 1, 0.0), ModelLoad(), policy=POLICY, now_unix_s=104.0
+    )
     assert (decision.surplus, decision.next_due_unix_s) == ((), 111.0)
     quick = hosted(at=100.0, idle_since=101.0, total_s=0.25)
-    decision = scale_model((quick,), None, ModelLimits(0, 1, 0.0), POLICY, 104.0)
+    decision = scale_model(
+        (quick,), None, ModelLimits(0, 1, 0.0), ModelLoad(), policy=POLICY, now_unix_s=104.0
+    )
     assert (decision.surplus, decision.next_due_unix_s) == ((), 105.25)
 
 
 def test_min_replicas_are_started_and_kept():
     limits = ModelLimits(1, 3, 60.0)
-    assert scale_model((), None, limits, POLICY, 0.0).missing == 1
+    assert scale_model((), None, limits, ModelLoad(), policy=POLICY, now_unix_s=0.0).missing == 1
     pair = (hosted("a", idle_since=10.0), hosted("b", idle_since=5.0))
-    decision = scale_model(pair, None, limits, POLICY, 1e6)
+    decision = scale_model(pair, None, limits, ModelLoad(), policy=POLICY, now_unix_s=1e6)
     assert [key[0] for key, _ in decision.surplus] == ["b"]
-    last = scale_model(pair[:1], None, limits, POLICY, 20.0)
+    last = scale_model(pair[:1], None, limits, ModelLoad(), policy=POLICY, now_unix_s=20.0)
     assert (last.surplus, last.next_due_unix_s) == ((), None)
 
 
 def test_beyond_max_the_idle_go_before_the_busy():
     three = (hosted("a"), hosted("b", idle_since=99.0), hosted("c"))
-    decision = scale_model(three, None, ModelLimits(0, 1, 60.0), POLICY, 100.0)
+    decision = scale_model(
+        three, None, ModelLimits(0, 1, 60.0), ModelLoad(), policy=POLICY, now_unix_s=100.0
+    )
     assert [key[0] for key, _ in decision.surplus] == ["b", "a"]
 
 
