@@ -107,8 +107,11 @@ class ClusterState(Protocol):
         """Write if the key is at `expected_mod_revision` (0: absent). Raises Conflict if not."""
         ...
 
-    async def delete(self, key: str, *, fence: Fence | None = None) -> bool:
-        """Delete and say whether it was there. Raises Conflict when the fence no longer holds."""
+    async def delete(self, key: str, *, fence: Fence | None = None) -> int:
+        """Delete and return the revision, 0 when it was not there.
+
+        Raises Conflict when the fence no longer holds.
+        """
         ...
 
     async def grant_lease(self, ttl_s: float) -> Lease:

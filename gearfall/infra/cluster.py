@@ -137,8 +137,8 @@ class Cluster:
         """Create a model; Conflict if the name is taken."""
         return await self._create("models", record)
 
-    async def delete_model(self, name: ModelName, *, fence: Fence | None = None) -> bool:
-        """Delete a model and say whether it was there."""
+    async def delete_model(self, name: ModelName, *, fence: Fence | None = None) -> int:
+        """Delete a model and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("models", name), fence=fence)
 
     async def put_deployment(self, record: DeploymentRecord, *, fence: Fence | None = None) -> int:
@@ -149,40 +149,40 @@ class Cluster:
         """Create a deployment; Conflict if the name is taken."""
         return await self._create("deployments", record)
 
-    async def delete_deployment(self, name: DeploymentName, *, fence: Fence | None = None) -> bool:
-        """Delete a deployment and say whether it was there."""
+    async def delete_deployment(self, name: DeploymentName, *, fence: Fence | None = None) -> int:
+        """Delete a deployment and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("deployments", name), fence=fence)
 
     async def put_node(self, record: NodeRecord, *, lease: Lease) -> int:
         """Publish a live store under its lease."""
         return await self._put("nodes", record, lease=lease)
 
-    async def delete_node(self, node_id: NodeId) -> bool:
-        """Delete a node and say whether it was there."""
+    async def delete_node(self, node_id: NodeId) -> int:
+        """Delete a node and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("nodes", node_id))
 
     async def put_worker(self, record: WorkerRecord, *, lease: Lease) -> int:
         """Publish a live worker under its lease."""
         return await self._put("workers", record, lease=lease)
 
-    async def delete_worker(self, worker_id: WorkerId) -> bool:
-        """Delete a worker and say whether it was there."""
+    async def delete_worker(self, worker_id: WorkerId) -> int:
+        """Delete a worker and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("workers", worker_id))
 
     async def put_router(self, record: RouterRecord, *, lease: Lease) -> int:
         """Publish a live router under its lease."""
         return await self._put("routers", record, lease=lease)
 
-    async def delete_router(self, router_id: RouterId) -> bool:
-        """Delete a router and say whether it was there."""
+    async def delete_router(self, router_id: RouterId) -> int:
+        """Delete a router and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("routers", router_id))
 
     async def put_scheduler(self, record: SchedulerRecord, *, lease: Lease) -> int:
         """Publish a live scheduler, leading or not, under its lease."""
         return await self._put("schedulers", record, lease=lease)
 
-    async def delete_scheduler(self, scheduler_id: str) -> bool:
-        """Delete a scheduler and say whether it was there."""
+    async def delete_scheduler(self, scheduler_id: str) -> int:
+        """Delete a scheduler and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("schedulers", scheduler_id))
 
     async def put_assignment(self, record: AssignmentRecord, *, fence: Fence) -> int:
@@ -191,24 +191,24 @@ class Cluster:
 
     async def delete_assignment(
         self, worker_id: WorkerId, model: ModelName, *, fence: Fence
-    ) -> bool:
-        """Take the wish back and say whether it was there."""
+    ) -> int:
+        """Take the wish back and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("assignments", worker_id, model), fence=fence)
 
     async def put_replica(self, record: ReplicaRecord, *, lease: Lease) -> int:
         """Publish what a worker hosts, under the worker's lease."""
         return await self._put("replicas", record, lease=lease)
 
-    async def delete_replica(self, worker_id: WorkerId, model: ModelName) -> bool:
-        """Delete a replica and say whether it was there."""
+    async def delete_replica(self, worker_id: WorkerId, model: ModelName) -> int:
+        """Delete a replica and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("replicas", worker_id, model))
 
     async def put_demand(self, record: DemandRecord, *, lease: Lease) -> int:
         """Publish that jobs wait at a router, under the router's lease."""
         return await self._put("demand", record, lease=lease)
 
-    async def delete_demand(self, model: ModelName, router_id: RouterId) -> bool:
-        """Say that nothing waits any more; return whether something did."""
+    async def delete_demand(self, model: ModelName, router_id: RouterId) -> int:
+        """Say that nothing waits any more and return the revision, 0 when nothing did."""
         return await self.state.delete(key_of("demand", model, router_id))
 
     async def put_load(self, record: LoadRecord, *, lease: Lease) -> int:
@@ -219,16 +219,16 @@ class Cluster:
         """Write down that a replica moves, before the first step."""
         return await self._put("moves", record, fence=fence)
 
-    async def delete_move(self, worker_id: WorkerId, model: ModelName, *, fence: Fence) -> bool:
-        """Forget a move that is done or given up, and say whether it was there."""
+    async def delete_move(self, worker_id: WorkerId, model: ModelName, *, fence: Fence) -> int:
+        """Forget a move that is done or given up; returns as the others do."""
         return await self.state.delete(key_of("moves", worker_id, model), fence=fence)
 
     async def put_prefetch(self, record: PrefetchRecord, *, fence: Fence) -> int:
         """Wish that a node has a model near."""
         return await self._put("prefetch", record, fence=fence)
 
-    async def delete_prefetch(self, node_id: NodeId, model: ModelName, *, fence: Fence) -> bool:
-        """Take the wish back and say whether it was there."""
+    async def delete_prefetch(self, node_id: NodeId, model: ModelName, *, fence: Fence) -> int:
+        """Take the wish back and return the revision, 0 when it was not there."""
         return await self.state.delete(key_of("prefetch", node_id, model), fence=fence)
 
     async def put_learned(self, record: LearnedRecord, *, fence: Fence) -> int:
@@ -239,8 +239,8 @@ class Cluster:
         """Record the leader's last decision about a model."""
         return await self._put("decisions", record, fence=fence)
 
-    async def delete_decision(self, model: ModelName, *, fence: Fence) -> bool:
-        """Forget the decisions about a model and say whether there was one."""
+    async def delete_decision(self, model: ModelName, *, fence: Fence) -> int:
+        """Forget the decisions about a model and return the revision, 0 when there was none."""
         return await self.state.delete(key_of("decisions", model), fence=fence)
 
     async def _put(

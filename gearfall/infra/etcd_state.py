@@ -79,11 +79,12 @@ class EtcdState:
         reply = await self._commit(write, [expected, *self._fence_compares(fence)], key=key)
         return int(reply.header.revision)
 
-    async def delete(self, key: str, *, fence: Fence | None = None) -> bool:
+    async def delete(self, key: str, *, fence: Fence | None = None) -> int:
         """See the port."""
         write = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=self._key(key)))
         reply = await self._commit(write, self._fence_compares(fence), key=key)
-        return bool(reply.responses[0].response_delete_range.deleted)
+        is_deleted = bool(reply.responses[0].response_delete_range.deleted)
+        return int(reply.header.revision) if is_deleted else 0
 
     async def grant_lease(self, ttl_s: float) -> EtcdLease:
         """See the port. etcd counts whole seconds (rounded up) and may grant more than asked."""

@@ -188,14 +188,14 @@ class MemoryState:
             raise Conflict(f"{key} is not at revision {expected_mod_revision}")
         return server.put(key, value, lease.lease_id if lease else 0)
 
-    async def delete(self, key: str, *, fence: Fence | None = None) -> bool:
+    async def delete(self, key: str, *, fence: Fence | None = None) -> int:
         """See the port."""
         server = self._reach()
         self._check(fence, None)
         if key not in server.entries:
-            return False
+            return 0
         server.delete(key)
-        return True
+        return server.revision
 
     async def grant_lease(self, ttl_s: float) -> MemoryLease:
         """See the port."""

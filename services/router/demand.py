@@ -25,7 +25,7 @@ class DemandWriter(Protocol):
         """Write the record under the router's lease."""
         ...
 
-    async def delete_demand(self, model: ModelName, router_id: RouterId) -> bool:
+    async def delete_demand(self, model: ModelName, router_id: RouterId) -> int:
         """Delete the record."""
         ...
 

@@ -73,11 +73,13 @@ async def test_list_holds_the_prefix_and_nothing_else(states):
     assert keys(await state.list("")) == {"a/1", "a/2", "ab", "b/1"}
 
 
-async def test_delete_says_whether_it_was_there(states):
+async def test_delete_says_when_it_went_and_whether_it_was_there(states):
     state = states.connect()
-    await state.put("x", b"")
-    assert await state.delete("x") is True
-    assert await state.delete("x") is False
+    written = await state.put("x", b"")
+    deleted = await state.delete("x")
+    assert deleted > written
+    assert (await state.list("")).revision >= deleted
+    assert await state.delete("x") == 0
     assert await state.get("x") is None
 
 
