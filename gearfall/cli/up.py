@@ -32,6 +32,9 @@ def up(
     keep_alive: Annotated[
         float, typer.Option(min=0, help="Idle seconds before a model without a deployment stops.")
     ] = 300.0,
+    schedulers: Annotated[
+        int, typer.Option(min=1, help="One leads; the others take over when it dies.")
+    ] = 1,
     api_key: Annotated[
         list[str] | None, typer.Option(help="Accept only these bearer tokens; repeatable.")
     ] = None,
@@ -61,6 +64,7 @@ def up(
         slots=slots,
         threads=threads,
         keep_alive_s=keep_alive,
+        schedulers=schedulers,
         api_keys=tuple(api_key or ()),
     )
     asyncio.run(_run(settings, with_demo=with_demo, as_json=as_json))

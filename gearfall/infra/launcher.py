@@ -56,6 +56,8 @@ class LocalClusterSettings:
     device: str = "cpu"
     keep_alive_s: float = 300.0
     """Idle time after which a model without a deployment is stopped."""
+    schedulers: int = 1
+    """One leads, the others take over when it dies."""
     api_keys: tuple[str, ...] = ()
     """Bearer tokens that the router accepts; none: it is open."""
     cluster_secret: str = field(default="", repr=False)
@@ -97,9 +99,16 @@ def service_commands(settings: LocalClusterSettings) -> Sequence[Sequence[Proces
         for node in nodes
         for number in range(1, settings.workers_per_node + 1)
     ]
-    scheduler = _service(
-        settings, "scheduler", "scheduler", *("--keep-alive", settings.keep_alive_s), *_METRICS
-    )
+    schedulers = [
+        _service(
+            settings,
+            "scheduler",
+            name,
+            *("--keep-alive", settings.keep_alive_s),
+            *_METRICS,
+        )
+        for name in _scheduler_names(settings.schedulers)
+    ]
     router = _service(
         settings,
         "router",
@@ -111,7 +120,7 @@ def service_commands(settings: LocalClusterSettings) -> Sequence[Sequence[Proces
             SECRET_VARIABLE: settings.cluster_secret,
         },
     )
-    return (stores, workers, (scheduler,), (router,))
+    return (stores, workers, schedulers, (router,))
 
 
 class LocalCluster:
@@ -126,6 +135,8 @@ class LocalCluster:
         """`commands` says which services to start once etcd and Redis are there."""
         if settings.nodes < 1 or settings.workers_per_node < 1:
             raise InvalidRequest("a cluster needs at least one node and one worker on each")
+        if settings.schedulers < 1:
+            raise InvalidRequest("a cluster needs at least one scheduler")
         if any("," in key or not key for key in settings.api_keys):
             raise InvalidRequest("an API key must be some text without a comma", param="api_keys")
         self.settings = settings
@@ -232,6 +243,12 @@ class LocalCluster:
 
     def _publish(self) -> None:
         write_cluster_file(self.settings.runtime_dir, self.describe())
+
+
+def _scheduler_names(schedulers: int) -> Sequence[str]:
+    if schedulers == 1:
+        return ("scheduler",)
+    return [f"scheduler-{number}" for number in range(1, schedulers + 1)]
 
 
 def _service(

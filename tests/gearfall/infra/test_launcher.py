@@ -249,6 +249,8 @@ def test_the_real_commands_carry_the_settings(tmp_path):
         ["scheduler"],
         ["router"],
     ]
+    several = service_commands(replace(chosen, schedulers=2))[2]
+    assert [command.name for command in several] == ["scheduler-1", "scheduler-2"]
     worker = service_commands(chosen)[1][0]
     assert worker.argv[1:3] == ("-m", "services.worker")
     assert worker.argv[worker.argv.index("--slots") + 1] == "5"
