@@ -29,16 +29,16 @@ gearfall::cpu::Pages pages(const nb::tuple &k_cache, const nb::tuple &v_cache,
 
 std::vector<std::string> variants() {
     std::vector<std::string> names;
-    gearfall::cpu::for_each_kernels([&](const auto &kernels) { names.push_back(kernels.name); });
+    for (const auto &kernels : gearfall::cpu::all_kernels()) names.push_back(kernels.name);
     return names;
 }
 
 void linear(const nb::tuple &x, const nb::tuple &weight, const std::optional<nb::tuple> &bias,
-            const nb::tuple &out, int threads, const std::string &variant) {
+            const nb::tuple &out, int threads, const std::string &variant, bool is_rounded) {
     TensorView bias_view;
     if (bias) bias_view = tensor("bias", *bias);
     const gearfall::cpu::Linear call{tensor("x", x), tensor("weight", weight),
-                                     bias ? &bias_view : nullptr, tensor("out", out)};
+                                     bias ? &bias_view : nullptr, tensor("out", out), is_rounded};
     const nb::gil_scoped_release released;
     gearfall::cpu::linear(call, threads, variant);
 }
@@ -103,7 +103,7 @@ void bind_cpu(nb::module_ &module) {
     module.def("cpu_variants", &variants,
                "Return the instruction sets that can run, fastest first.");
     module.def("cpu_linear", &linear, "x"_a, "weight"_a, "bias"_a.none(), "out"_a, "threads"_a,
-               "variant"_a, "Write x @ weight.T + bias to out.");
+               "variant"_a, "is_rounded"_a = false, "Write x @ weight.T + bias to out.");
     module.def("cpu_write_kv", &write_kv, "k"_a, "v"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a,
                "seq_index"_a, "positions"_a, "Copy keys and values into the paged cache.");
     module.def("cpu_paged_attention", &paged_attention, "q"_a, "k_cache"_a, "v_cache"_a,

@@ -62,11 +62,12 @@ void make(Decoder *self, const nb::tuple &embedding, const nb::list &layers, con
 void run(Decoder &self, const nb::tuple &token_ids, const nb::tuple &cos, const nb::tuple &sin,
          const nb::tuple &block_tables, const nb::tuple &seq_index, const nb::tuple &positions,
          const nb::tuple &logit_rows, const nb::tuple &logits, int threads,
-         const std::string &variant) {
+         const std::string &variant, bool is_rounded) {
     const DecoderStep step{tensor("token_ids", token_ids),       tensor("cos", cos),
                            tensor("sin", sin),                   tensor("block_tables", block_tables),
                            tensor("seq_index", seq_index),       tensor("positions", positions),
-                           tensor("logit_rows", logit_rows),     tensor("logits", logits)};
+                           tensor("logit_rows", logit_rows),     tensor("logits", logits),
+                           is_rounded};
     const nb::gil_scoped_release released;
     self.run(step, threads, variant);
 }
@@ -87,6 +88,7 @@ void bind_cpu_decoder(nb::module_ &module) {
         .def("__init__", &make, "embedding"_a, "layers"_a, "norm"_a, "head"_a, "eps"_a)
         .def("run", &run, "token_ids"_a, "cos"_a, "sin"_a, "block_tables"_a, "seq_index"_a,
              "positions"_a, "logit_rows"_a, "logits"_a, "threads"_a, "variant"_a,
+             "is_rounded"_a = false,
              "Compute one step and write the wanted logits.")
         .def("seconds", &seconds, "Return the seconds spent in each phase so far.");
 }

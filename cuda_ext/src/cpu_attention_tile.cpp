@@ -106,8 +106,8 @@ public:
         const TokenTiles tiles(queries_, call.kernels.tile_tokens);
         for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
             const std::int64_t first = tiles.begin(tile);
-            call.kernels.pack(0, rows + first, tiles.begin(tile + 1) - first, call.sizes.head_size,
-                              packed_ + first * query_floats_);
+            call.kernels.pack(Operand::f32, rows + first, tiles.begin(tile + 1) - first,
+                              call.sizes.head_size, packed_ + first * query_floats_);
         }
         std::fill_n(sums_, queries_ * query_floats_, 0.0f);
     }

@@ -2,6 +2,8 @@
 #if defined(__x86_64__)
 #include <cstring>
 
+#include "cpu_denormals.hpp"
+#include "cpu_half.hpp"
 #include "cpu_isa.hpp"  // before the target: what others share must run everywhere
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -23,6 +25,7 @@ struct Avx2 {
     static constexpr int kRows = 2;
     static constexpr int kTokens = 3;
     static constexpr int kQueries = 2;
+    static constexpr bool kHasPairDot = false;
 
     static Lanes zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
     static Lanes set(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -96,6 +99,7 @@ struct Avx2 {
 
 }  // namespace
 
+extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels = Tiles<Avx2>::table("avx2");
 
 }  // namespace gearfall::cpu

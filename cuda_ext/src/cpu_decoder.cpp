@@ -91,7 +91,7 @@ private:
     }
 
     void attend(const DecoderLayer &layer) {
-        pack_normed(layer.attention_norm, layer.q.weight.dtype);
+        pack_normed(layer.attention_norm, operand(layer.q));
         note(Phase::row);
         const std::int64_t all = sizes_.qkv_floats();
         float *const k = qkv_ + sizes_.q_floats();
@@ -99,7 +99,7 @@ private:
         const Product products[] = {{&layer.q.weight, layer.q.bias_or_null(), qkv_, all},
                                     {&layer.k.weight, layer.k.bias_or_null(), k, all},
                                     {&layer.v.weight, layer.v.bias_or_null(), v, all}};
-        multiply(products, 3, packed(sizes_.width));
+        multiply(products, 3, packed(sizes_.width, layer.q));
         note(Phase::projection);
         const Pages pages{layer.k_cache, layer.v_cache, step_.block_tables, step_.seq_index,
                           step_.positions};
@@ -107,18 +107,18 @@ private:
         note(Phase::row);
         attend_pages(layer, pages);
         note(Phase::attention);
-        pack_rows(attended_, sizes_.q_floats(), layer.o.weight.dtype);
+        pack_rows(attended_, sizes_.q_floats(), operand(layer.o));
         add_product(layer.o, sizes_.q_floats());
         note(Phase::projection);
     }
 
     void transform(const DecoderLayer &layer) {
-        pack_normed(layer.mlp_norm, layer.gate.weight.dtype);
+        pack_normed(layer.mlp_norm, operand(layer.gate));
         note(Phase::row);
         const std::int64_t inner = layer.gate.outputs();
         const Product gate{&layer.gate.weight, layer.gate.bias_or_null(), gate_, inner};
         const Product up{&layer.up.weight, layer.up.bias_or_null(), up_, inner};
-        const PackedTokens x = packed(sizes_.width);
+        const PackedTokens x = packed(sizes_.width, layer.gate);
         const std::int64_t row_bytes = 2 * sizes_.width * element_bytes(layer.gate.weight.dtype);
         const int useful =
             product_threads(2 * inner * sizes_.width, inner * row_bytes, tokens_, threads_);
@@ -132,7 +132,7 @@ private:
                 kernels_.silu_mul(out, up_ + t * inner + piece.first_row, piece.row_count, out);
             });
         });
-        pack_rows(gate_, inner, layer.down.weight.dtype);
+        pack_rows(gate_, inner, operand(layer.down));
         add_product(layer.down, inner);
         note(Phase::mlp);
     }
@@ -146,12 +146,12 @@ private:
         }
         const TokenTiles tiles(wanted, kernels_.tile_tokens);
         for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
-            pack_tile(kernels_, weights_.head.weight.dtype, rows_, sizes_.width, wanted,
+            pack_tile(kernels_, operand(weights_.head), rows_, sizes_.width, wanted,
                       sizes_.width, tile, packed_);
         }
         const Product product{&weights_.head.weight, weights_.head.bias_or_null(),
                               step_.logits.f32(), weights_.head.outputs()};
-        multiply(&product, 1, {packed_, wanted, sizes_.width});
+        multiply(&product, 1, {packed_, wanted, sizes_.width, operand(weights_.head)});
         note(Phase::head);
     }
 
@@ -191,22 +191,28 @@ private:
         kernels_.rms_norm(x, weight.f32(), size, weights_.eps, out);
     }
 
-    void pack_normed(const TensorView &norm, DType dtype) {
+    void pack_normed(const TensorView &norm, Operand operand) {
         parallel_for(tiles_.count, row_threads(sizes_.width), [&](std::int64_t tile) {
             for (std::int64_t t = tiles_.begin(tile); t < tiles_.begin(tile + 1); ++t) {
                 norm_row(norm, x_ + t * sizes_.width, sizes_.width, rows_ + t * sizes_.width);
             }
-            pack_tile(kernels_, dtype, rows_, sizes_.width, tokens_, sizes_.width, tile, packed_);
+            pack_tile(kernels_, operand, rows_, sizes_.width, tokens_, sizes_.width, tile, packed_);
         });
     }
 
-    void pack_rows(const float *rows, std::int64_t k, DType dtype) {
+    void pack_rows(const float *rows, std::int64_t k, Operand operand) {
         parallel_for(tiles_.count, row_threads(k), [&](std::int64_t tile) {
-            pack_tile(kernels_, dtype, rows, k, tokens_, k, tile, packed_);
+            pack_tile(kernels_, operand, rows, k, tokens_, k, tile, packed_);
         });
     }
 
-    PackedTokens packed(std::int64_t k) const { return {packed_, tokens_, k}; }
+    Operand operand(const StoredLinear &linear) const {
+        return operand_of(linear.weight.dtype, step_.is_rounded);
+    }
+
+    PackedTokens packed(std::int64_t k, const StoredLinear &linear) const {
+        return {packed_, tokens_, k, operand(linear)};
+    }
 
     // Products of the same tokens, cut as if their rows were one weight's.
     void multiply(const Product *products, int count, const PackedTokens &x) {
@@ -236,7 +242,7 @@ private:
     // x += linear(packed tokens of width k)
     void add_product(const StoredLinear &linear, std::int64_t k) {
         const Product product{&linear.weight, linear.bias_or_null(), rows_, sizes_.width};
-        const PackedTokens x = packed(k);
+        const PackedTokens x = packed(k, linear);
         const std::int64_t row_bytes = k * element_bytes(linear.weight.dtype);
         const int useful =
             product_threads(sizes_.width * k, sizes_.width * row_bytes, tokens_, threads_);

@@ -62,6 +62,7 @@ struct DecoderStep {
     TensorView positions;
     TensorView logit_rows;  // i32[L]: tokens whose logits are wanted
     TensorView logits;      // f32[L, N]
+    bool is_rounded;        // tokens to bfloat16 before products with bfloat16 weights
 };
 
 // Sizes that all layers share.

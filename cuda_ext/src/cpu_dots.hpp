@@ -5,6 +5,8 @@
 
 #include <cstring>
 
+#include "cpu_denormals.hpp"
+#include "cpu_half.hpp"
 #include "cpu_isa.hpp"
 
 namespace gearfall::cpu {
@@ -16,24 +18,56 @@ struct Bf16 {
 struct F16 {
     std::uint16_t bits;
 };
+// A bfloat16 weight whose tokens are rounded to bfloat16.
+struct Rounded : Bf16 {};
 
 template <class W>
-constexpr int kDtype = sizeof(W) == 4 ? 0 : 2;
+constexpr Operand kOperand = sizeof(W) == 4 ? Operand::f32 : Operand::f16;
 template <>
-constexpr int kDtype<Bf16> = 1;
+constexpr Operand kOperand<Bf16> = Operand::bf16;
+template <>
+constexpr Operand kOperand<Rounded> = Operand::rounded;
+
+// The bits of x rounded to bfloat16, in the upper half of a float's.
+static inline std::uint32_t rounded_bits(float x) {
+    const std::uint32_t bits = to_bits(x);
+    const std::uint32_t nearest = bits + 0x7FFF + ((bits >> 16) & 1);
+    const bool is_nan = (bits & 0x7FFFFFFF) > 0x7F800000;
+    return (is_nan ? bits | 0x400000 : nearest) & 0xFFFF0000;
+}
 
 template <class Isa>
 struct Dots {
     using Lanes = typename Isa::Lanes;
     static constexpr int kRows = Isa::kRows;
     static constexpr int kTokens = Isa::kTokens;
+    template <class W>
+    static constexpr bool kIsRounded = kOperand<W> == Operand::rounded;
+    // Whether tokens are packed as bfloat16 pairs for an instruction that takes them.
+    template <class W>
+    static constexpr bool kIsPaired = kIsRounded<W> && Isa::kHasPairDot;
+    // Floats' worth of one token's packed step.
+    template <class W>
+    static constexpr std::int64_t kStepFloats =
+        kIsPaired<W> ? kLanes : step_elements(kOperand<W>);
 
     template <class W, int R, int T>
     static inline __attribute__((always_inline)) void step(const W *const *rows,
                                                            std::int64_t offset, const float *x,
                                                            Lanes (&sums)[T][R]) {
-        constexpr int kStep = step_elements(kDtype<W>);
-        for (int part = 0; part < kStep / kLanes; ++part) {
+        if constexpr (kIsPaired<W>) {
+            typename Isa::Pairs w[R];
+            for (int r = 0; r < R; ++r) w[r] = Isa::pairs(rows[r] + offset);
+            for (int t = 0; t < T; ++t) {
+                const typename Isa::Pairs token = Isa::pairs(x + t * kLanes);
+                for (int r = 0; r < R; ++r) sums[t][r] = Isa::dot_pairs(w[r], token, sums[t][r]);
+            }
+            return;
+        }
+        constexpr int kStep = step_elements(kOperand<W>);
+        constexpr int kParts = kStep / kLanes;
+        for (int i = 0; i < kParts; ++i) {
+            const int part = kIsRounded<W> ? kParts - 1 - i : i;
             Lanes w[R];
             for (int r = 0; r < R; ++r) w[r] = Isa::widen(rows[r] + offset, part);
             for (int t = 0; t < T; ++t) {
@@ -47,7 +81,7 @@ struct Dots {
     template <class W, int R, int T>
     static void dot_tile(const DotPanel &panel, std::int64_t first_row, std::int64_t row_step,
                          const float *x, float *out) {
-        constexpr std::int64_t kStep = step_elements(kDtype<W>);
+        constexpr std::int64_t kStep = step_elements(kOperand<W>);
         const W *rows[R];
         for (int r = 0; r < R; ++r) {
             rows[r] = static_cast<const W *>(panel.rows[first_row + r * row_step]) +
@@ -58,7 +92,7 @@ struct Dots {
             for (int r = 0; r < R; ++r) sums[t][r] = Isa::zero();
         }
         std::int64_t offset = 0;
-        for (; offset + kStep <= panel.k; offset += kStep, x += kStep * T) {
+        for (; offset + kStep <= panel.k; offset += kStep, x += kStepFloats<W> * T) {
             step<W, R, T>(rows, offset, x, sums);
         }
         if (offset < panel.k) {
@@ -103,7 +137,17 @@ struct Dots {
 
     template <class W>
     static void dot(const DotPanel &panel) {
-        const std::int64_t row_floats = padded(panel.k, step_elements(kDtype<W>));
+        if constexpr (kIsRounded<W> && !kIsPaired<W>) {
+            const DenormalsFlushed flushed;
+            dot_tiles<W>(panel);
+        } else {
+            dot_tiles<W>(panel);
+        }
+    }
+
+    template <class W>
+    static void dot_tiles(const DotPanel &panel) {
+        const std::int64_t row_floats = padded(panel.k, step_elements(kOperand<W>));
         const TokenTiles tiles(panel.tokens, kTokens);
         for (std::int64_t tile = panel.first_tile; tile < panel.end_tile; ++tile) {
             const std::int64_t token = tiles.begin(tile);
@@ -141,22 +185,29 @@ struct Dots {
         dot_through_at_most<kTokens>(panels, count);
     }
 
-    static void pack(int dtype, const float *const *rows, std::int64_t tokens, std::int64_t k,
-                     float *packed) {
-        const std::int64_t step = step_elements(dtype);
+    static void pack(Operand operand, const float *const *rows, std::int64_t tokens,
+                     std::int64_t k, float *packed) {
+        const std::int64_t step = step_elements(operand);
+        const bool is_rounded = operand == Operand::rounded;
+        const std::int64_t step_floats = is_rounded ? kStepFloats<Rounded> : step;
         for (std::int64_t offset = 0; offset < k; offset += step) {
-            for (std::int64_t t = 0; t < tokens; ++t, packed += step) {
-                pack_step(step, rows[t] + offset, k - offset, packed);
+            for (std::int64_t t = 0; t < tokens; ++t, packed += step_floats) {
+                float end[2 * kLanes] = {};
+                const float *x = rows[t] + offset;
+                if (k - offset < step) {
+                    std::memcpy(end, x, (k - offset) * sizeof(float));
+                    x = end;
+                }
+                if (is_rounded) {
+                    pack_rounded(x, packed);
+                } else {
+                    pack_step(step, x, packed);
+                }
             }
         }
     }
 
-    static void pack_step(std::int64_t step, const float *x, std::int64_t left, float *packed) {
-        float end[2 * kLanes] = {};
-        if (left < step) {
-            std::memcpy(end, x, left * sizeof(float));
-            x = end;
-        }
+    static void pack_step(std::int64_t step, const float *x, float *packed) {
         if (step == kLanes) {
             std::memcpy(packed, x, kLanes * sizeof(float));
             return;
@@ -164,6 +215,19 @@ struct Dots {
         for (int j = 0; j < kLanes; ++j) {
             packed[j] = x[2 * j];
             packed[kLanes + j] = x[2 * j + 1];
+        }
+    }
+
+    static void pack_rounded(const float *x, float *packed) {
+        for (int j = 0; j < kLanes; ++j) {
+            const std::uint32_t even = rounded_bits(x[2 * j]);
+            const std::uint32_t odd = rounded_bits(x[2 * j + 1]);
+            if constexpr (kIsPaired<Rounded>) {
+                packed[j] = from_bits(odd | even >> 16);
+            } else {
+                packed[j] = from_bits(even);
+                packed[kLanes + j] = from_bits(odd);
+            }
         }
     }
 };

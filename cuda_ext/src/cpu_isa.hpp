@@ -4,6 +4,11 @@
 // fused multiply-add, partial sum j taking elements j, j+16, j+32, ... (for bfloat16 weights 2j,
 // 2j+1, 2j+32, ...), the end padded with zeros; then lanes i and i+8, i and i+4, i and i+2, i and
 // i+1 are added. Nothing in it depends on a neighbour row, so tiles may have any shape.
+//
+// Rounded products take bfloat16 weights and tokens rounded to bfloat16 (nearest, ties to even):
+// partial sum j takes element 2j+1, then 2j, then 2j+33, 2j+32, ..., each by a fused multiply-add
+// that reads and gives zero for numbers too small for a whole exponent, which is what AVX512_BF16's
+// VDPBF16PS does; the lanes are added as above.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +17,15 @@ namespace gearfall::cpu {
 
 constexpr std::int64_t kLanes = 16;
 
+// What a product's weights are, and for `rounded` what becomes of its tokens: the first three are
+// the codes of DType, with tokens in float32.
+enum class Operand : int { f32 = 0, bf16 = 1, f16 = 2, rounded = 3 };
+constexpr int kOperands = 4;
+
 // Elements of one step over K: packed rows are padded with zeros to a multiple of it.
-constexpr std::int64_t step_elements(int dtype) { return dtype == 1 ? 2 * kLanes : kLanes; }
+constexpr std::int64_t step_elements(Operand operand) {
+    return operand == Operand::bf16 || operand == Operand::rounded ? 2 * kLanes : kLanes;
+}
 constexpr std::int64_t padded(std::int64_t count, std::int64_t step) {
     return (count + step - 1) / step * step;
 }
@@ -33,7 +45,7 @@ struct TokenTiles {
 struct DotPanel {
     const void *const *rows;
     std::int64_t row_count;
-    const float *packed;  // all tiles, by Kernels::pack for the weights' dtype
+    const float *packed;  // all tiles, by Kernels::pack for the same operand
     std::int64_t tokens;  // in all tiles
     std::int64_t first_tile;
     std::int64_t end_tile;
@@ -60,14 +72,15 @@ struct Kernels {
     const char *name;
     // Most tokens of one packed tile.
     std::int64_t tile_tokens;
-    // By weight dtype: f32, bf16, f16.
-    void (*dot[3])(const DotPanel &panel);
+    // By operand.
+    void (*dot[kOperands])(const DotPanel &panel);
     // Panels of f32 over other parts of the same rows, with at most tile_tokens tokens each: all
     // panels' products with a row stand side by side in time, so that rows are read through.
     void (*dot_through)(const DotPanel *panels, std::int64_t count);
-    // Copies the token rows of one tile, interleaved by step, in the order weights of `dtype` widen
-    // to. Tile i of a packing begins at its first token times padded(k, step_elements(dtype)).
-    void (*pack)(int dtype, const float *const *rows, std::int64_t tokens, std::int64_t k,
+    // Copies the token rows of one tile, interleaved by step, in the order that `dot` of the same
+    // table reads. Tile i of a packing begins at its first token times padded(k,
+    // step_elements(operand)).
+    void (*pack)(Operand operand, const float *const *rows, std::int64_t tokens, std::int64_t k,
                  float *packed);
     // Replaces scores[0..count) by exp(s - max), s = the score scaled and capped, and returns the
     // reciprocal of their sum. Reads and writes up to the next multiple of kLanes.
@@ -89,26 +102,15 @@ struct Kernels {
                               float *numbers);
 };
 
-extern const Kernels kPortableKernels;
-#if defined(__x86_64__)
-extern const Kernels kAvx2Kernels;
-extern const Kernels kAvx512Kernels;
-#endif
+struct KernelTables {
+    const Kernels *tables;
+    int count;
+    const Kernels *begin() const { return tables; }
+    const Kernels *end() const { return tables + count; }
+};
 
-// Calls visit(const Kernels &) for each table this machine can run, fastest first.
-template <class Visit>
-void for_each_kernels(Visit visit) {
-#if defined(__x86_64__)
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                          __builtin_cpu_supports("f16c");
-    if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-        visit(kAvx512Kernels);
-    }
-    if (has_avx2) visit(kAvx2Kernels);
-#endif
-    visit(kPortableKernels);
-}
+// The tables this machine can run, fastest first.
+KernelTables all_kernels();
 
 // The table named `variant`, the fastest for "". Throws BadArgument for one this machine lacks.
 const Kernels &find_kernels(const char *variant);

@@ -13,6 +13,7 @@ struct Linear {
     TensorView weight;
     const TensorView *bias;  // or nullptr
     TensorView out;
+    bool is_rounded;  // x to bfloat16, where the weight is
 };
 void linear(const Linear &call, int threads, const std::string &variant);
 

@@ -32,16 +32,16 @@ void linear(const Linear &call, int threads, const std::string &variant) {
     const std::int64_t k = call.x.shape[1];
     const std::int64_t rows = call.weight.shape[0];
     if (tokens == 0 || rows == 0) return;
-    const DType dtype = call.weight.dtype;
-    const std::int64_t row_bytes = k * element_bytes(dtype);
+    const Operand operand = operand_of(call.weight.dtype, call.is_rounded);
+    const std::int64_t row_bytes = k * element_bytes(call.weight.dtype);
     const int useful = product_threads(rows * k, rows * row_bytes, tokens, threads);
     const TokenTiles tiles(tokens, kernels.tile_tokens);
-    const Scratch packed(packed_floats(dtype, tokens, k));
+    const Scratch packed(packed_floats(operand, tokens, k));
     parallel_for(tiles.count, product_threads(0, tokens * k, 0, useful), [&](std::int64_t tile) {
-        pack_tile(kernels, dtype, call.x.f32(), call.x.stride[0], tokens, k, tile, packed.data());
+        pack_tile(kernels, operand, call.x.f32(), call.x.stride[0], tokens, k, tile, packed.data());
     });
     const Product product{&call.weight, call.bias, call.out.f32(), rows};
-    const PackedTokens x{packed.data(), tokens, k};
+    const PackedTokens x{packed.data(), tokens, k, operand};
     const ProductCut cut(rows, row_bytes, tiles.count, useful);
     parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
         compute_piece(kernels, product, x, cut.piece(index));

@@ -13,6 +13,7 @@ struct Portable {
     static constexpr int kRows = 2;
     static constexpr int kTokens = 2;
     static constexpr int kQueries = 1;
+    static constexpr bool kHasPairDot = false;
 
     template <class Function>
     static Lanes each(Function function) {
@@ -81,6 +82,7 @@ struct Portable {
 
 }  // namespace
 
+extern const Kernels kPortableKernels;
 const Kernels kPortableKernels = Tiles<Portable>::table("portable");
 
 }  // namespace gearfall::cpu

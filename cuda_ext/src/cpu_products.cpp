@@ -55,18 +55,18 @@ int product_threads(std::int64_t weights, std::int64_t weight_bytes, std::int64_
     return static_cast<int>(std::min<std::int64_t>(threads, 1 + work / kWorkPerThread));
 }
 
-std::int64_t packed_floats(DType dtype, std::int64_t tokens, std::int64_t k) {
-    return tokens * padded(k, step_elements(static_cast<int>(dtype)));
+std::int64_t packed_floats(Operand operand, std::int64_t tokens, std::int64_t k) {
+    return tokens * padded(k, step_elements(operand));
 }
 
-void pack_tile(const Kernels &kernels, DType dtype, const float *x, std::int64_t stride,
+void pack_tile(const Kernels &kernels, Operand operand, const float *x, std::int64_t stride,
                std::int64_t tokens, std::int64_t k, std::int64_t tile, float *packed) {
     const TokenTiles tiles(tokens, kernels.tile_tokens);
     const std::int64_t first = tiles.begin(tile);
     const std::int64_t count = tiles.begin(tile + 1) - first;
     const float *rows[kMaxTileTokens];
     for (std::int64_t t = 0; t < count; ++t) rows[t] = x + (first + t) * stride;
-    kernels.pack(static_cast<int>(dtype), rows, count, k, packed + packed_floats(dtype, first, k));
+    kernels.pack(operand, rows, count, k, packed + packed_floats(operand, first, k));
 }
 
 void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,
@@ -86,7 +86,7 @@ void compute_piece(const Kernels &kernels, const Product &product, const PackedT
                          product.out + piece.first_row,
                          product.out_stride,
                          0};
-    kernels.dot[static_cast<int>(weight.dtype)](panel);
+    kernels.dot[static_cast<int>(x.operand)](panel);
     if (product.bias == nullptr) return;
     const TokenTiles tiles(x.tokens, kernels.tile_tokens);
     add_bias(*product.bias, panel, piece.first_row, tiles.begin(piece.first_tile),

@@ -8,11 +8,17 @@
 
 namespace gearfall::cpu {
 
+// What weights of `dtype` are multiplied with, tokens rounded to bfloat16 or not.
+constexpr Operand operand_of(DType dtype, bool is_rounded) {
+    return is_rounded && dtype == DType::bf16 ? Operand::rounded : static_cast<Operand>(dtype);
+}
+
 // Token rows in the layout of Kernels::dot.
 struct PackedTokens {
     const float *floats;
     std::int64_t tokens;
     std::int64_t k;
+    Operand operand;
 };
 
 // out[t, n] = sum over k of x[t, k] * weight[n, k], plus bias[n] where there is one.
@@ -53,10 +59,10 @@ private:
 int product_threads(std::int64_t weights, std::int64_t weight_bytes, std::int64_t tokens,
                     int threads);
 
-std::int64_t packed_floats(DType dtype, std::int64_t tokens, std::int64_t k);
+std::int64_t packed_floats(Operand operand, std::int64_t tokens, std::int64_t k);
 
-// Packs the tokens of one tile, rows `stride` floats apart, for weights of `dtype`.
-void pack_tile(const Kernels &kernels, DType dtype, const float *x, std::int64_t stride,
+// Packs the tokens of one tile, rows `stride` floats apart.
+void pack_tile(const Kernels &kernels, Operand operand, const float *x, std::int64_t stride,
                std::int64_t tokens, std::int64_t k, std::int64_t tile, float *packed);
 
 void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,

@@ -1,22 +1,10 @@
-// Kernels over whole rows, and the choice of an instruction set.
-#include <cstring>
+// Kernels over whole rows.
 #include <vector>
 
 #include "cpu_isa.hpp"
 #include "cpu_kernels.hpp"
 
 namespace gearfall::cpu {
-
-const Kernels &find_kernels(const char *variant) {
-    const Kernels *found = nullptr;
-    for_each_kernels([&](const Kernels &kernels) {
-        if (found == nullptr && (*variant == '\0' || std::strcmp(variant, kernels.name) == 0)) {
-            found = &kernels;
-        }
-    });
-    if (found == nullptr) refuse(std::string("this machine has no variant ") + variant);
-    return *found;
-}
 
 void rms_norm(const TensorView &x, const TensorView &weight, const TensorView &out, float eps,
               const std::string &variant) {

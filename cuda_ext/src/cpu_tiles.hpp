@@ -276,7 +276,8 @@ struct Tiles : Dots<Isa> {
         using Base = Dots<Isa>;
         return {name,
                 Isa::kTokens,
-                {Base::template dot<float>, Base::template dot<Bf16>, Base::template dot<F16>},
+                {Base::template dot<float>, Base::template dot<Bf16>, Base::template dot<F16>,
+                 Base::template dot<Rounded>},
                 Base::dot_through,
                 Base::pack,
                 softmax,

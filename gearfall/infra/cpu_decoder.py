@@ -92,8 +92,12 @@ class Decoder:
             view_of(embedding), [_parts(layer) for layer in layers], view_of(norm), _pair(head), eps
         )
 
-    def run(self, step: Step, *, threads: int, variant: str = "") -> torch.Tensor:
+    def run(
+        self, step: Step, *, threads: int, is_rounded: bool = False, variant: str = ""
+    ) -> torch.Tensor:
         """Compute a step: keys and values go to the caches, the wanted logits f32[L, N] come back.
+
+        `is_rounded` as in `gearfall.infra.cpu_kernels.linear`, for all products with weights.
 
         Raises ValueError before anything is computed. One caller's step at a time is computed.
         """
@@ -109,6 +113,7 @@ class Decoder:
             view_of(logits),
             threads,
             variant,
+            is_rounded,
         )
         return logits
 

@@ -2,7 +2,9 @@
 
 Every output row is a function of that token's inputs alone, bit for bit: the other rows of a
 batch, their number, the thread count, prefill against decode and the machine's vector width change
-nothing. Activations and sums are float32; bfloat16 and float16 weights are widened exactly.
+nothing. Activations and sums are float32; bfloat16 and float16 weights are widened exactly. Where
+a call asks for it, activations are rounded to bfloat16 for products with bfloat16 weights; the bits
+are then those of AVX512_BF16's instruction on every machine, and emulated where it is missing.
 
 Inputs may have any strides as long as the elements of the last dimension are adjacent; caches,
 tables and indices are contiguous. All calls release the GIL, start no thread before one pays (so a
@@ -38,12 +40,14 @@ def linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
+    is_rounded: bool = False,
     threads: int = 1,
     variant: str = "",
 ) -> torch.Tensor:
     """Return `x @ weight.T + bias` as f32[T, N].
 
-    `x` f32[T, K], `weight` and `bias` f32 | bf16 | f16 [N, K] and [N].
+    `x` f32[T, K], `weight` and `bias` f32 | bf16 | f16 [N, K] and [N]. With `is_rounded`, and a
+    bfloat16 weight, `x` is rounded to bfloat16 first; products and sums stay float32.
     """
     out = x.new_empty((x.shape[0], weight.shape[0]) if x.dim() == 2 and weight.dim() == 2 else 0)
     _cuda_ext.cpu_linear(
@@ -53,6 +57,7 @@ def linear(
         view_of(out),
         threads,
         variant,
+        is_rounded,
     )
     return out
 

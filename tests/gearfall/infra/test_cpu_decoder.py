@@ -81,16 +81,17 @@ def step(**changes: torch.Tensor) -> Step:
     return Step(**{**parts, **changes})
 
 
-def one_by_one(model: Model, at: Step) -> torch.Tensor:
+def one_by_one(model: Model, at: Step, *, is_rounded: bool) -> torch.Tensor:
     """What the decoder computes, by single kernels and torch's additions."""
+
+    def linear(x: torch.Tensor, each: Linear) -> torch.Tensor:
+        return cpu_kernels.linear(x, each.weight, each.bias, is_rounded=is_rounded)
+
     x = model.embedding[at.token_ids.long()].float()
     cos, sin = (table[at.positions.long()][:, None] for table in (at.cos, at.sin))
     for layer in model.layers:
         a = cpu_kernels.rms_norm(x, layer.attention_norm, eps=1e-5)
-        q, k, v = (
-            cpu_kernels.linear(a, each.weight, each.bias).view(len(x), -1, SIZE)
-            for each in (layer.q, layer.k, layer.v)
-        )
+        q, k, v = (linear(a, each).view(len(x), -1, SIZE) for each in (layer.q, layer.k, layer.v))
         if layer.q_norm is not None and layer.k_norm is not None:
             q = cpu_kernels.rms_norm(q.reshape(-1, SIZE), layer.q_norm, eps=1e-5).view(q.shape)
             k = cpu_kernels.rms_norm(k.reshape(-1, SIZE), layer.k_norm, eps=1e-5).view(k.shape)
@@ -100,13 +101,13 @@ def one_by_one(model: Model, at: Step) -> torch.Tensor:
         attended = cpu_kernels.paged_attention(
             q, *where, scale=layer.scale, sliding_window=layer.sliding_window
         )
-        x = x + cpu_kernels.linear(attended.flatten(1), layer.o.weight, layer.o.bias)
+        x = x + linear(attended.flatten(1), layer.o)
         b = cpu_kernels.rms_norm(x, layer.mlp_norm, eps=1e-5)
-        gate, up = (cpu_kernels.linear(b, e.weight, e.bias) for e in (layer.gate, layer.up))
+        gate, up = (linear(b, e) for e in (layer.gate, layer.up))
         hidden = cpu_kernels.silu_mul(gate, up)
-        x = x + cpu_kernels.linear(hidden, layer.down.weight, layer.down.bias)
+        x = x + linear(hidden, layer.down)
     rows = cpu_kernels.rms_norm(x[at.logit_rows.long()], model.norm, eps=1e-5)
-    return cpu_kernels.linear(rows, model.head.weight, model.head.bias)
+    return linear(rows, model.head)
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -116,10 +117,11 @@ def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     return torch.cat((turning * cos + half * sin, still), dim=-1)
 
 
+@pytest.mark.parametrize("is_rounded", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_step_has_the_bits_of_single_kernels_on_every_path(dtype):
+def test_a_step_has_the_bits_of_single_kernels_on_every_path(dtype, is_rounded):
     model = Model(dtype)
-    want = one_by_one(model, step())
+    want = one_by_one(model, step(), is_rounded=is_rounded)
     assert want.std() > 0.1
     caches = [layer.k_cache.clone() for layer in model.layers]
     for variant in cpu_kernels.variants():
@@ -127,7 +129,9 @@ def test_a_step_has_the_bits_of_single_kernels_on_every_path(dtype):
             for layer in model.layers:
                 layer.k_cache.zero_()
                 layer.v_cache.zero_()
-            got = model.decoder().run(step(), threads=threads, variant=variant)
+            got = model.decoder().run(
+                step(), threads=threads, is_rounded=is_rounded, variant=variant
+            )
             assert same_bits(got, want)
             for layer, cache in zip(model.layers, caches, strict=True):
                 assert same_bits(layer.k_cache, cache)
