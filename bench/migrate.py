@@ -135,7 +135,7 @@ class Batch:
             ended_s = time.perf_counter()
         finally:
             await stream.stop()
-        path = KV if reply.path == pb.MIGRATION_PATH_KV else TOKENS
+        path = TOKENS if reply.path == pb.MIGRATION_PATH_TOKENS else KV
         if mode not in {AUTO, path}:
             raise SystemExit(f"asked to move by {mode}, the worker moved by {path}")
         return Sample(

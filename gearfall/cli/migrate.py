@@ -47,7 +47,7 @@ def migrate(
     if as_json:
         print_json({"job_id": job.job_id, "target": target.worker_id, **as_dict(reply)})
         return
-    way = "keys and values" if reply.path == pb.MIGRATION_PATH_KV else "tokens"
+    way = "keys and values" if reply.path != pb.MIGRATION_PATH_TOKENS else "tokens"
     console.print(
         f"job {job.job_id} moved to {target.worker_id} by its {way} in "
         f"{seconds_text(reply.duration_s)}, paused for {seconds_text(reply.pause_s)}"

@@ -78,6 +78,11 @@ class WorkerHost:
             return f"{model} is not hosted here" if replica is None else "the worker is leaving"
         return replica.find_obstacle()
 
+    def note_moved(self, model: ModelName) -> None:
+        """A migration from here has ended: its replica's record says what a move costs."""
+        if model in self._replicas:
+            self._replicas[model].note_moved()
+
     async def start(self, record: WorkerRecord) -> None:
         """Register and follow the assignments. Raises Unavailable without cluster state."""
         self._record = record

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.ids import NodeId, WorkerId
+from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import WorkerRecord
 from gearfall.infra.bearer import SECRET_VARIABLE
 from gearfall.infra.cluster import Cluster
@@ -26,6 +26,7 @@ from services.worker.jobs.job_board import JobBoard
 from services.worker.jobs.push_stream import PushListener, PushStream
 from services.worker.jobs.settlement import Settlement
 from services.worker.metrics import WorkerMetrics
+from services.worker.migration.call import Moved
 from services.worker.migration.desk import MigrationDesk
 from services.worker.migration.evacuation import Evacuation
 from services.worker.ports import EngineSpawner
@@ -135,6 +136,7 @@ async def start_worker(
         alive_workers=lambda: frozenset(cluster.view.workers),
         metrics=metrics,
         evacuate=lambda model: Evacuation(cluster, desk, worker_id, model),
+        move_cost=lambda model: desk.move_cost(model),  # noqa: PLW0108 - made further down
     )
     shared = ReplicaSettings(
         worker_id,
@@ -151,12 +153,17 @@ async def start_worker(
     )
     metrics.follow(host.replicas)
     service = WorkerService(host)
+
+    def note_migration(model: ModelName, moved: Moved | None) -> None:
+        metrics.count_migration(model, moved)
+        host.note_moved(model)
+
     desk = MigrationDesk(
         board,
         host,
         worker_id,
         host=settings.listen.rpartition(":")[0],
-        on_ended=metrics.count_migration,
+        on_ended=note_migration,
     )
     stack.callback(desk.close)
     server = await start_server(

@@ -17,6 +17,7 @@ from services.worker.engine_link.messages import StepDone
 from services.worker.migration.call import Moved
 
 _STEP_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_ERROR_RATIOS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5)
 _START_SECONDS = (0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
 
 
@@ -99,6 +100,21 @@ class WorkerMetrics:
             registry=registry,
         )
 
+        self._predicted = Histogram(
+            "gearfall_worker_migration_predicted_seconds",
+            "What the cost model had expected of them, where it knew anything",
+            ["model", "path"],
+            buckets=_START_SECONDS,
+            registry=registry,
+        )
+        self._prediction_errors = Histogram(
+            "gearfall_worker_migration_prediction_error_ratio",
+            "|predicted - real| / real",
+            ["model", "path"],
+            buckets=_ERROR_RATIOS,
+            registry=registry,
+        )
+
     def follow(self, hosted: Callable[[], Sequence[ReplicaRecord]]) -> None:
         """Ask `hosted` for the worker's replicas at every scrape."""
         self._hosted = hosted
@@ -134,10 +150,19 @@ class WorkerMetrics:
         if moved is None:
             self._migrations.labels(model, "stayed", "").inc()
             return
-        path = "kv" if moved.by_kv else "tokens"
+        path = moved.path.value
         self._migrations.labels(model, "moved", path).inc()
-        self._pauses.labels(model, path).observe(moved.pause_s)
-        self._moves.labels(model, path).observe(moved.duration_s)
+        if moved.duration_s > 0:  # else its end was not heard of
+            self._pauses.labels(model, path).observe(moved.pause_s)
+            self._moves.labels(model, path).observe(moved.duration_s)
+            self._note_prediction(model, path, moved)
+
+    def _note_prediction(self, model: ModelName, path: str, moved: Moved) -> None:
+        if moved.predicted_s <= 0:
+            return
+        error = abs(moved.predicted_s - moved.duration_s) / moved.duration_s
+        self._predicted.labels(model, path).observe(moved.predicted_s)
+        self._prediction_errors.labels(model, path).observe(error)
 
     def render(self) -> bytes:
         """Return the exposition text."""

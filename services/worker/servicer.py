@@ -9,11 +9,17 @@ from gearfall.pb import worker_pb2 as pb
 from gearfall.pb import worker_pb2_grpc
 from services.worker.jobs.claims import Claim
 from services.worker.migration.call import Moved
+from services.worker.migration.cost import DataPath
 from services.worker.migration.desk import MigrationDesk
 from services.worker.migration.evacuation import Departure
 from services.worker.service import WorkerService
 
-_BY_KV = {pb.MIGRATION_PATH_KV: True, pb.MIGRATION_PATH_TOKENS: False}
+_PATHS = {
+    DataPath.TOKENS: pb.MIGRATION_PATH_TOKENS,
+    DataPath.KV: pb.MIGRATION_PATH_KV,
+    DataPath.KV_STREAM: pb.MIGRATION_PATH_KV_STREAM,
+}
+_PATHS_FROM_PB = {number: path for path, number in _PATHS.items()}
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServicer):
@@ -59,7 +65,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             JobId(request.job_id),
             Epoch(request.epoch),
             request.target_address,
-            by_kv=_BY_KV.get(request.path),
+            path=_PATHS_FROM_PB.get(request.path),
         )
         return moved_to_pb(moved)
 
@@ -100,7 +106,7 @@ def moved_to_pb(moved: Moved) -> pb.MigrateJobReply:
         rounds=moved.rounds,
         moved_bytes=moved.moved_bytes,
         pause_s=moved.pause_s,
-        path=pb.MIGRATION_PATH_KV if moved.by_kv else pb.MIGRATION_PATH_TOKENS,
+        path=_PATHS[moved.path],
         predicted_s=moved.predicted_s,
         duration_s=moved.duration_s,
         predicted_other_s=moved.predicted_other_s,

@@ -19,6 +19,7 @@ from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.jobs.claims import ClaimKey
 from services.worker.jobs.job_board import JobBoard
 from services.worker.migration.bulk import KvSender, kv_shape
+from services.worker.migration.cost import DataPath
 from services.worker.migration.events import (
     Accepted,
     Expired,
@@ -47,7 +48,7 @@ class Moved:
     epoch: Epoch
     """Of the new owner."""
     target_id: WorkerId
-    by_kv: bool
+    path: DataPath
     rounds: int
     moved_bytes: int
     """Of keys and values."""
@@ -130,7 +131,7 @@ class MigrationCall:
             job_id=job.job_id,
             epoch=Epoch(job.epoch + 1),
             target_id=self._source.target_id,
-            by_kv=self._by_kv,
+            path=DataPath.KV if self._by_kv else DataPath.TOKENS,
             rounds=source.rounds,
             moved_bytes=self._sender.sent_bytes if self._sender else 0,
             tokens=len(job.prompt_token_ids) + source.produced,

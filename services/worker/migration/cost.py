@@ -10,6 +10,7 @@ faster is taken.
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from enum import Enum
 from itertools import combinations
 from statistics import median
 
@@ -21,6 +22,18 @@ MEASURED = 2
 """So many migrations make a path measured."""
 TRIED_TOKENS = 512
 """Longest job that goes by tokens to find out how long that takes, where KV can be sent."""
+
+
+class DataPath(Enum):
+    """How what the target needs gets there."""
+
+    TOKENS = "tokens"
+    """Token ids; the target computes keys and values again."""
+    KV = "kv"
+    """Keys and values over a socket of their own."""
+    KV_STREAM = "kv_stream"
+    """Keys and values over gRPC: where the socket can't be connected."""
+
 
 Sample = tuple[float, float]
 """(size, seconds)."""
@@ -36,6 +49,10 @@ class Line:
     def at(self, size: float) -> float:
         """Return the seconds for a size."""
         return self.per_unit_s * size + self.fixed_s
+
+
+UNKNOWN_COST = Line(0.0, 0.0)
+"""While nothing was measured."""
 
 
 def fit_line(samples: tuple[Sample, ...]) -> Line:
@@ -61,7 +78,7 @@ def fit_line(samples: tuple[Sample, ...]) -> Line:
 class Choice:
     """Which way a job goes and why."""
 
-    by_kv: bool
+    path: DataPath
     predicted_s: float
     """Of the path taken; 0 when it was not measured yet."""
     other_s: float
@@ -72,36 +89,68 @@ class MigrationCosts:
     """The migrations that left one worker, and what they say about the next one."""
 
     def __init__(self) -> None:
-        self._samples: defaultdict[tuple[ModelName, str, bool], deque[Sample]]
+        self._samples: defaultdict[tuple[ModelName, str, DataPath], deque[Sample]]
         self._samples = defaultdict(lambda: deque(maxlen=KEPT))
 
     def note(
-        self, model: ModelName, target: str, size: float, seconds: float, *, by_kv: bool
+        self, model: ModelName, target: str, path: DataPath, size: float, seconds: float
     ) -> None:
         """A migration of so many tokens (by KV: bytes) took so long."""
         if size > 0 and seconds > 0:
-            self._samples[model, target, by_kv].append((size, seconds))
+            self._samples[model, target, path].append((size, seconds))
 
-    def predict(self, model: ModelName, target: str, size: float, *, by_kv: bool) -> float:
+    def predict(self, model: ModelName, target: str, path: DataPath, size: float) -> float:
         """Return the expected seconds; 0 when that was not measured yet, to any target."""
-        samples = tuple(self._samples.get((model, target, by_kv), ()))
+        samples = tuple(self._samples.get((model, target, path), ()))
         if len(samples) < MEASURED:
-            samples = tuple(
-                sample
-                for (other, _, other_kv), kept in self._samples.items()
-                if other == model and other_kv == by_kv
-                for sample in kept
-            )
+            samples = self._pooled(model, path)
         return fit_line(samples).at(size) if len(samples) >= MEASURED else 0.0
 
     def choose(
-        self, model: ModelName, target: str, *, tokens: int, kv_bytes: int, can_kv: bool
+        self,
+        model: ModelName,
+        target: str,
+        *,
+        tokens: int,
+        kv_bytes: int,
+        kv_path: DataPath | None,
     ) -> Choice:
-        """Return the path for a job of so many tokens, prompt and answer."""
-        by_tokens_s = self.predict(model, target, tokens, by_kv=False)
-        by_kv_s = self.predict(model, target, kv_bytes, by_kv=True) if can_kv else 0.0
+        """Return the path for a job of so many tokens, prompt and answer.
+
+        `kv_path`: how keys and values get to this target; None where they can't.
+        """
+        by_tokens_s = self.predict(model, target, DataPath.TOKENS, tokens)
+        if kv_path is None:
+            return Choice(DataPath.TOKENS, predicted_s=by_tokens_s, other_s=0.0)
+        by_kv_s = self.predict(model, target, kv_path, kv_bytes)
         is_tried = by_tokens_s == 0.0 and tokens <= TRIED_TOKENS
         is_faster = not is_tried and not 0.0 < by_tokens_s < by_kv_s
-        if can_kv and (by_kv_s == 0.0 or is_faster):
-            return Choice(by_kv=True, predicted_s=by_kv_s, other_s=by_tokens_s)
-        return Choice(by_kv=False, predicted_s=by_tokens_s, other_s=by_kv_s)
+        if by_kv_s == 0.0 or is_faster:
+            return Choice(kv_path, predicted_s=by_kv_s, other_s=by_tokens_s)
+        return Choice(DataPath.TOKENS, predicted_s=by_tokens_s, other_s=by_kv_s)
+
+    def line_of(self, model: ModelName, kv_token_bytes: int) -> Line:
+        """Return what moving a job of the model costs by its tokens, to whichever target.
+
+        Of the path that is faster for a job of the middle length among those that moved;
+        `UNKNOWN_COST` while no path was measured. `kv_token_bytes`: 0 where KV can't be sent.
+        """
+        lines, sizes = [], []
+        for path in DataPath:
+            samples = self._pooled(model, path)
+            unit_bytes = 1 if path is DataPath.TOKENS else kv_token_bytes
+            if len(samples) < MEASURED or unit_bytes == 0:
+                continue
+            line = fit_line(samples)
+            lines.append(Line(line.per_unit_s * unit_bytes, line.fixed_s))
+            sizes += [size / unit_bytes for size, _ in samples]
+        return min(lines, key=lambda line: line.at(median(sizes)), default=UNKNOWN_COST)
+
+    def _pooled(self, model: ModelName, path: DataPath) -> tuple[Sample, ...]:
+        """Return what was measured to all targets."""
+        return tuple(
+            sample
+            for (other, _, other_path), kept in self._samples.items()
+            if other == model and other_path is path
+            for sample in kept
+        )

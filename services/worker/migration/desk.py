@@ -14,7 +14,7 @@ from services.worker.jobs.claims import Claim
 from services.worker.jobs.job_board import JobBoard
 from services.worker.migration.bulk import KvListener, kv_shape
 from services.worker.migration.call import MigrationCall, Moved
-from services.worker.migration.cost import Choice, MigrationCosts
+from services.worker.migration.cost import Choice, DataPath, Line, MigrationCosts
 from services.worker.migration.reception import MigrationReception
 from services.worker.migration.table import Terms
 
@@ -74,9 +74,9 @@ class MigrationDesk:
         return self._board.running()
 
     async def move(
-        self, job_id: JobId, epoch: Epoch, target_address: str, *, by_kv: bool | None = None
+        self, job_id: JobId, epoch: Epoch, target_address: str, *, path: DataPath | None = None
     ) -> Moved:
-        """Move a running job; epoch 0: whichever runs here. `by_kv` None: as seems faster.
+        """Move a running job; epoch 0: whichever runs here. `path` None: as seems faster.
 
         Raises NotFound when it does not run here, Conflict when it is being moved already,
         Unavailable with the reason when it stays here.
@@ -86,22 +86,30 @@ class MigrationDesk:
         claim = self._find(job_id, epoch)
         moved = None
         try:
-            moved = await self._move_best(claim, target_address, by_kv)
+            moved = await self._move_best(claim, target_address, path)
+            self._note_cost(claim.job.model, target_address, moved)
         finally:
             self._on_ended(claim.job.model, moved)
-        size = moved.moved_bytes if moved.by_kv else moved.tokens
-        model = claim.job.model
-        self._costs.note(model, target_address, size, moved.duration_s, by_kv=moved.by_kv)
         _log.info("job moved", extra={"job_id": job_id, **_facts(moved)})
         return moved
 
-    async def _move_best(self, claim: Claim, target_address: str, by_kv: bool | None) -> Moved:
+    def move_cost(self, model: ModelName) -> Line:
+        """Return the seconds that moving one of the model's jobs takes, by its tokens."""
+        memory = self._memory_of(model)
+        return self._costs.line_of(model, memory.layout.token_bytes if memory else 0)
+
+    def _note_cost(self, model: ModelName, target_address: str, moved: Moved) -> None:
+        size = moved.tokens if moved.path is DataPath.TOKENS else moved.moved_bytes
+        self._costs.note(model, target_address, moved.path, size, moved.duration_s)
+
+    async def _move_best(self, claim: Claim, target_address: str, path: DataPath | None) -> Moved:
         """Move by what seems faster, or by the other way where the caches do not fit."""
-        choice = self._choose(claim, target_address, by_kv)
+        choice = self._choose(claim, target_address, path)
         try:
             return await self._move(claim, target_address, choice)
         except Unavailable as error:
-            if by_kv is not None or not choice.by_kv or NO_FIT not in error.message:
+            is_kv = choice.path is not DataPath.TOKENS
+            if path is not None or not is_kv or NO_FIT not in error.message:
                 raise
             extra = {"job_id": claim.job.job_id, "reason": error.message}
             _log.info("moved by tokens", extra=extra)
@@ -109,27 +117,26 @@ class MigrationDesk:
             choice = self._choose(claim, target_address, None)
             return await self._move(claim, target_address, choice)
 
-    def _choose(self, claim: Claim, target: str, by_kv: bool | None) -> Choice:
+    def _choose(self, claim: Claim, target: str, asked: DataPath | None) -> Choice:
         job, memory = claim.job, self._memory_of(claim.job.model)
         tokens = len(job.prompt_token_ids) + claim.next_index
         kv_bytes = tokens * memory.layout.token_bytes if memory else 0
-        choice = self._costs.choose(
-            job.model,
-            target,
-            tokens=tokens,
-            kv_bytes=kv_bytes,
-            can_kv=memory is not None and (job.model, target) not in self._unfit,
-        )
-        if by_kv and memory is None:
+        is_kv_asked = asked is not None and asked is not DataPath.TOKENS
+        if is_kv_asked and memory is None:
             raise Unavailable(f"the keys and values of {job.model} can't be read here")
-        if by_kv is None or by_kv == choice.by_kv:
+        kv_path = asked if is_kv_asked else DataPath.KV
+        can_kv = is_kv_asked or (memory is not None and (job.model, target) not in self._unfit)
+        choice = self._costs.choose(
+            job.model, target, tokens=tokens, kv_bytes=kv_bytes, kv_path=kv_path if can_kv else None
+        )
+        if asked is None or asked is choice.path:
             return choice
-        return Choice(by_kv, predicted_s=choice.other_s, other_s=choice.predicted_s)
+        return Choice(asked, predicted_s=choice.other_s, other_s=choice.predicted_s)
 
     async def _move(self, claim: Claim, target_address: str, choice: Choice) -> Moved:
         job = claim.job
         digest = self._hosting.digest_of(job.model)
-        memory = self._memory_of(job.model) if choice.by_kv else None
+        memory = None if choice.path is DataPath.TOKENS else self._memory_of(job.model)
         call = MigrationCall(self._board, claim.key, target_address, self._terms, memory)
         moved = await call.run(digest)
         return replace(moved, predicted_s=choice.predicted_s, predicted_other_s=choice.other_s)
@@ -191,7 +198,7 @@ def _facts(moved: Moved) -> dict[str, object]:
     return {
         "target": moved.target_id,
         "epoch": moved.epoch,
-        "by_kv": moved.by_kv,
+        "path": moved.path.value,
         "rounds": moved.rounds,
         "tokens": moved.tokens,
         "moved_bytes": moved.moved_bytes,

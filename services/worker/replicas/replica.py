@@ -28,6 +28,7 @@ from services.worker.engine_link.messages import EngineReady, StopEngine
 from services.worker.jobs.claim_loop import ClaimLoop
 from services.worker.jobs.job_board import JobBoard
 from services.worker.metrics import WorkerMetrics
+from services.worker.migration.cost import UNKNOWN_COST, Line
 from services.worker.migration.evacuation import Departure, Evacuation
 from services.worker.ports import EngineProcess, LoadedModel
 from services.worker.processes.adapter_engine import AdapterEngine, adapting
@@ -46,6 +47,7 @@ from services.worker.replicas.replica_start import (
 )
 from services.worker.replicas.restarts import restart_delay_s
 from services.worker.replicas.start_clock import StartClock
+from services.worker.replicas.workload import JobNews, RecentSteps, running_jobs
 
 SETTLE_TIMEOUT_S = 5.0
 """How long an emptied replica waits to hear of the jobs that have just left it."""
@@ -67,6 +69,8 @@ class ReplicaPorts:
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
     evacuate: Callable[[ModelName], Evacuation] | None = None
     """Moves a model's jobs elsewhere when it drains; None where there is no elsewhere."""
+    move_cost: Callable[[ModelName], Line] = lambda _model: UNKNOWN_COST
+    """Seconds that moving one of a model's jobs takes, by its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ class Replica:
         self._has_produced = False
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        self._steps = RecentSteps()
+        self._news = JobNews(self._publish, self._monotonic)
         self._claims = ClaimLoop(
             self.model,
             settings.worker_id,
@@ -171,6 +177,7 @@ class Replica:
         lost = self._ports.board.give_back(self.model)
         await self._stop_engine()
         self._ports.board.unwatch(self.model)
+        self._news.stop()
         self._ports.publisher.withdraw(self.model)
         moved = sum(1 for each in departures if each.moved)
         _log.info(
@@ -296,6 +303,8 @@ class Replica:
                     self._has_produced = self._has_produced or bool(step.runs)
                     self._ports.metrics.count_step(self.model, step)
                     self._ports.board.push_step(step)
+                    self._steps.note(step)
+                    self._news.jobs_advanced()
         finally:
             self._claims.close()
             self._engine = None
@@ -324,9 +333,14 @@ class Replica:
         if is_loaded and self.record.state is ReplicaState.LOADING:
             self._publish(state=ReplicaState.STARTING)
 
+    def note_moved(self) -> None:
+        """A job of this replica was moved: what that costs may be known better now."""
+        self._news.jobs_changed()
+
     def _on_claims_changed(self) -> None:
         self._changed.set()
         self._claims.wake()
+        self._news.jobs_changed()
         was_idle, is_idle = self.record.idle_since_unix_s > 0.0, self.running_jobs == 0
         if self.record.state is ReplicaState.READY and is_idle != was_idle:
             self._publish(idle_since=self._ports.clock() if is_idle else 0.0)
@@ -341,7 +355,7 @@ class Replica:
         timeline: StartTimeline | None = None,
         failures: int | None = None,
     ) -> None:
-        last = self.record
+        last, cost = self.record, self._ports.move_cost(self.model)
         if self.is_draining:
             state = ReplicaState.DRAINING
         self.record = replace(
@@ -354,6 +368,11 @@ class Replica:
             failures=last.failures if failures is None else failures,
             running_jobs=self.running_jobs,
             adapters=() if self._adapted is None else self._adapted.adapters,
+            jobs=running_jobs(self._ports.board.running(self.model)),
+            seen_unix_s=self._ports.clock(),
+            step_s=self._steps.step_s,
+            move_fixed_s=cost.fixed_s,
+            move_s_per_token=cost.per_unit_s,
         )
         self._ports.publisher.publish(self.record)
 

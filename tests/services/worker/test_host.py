@@ -14,6 +14,7 @@ from gearfall.core.records import (
     AssignmentRecord,
     ReplicaState,
     RouterRecord,
+    RunningJob,
     SchedulerRecord,
     Tier,
 )
@@ -26,6 +27,7 @@ from services.worker.host import WorkerHost
 from services.worker.jobs.job_board import JobBoard
 from services.worker.jobs.push_stream import PushStream
 from services.worker.jobs.settlement import Settlement
+from services.worker.migration.cost import DataPath
 from services.worker.migration.desk import MigrationDesk
 from services.worker.migration.evacuation import Evacuation
 from services.worker.registration import Registration
@@ -94,6 +96,7 @@ class Site:
             lambda: frozenset(self.cluster.view.workers),
             clock=lambda: self.now,
             evacuate=lambda model: Evacuation(self.cluster, self.desk, WORKER, model),
+            move_cost=lambda model: self.desk.move_cost(model),  # noqa: PLW0108 - made further down
         )
         settings = ReplicaSettings(WORKER, NODE, "cpu", SLOTS, 1, claim_block_s=0.02)
 
@@ -212,6 +215,23 @@ async def test_idle_and_busy_reach_the_record(site):
     site.now = 1234.0
     engine.step(run_of(a_job, 0, finish=FINISH))
     await site.until(lambda v: v.replicas[KEY].idle_since_unix_s == 1234.0)
+
+
+async def test_the_record_tells_the_jobs_that_run_how_fast_and_what_moving_one_costs(site):
+    engine = await site.ready()
+    a_job = await site.running(engine)
+    engine.step(run_of(a_job, 0))
+    for tokens in (100, 300):
+        site.desk._costs.note(MODEL, "elsewhere:1", DataPath.TOKENS, tokens, 0.5 + 0.01 * tokens)
+    site.now = 1111.0
+    await site.router.until(lambda: site.router.steps)
+    site.host.note_moved(MODEL)
+    record = (await site.until(lambda v: v.replicas[KEY].move_fixed_s > 0)).replicas[KEY]
+    assert record.jobs == (RunningJob(a_job.job_id, 3, 1, 8),)
+    assert (record.seen_unix_s, record.step_s) == (1111.0, 0.001)
+    assert (record.move_fixed_s, record.move_s_per_token) == pytest.approx((0.5, 0.01))
+    engine.step(run_of(a_job, 1, finish=FINISH))
+    await site.until(lambda v: v.replicas[KEY].jobs == ())
 
 
 async def test_a_dead_engine_is_restarted_at_once_and_its_jobs_are_lost(site):

@@ -8,6 +8,7 @@ from gearfall.core.records import ReplicaRecord, ReplicaState, StartTimeline
 from services.worker.engine_link.messages import StepDone
 from services.worker.metrics import WorkerMetrics
 from services.worker.migration.call import Moved
+from services.worker.migration.cost import DataPath
 from tests.gearfall.infra.metric_samples import samples_of
 
 M = ModelName("m")
@@ -22,11 +23,11 @@ def step(*, tokens=3, finish=None, step_s=0.02, waiting_jobs=1) -> StepDone:
     return StepDone((run,), 2, waiting_jobs, step_s, kv_blocks=64, kv_used_blocks=9)
 
 
-def moved(*, by_kv: bool) -> Moved:
+def moved(path: DataPath, **facts: float) -> Moved:
+    times = {"pause_s": 0.03, "duration_s": 0.4, "predicted_s": 0.0} | facts
     return Moved(
-        JobId("j"), Epoch(2), WorkerId("v"), by_kv,
-        rounds=1, moved_bytes=0, tokens=9, pause_s=0.03, duration_s=0.4,
-    )  # fmt: skip
+        JobId("j"), Epoch(2), WorkerId("v"), path, rounds=1, moved_bytes=0, tokens=9, **times
+    )
 
 
 def counted(hosted) -> WorkerMetrics:
@@ -38,8 +39,9 @@ def counted(hosted) -> WorkerMetrics:
     metrics.count_failure(M, was_ready=False)
     metrics.count_failure(M, was_ready=True)
     metrics.count_lost(M, "engine")
-    metrics.count_migration(M, moved(by_kv=True))
-    metrics.count_migration(M, moved(by_kv=False))
+    metrics.count_migration(M, moved(DataPath.KV))
+    metrics.count_migration(M, moved(DataPath.KV, pause_s=0.0, duration_s=0.0, predicted_s=0.2))
+    metrics.count_migration(M, moved(DataPath.TOKENS, predicted_s=0.5))
     metrics.count_migration(M, None)
     return metrics
 
@@ -63,15 +65,25 @@ def counted(hosted) -> WorkerMetrics:
         (("gearfall_worker_start_seconds_sum", "m", "ssd"), 0.4),
         (("gearfall_worker_start_seconds_sum", "m", "total"), 0.6),
         (("gearfall_worker_jobs_lost_total", "m", "engine"), 1),
-        (("gearfall_worker_migrations_total", "m", "moved", "kv"), 1),
+        (("gearfall_worker_migrations_total", "m", "moved", "kv"), 2),
         (("gearfall_worker_migrations_total", "m", "moved", "tokens"), 1),
         (("gearfall_worker_migrations_total", "m", "stayed", ""), 1),
         (("gearfall_worker_migration_pause_seconds_sum", "m", "kv"), 0.03),
+        (("gearfall_worker_migration_pause_seconds_count", "m", "kv"), 1),
         (("gearfall_worker_migration_seconds_sum", "m", "tokens"), 0.4),
+        (("gearfall_worker_migration_seconds_count", "m", "kv"), 1),
+        (("gearfall_worker_migration_predicted_seconds_sum", "m", "tokens"), 0.5),
+        (("gearfall_worker_migration_prediction_error_ratio_sum", "m", "tokens"), 0.25),
     ],
 )
 def test_what_is_counted_is_rendered(sample, value):
     assert samples_of(counted([replica()]).render())[sample] == pytest.approx(value)
+
+
+def test_a_move_without_a_prediction_or_an_end_counts_no_error():
+    seen = samples_of(counted([]).render())
+    name = "gearfall_worker_migration_prediction_error_ratio_count"
+    assert {key: n for key, n in seen.items() if key[0] == name} == {(name, "m", "tokens"): 1}
 
 
 def test_what_the_last_step_said_is_over_when_nothing_runs():

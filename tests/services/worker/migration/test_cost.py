@@ -5,10 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName
-from services.worker.migration.cost import Choice, Line, MigrationCosts, fit_line
+from services.worker.migration.cost import (
+    UNKNOWN_COST,
+    Choice,
+    DataPath,
+    Line,
+    MigrationCosts,
+    fit_line,
+)
 
 MODEL, OTHER = ModelName("m"), ModelName("n")
-TARGET = "10.0.0.2:7000"
+TARGET, ELSEWHERE = "10.0.0.2:7000", "10.0.0.3:7000"
+TOKENS, KV, KV_STREAM = DataPath
 KV_BYTES = 40_000
 """Of one token."""
 
@@ -42,51 +50,80 @@ def test_neither_part_is_below_zero():
 
 
 def choose(costs: MigrationCosts, tokens: int, *, can_kv: bool = True, target=TARGET) -> Choice:
-    return costs.choose(MODEL, target, tokens=tokens, kv_bytes=tokens * KV_BYTES, can_kv=can_kv)
+    kv_path = DataPath.KV if can_kv else None
+    return costs.choose(MODEL, target, tokens=tokens, kv_bytes=tokens * KV_BYTES, kv_path=kv_path)
 
 
 def test_each_path_is_tried_until_it_was_measured():
     costs = MigrationCosts()
     ways = []
     for tokens in (100, 1000, 100, 4000, 500):
-        by_kv = choose(costs, tokens).by_kv
-        ways.append(by_kv)
-        size = tokens * KV_BYTES if by_kv else tokens
-        costs.note(MODEL, TARGET, size, 0.001 * tokens, by_kv=by_kv)
-    assert ways == [True, True, False, True, False]
-    assert choose(MigrationCosts(), 100, can_kv=False) == Choice(False, 0.0, 0.0)
+        path = choose(costs, tokens).path
+        ways.append(path)
+        size = tokens * KV_BYTES if path is KV else tokens
+        costs.note(MODEL, TARGET, path, size, 0.001 * tokens)
+    assert ways == [KV, KV, TOKENS, KV, TOKENS]
+    assert choose(MigrationCosts(), 100, can_kv=False) == Choice(TOKENS, 0.0, 0.0)
 
 
 def measured() -> MigrationCosts:
     """By tokens 1 ms a token and 10 ms; by KV 200 MB/s and 110 ms: even at 125 tokens."""
     costs = MigrationCosts()
     for tokens in (64, 1024, 4096):
-        costs.note(MODEL, TARGET, tokens, 0.001 * tokens + 0.010, by_kv=False)
+        costs.note(MODEL, TARGET, TOKENS, tokens, 0.001 * tokens + 0.010)
         size = tokens * KV_BYTES
-        costs.note(MODEL, TARGET, size, size / 200e6 + 0.110, by_kv=True)
+        costs.note(MODEL, TARGET, KV, size, size / 200e6 + 0.110)
     return costs
 
 
-@pytest.mark.parametrize(
-    ("tokens", "by_kv"), [(50, False), (110, False), (140, True), (4000, True)]
-)
-def test_the_faster_path_is_taken(tokens, by_kv):
+@pytest.mark.parametrize(("tokens", "path"), [(50, TOKENS), (110, TOKENS), (140, KV), (4000, KV)])
+def test_the_faster_path_is_taken(tokens, path):
     choice = choose(measured(), tokens)
-    assert choice.by_kv is by_kv
+    assert choice.path is path
     assert choice.predicted_s <= choice.other_s
     by_tokens_s = 0.001 * tokens + 0.010
-    assert (choice.other_s if by_kv else choice.predicted_s) == pytest.approx(by_tokens_s)
+    assert (choice.other_s if path is KV else choice.predicted_s) == pytest.approx(by_tokens_s)
 
 
 def test_what_is_known_of_other_targets_is_used_but_not_of_other_models():
     costs = measured()
-    elsewhere = choose(costs, 1000, target="10.0.0.3:7000")
+    elsewhere = choose(costs, 1000, target=ELSEWHERE)
     assert elsewhere == choose(costs, 1000)
-    assert costs.predict(OTHER, TARGET, 1000, by_kv=False) == 0.0
+    assert costs.predict(OTHER, TARGET, TOKENS, 1000) == 0.0
 
 
 def test_old_migrations_are_forgotten():
     costs = measured()
     for number in range(40):
-        costs.note(MODEL, TARGET, 100.0 + 10 * number, 2.0, by_kv=False)
-    assert costs.predict(MODEL, TARGET, 200, by_kv=False) == pytest.approx(2.0)
+        costs.note(MODEL, TARGET, TOKENS, 100.0 + 10 * number, 2.0)
+    assert costs.predict(MODEL, TARGET, TOKENS, 200) == pytest.approx(2.0)
+
+
+def test_a_stream_is_not_expected_to_be_as_fast_as_the_socket():
+    costs = measured()
+    for tokens in (64, 1024):
+        costs.note(MODEL, ELSEWHERE, KV_STREAM, tokens * KV_BYTES, 0.010 * tokens)
+    assert costs.predict(MODEL, TARGET, KV, 4096 * KV_BYTES) < 1.0
+    streamed = costs.choose(
+        MODEL, ELSEWHERE, tokens=4096, kv_bytes=4096 * KV_BYTES, kv_path=KV_STREAM
+    )
+    assert streamed.path is TOKENS
+    assert streamed.other_s == pytest.approx(40.96)
+
+
+def test_what_a_move_costs_is_the_line_of_the_path_that_is_faster_for_most():
+    costs = measured()
+    line = costs.line_of(MODEL, KV_BYTES)
+    assert line.at(1024) == pytest.approx(1024 * KV_BYTES / 200e6 + 0.110)
+    assert costs.line_of(MODEL, 0).at(1024) == pytest.approx(1.034)
+    assert costs.line_of(OTHER, KV_BYTES) == UNKNOWN_COST
+
+
+def test_one_migration_alone_says_nothing_about_the_cost_of_the_next():
+    costs = MigrationCosts()
+    costs.note(MODEL, TARGET, KV, 1e6, 0.5)
+    assert costs.line_of(MODEL, KV_BYTES) == UNKNOWN_COST
+    costs.note(MODEL, ELSEWHERE, KV, 3e6, 1.1)
+    line = costs.line_of(MODEL, KV_BYTES)
+    assert line.fixed_s == pytest.approx(0.2)
+    assert line.per_unit_s == pytest.approx(0.012)

@@ -14,6 +14,7 @@ from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState
 from services.worker.jobs.claims import Claim, ClaimState
 from services.worker.migration.call import Moved
+from services.worker.migration.cost import DataPath
 from services.worker.migration.evacuation import AT_ONCE, Evacuation
 from tests.services.worker.fakes import MODEL, WORKER, Watched, job, worker_record
 
@@ -47,7 +48,7 @@ class Desk(Watched):
                 del self.claims[job_id]
             raise refusals.pop(0)
         del self.claims[job_id]
-        return Moved(job_id, Epoch(epoch + 1), B, False, 1, 0, 10, 0.01, 0.1)
+        return Moved(job_id, Epoch(epoch + 1), B, DataPath.TOKENS, 1, 0, 10, 0.01, 0.1)
 
 
 @dataclass
