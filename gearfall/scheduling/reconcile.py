@@ -25,6 +25,7 @@ from gearfall.scheduling.autoscaler import (
 )
 from gearfall.scheduling.autoscaler_load import ModelLoad
 from gearfall.scheduling.estimator import StartCosts
+from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.placement import (
     MakeRoom,
     Nodes,
@@ -59,11 +60,17 @@ class Plan:
 def reconcile(
     snapshot: ClusterSnapshot, costs: StartCosts, policy: SchedulerPolicy, now_unix_s: float
 ) -> Plan:
-    """Compare what is wanted with what is there and return the steps towards it.
+    """Compare what is wanted with what is there and return the steps towards it."""
+    return decide(Fleet.of(snapshot), costs, policy, now_unix_s)
 
-    Never two assignments for one (worker, model), never more on a worker than it holds.
+
+def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s: float) -> Plan:
+    """Return the steps towards what is wanted, looking only at what changed or is due.
+
+    Never two assignments for one (worker, model), never more on a worker than it holds. The fleet's
+    records stay as they are: the caller puts what it has written.
     """
-    step = _Step(snapshot, costs, policy, now_unix_s)
+    step = _Step(fleet.snapshot(), costs, policy, now_unix_s)
     step.drop_what_cannot_hold()
     for model in step.models_in_order():
         step.scale(model)

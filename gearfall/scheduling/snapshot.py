@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.records import (
     AssignmentRecord,
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    LoadRecord,
     ModelRecord,
+    MoveRecord,
     NodeRecord,
+    PrefetchRecord,
     ReplicaRecord,
     ReplicaState,
     WorkerRecord,
@@ -39,6 +42,10 @@ class ClusterSnapshot:
     """Workers whose connection is broken though their lease still runs."""
     awaited: Mapping[WorkerId, float] = field(default_factory=dict)
     """Workers without a record that may yet register again, and until when (Unix seconds)."""
+    moves: Mapping[ReplicaKey, MoveRecord] = field(default_factory=dict)
+    """Under way, by the replica that leaves."""
+    prefetch: Mapping[tuple[NodeId, ModelName], PrefetchRecord] = field(default_factory=dict)
+    load: Mapping[tuple[ModelName, RouterId], LoadRecord] = field(default_factory=dict)
 
 
 _NOT_SERVING = frozenset({ReplicaState.FAILED, ReplicaState.LOADING, ReplicaState.STARTING})
