@@ -27,7 +27,7 @@ class ReplicaState(Enum):
 
 
 PHASES = (
-    *("queued", "remote", "ssd", "device", "attach"),
+    *("queued", "waited", "remote", "ssd", "device", "attach"),
     *("prepare", "process", "build", "first token"),
 )
 """Of a start, in order, in words."""
@@ -62,6 +62,8 @@ class StartTimeline:
     prepare_s: float = 0.0
     """From the lease until config and canary, fetched beside the load, were there as well. The
     first start after a registration waits here until the canary is recorded."""
+    waited_s: float = 0.0
+    """Behind other loads of the node's store."""
 
     def phases(self) -> tuple[tuple[str, float], ...]:
         """Every phase that took time, in order; `rest` is what the others leave of the total."""

@@ -207,6 +207,7 @@ def timeline_to_pb(timeline: StartTimeline) -> pb.StartTimeline:
         build_s=timeline.build_s,
         first_token_s=timeline.first_token_s,
         total_s=timeline.total_s,
+        waited_s=timeline.waited_s,
         from_tier=TIER_TO_PB[timeline.from_tier],
     )
 
@@ -224,6 +225,7 @@ def timeline_from_pb(message: pb.StartTimeline) -> StartTimeline:
         build_s=message.build_s,
         first_token_s=message.first_token_s,
         total_s=message.total_s,
+        waited_s=message.waited_s,
         from_tier=TIER_FROM_PB.get(message.from_tier, Tier.SSD),
     )
 

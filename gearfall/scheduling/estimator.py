@@ -1,23 +1,16 @@
-"""How long a start takes: bytes over bandwidth plus a fixed cost learned from recorded starts.
+"""How long a start takes: waiting, moving the bytes, and what is left to do behind them.
 
-ServerlessLLM (arXiv 2401.14351), section 5: startup time is the sum over the tiers to cross of
-queue and size over bandwidth; process, build and first token are added as one learned constant.
-Here a store crosses remote, SSD and DRAM in one pass, so that one bandwidth stands for all of them.
+ServerlessLLM (arXiv 2401.14351), section 6.1: startup time is the sum over the tiers to cross of
+q + n / b. Here a store crosses remote, SSD and DRAM in one pass, so that one bandwidth stands for
+all of them, and loads out of one tier of a node run one after the other. Attach, process, build and
+the first token are learned from starts (`start_costs.py`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass
 
-from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.origin import bandwidth_out_of
-from gearfall.core.records import ModelRecord, NodeRecord, StartTimeline, Tier
-
-UNKNOWN_FIXED_S = 1.0
-"""Assumed until a start was recorded."""
-NEWEST_WEIGHT = 0.3
-"""Weight of the newest start in the moving average."""
-KEPT_OUTCOMES = 256
+from gearfall.core.records import ModelRecord, NodeRecord, Tier
+from gearfall.scheduling.start_costs import StartCosts, fixed_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +21,14 @@ class StartPrediction:
     fixed_s: float
     size_bytes: int = 0
     """To move; 0 for a model that is in DRAM."""
-    queued_bytes: int = 0
+    queued_bytes: float = 0
     """Of loads that were asked for before, out of the same tier of the same node."""
     bytes_per_s: float = 0.0
     """Out of that tier; 0 where nothing moves."""
     is_measured: bool = False
     """Whether the node has measured this bandwidth, or it is assumed."""
+    overhead_s: float = 0.0
+    """Of each load, whatever its size."""
 
     @property
     def queued_s(self) -> float:
@@ -43,7 +38,7 @@ class StartPrediction:
     @property
     def load_s(self) -> float:
         """To move the bytes."""
-        return self.size_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
+        return self.overhead_s + self.size_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
 
     @property
     def total_s(self) -> float:
@@ -65,86 +60,44 @@ class StartPrediction:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StartOutcome:
-    """One start as it was predicted and as it went."""
-
-    model: ModelName
-    worker_id: WorkerId
-    predicted_s: float
-    measured_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class StartCosts:
-    """What recorded starts have taught."""
-
-    fixed_s_by_model: Mapping[ModelName, float] = field(default_factory=dict)
-    fixed_s: float | None = None
-    """Moving average over all models; for one that never started."""
-    outcomes: tuple[StartOutcome, ...] = ()
-    """Oldest first, at most KEPT_OUTCOMES."""
-
-
 def predict_start(
     model: ModelRecord,
     node: NodeRecord,
     from_tier: Tier,
     costs: StartCosts,
     *,
-    queued_bytes: int = 0,
+    queued_bytes: float = 0,
 ) -> StartPrediction:
     """Return the expected start of `model` on a worker of `node` whose bytes are in `from_tier`.
 
     `queued_bytes`: of loads out of the same tier that come first.
     """
-    any_model = UNKNOWN_FIXED_S if costs.fixed_s is None else costs.fixed_s
-    fixed_s = costs.fixed_s_by_model.get(model.name, any_model)
+    spent_s = fixed_s(costs, model.name, model.size_bytes, from_tier, node.node_id)
     if from_tier is Tier.DRAM:
-        return StartPrediction(from_tier, fixed_s)
-    bandwidth = bandwidth_out_of(from_tier, node)
+        return StartPrediction(from_tier, spent_s)
+    line = costs.load_lines.get((node.node_id, from_tier))
+    if line is not None and line.s_per_byte > 0:
+        bytes_per_s, is_measured, overhead_s = 1 / line.s_per_byte, True, line.fixed_s
+    else:
+        bandwidth, overhead_s = bandwidth_out_of(from_tier, node), 0.0
+        bytes_per_s, is_measured = bandwidth.bytes_per_s, bandwidth.is_measured
     return StartPrediction(
         from_tier,
-        fixed_s,
+        spent_s,
         size_bytes=model.size_bytes,
         queued_bytes=queued_bytes,
-        bytes_per_s=bandwidth.bytes_per_s,
-        is_measured=bandwidth.is_measured,
+        bytes_per_s=bytes_per_s,
+        is_measured=is_measured,
+        overhead_s=overhead_s,
     )
 
 
-def learn_start(
-    costs: StartCosts,
-    model: ModelName,
-    worker_id: WorkerId,
-    timeline: StartTimeline,
-    predicted_s: float,
-) -> StartCosts:
-    """Return the costs with one more recorded start."""
-    moving_s = timeline.remote_s + timeline.ssd_s + timeline.device_s
-    # A canary is waited for once, at the first start after a registration.
-    fixed_s = max(0.0, timeline.total_s - moving_s - timeline.prepare_s)
-    outcome = StartOutcome(model, worker_id, predicted_s, timeline.total_s)
-    return StartCosts(
-        fixed_s_by_model={
-            **costs.fixed_s_by_model,
-            model: _moved(costs.fixed_s_by_model.get(model), fixed_s),
-        },
-        fixed_s=_moved(costs.fixed_s, fixed_s),
-        outcomes=(*costs.outcomes, outcome)[-KEPT_OUTCOMES:],
-    )
+def bytes_left(size_bytes: int, bytes_per_s: float, since_s: float) -> float:
+    """Return what is left of a load that began `since_s` seconds ago and had the tier alone.
 
-
-def _moved(average: float | None, newest: float) -> float:
-    return newest if average is None else average + NEWEST_WEIGHT * (newest - average)
-
-
-def median_error(costs: StartCosts) -> float | None:
-    """Return the median of |predicted - measured| / measured, None before any start."""
-    errors = [
-        abs(o.predicted_s - o.measured_s) / o.measured_s for o in costs.outcomes if o.measured_s > 0
-    ]
-    return median(errors) if errors else None
+    At least a twentieth: one that is overdue has not ended yet.
+    """
+    return max(size_bytes / 20, size_bytes - bytes_per_s * max(0.0, since_s))
 
 
 def _size(size_bytes: float) -> str:

@@ -7,12 +7,9 @@ from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.origin import source_tier
 from gearfall.core.records import ModelRecord, NodeRecord, Tier
-from gearfall.scheduling.estimator import (
-    StartCosts,
-    StartPrediction,
-    predict_start,
-)
+from gearfall.scheduling.estimator import StartPrediction, predict_start
 from gearfall.scheduling.snapshot import ReplicaKey, WorkerRoom
+from gearfall.scheduling.start_costs import StartCosts
 
 Rejected = tuple[tuple[str, str], ...]
 """(alternative, why not), best first."""

@@ -24,7 +24,6 @@ from gearfall.scheduling.autoscaler import (
     scale_model,
 )
 from gearfall.scheduling.autoscaler_load import ModelLoad
-from gearfall.scheduling.estimator import StartCosts
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.placement import (
     MakeRoom,
@@ -47,6 +46,7 @@ from gearfall.scheduling.snapshot import (
     rooms_of,
     waiting_by_model,
 )
+from gearfall.scheduling.start_costs import StartCosts
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.ids import WorkerId
 from gearfall.core.ports import Fence, Lease
-from gearfall.core.records import ReplicaState, SchedulerRecord
+from gearfall.core.records import SchedulerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.election import campaign, resign, wait_deposed
 from gearfall.scheduling.actions import (
@@ -26,17 +26,16 @@ from gearfall.scheduling.actions import (
     Wish,
 )
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.estimator import StartCosts, StartOutcome, learn_start, median_error
 from gearfall.scheduling.reconcile import reconcile
 from gearfall.scheduling.snapshot import (
     ClusterSnapshot,
-    ReplicaKey,
     on_bases,
     placeable,
     waiting_by_model,
 )
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from services.scheduler.reachability import LEASE_GRACE_S, note_absent
+from services.scheduler.start_learning import StartLearning
 from services.scheduler.worker_links import Links, WorkerLinks
 
 LEASE_TTL_S = 5.0
@@ -70,11 +69,10 @@ class SchedulerLoop:
         self._changed = asyncio.Event()
         self._links = make_links(self._changed.set)
         self._absent_since_unix_s: dict[WorkerId, float] = {}
-        self._learned_from: set[tuple[ReplicaKey, int]] = set()
         self._task: asyncio.Task[None] | None = None
         self.fence: Fence | None = None
         """Set while this scheduler leads."""
-        self.costs = StartCosts()
+        self.starts = StartLearning(self._metrics.observe_start)
 
     def start(self, record: SchedulerRecord) -> None:
         """Begin to campaign in the background as `record`."""
@@ -157,9 +155,9 @@ class SchedulerLoop:
         """Make and write one decision; return when the next is due though nothing changes."""
         self._follow_workers()
         snapshot = self.snapshot()
-        self._learn(snapshot)
+        self.starts.learn(snapshot)
         began_s = time.perf_counter()
-        plan = reconcile(snapshot, self.costs, self._policy, self._clock())
+        plan = reconcile(snapshot, self.starts.costs, self._policy, self._clock())
         self._metrics.observe_placement(time.perf_counter() - began_s)
         seen = 0
         for action in plan.actions:
@@ -238,24 +236,6 @@ class SchedulerLoop:
                 reachable_workers=len(view.workers) - down,
                 unreachable_workers=down,
                 waiting_jobs={model: each.jobs for model, each in waiting.items()},
-                median_error=median_error(self.costs),
+                costs=self.starts.costs,
             )
         )
-
-    def _learn(self, snapshot: ClusterSnapshot) -> None:
-        """Take every start that was not seen before into the costs."""
-        started = {
-            (key, replica.pid): replica
-            for key, replica in snapshot.replicas.items()
-            if replica.state is ReplicaState.READY and replica.timeline.total_s > 0
-        }
-        for seen_key in started.keys() - self._learned_from:
-            (worker_id, model), _ = seen_key
-            assignment = snapshot.assignments.get((worker_id, model))
-            timeline = started[seen_key].timeline
-            predicted_s = assignment.predicted_start_s if assignment else timeline.total_s
-            if assignment:
-                outcome = StartOutcome(model, worker_id, predicted_s, timeline.total_s)
-                self._metrics.observe_start(outcome)
-            self.costs = learn_start(self.costs, model, worker_id, timeline, predicted_s)
-        self._learned_from = set(started)

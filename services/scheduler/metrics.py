@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,11 +15,15 @@ from prometheus_client import (
 )
 
 from gearfall.core.ids import ModelName
-from gearfall.scheduling.estimator import StartOutcome
+from gearfall.core.records import Tier
+from gearfall.scheduling.start_costs import StartCosts, StartOutcome, error_quantile
 
 DECISIONS = ("start", "stop", "keep", "wait")
 _DECISION_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 _START_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_ERRORS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1, 2, 5)
+_TIERS = (Tier.REMOTE, Tier.SSD, Tier.DRAM)
+_QUANTILES = (0.5, 0.95)
 _RATIOS = (0.1, 0.25, 0.5, 0.67, 0.8, 0.9, 1.1, 1.25, 1.5, 2, 4, 10)
 
 
@@ -33,8 +38,8 @@ class SchedulerFigures:
     unreachable_workers: int
     waiting_jobs: Mapping[ModelName, int]
     """At any router, by model; only models that somebody waits for."""
-    median_error: float | None
-    """Of |predicted - measured| / measured over the kept starts; None before any."""
+    costs: StartCosts
+    """What starts have taught, with the last ones' errors."""
 
 
 class SchedulerMetrics:
@@ -68,9 +73,17 @@ class SchedulerMetrics:
             buckets=_RATIOS,
             registry=registry,
         )
-        self._error = Gauge(
+        self._error = Histogram(
+            "gearfall_scheduler_start_error",
+            "|predicted - real| / real of each recorded start, by the tier its bytes were in",
+            ["from_tier"],
+            buckets=_ERRORS,
+            registry=registry,
+        )
+        self._recent_error = Gauge(
             "gearfall_scheduler_start_prediction_error",
-            "Median of |predicted - real| / real over recent starts; NaN before any",
+            "Quantiles of |predicted - real| / real over recent starts; NaN before any",
+            ["from_tier", "quantile"],
             registry=registry,
         )
         self._leader = Gauge("gearfall_scheduler_leader", "1 while it leads", registry=registry)
@@ -102,6 +115,7 @@ class SchedulerMetrics:
         self._start_s.labels(outcome.model).observe(outcome.measured_s)
         if outcome.measured_s > 0:
             self._ratio.observe(outcome.predicted_s / outcome.measured_s)
+            self._error.labels(outcome.from_tier.value).observe(outcome.error)
 
     def render(self, figures: SchedulerFigures) -> bytes:
         """Return the exposition text."""
@@ -109,7 +123,10 @@ class SchedulerMetrics:
         self._fence.set(figures.fence_revision)
         self._workers.labels("reachable").set(figures.reachable_workers)
         self._workers.labels("unreachable").set(figures.unreachable_workers)
-        self._error.set(math.nan if figures.median_error is None else figures.median_error)
+        for tier, quantile in product(_TIERS, _QUANTILES):
+            error = error_quantile(figures.costs, quantile, tier)
+            gauge = self._recent_error.labels(tier.value, str(quantile))
+            gauge.set(math.nan if error is None else error)
         self._waiting.clear()
         for model, jobs in figures.waiting_jobs.items():
             self._waiting.labels(model).set(jobs)

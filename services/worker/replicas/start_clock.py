@@ -44,6 +44,7 @@ class StartClock:
             ssd_s=crossed.ssd_s,
             device_s=crossed.device_s,
             from_tier=crossed.from_tier,
+            waited_s=crossed.queued_s,
         )
 
     def end_attach(self, now_s: float) -> None:

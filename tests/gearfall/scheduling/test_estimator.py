@@ -1,15 +1,14 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gearfall.core.ids import NodeId
 from gearfall.core.records import StartTimeline, Tier
-from gearfall.scheduling.estimator import (
-    KEPT_OUTCOMES,
-    UNKNOWN_FIXED_S,
-    StartCosts,
-    learn_start,
-    median_error,
-    predict_start,
-)
-from tests.gearfall.scheduling.clusters import WORKER, model, node
+from gearfall.scheduling.estimator import bytes_left, predict_start
+from gearfall.scheduling.start_costs import UNKNOWN_FIXED_S, Start, StartCosts, learn_start
+from tests.gearfall.scheduling.clusters import NODE, WORKER, model, node
+
+GB = 10**9
 
 
 @pytest.mark.parametrize(
@@ -46,24 +45,39 @@ def test_loads_asked_for_before_come_first():
     )
 
 
-def test_fixed_cost_leaves_the_moving_of_bytes_out():
-    timeline = StartTimeline(queued_s=0.1, ssd_s=2.0, build_s=0.4, total_s=2.5)
-    costs = learn_start(StartCosts(), model().name, WORKER, timeline, predicted_s=2.0)
-    for record in (model(), model("other")):
-        assert predict_start(record, node(), Tier.DRAM, costs).fixed_s == pytest.approx(0.5)
-    assert median_error(costs) == pytest.approx(0.2)
+def loaded(costs: StartCosts, size_bytes: int, ssd_s: float, node_id: NodeId = NODE) -> StartCosts:
+    timeline = StartTimeline(ssd_s=ssd_s, total_s=ssd_s + 0.1, from_tier=Tier.SSD)
+    name = model(f"of-{size_bytes}").name
+    return learn_start(costs, Start(name, size_bytes, node_id, WORKER, timeline, 0.0))
 
 
-def test_newer_starts_move_the_average():
+def test_a_nodes_own_loads_say_more_than_its_bandwidth():
+    """Each load has a part that does not grow with its bytes: 0.2 s here, at 2 GB/s."""
     costs = StartCosts()
-    for total_s in (1.0, 2.0):
-        costs = learn_start(costs, model().name, WORKER, StartTimeline(total_s=total_s), 1.0)
-    assert costs.fixed_s == pytest.approx(1.3)
+    for size in (GB // 10, GB, GB // 2, 2 * GB):
+        costs = loaded(costs, size, 0.2 + size / 2e9)
+    other_node = NodeId("other")
+    published = {"ssd_bytes_per_s": 1e9}
+    found = predict_start(model(size_bytes=GB), node(**published), Tier.SSD, costs)
+    assert (found.load_s, found.fixed_s) == (pytest.approx(0.7), pytest.approx(0.1))
+    elsewhere = predict_start(model(size_bytes=GB), node(other_node, **published), Tier.SSD, costs)
+    assert elsewhere.load_s == pytest.approx(1.0)
 
 
-def test_outcomes_are_bounded():
+@given(st.lists(st.floats(5.0, 500.0), min_size=1, max_size=4))
+def test_single_loads_that_met_a_busy_disk_move_nothing(outliers):
     costs = StartCosts()
-    for _ in range(KEPT_OUTCOMES + 5):
-        costs = learn_start(costs, model().name, WORKER, StartTimeline(total_s=1.0), 1.0)
-    assert len(costs.outcomes) == KEPT_OUTCOMES
-    assert median_error(StartCosts()) is None
+    for size in (1, 2, 3, 4, 5, 6, 7, 8):
+        costs = loaded(costs, size * GB // 8, 0.1 + size / 8)
+    before = predict_start(model(size_bytes=GB), node(), Tier.SSD, costs)
+    for slow_s in outliers[:1]:
+        costs = loaded(costs, GB, slow_s)
+    after = predict_start(model(size_bytes=GB), node(), Tier.SSD, costs)
+    assert after.load_s == pytest.approx(before.load_s, rel=0.15)
+
+
+@given(st.integers(0, 10**13), st.floats(1.0, 1e12), st.floats(-10.0, 1e7))
+def test_what_is_left_of_a_load_never_grows_and_never_is_nothing(size, bytes_per_s, since_s):
+    left = bytes_left(size, bytes_per_s, since_s)
+    assert size / 20 <= left <= size
+    assert bytes_left(size, bytes_per_s, since_s + 1.0) <= left

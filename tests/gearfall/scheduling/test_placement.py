@@ -4,9 +4,9 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
-from gearfall.scheduling.estimator import StartCosts
 from gearfall.scheduling.placement import MakeRoom, Nodes, Place, Victim, Wait, place
 from gearfall.scheduling.snapshot import WorkerRoom
+from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import MIB, by_node, model, node, worker
 
 COSTS = StartCosts()

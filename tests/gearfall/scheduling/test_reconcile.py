@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from gearfall.core.records import ReplicaState, StartTimeline
 from gearfall.scheduling.actions import Assign, Decide, Unassign
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.estimator import StartCosts
 from gearfall.scheduling.reconcile import reconcile
 from gearfall.scheduling.snapshot import ClusterSnapshot, rooms_of
+from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import (
     MIB,
     assignment,

@@ -11,6 +11,7 @@ from gearfall.core.records import ReplicaState, SchedulerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.start_costs import median_error
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.reachability import LEASE_GRACE_S
 from services.scheduler.service import SchedulerService
@@ -257,7 +258,7 @@ async def test_learns_from_a_start_and_explains_it(fleet):
     await fleet.until(lambda v: v.replicas)
     await fleet.cluster.put_demand(demand("large"), lease=fleet.lease)
     view = await fleet.until(lambda v: (WORKER, "large") in v.assignments)
-    assert loop.costs.fixed_s_by_model == {"small": pytest.approx(0.7)}
+    assert median_error(loop.starts.costs) == pytest.approx((1.0 + 10 * MIB / 1e9 - 0.7) / 0.7)
     large = view.assignments[WORKER, ModelName("large")]
     assert large.predicted_start_s == pytest.approx(0.7 + 10 * MIB / 1e9)
     explained = SchedulerService(fleet.cluster, loop, "s1").explain(ModelName("small"))

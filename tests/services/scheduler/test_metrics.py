@@ -8,15 +8,16 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
-from gearfall.scheduling.estimator import StartOutcome
+from gearfall.scheduling.start_costs import StartCosts, StartOutcome
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from tests.gearfall.infra.metric_samples import samples_of
 from tests.gearfall.scheduling.clusters import WORKER, demand, replica
 from tests.services.scheduler.test_loop import Fleet
 
 SMALL = ModelName("small")
-NOTHING = SchedulerFigures(False, 0, 0, 0, {}, None)
-BUSY = SchedulerFigures(True, 42, 3, 1, {SMALL: 7}, 0.25)
+NOTHING = SchedulerFigures(False, 0, 0, 0, {}, StartCosts())
+LEARNED = StartCosts(outcomes=(StartOutcome(SMALL, WORKER, 3.0, 4.0),))
+BUSY = SchedulerFigures(True, 42, 3, 1, {SMALL: 7}, LEARNED)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,9 @@ BUSY = SchedulerFigures(True, 42, 3, 1, {SMALL: 7}, 0.25)
         (("gearfall_scheduler_workers", "reachable"), 3),
         (("gearfall_scheduler_workers", "unreachable"), 1),
         (("gearfall_scheduler_waiting_jobs", "small"), 7),
-        (("gearfall_scheduler_start_prediction_error",), 0.25),
+        (("gearfall_scheduler_start_prediction_error", "ssd", "0.5"), 0.25),
+        (("gearfall_scheduler_start_error_bucket", "ssd", "0.25"), 0),
+        (("gearfall_scheduler_start_error_bucket", "ssd", "0.5"), 1),
         (("gearfall_scheduler_decisions_total", "start"), 1),
         (("gearfall_scheduler_decisions_total", "wait"), 0),
         (("gearfall_scheduler_placement_seconds_bucket", "0.001"), 1),
@@ -49,7 +52,7 @@ def test_a_model_nobody_waits_for_any_more_is_gone():
     metrics.render(BUSY)
     seen = samples_of(metrics.render(NOTHING))
     assert not any(key[0] == "gearfall_scheduler_waiting_jobs" for key in seen)
-    assert math.isnan(seen["gearfall_scheduler_start_prediction_error",])
+    assert math.isnan(seen["gearfall_scheduler_start_prediction_error", "ssd", "0.95"])
 
 
 @pytest.fixture
@@ -76,4 +79,4 @@ async def test_a_leader_counts_what_it_decided_and_what_came_of_it(fleet: Fleet)
     assert seen["gearfall_scheduler_placement_seconds_count",] >= 2
     assert seen["gearfall_scheduler_start_seconds_count", "small"] == 1
     assert seen["gearfall_scheduler_start_predicted_to_real_count",] == 1
-    assert 0 < seen["gearfall_scheduler_start_prediction_error",] < 1
+    assert 0 < seen["gearfall_scheduler_start_prediction_error", "ssd", "0.5"] < 1

@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import pytest
+
+from gearfall.core.ids import ModelName
+from gearfall.core.records import ReplicaState
+from gearfall.scheduling.snapshot import ClusterSnapshot
+from gearfall.scheduling.start_costs import StartOutcome
+from services.scheduler.start_learning import StartLearning
+from tests.gearfall.scheduling.clusters import WORKER, assignment, model, replica
+
+SMALL = ModelName("small")
+
+
+@pytest.fixture
+def outcomes() -> list[StartOutcome]:
+    return []
+
+
+@pytest.fixture
+def learning(outcomes: list[StartOutcome]) -> StartLearning:
+    return StartLearning(outcomes.append)
+
+
+def test_each_start_is_learned_once(learning, outcomes):
+    wish = replace(assignment(), predicted_start_s=0.5)
+    for record in (replica(state=ReplicaState.STARTING, total_s=0.7), replica(total_s=0.7)) * 2:
+        learning.take(record, wish, model())
+    assert [(o.predicted_s, o.measured_s) for o in outcomes] == [(0.5, 0.7)]
+
+
+def test_a_restart_teaches_and_is_compared_with_no_prediction(learning, outcomes):
+    wish = replace(assignment(), predicted_start_s=0.5)
+    learning.take(replica(total_s=0.7), wish, model())
+    learning.take(replace(replica(total_s=0.2), pid=2), wish, model())
+    assert len(outcomes) == 1
+    assert [o.measured_s for o in learning.costs.outcomes] == [0.7, 0.2]
+
+
+def test_a_new_assignment_is_a_new_prediction(learning, outcomes):
+    wish = replace(assignment(), predicted_start_s=0.5)
+    key = (WORKER, SMALL)
+    whole = ClusterSnapshot(
+        models={SMALL: model()}, assignments={key: wish}, replicas={key: replica(total_s=0.7)}
+    )
+    learning.learn(whole)
+    learning.learn(replace(whole, replicas={}))
+    again = replace(wish, assigned_unix_s=wish.assigned_unix_s + 9.0)
+    learning.learn(replace(whole, assignments={key: again}))
+    assert len(outcomes) == 2
+
+
+def test_replicas_of_models_that_are_gone_teach_nothing(learning, outcomes):
+    learning.take(replica(total_s=0.7), assignment(), None)
+    assert not outcomes
+    assert not learning.costs.outcomes
