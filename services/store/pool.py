@@ -11,9 +11,9 @@ from functools import partial
 
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
+from gearfall.core.tiers import Candidate, UseCount, choose_victims
 from services.store.pool_allocator import FreshMemory, PoolAllocator
 from services.store.pool_memory import Allocate
-from services.store.tiers import Candidate, UseCount, choose_victims
 
 _RETRY_S = 5.0
 

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from gearfall.core.errors import InvalidRequest, Overloaded
 from gearfall.core.ids import ModelName
+from gearfall.core.tiers import Candidate, choose_victims
 from services.store.ssd_tier import SsdTier
 from services.store.stored_model import StoredModel
-from services.store.tiers import Candidate, choose_victims
 
 _RETRY_S = 5.0
 _log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
+from gearfall.core.tiers import HALF_LIFE_S
 from services.store.pool import Pool, Resident
-from services.store.tiers import HALF_LIFE_S
 
 A, B, C = ModelName("a"), ModelName("b"), ModelName("c")
 

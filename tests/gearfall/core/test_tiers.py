@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName
-from services.store.tiers import Candidate, UseCount, choose_victims
+from gearfall.core.tiers import Candidate, UseCount, choose_victims
 
 TIMES = st.floats(0, 1e6)
 CANDIDATES = st.lists(
