@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import importlib.util
 import signal
 import tempfile
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from gearfall.cli.deploy import deployment_from_file
 from gearfall.cli.models import register_with_progress
 from gearfall.cli.render import console, print_json
 from gearfall.client import Client
+from gearfall.core.errors import NotFound
 from gearfall.core.records import DeploymentRecord
 from gearfall.demo import catalogue
 from gearfall.demo.measure import DemoReport, measure, print_report
@@ -41,6 +43,8 @@ def demo(
     """Start a cluster, ask three models and their cascade held-out questions, compare them."""
     if context.invoked_subcommand is not None:
         return
+    if importlib.util.find_spec("openai") is None:
+        raise NotFound("the questions are asked by OpenAI's client: pip install 'gearfall[demo]'")
     with tempfile.TemporaryDirectory(prefix="gearfall-demo-") as home:
         report = asyncio.run(
             _run(Path(home), questions, concurrency, keep=keep, out=out, quiet=as_json)

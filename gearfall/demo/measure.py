@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
 
-from openai import AsyncOpenAI
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from gearfall.demo.arithmetic import Question
+
+if TYPE_CHECKING:  # the extra `demo` brings it; the other commands do without
+    from openai import AsyncOpenAI
 
 MAX_TOKENS = 16
 """More than the longest answer and its end."""
@@ -76,6 +79,8 @@ async def measure(
     Each system answers one question first (the cold start); then all (system, question) pairs
     run in one shuffled order, `concurrency` at once, so that noise falls on all alike.
     """
+    from openai import AsyncOpenAI
+
     async with AsyncOpenAI(
         base_url=f"http://{rest_address}/v1", api_key="none", max_retries=0
     ) as client:
@@ -105,7 +110,7 @@ async def measure(
     return DemoReport(reports, concurrency, is_close and ratio > 1, ratio)
 
 
-async def _ask(client: AsyncOpenAI, system: str, question: Question) -> Answered:
+async def _ask(client: "AsyncOpenAI", system: str, question: Question) -> Answered:
     begin = time.perf_counter()
     reply = await client.chat.completions.create(
         model=system,
