@@ -40,6 +40,7 @@ class InstantEngine:
         """`token_id`: the only token it ever says."""
         self._token_id = token_id
         self.kv_memory: KvMemory | None = None
+        self.arithmetic = ""
         """It caches nothing."""
         self._running: dict[tuple[JobId, Epoch], _Generation] = {}
         self._changed = asyncio.Event()

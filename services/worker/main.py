@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import WorkerRecord
@@ -68,6 +69,13 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=EngineKind.GEARFALL.value,
         parse=EngineKind,
         meaning="gearfall or vllm (needs the extra of that name)",
+    )
+    parser.add_setting(
+        "--arithmetic",
+        default=Arithmetic.EXACT.value,
+        parse=Arithmetic,
+        meaning="how a CPU multiplies with bfloat16 weights: exact, or bf16, which rounds "
+        "activations and is faster; all workers of a model should have the same",
     )
     add_metrics_setting(parser)
     parser.add_argument("--label", action="append", default=[], help="k=v, repeatable")
@@ -145,6 +153,7 @@ async def start_worker(
         settings.slots,
         _threads(settings.threads),
         engine=settings.engine,
+        arithmetic=settings.arithmetic,
     )
     host = WorkerHost(
         cluster,

@@ -27,6 +27,11 @@ class EngineProcess(Protocol):
         """Its KV cache; None before it is ready, when it is gone, and where it can't be shared."""
         ...
 
+    @property
+    def arithmetic(self) -> str:
+        """What its tokens' bits hang on, see `EngineReady.arithmetic`; empty before it is ready."""
+        ...
+
     async def ready(self) -> EngineReady:
         """Return when it serves; raise CorruptCheckpoint or Unavailable when it can't start."""
         ...

@@ -28,10 +28,10 @@ LayerCaches = Mapping[int, tuple[LayerCache, AttentionSpec]]
 class NativePass:
     """The forward pass of one model."""
 
-    def __init__(self, decoder: Decoder, rotary: RotaryTable, threads: int) -> None:
+    def __init__(self, decoder: Decoder, rotary: RotaryTable, ops: NativeOps) -> None:
         self._decoder = decoder
         self._rotary = rotary
-        self._threads = threads
+        self._ops = ops
 
     def logits(self, step: PackedStep) -> torch.Tensor:
         """Compute a step without adapters; return f32[R, vocabulary], R as in `logit_rows`."""
@@ -45,7 +45,7 @@ class NativePass:
             positions=torch.from_numpy(step.positions),
             logit_rows=torch.from_numpy(step.logit_rows.astype(np.int32)),
         )
-        return self._decoder.run(native, threads=self._threads)
+        return self._decoder.run(native, threads=self._ops.threads, is_rounded=self._ops.is_rounded)
 
     def seconds(self) -> Mapping[str, float]:
         """Return the seconds spent in each phase so far; see `Decoder.seconds`."""
@@ -81,7 +81,7 @@ def find_native_pass(model: Any, caches: LayerCaches, ops: Ops) -> NativePass | 
         head=_linear(head),
         eps=norm.eps,
     )
-    return NativePass(decoder, rotary, ops.threads)
+    return NativePass(decoder, rotary, ops)
 
 
 def _is_known(layer: Any, eps: float) -> bool:

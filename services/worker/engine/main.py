@@ -12,6 +12,7 @@ from mmap import mmap
 import msgspec
 import torch
 
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.canary import parse_canary
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal
 from gearfall.core.manifest import Manifest, parse_manifest
@@ -21,11 +22,11 @@ from gearfall.infra.logs import configure_logging
 from gearfall.infra.pool_lease import map_partition
 from services.worker.engine.arrival import LoadNews
 from services.worker.engine.batch import Batch
-from services.worker.engine.canary import run_canary
-from services.worker.engine.check import try_unproven
+from services.worker.engine.check import PROVEN, try_unproven
 from services.worker.engine.device import DeviceTier
 from services.worker.engine.dock import AdapterDock
 from services.worker.engine.engine import Engine
+from services.worker.engine.first_pass import run_first_pass
 from services.worker.engine.kv_blocks import KvBlocks, blocks_for
 from services.worker.engine.kv_memory import EngineKvMemory
 from services.worker.engine.loop import EngineLoop
@@ -33,7 +34,13 @@ from services.worker.engine.model import build_model
 from services.worker.engine.ops import ops_for
 from services.worker.engine.stream import EngineStream
 from services.worker.engine_link.frames import receive_frame
-from services.worker.engine_link.messages import EngineFailed, EngineKind, EngineReady, StartEngine
+from services.worker.engine_link.messages import (
+    EngineFailed,
+    EngineKind,
+    EngineReady,
+    StartEngine,
+    SubmitJob,
+)
 
 _LOG = logging.getLogger(__name__)
 STEP_TOKENS = 256
@@ -105,13 +112,6 @@ def _start(
         arrival=news if tier is None else tier,
     )
     built = time.perf_counter()
-    run_canary(model, parse_canary(start.canary_json))
-    model.finish()
-    if news is not None:
-        news.wait_done()
-    if tier is not None:
-        tier.close()
-    try_unproven(model, manifest.model.architecture)
     batch = Batch(blocks, slots=start.slots, step_tokens=max(STEP_TOKENS, start.slots))
     engine = Engine(
         model,
@@ -119,6 +119,16 @@ def _start(
         context_tokens=manifest.model.context_tokens,
         adapters=AdapterDock(model.adapters, start.manifest_json),
     )
+    canary = parse_canary(start.canary_json)
+    expected = _foretellable(start, manifest.model.architecture)
+    run_first_pass(model, canary, blocks, engine.foretelling, expected)
+    model.finish()
+    if news is not None:
+        news.wait_done()
+    if tier is not None:
+        tier.close()
+    try_unproven(model, manifest.model.architecture)
+    arithmetic = model.use(start.arithmetic)
     count_held("jobs", lambda: batch.running + batch.waiting)
     count_held("blocks", lambda: blocks.total_blocks - blocks.free_blocks)
     memory = model.kv_memory
@@ -129,8 +139,18 @@ def _start(
         first_token_s=time.perf_counter() - built,
         kv_bytes=model.kv_bytes,
         kv_layout=None if memory is None else memory.layout,
+        arithmetic=arithmetic,
     )
     return engine, ready, memory
+
+
+def _foretellable(start: StartEngine, architecture: str) -> Sequence[SubmitJob]:
+    """Return the jobs that may ride in the first pass.
+
+    That pass is exact, whatever follows; and the trial of an unproven family writes over its cache.
+    """
+    is_exact = start.arithmetic is Arithmetic.EXACT
+    return start.expected if is_exact and architecture in PROVEN else ()
 
 
 def _serve_with_vllm(

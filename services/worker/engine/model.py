@@ -17,13 +17,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from gearfall.checkpoint.rank_tensors import Memory
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 from gearfall.core.manifest import Manifest
 from services.worker.engine.adapters import Adapters, Network
 from services.worker.engine.attention import PagedCache
 from services.worker.engine.decoder import NativePass, find_native_pass
 from services.worker.engine.kv_memory import EngineKvMemory
-from services.worker.engine.ops import Ops, StepLayout
+from services.worker.engine.ops import NativeOps, Ops, StepLayout
 from services.worker.engine.packing import PackedStep
 from services.worker.engine.units import Arrival, Furnishing
 from services.worker.engine.weights import StoredTensors, match_weights, renaming
@@ -67,6 +68,19 @@ class EngineModel:
     def kv_bytes(self) -> int:
         """Bytes of the KV cache, known after the first pass."""
         return self._cache.size_bytes
+
+    def use(self, arithmetic: Arithmetic) -> str:
+        """Compute so from now on; return the name of what a token's bits hang on.
+
+        A model is exact at first. The name is empty on a device that promises no bits. One without
+        bfloat16 weights is exact whatever is asked for.
+        """
+        if not isinstance(self._ops, NativeOps):
+            return ""
+        parameters = self._model.parameters()
+        has_bf16 = any(parameter.dtype == torch.bfloat16 for parameter in parameters)
+        self._ops.arithmetic = arithmetic if has_bf16 else Arithmetic.EXACT
+        return self._ops.arithmetic.value
 
     def finish(self) -> None:
         """Furnish what no forward pass has called, once its bytes are there.

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import InvalidRequest
 
 
@@ -161,17 +162,26 @@ class NativeOps:
 
         self._kernels = cpu_kernels
         self._threads = threads
+        self.arithmetic = Arithmetic.EXACT
+        """Of all passes from now on."""
 
     @property
     def threads(self) -> int:
         """Most threads that a kernel uses."""
         return self._threads
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether activations are rounded before products with bfloat16 weights."""
+        return self.arithmetic is Arithmetic.BF16
+
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """See `Ops.linear`."""
-        return self._kernels.linear(x, weight, bias, threads=self._threads)
+        return self._kernels.linear(
+            x, weight, bias, is_rounded=self.is_rounded, threads=self._threads
+        )
 
     def write_kv(
         self, k: torch.Tensor, v: torch.Tensor, cache: LayerCache, layout: StepLayout

@@ -13,6 +13,7 @@ from enum import Enum
 
 import msgspec
 
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import Priority, TokenRun
 from gearfall.core.sampling import SamplingParams
@@ -47,6 +48,11 @@ class StartEngine(msgspec.Struct, frozen=True, tag=True):
     is_loading: bool = False
     """Whether the checkpoint is still being loaded; news of it come on the last descriptor."""
     engine: EngineKind = EngineKind.GEARFALL
+    arithmetic: Arithmetic = Arithmetic.EXACT
+    """How a CPU's engine multiplies, once it has answered its canary exactly."""
+    expected: "tuple[SubmitJob, ...]" = ()
+    """Jobs that wait for the model, nobody's yet: their first tokens are computed with the canary
+    and kept, without a word, for the SubmitJob of one that comes here."""
 
 
 class SubmitJob(msgspec.Struct, frozen=True, tag=True):
@@ -198,6 +204,9 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     kv_layout: KvLayout | None = None
     """Where a block lies in the memory whose descriptor comes beside this message; None where the
     cache can't be shared (a GPU's)."""
+    arithmetic: str = ""
+    """What its tokens' bits hang on: engines of one checkpoint and one arithmetic give the same.
+    Empty where they are not promised."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):

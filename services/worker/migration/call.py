@@ -91,14 +91,18 @@ class MigrationCall:
         self._sender: KvSender | None = None
         self._source = MigrationSource(board, key, self, terms, by_kv=by_kv)
 
-    async def run(self, digest: str) -> Moved:
-        """Move the job; `digest` names its model. Raises Unavailable when it stays here."""
+    async def run(self, digest: str, arithmetic: str) -> Moved:
+        """Move the job; `digest` names its model, `arithmetic` how its engine multiplies.
+
+        Raises Unavailable when it stays here.
+        """
         started_s = time.perf_counter()
         offer = pb.MigrationOffer(
             job=job_to_pb(self._source.offer),
             model_digest=digest,
             by_kv=self._by_kv,
             kv_shape=None if self._memory is None else kv_shape(self._memory),
+            arithmetic=arithmetic,
         )
         self._frames.put_nowait(pb.MigrationFrame(offer=offer))
         try:

@@ -138,7 +138,7 @@ class MigrationDesk:
         digest = self._hosting.digest_of(job.model)
         memory = None if choice.path is DataPath.TOKENS else self._memory_of(job.model)
         call = MigrationCall(self._board, claim.key, target_address, self._terms, memory)
-        moved = await call.run(digest)
+        moved = await call.run(digest, self._arithmetic_of(job.model))
         return replace(moved, predicted_s=choice.predicted_s, predicted_other_s=choice.other_s)
 
     async def receive(
@@ -176,6 +176,10 @@ class MigrationDesk:
         digest = self._hosting.digest_of(model)
         if digest != offer.model_digest:
             return f"{model} is the checkpoint {digest} here, not {offer.model_digest}"
+        arithmetic = self._arithmetic_of(model)
+        if arithmetic != offer.arithmetic:
+            own, theirs = arithmetic or "its device's", offer.arithmetic or "its device's"
+            return f"{model} is computed by {own} arithmetic here, not by {theirs}"
         memory = self._memory_of(model)
         if offer.by_kv and (memory is None or kv_shape(memory) != offer.kv_shape):
             return NO_FIT
@@ -184,6 +188,10 @@ class MigrationDesk:
     def _memory_of(self, model: ModelName) -> KvMemory | None:
         engine = self._board.engine_of(model)
         return engine.kv_memory if engine else None
+
+    def _arithmetic_of(self, model: ModelName) -> str:
+        engine = self._board.engine_of(model)
+        return engine.arithmetic if engine else ""
 
     def _open_inlet(self, model: ModelName) -> tuple[KvListener, KvMemory]:
         memory = self._memory_of(model)

@@ -86,6 +86,11 @@ class AdapterEngine:
         """See the port."""
         return self._engine.kv_memory
 
+    @property
+    def arithmetic(self) -> str:
+        """See the port."""
+        return self._engine.arithmetic
+
     async def ready(self) -> EngineReady:
         """See the port."""
         return await self._engine.ready()

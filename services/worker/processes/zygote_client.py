@@ -49,6 +49,8 @@ class EngineProcess:
         self._opened = asyncio.Event()
         self.kv_memory: KvMemory | None = None
         """Its KV cache, while it is there; None before it is ready and where it can't be shared."""
+        self.arithmetic = ""
+        """See `EngineReady.arithmetic`; empty before it is ready."""
         self._pidfd = _open_pidfd(forked.pid)
         self._ready: asyncio.Future[EngineReady] = asyncio.get_running_loop().create_future()
         self._ready.add_done_callback(_mark_retrieved)
@@ -169,6 +171,7 @@ class EngineProcess:
             case StepDone():
                 self._steps.put_nowait(message)
             case EngineReady():
+                self.arithmetic = message.arithmetic
                 self._ready.set_result(message)
             case EngineFailed(error=error, is_corrupt=is_corrupt):
                 kind = CorruptCheckpoint if is_corrupt else Unavailable

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import DeadlineExceeded, NotFound, Unavailable
 from gearfall.core.ids import NodeId, WorkerId
 from gearfall.core.memory import kv_capacity_tokens
@@ -54,6 +55,7 @@ class ReplicaSettings:
     claim_block_s: float = 0.5
     """Longest a claim blocks: so soon a dead worker's jobs and a drain are noticed."""
     engine: EngineKind = EngineKind.GEARFALL
+    arithmetic: Arithmetic = Arithmetic.EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ def _start_message(
         kv_tokens=kv_capacity_tokens(model, settings.slots),
         is_loading=lease.news_fd is not None,
         engine=settings.engine,
+        arithmetic=settings.arithmetic,
     )
 
 

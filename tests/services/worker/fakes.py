@@ -116,6 +116,7 @@ class FakeEngine(Watched):
         super().__init__()
         self.pid = pid
         self.kv_memory: KvMemory | None = None
+        self.arithmetic = "exact"
         self.sent: list[object] = []
         self._ready_error = ready_error
         self._steps: asyncio.Queue[StepDone | None] = asyncio.Queue()

@@ -91,14 +91,19 @@ async def test_a_migration_without_an_offer_is_refused(door):
 
 
 @pytest.mark.parametrize(
-    ("model", "digest", "reason"),
-    [("other", "d" * 32, "not hosted"), (MODEL, "e" * 32, "is the checkpoint d")],
+    ("model", "digest", "arithmetic", "reason"),
+    [
+        ("other", "d" * 32, "exact", "not hosted"),
+        (MODEL, "e" * 32, "exact", "is the checkpoint d"),
+        (MODEL, "d" * 32, "bf16", "by exact arithmetic here, not by bf16"),
+        (MODEL, "d" * 32, "", "by exact arithmetic here, not by its device's"),
+    ],
 )
-async def test_a_job_of_another_checkpoint_is_refused(door, model, digest, reason):
+async def test_a_job_of_another_model_is_refused(door, model, digest, arithmetic, reason):
     await door.site.ready()
     call = door.stub.ReceiveMigration(timeout=5)
     offered = job_to_pb(job("job-7", model=model, address=door.site.router.address))
-    offer = pb.MigrationOffer(job=offered, model_digest=digest)
+    offer = pb.MigrationOffer(job=offered, model_digest=digest, arithmetic=arithmetic)
     await call.write(pb.MigrationFrame(offer=offer))
     reply = await call.read()
     assert isinstance(reply, pb.MigrationReply)

@@ -160,6 +160,7 @@ class Process:
     """An engine and what is on its way to and from it; implements `ports.EngineProcess` in part."""
 
     kv_memory = None
+    arithmetic = "exact"
 
     def __init__(self, site: "Site") -> None:
         self._site = site
