@@ -178,6 +178,13 @@ class JobQueue(Protocol):
         """
         ...
 
+    async def peek(self, model: ModelName, *, max_jobs: int) -> Sequence[Job]:
+        """Return the jobs that the next claim would get. They stay where they are, nobody's.
+
+        A malformed entry is left out.
+        """
+        ...
+
     async def acknowledge(self, model: ModelName, entry_ids: Sequence[str]) -> None:
         """Remove claimed entries for good, after their effect. Idempotent."""
         ...

@@ -104,6 +104,12 @@ class MemoryQueue:
         waiting = self._waiting(model, max_batch)[:max_jobs]
         return self._hand_out(model, consumer, waiting)
 
+    async def peek(self, model: ModelName, *, max_jobs: int) -> Sequence[Job]:
+        """See the port."""
+        entries = self._reach().get(model, {})
+        waiting = [entries[key].job for key in self._waiting(model, max_jobs)[:max_jobs]]
+        return [job for job in waiting if job is not None]
+
     async def acknowledge(self, model: ModelName, entry_ids: Sequence[str]) -> None:
         """See the port."""
         entries = self._reach().get(model, {})

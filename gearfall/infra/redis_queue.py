@@ -39,7 +39,7 @@ from gearfall.infra.redis_lanes import (
     row_of,
     stream_key,
 )
-from gearfall.infra.redis_scripts import ACKNOWLEDGE, ADOPT, CANCEL, DEPTH, RECLAIM
+from gearfall.infra.redis_scripts import ACKNOWLEDGE, ADOPT, CANCEL, DEPTH, PEEK, RECLAIM
 from gearfall.pb import common_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,8 @@ _log = logging.getLogger(__name__)
 GROUP = b"workers"
 FIELD = b"job"
 _SETTLE_S = 2.0
+_MALFORMED = (DecodeError, KeyError, ValueError, GearfallError)
+"""What an entry raises that is no job."""
 _MOST_ACKNOWLEDGED = 1000
 """Entries of one script call: Lua's stack is finite."""
 
@@ -78,6 +80,7 @@ class RedisQueue:
         self._acknowledge = self._redis.register_script(ACKNOWLEDGE)
         self._cancel = self._redis.register_script(CANCEL)
         self._depth = self._redis.register_script(DEPTH)
+        self._peek = self._redis.register_script(PEEK)
         self._reclaim = self._redis.register_script(RECLAIM)
         self._appends = JoinedAppends(self._redis, self._call)
         self._adopt = self._redis.register_script(ADOPT)
@@ -120,6 +123,18 @@ class RedisQueue:
         finally:
             self._claims_in_flight[place] -= 1
         return await self._take(place, rows)
+
+    async def peek(self, model: ModelName, *, max_jobs: int) -> Sequence[Job]:
+        """See the port."""
+        jobs: list[Job] = []
+        for lane in LANES:
+            arguments: list[Any] = [GROUP, max_jobs]
+            ask = partial(self._peek, [self._key(model, lane)], arguments)
+            for _, flat in await self._call(ask, attempts=2):
+                # Whoever claims a malformed entry logs it.
+                with contextlib.suppress(*_MALFORMED):
+                    jobs.append(_job_from(dict(zip(flat[::2], flat[1::2], strict=True))))
+        return jobs[:max_jobs]
 
     async def acknowledge(self, model: ModelName, entry_ids: Sequence[str]) -> None:
         """See the port."""
@@ -271,7 +286,7 @@ class RedisQueue:
             entry_id = name_entry(raw_id, lane)
             try:
                 job = _job_from(fields)
-            except (DecodeError, KeyError, ValueError, GearfallError) as error:
+            except _MALFORMED as error:
                 malformed.append(entry_id)
                 _log.warning(
                     "dropped a malformed queue entry",

@@ -22,6 +22,21 @@ if pending.err and not string.find(pending.err, 'NOGROUP') then return pending e
 return {redis.call('XLEN', KEYS[1]), pending.err and 0 or pending[1]}
 """
 
+PEEK = """
+-- ARGV[2]: most entries. Returns {id, fields} of the first that no consumer was ever given.
+local after, groups = '-', redis.pcall('XINFO', 'GROUPS', KEYS[1])
+if groups.err then
+  if string.find(groups.err, 'no such key') then return {} end
+  return groups
+end
+for _, group in ipairs(groups) do
+  local fields = {}
+  for i = 1, #group, 2 do fields[group[i]] = group[i + 1] end
+  if fields['name'] == ARGV[1] then after = '(' .. fields['last-delivered-id'] end
+end
+return redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', ARGV[2])
+"""
+
 _TAKE_OVER = """
 -- Claims one pending entry for ARGV[2]; appends {id, deliveries, fields} to `taken`.
 local function take(entry, taken)

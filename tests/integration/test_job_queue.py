@@ -114,6 +114,27 @@ async def test_a_claim_that_waits_hears_of_either_class(queues):
         assert ids(await waiting) == [name]
 
 
+async def test_a_look_ahead_shows_what_the_next_claim_gets_and_takes_nothing(queues):
+    queue = queues.connect()
+    assert await queue.peek(MODEL, max_jobs=9) == []
+    for each in (job(0), chat(1), job(2), chat(3)):
+        await queue.append(each)
+    assert await queue.peek(MODEL, max_jobs=3) == [chat(1), chat(3), job(0)]
+    (taken,) = await claim(queue, "w1", max_jobs=1)
+    assert taken.job == chat(1)
+    assert await queue.peek(MODEL, max_jobs=9) == [chat(3), job(0), job(2)]
+    assert await queue.depth(MODEL) == QueueDepth(waiting=3, claimed=1)
+    await claim(queue, "w2")
+    assert await queue.peek(MODEL, max_jobs=9) == []
+
+
+async def test_a_look_ahead_passes_a_malformed_entry(queues):
+    queue = queues.connect()
+    await queues.append_malformed(MODEL)
+    await append(queue, 1)
+    assert await queue.peek(MODEL, max_jobs=9) == [job(0)]
+
+
 async def test_an_entry_goes_to_one_consumer_only(queues):
     clients = [queues.connect() for _ in range(4)]
     await append(clients[0], 40)
