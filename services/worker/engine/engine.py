@@ -9,6 +9,7 @@ from gearfall.core.job import FinishReason, TokenRun
 from gearfall.infra.failpoints import failpoint
 from services.worker.engine.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
 from services.worker.engine.batch import Batch, Chunk, Sequence
+from services.worker.engine.foretelling import Foretelling
 from services.worker.engine.job_limits import JobLimits
 from services.worker.engine.migrating_jobs import MigratingJobs, MigrationMessage
 from services.worker.engine.packing import PackedStep, pack_step
@@ -65,7 +66,10 @@ class Engine:
         self._clock = clock
         self._unix_clock = unix_clock
         self._migrating = MigratingJobs(batch, self._limits, lambda hold: self._admit(hold.job))
+        self.foretelling = Foretelling(batch, self._find_foretellable)
+        """First tokens of jobs that waited for the model."""
         self._early: list[TokenRun] = []
+        self._is_foretold_due = False
         self._is_stuck = False
 
     @property
@@ -93,6 +97,10 @@ class Engine:
             self._early.append(_run(sequence, finish=finish))
             return
         self._batch.submit(sequence, self._clock())
+        foretold = self.foretelling.take(job, sequence)
+        if foretold is not None:
+            self._early.append(self._append(sequence, foretold))
+            self._is_foretold_due = True
 
     def cancel(self, job: CancelJob) -> None:
         """Forget a job before the next step; nothing more is said about it."""
@@ -132,15 +140,16 @@ class Engine:
 
     @property
     def has_reports(self) -> bool:
-        """Whether somebody waits to hear how a job stands."""
-        return self._migrating.has_reports
+        """Whether there is something to say that needs no step."""
+        return self._migrating.has_reports or self._is_foretold_due
 
     def report(self) -> StepDone:
-        """Return what is known between two steps: a frozen job does not wait for the next one."""
+        """Return what is known between two steps: nothing of it waits for the next one."""
         runs, self._early = self._early, []
         return self._tell(runs, 0.0)
 
     def _tell(self, runs: Many[TokenRun], step_s: float) -> StepDone:
+        self._is_foretold_due = False
         return StepDone(
             runs=tuple(runs),
             running_jobs=self._batch.running,
@@ -173,6 +182,13 @@ class Engine:
             priority=job.priority,
             deadline_s=deadline_s,
         )
+
+    def _find_foretellable(self, job: SubmitJob) -> Sequence | None:
+        """Return the sequence of a job that can be computed, None if it can't or is whole."""
+        sequence = self._admit(job)
+        if self._limits.find_fault(job) or self._limits.find_finish(sequence) is not None:
+            return None
+        return sequence
 
     def _end_if_whole(self, message: ReleaseJob) -> None:
         """End a released job whose log needed nothing more."""

@@ -72,3 +72,26 @@ def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks) -> PackedStep:
             for adapter, (tokens, logits) in rows_of.items()
         ),
     )
+
+
+def join_steps(first: PackedStep, second: PackedStep) -> PackedStep:
+    """Return both as one step: its logits are those of `first`, then those of `second`.
+
+    Neither may have rows with an adapter.
+    """
+    assert not first.adapters
+    assert not second.adapters
+    tables, tokens = len(first.block_tables), len(first.token_ids)
+    width = max(first.block_tables.shape[1], second.block_tables.shape[1])
+    return PackedStep(
+        token_ids=np.concatenate([first.token_ids, second.token_ids]),
+        positions=np.concatenate([first.positions, second.positions]),
+        seq_index=np.concatenate([first.seq_index, second.seq_index + np.int32(tables)]),
+        block_tables=np.concatenate(
+            [
+                np.pad(step.block_tables, ((0, 0), (0, width - step.block_tables.shape[1])))
+                for step in (first, second)
+            ]
+        ),
+        logit_rows=np.concatenate([first.logit_rows, second.logit_rows + tokens]),
+    )
