@@ -1,77 +1,46 @@
-"""How many replicas a model should have: demand up, keep-alive down, never thrashing."""
+"""How many replicas a model should have: demand and load up, keep-alive and quiet down.
+
+Up, the largest of
+- demand: the replicas that are ready and as many as the waiting jobs fill, and enough that no more
+  tokens wait for each than the deployment's target;
+- usual load: jobs at once over the stable window / what one replica should run;
+- panic: while a burst of at least `panic_threshold` times what the usual load's replicas should
+  run is remembered, the burst's peak / what one replica should run.
+
+Down, only while nothing waits, and never below what usual load or panic ask for beyond one:
+- an idle replica after its minimum residency and its keep-alive,
+  min(keep_alive_s, keep_alive_per_start x come_back_s), where come_back_s is what its own start
+  took without what happens only once;
+- a busy one when fewer would have done for all of the remembered time: that with the fewest jobs,
+  if the others have slots for them. Its worker moves them there alive.
+"""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from gearfall.core.ids import DeploymentName, ModelName
-from gearfall.core.records import DeploymentRecord
-from gearfall.scheduling.autoscaler_load import ModelLoad, stable_jobs
+from gearfall.scheduling.autoscaler_limits import ModelLimits, SchedulerPolicy, limits_by_model
+from gearfall.scheduling.autoscaler_load import (
+    ModelLoad,
+    peak_changes_at,
+    peak_jobs,
+    stable_below_at,
+    stable_jobs,
+)
 from gearfall.scheduling.snapshot import Hosted, ReplicaKey, Waiting
+
+__all__ = [
+    "ModelLimits",
+    "ScaleDecision",
+    "SchedulerPolicy",
+    "evictable_at",
+    "keep_alive_s",
+    "limits_by_model",
+    "scale_model",
+]
 
 UNKNOWN_SLOTS = 16
 """Jobs at once that a replica is taken to run before its first record says."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerPolicy:
-    """What an operator sets for the whole cluster."""
-
-    keep_alive_s: float = 300.0
-    """Idle time before a replica is given back, for models that no deployment names."""
-    min_residency_s: float = 0.25
-    """A replica that became ready stays at least this long whatever waits for its room."""
-    residency_per_start: float = 10.0
-    """It also stays this many times as long as its start took: what thrashing may cost at most."""
-    patience_s: float = 20.0
-    """A model that waited this long may take the room of a busy one."""
-    failing_stay_s: float = 60.0
-    """A replica that does not start is given back at the earliest after this time."""
-    target_utilisation: float = 0.7
-    """Share of its slots that a replica's jobs may take before another one is started, where no
-    deployment sets a target."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLimits:
-    """How many replicas one model may have and how long an idle one stays."""
-
-    min_replicas: int
-    max_replicas: int
-    keep_alive_s: float
-    target_jobs: int = 0
-    """Jobs that one replica should run at once; 0: a share of its slots."""
-    target_queued_tokens: int = 0
-    """Tokens to compute that may wait for one replica; 0: no such target."""
-
-
-def limits_by_model(
-    models: Iterable[ModelName],
-    deployments: Mapping[DeploymentName, DeploymentRecord],
-    policy: SchedulerPolicy,
-) -> dict[ModelName, ModelLimits]:
-    """Return each model's limits: the largest of all deployments that name it, else defaults.
-
-    Of targets the smallest that is set.
-    """
-    found: dict[ModelName, ModelLimits] = {}
-    for deployment in deployments.values():
-        for stage in deployment.stages:
-            known = found.get(stage.model, ModelLimits(0, 1, 0.0))
-            found[stage.model] = ModelLimits(
-                max(known.min_replicas, deployment.min_replicas),
-                max(known.max_replicas, deployment.max_replicas, deployment.min_replicas),
-                max(known.keep_alive_s, deployment.keep_alive_s),
-                _stricter(known.target_jobs, deployment.target_jobs),
-                _stricter(known.target_queued_tokens, deployment.target_queued_tokens),
-            )
-    default = ModelLimits(0, 1, policy.keep_alive_s)
-    return {model: found.get(model, default) for model in models}
-
-
-def _stricter(one: int, other: int) -> int:
-    """Return the smaller of two targets, of which 0 is none."""
-    return min(one, other) if one and other else one or other
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,75 +66,146 @@ def scale_model(
 ) -> ScaleDecision:
     """Compare what a model has with what it needs. A model with demand is never scaled down.
 
-    `load` is advanced up to `now_unix_s`.
+    `load` was advanced at `now_unix_s` or before; nothing changed since.
     """
-    by_load = _wanted_by_load(hosted, limits, load, policy, now_unix_s)
+    scale = _Scale(hosted, limits, load, policy, now_unix_s)
     if waiting is not None:
-        needed = max(_needed_by_demand(hosted, waiting), by_load)
-        return ScaleDecision(_missing(hosted, needed, limits), (), None)
-    missing = _missing(hosted, by_load if hosted else 0, limits)
-    due_by_key = {h.key: _release_due(h, limits, policy) for h in hosted if h.is_idle}
-    oldest_first = sorted(due_by_key, key=lambda key: (due_by_key[key], key))
-    spare = len(hosted) - limits.min_replicas
-    surplus = [
-        (key, f"idle for its keep-alive of {limits.keep_alive_s:g} s")
-        for key in oldest_first[: max(0, spare)]
-        if due_by_key[key] <= now_unix_s
-    ]
-    surplus += _beyond_most(hosted, oldest_first, limits, {key for key, _ in surplus})
-    gone = {key for key, _ in surplus}
-    pending = [due for key, due in due_by_key.items() if key not in gone and due > now_unix_s]
-    can_shrink = len(hosted) - len(gone) > limits.min_replicas
-    return ScaleDecision(missing, tuple(surplus), min(pending) if pending and can_shrink else None)
+        needed = max(scale.needed_by(waiting), scale.wanted_by_load())
+        return ScaleDecision(scale.missing(needed), (), None)
+    missing = scale.missing(scale.wanted_by_load())
+    surplus = () if missing else scale.surplus()
+    due = [at for at in scale.due_unix_s if at > now_unix_s]
+    return ScaleDecision(missing, surplus, min(due, default=None))
 
 
-def _missing(hosted: tuple[Hosted, ...], needed: int, limits: ModelLimits) -> int:
-    wanted = max(limits.min_replicas, min(limits.max_replicas, needed))
-    return max(0, wanted - len(hosted))
+def keep_alive_s(hosted: Hosted, limits: ModelLimits, policy: SchedulerPolicy) -> float:
+    """Return how long a replica is kept idle: as its limits say while its start is not known."""
+    if hosted.come_back_s <= 0.0:
+        return limits.keep_alive_s
+    return min(limits.keep_alive_s, policy.keep_alive_per_start * hosted.come_back_s)
 
 
-def _slots(hosted: tuple[Hosted, ...]) -> int:
-    return max(1, max((h.replica.slots for h in hosted if h.replica), default=UNKNOWN_SLOTS))
+@dataclass(slots=True)
+class _Scale:
+    """Working state of one call of `scale_model`."""
 
+    hosted: tuple[Hosted, ...]
+    limits: ModelLimits
+    load: ModelLoad
+    policy: SchedulerPolicy
+    now_unix_s: float
+    due_unix_s: list[float] = field(default_factory=list)
+    target_jobs: float = field(init=False)
 
-def _needed_by_demand(hosted: tuple[Hosted, ...], waiting: Waiting) -> int:
-    """Return how many replicas the waiting jobs need; the first has to show that it starts."""
-    if not hosted:
-        return 1
-    return sum(h.is_ready for h in hosted) + math.ceil(waiting.jobs / _slots(hosted))
+    def __post_init__(self) -> None:
+        share = self.policy.target_utilisation * self._slots()
+        self.target_jobs = float(self.limits.target_jobs) or max(1.0, share)
 
+    def missing(self, needed: int) -> int:
+        """Return how many replicas to add when `needed` are."""
+        wanted = max(self.limits.min_replicas, min(self.limits.max_replicas, needed))
+        return max(0, wanted - len(self.hosted))
 
-def _wanted_by_load(
-    hosted: tuple[Hosted, ...],
-    limits: ModelLimits,
-    load: ModelLoad,
-    policy: SchedulerPolicy,
-    now_unix_s: float,
-) -> int:
-    """Return how many replicas the jobs at hand need so that none of them has to wait."""
-    if load.jobs <= 0:
-        return 0
-    target_jobs = float(limits.target_jobs) or policy.target_utilisation * _slots(hosted)
-    return math.ceil(stable_jobs(load, now_unix_s) / target_jobs)
+    def needed_by(self, waiting: Waiting) -> int:
+        """Return how many replicas waiting jobs need; the first has to show that it starts."""
+        if not self.hosted:
+            return 1
+        ready = sum(each.is_ready for each in self.hosted)
+        needed = ready + math.ceil(waiting.jobs / self._slots())
+        most_tokens = self.limits.target_queued_tokens
+        return max(needed, math.ceil(waiting.tokens / most_tokens)) if most_tokens else needed
 
+    def wanted_by_load(self) -> int:
+        """Return how many replicas the jobs at hand want, so that none has to wait."""
+        return self._held() if self.hosted and self.load.jobs > 0 else 0
 
-def _beyond_most(
-    hosted: tuple[Hosted, ...],
-    oldest_first: list[ReplicaKey],
-    limits: ModelLimits,
-    gone: set[ReplicaKey],
-) -> list[tuple[ReplicaKey, str]]:
-    excess = len(hosted) - len(gone) - limits.max_replicas
-    busy = sorted(h.key for h in hosted if not h.is_idle)
-    left = [key for key in (*oldest_first, *busy) if key not in gone]
-    reason = f"more than max_replicas = {limits.max_replicas}"
-    return [(key, reason) for key in left[: max(0, excess)]]
+    def surplus(self) -> tuple[tuple[ReplicaKey, str], ...]:
+        """Return what is to be given back, and note when to look again."""
+        gone = self._expired()
+        gone += self._beyond_most({key for key, _ in gone})
+        return tuple(gone) if gone else self._quiet()
 
+    def _slots(self) -> int:
+        slots = (each.replica.slots for each in self.hosted if each.replica)
+        return max(1, max(slots, default=UNKNOWN_SLOTS))
 
-def _release_due(hosted: Hosted, limits: ModelLimits, policy: SchedulerPolicy) -> float:
-    assert hosted.replica is not None
-    idle_end = hosted.replica.idle_since_unix_s + limits.keep_alive_s
-    return max(idle_end, _rested(hosted, policy))
+    def _held(self) -> int:
+        """Return how many replicas usual load and panic ask for."""
+        usual = self._replicas_for(stable_jobs(self.load, self.now_unix_s))
+        peak = peak_jobs(self.load, self.now_unix_s)
+        is_panic = peak >= self.policy.panic_threshold * self.target_jobs * max(1, usual)
+        return max(usual, self._replicas_for(peak)) if is_panic else usual
+
+    def _replicas_for(self, jobs: float) -> int:
+        return math.ceil(jobs / self.target_jobs - _ROUNDING)
+
+    def _floor(self) -> int:
+        """Return below how many nothing idle is given back."""
+        held = min(self._held(), self.limits.max_replicas, len(self.hosted))
+        return max(self.limits.min_replicas, held if held > 1 else 0)
+
+    def _expired(self) -> list[tuple[ReplicaKey, str]]:
+        """Return idle replicas whose keep-alive is over."""
+        floor = self._floor()
+        gone: list[tuple[ReplicaKey, str]] = []
+        for due_unix_s, each in self._idle():
+            if due_unix_s > self.now_unix_s:
+                if len(self.hosted) - len(gone) > self.limits.min_replicas:
+                    self.due_unix_s.append(due_unix_s)
+                break
+            if len(self.hosted) - len(gone) <= floor:
+                self._wait_for_less(len(self.hosted) - len(gone) - 1)
+                break
+            kept_s = keep_alive_s(each, self.limits, self.policy)
+            gone.append((each.key, f"idle for its keep-alive of {kept_s:g} s"))
+        return gone
+
+    def _idle(self) -> list[tuple[float, Hosted]]:
+        """Return idle replicas with when each may go, the earliest first."""
+        dues = [(self._release_due(each), each) for each in self.hosted if each.is_idle]
+        return sorted(dues, key=lambda due: (due[0], due[1].key))
+
+    def _release_due(self, each: Hosted) -> float:
+        assert each.replica is not None
+        idle_end = each.replica.idle_since_unix_s + keep_alive_s(each, self.limits, self.policy)
+        return max(idle_end, _rested(each, self.policy))
+
+    def _beyond_most(self, gone: set[ReplicaKey]) -> list[tuple[ReplicaKey, str]]:
+        excess = len(self.hosted) - len(gone) - self.limits.max_replicas
+        busy = sorted(each.key for each in self.hosted if not each.is_idle)
+        idle = [each.key for _, each in self._idle()]
+        left = [key for key in (*idle, *busy) if key not in gone]
+        reason = f"more than max_replicas = {self.limits.max_replicas}"
+        return [(key, reason) for key in left[: max(0, excess)]]
+
+    def _quiet(self) -> tuple[tuple[ReplicaKey, str], ...]:
+        """Return the replica that others can do without, when all are busy and none is new."""
+        if not self.load.is_known or any(e.is_idle or not e.is_ready for e in self.hosted):
+            return ()
+        peak = max(peak_jobs(self.load, self.now_unix_s), float(self.load.jobs))
+        enough = max(1, self.limits.min_replicas, self._replicas_for(peak))
+        if len(self.hosted) <= enough:
+            if len(self.hosted) > max(1, self.limits.min_replicas):
+                self._wait_for_less(len(self.hosted) - 1)
+            return ()
+        least = min(self.hosted, key=lambda each: (each.running_jobs, each.key))
+        others_room = sum(e.free_slots for e in self.hosted if e is not least)
+        rested_unix_s = _rested(least, self.policy)
+        if rested_unix_s > self.now_unix_s:
+            self.due_unix_s.append(rested_unix_s)
+            return ()
+        if others_room < least.running_jobs:
+            return ()
+        return ((least.key, f"{peak:.3g} jobs at once lately need {enough} replicas"),)
+
+    def _wait_for_less(self, replicas: int) -> None:
+        """Note when the load may have come down to what `replicas` do."""
+        jobs = max(1, replicas) * self.target_jobs
+        ats = (
+            peak_changes_at(self.load, self.now_unix_s),
+            stable_below_at(self.load, jobs, self.now_unix_s),
+        )
+        self.due_unix_s += [at for at in ats if at is not None]
 
 
 def _rested(hosted: Hosted, policy: SchedulerPolicy) -> float:
@@ -186,10 +226,15 @@ def evictable_at(
 
     `spare`: the model would keep its min_replicas. An idle replica goes after its minimum
     residency, a busy one when the other also waited out the policy's patience, and finishes first.
+    One whose own jobs wait goes when the other would starve: models that can't fit together take
+    turns, each for its minimum residency at least.
     """
-    if has_demand or not spare:
+    if not spare:
         return None
     rested = _rested(hosted, policy)
+    if has_demand:
+        starved = wanted_since_unix_s + policy.starvation_s
+        return max(rested, starved) if hosted.is_ready else None
     if hosted.is_idle:
         return rested
     return max(rested, wanted_since_unix_s + policy.patience_s) if hosted.is_ready else None

@@ -91,6 +91,24 @@ class Hosted:
         """Seconds from the assignment to the ready replica, 0 while unknown."""
         return self.replica.timeline.total_s if self.replica else 0.0
 
+    @property
+    def come_back_s(self) -> float:
+        """Seconds that its start would take again: without queue and first canary; 0 unknown."""
+        if self.replica is None:
+            return 0.0
+        timeline = self.replica.timeline
+        return max(0.0, timeline.total_s - timeline.queued_s - timeline.prepare_s)
+
+    @property
+    def running_jobs(self) -> int:
+        """Jobs that run on it."""
+        return self.replica.running_jobs if self.replica else 0
+
+    @property
+    def free_slots(self) -> int:
+        """Jobs that it could run beside those, once it is ready."""
+        return max(0, self.replica.slots - self.running_jobs) if self.replica else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:

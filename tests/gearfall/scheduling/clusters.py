@@ -111,7 +111,7 @@ def demand(model_name="small", *, jobs=1, since=0.0, router="router-a") -> Deman
 
 
 def deployment(
-    *models, name="answers", min_replicas=0, max_replicas=1, keep_alive_s=300.0
+    *models, name="answers", min_replicas=0, max_replicas=1, keep_alive_s=300.0, **fields
 ) -> DeploymentRecord:
     return DeploymentRecord(
         DeploymentName(name),
@@ -119,6 +119,7 @@ def deployment(
         min_replicas=min_replicas,
         max_replicas=max_replicas,
         keep_alive_s=keep_alive_s,
+        **fields,
     )
 
 
