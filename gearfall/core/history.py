@@ -124,6 +124,31 @@ class Settled(Event, frozen=True, tag=True, tag_field="event"):
     epoch: Epoch
 
 
+class Led(Event, frozen=True, tag=True, tag_field="event"):
+    """A scheduler leads from here on."""
+
+    fence: int
+    """Its election revision."""
+
+
+class Wrote(Event, frozen=True, tag=True, tag_field="event"):
+    """A leader's write to cluster state was taken."""
+
+    kind: str
+    key: str
+    fence: int
+    revision: int
+    """That it got; 0 where there was nothing to delete."""
+
+
+class Refused(Event, frozen=True, tag=True, tag_field="event"):
+    """A leader's write met another leader's fence: nothing was written."""
+
+    kind: str
+    key: str
+    fence: int
+
+
 class Holding(Event, frozen=True, tag=True, tag_field="event"):
     """What the process has taken and not given back: slots, blocks, leases, each by its name."""
 
@@ -154,6 +179,9 @@ AnyEvent = (
     | Released
     | Cancelled
     | Settled
+    | Led
+    | Wrote
+    | Refused
     | Holding
     | Answered
 )

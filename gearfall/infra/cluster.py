@@ -125,6 +125,10 @@ class Cluster:
         except TimeoutError:
             raise Unavailable(f"revision {revision} not seen within {timeout_s:g} s") from None
 
+    def check_follows(self) -> None:
+        """Raise Internal when the view no longer follows cluster state."""
+        self._raise_if_broken()
+
     async def grant_lease(self, ttl_s: float) -> Lease:
         """Grant a lease that is kept alive until it is revoked or lost."""
         return await self.state.grant_lease(ttl_s)

@@ -48,6 +48,14 @@ NAMES: Final = frozenset(
         *("target.prepare", "target.bulk", "target.delta"),
         *("target.freeze", "target.commit", "target.release"),
         *("router.claim", "router.push", "router.commit", "router.release", "router.finish"),
+        *(
+            f"scheduler.{write}.{when}"
+            for write in (
+                *("assign", "unassign", "move", "moved", "wish", "unwish"),
+                *("decide", "learn"),
+            )
+            for when in ("before", "after")
+        ),
     }
 )
 """Every point that there is (docs/reliability.md says where each one stands)."""

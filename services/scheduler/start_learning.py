@@ -1,9 +1,9 @@
 """Takes every start that replicas' records tell of into the costs, once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, ReplicaState
-from gearfall.scheduling.snapshot import ClusterSnapshot, ReplicaKey
+from gearfall.scheduling.snapshot import ReplicaKey
 from gearfall.scheduling.start_costs import Start, StartCosts, StartOutcome, learn_start
 
 
@@ -17,12 +17,17 @@ class StartLearning:
         self._counted: dict[ReplicaKey, float] = {}
         self.costs = StartCosts()
 
-    def learn(self, snapshot: ClusterSnapshot) -> None:
-        """Take in the starts of a whole cluster that were not seen before."""
-        for key, replica in snapshot.replicas.items():
-            self.take(replica, snapshot.assignments.get(key), snapshot.models.get(replica.model))
-        for key in self._learned_from.keys() - snapshot.replicas.keys():
-            self.forget(key)
+    def restore(self, costs: StartCosts) -> None:
+        """Begin from what another scheduler has learned."""
+        self.costs = costs
+        self._learned_from.clear()
+        self._counted.clear()
+
+    def skip(self, replica: ReplicaRecord, assignment: AssignmentRecord) -> None:
+        """Note a start that the restored costs hold already."""
+        key = (replica.worker_id, replica.model)
+        self._learned_from[key] = replica.pid
+        self._counted[key] = assignment.assigned_unix_s
 
     def take(
         self,
@@ -53,6 +58,11 @@ class StartLearning:
         """The replica is gone: another one of that model on that worker is a new start."""
         self._learned_from.pop(key, None)
         self._counted.pop(key, None)
+
+    def forget_absent(self, present: Collection[ReplicaKey]) -> None:
+        """Forget all replicas but these."""
+        for key in self._learned_from.keys() - present:
+            self.forget(key)
 
     def _prediction(self, key: ReplicaKey, assignment: AssignmentRecord | None) -> float:
         """Return what the assignment predicted; a restart after a crash was predicted by none."""

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -192,9 +193,22 @@ def names_in_code() -> list[str]:
                 is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
                 if is_call and node.func.id in {"failpoint", "failpoint_async"}:  # type: ignore[attr-defined]
                     (argument,) = node.args  # type: ignore[attr-defined]
-                    assert isinstance(argument, ast.Constant), path
-                    names.append(str(argument.value))
+                    names += names_of(argument)
     return names
+
+
+def names_of(argument: ast.expr) -> list[str]:
+    """The name itself, or all that a name with a part put in may become."""
+    if isinstance(argument, ast.Constant):
+        return [str(argument.value)]
+    assert isinstance(argument, ast.JoinedStr), ast.dump(argument)
+    parts = [
+        re.escape(str(each.value)) if isinstance(each, ast.Constant) else "[a-z]+"
+        for each in argument.values
+    ]
+    found = [name for name in NAMES if re.fullmatch("".join(parts), name)]
+    assert found, ast.dump(argument)
+    return found
 
 
 def test_every_documented_name_is_in_the_code_and_none_else() -> None:

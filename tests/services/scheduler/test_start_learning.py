@@ -2,14 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
-from gearfall.scheduling.snapshot import ClusterSnapshot
 from gearfall.scheduling.start_costs import StartOutcome
 from services.scheduler.start_learning import StartLearning
-from tests.gearfall.scheduling.clusters import WORKER, assignment, model, replica
-
-SMALL = ModelName("small")
+from tests.gearfall.scheduling.clusters import assignment, model, replica
 
 
 @pytest.fixture
@@ -39,15 +35,24 @@ def test_a_restart_teaches_and_is_compared_with_no_prediction(learning, outcomes
 
 def test_a_new_assignment_is_a_new_prediction(learning, outcomes):
     wish = replace(assignment(), predicted_start_s=0.5)
-    key = (WORKER, SMALL)
-    whole = ClusterSnapshot(
-        models={SMALL: model()}, assignments={key: wish}, replicas={key: replica(total_s=0.7)}
-    )
-    learning.learn(whole)
-    learning.learn(replace(whole, replicas={}))
+    learning.take(replica(total_s=0.7), wish, model())
+    learning.forget_absent([])
     again = replace(wish, assigned_unix_s=wish.assigned_unix_s + 9.0)
-    learning.learn(replace(whole, assignments={key: again}))
+    learning.take(replica(total_s=0.7), again, model())
     assert len(outcomes) == 2
+
+
+def test_what_another_learned_is_gone_on_from_and_not_learned_again(learning, outcomes):
+    wish = replace(assignment(), predicted_start_s=0.5)
+    learning.take(replica(total_s=0.7), wish, model())
+    next_one = StartLearning(outcomes.append)
+    next_one.restore(learning.costs)
+    next_one.skip(replica(total_s=0.7), wish)
+    next_one.take(replica(total_s=0.7), wish, model())
+    assert next_one.costs == learning.costs
+    next_one.take(replace(replica(total_s=0.2), pid=2), wish, model())
+    assert [o.measured_s for o in next_one.costs.outcomes] == [0.7, 0.2]
+    assert len(outcomes) == 1
 
 
 def test_replicas_of_models_that_are_gone_teach_nothing(learning, outcomes):

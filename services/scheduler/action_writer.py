@@ -1,0 +1,168 @@
+"""Writes what a decision asked for, every write under the leader's fence.
+
+A write that is under way when its leader is deposed is not cut off: it ends, taken or refused, and
+is written down in the process's history as what it was.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+
+from gearfall.core.errors import Conflict
+from gearfall.core.history import Refused, Wrote
+from gearfall.core.ports import Fence
+from gearfall.core.records import DecisionRecord, LearnedRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.failpoints import failpoint_async
+from gearfall.infra.history_log import record
+from gearfall.scheduling.actions import (
+    Action,
+    Assign,
+    BeginMove,
+    Decide,
+    EndMove,
+    Unassign,
+    Unwish,
+    Wish,
+)
+from services.scheduler.write_order import in_batches, key_ids
+
+_log = logging.getLogger(__name__)
+
+_POINTS: dict[type, tuple[str, str]] = {
+    Assign: ("assign", "assignments"),
+    Unassign: ("unassign", "assignments"),
+    BeginMove: ("move", "moves"),
+    EndMove: ("moved", "moves"),
+    Wish: ("wish", "prefetch"),
+    Unwish: ("unwish", "prefetch"),
+    Decide: ("decide", "decisions"),
+}
+"""Failpoint and kind of record of each action."""
+
+
+class ActionWriter:
+    """One term's writes. Raises Conflict once another leads, Unavailable while nothing answers."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        fence: Fence,
+        *,
+        on_decision: Callable[[DecisionRecord], None] = lambda _: None,
+    ) -> None:
+        """`on_decision` gets each decision that was written."""
+        self._cluster = cluster
+        self._fence = fence
+        self._on_decision = on_decision
+        self._in_flight: set[asyncio.Task[int]] = set()
+
+    async def write_all(self, actions: Sequence[Action]) -> int:
+        """Write a plan and return the highest revision that a write of it got."""
+        seen = 0
+        for batch in in_batches(actions):
+            seen = max(seen, *await self._together([self._write(each) for each in batch]))
+        return seen
+
+    async def write_learned(self, learned: LearnedRecord) -> int:
+        """Keep what was learned for the next leader."""
+        writes = [
+            self._perform(
+                "learn",
+                "learned",
+                learned.subject,
+                lambda: self._cluster.put_learned(learned, fence=self._fence),
+            )
+        ]
+        return max(await self._together(writes))
+
+    async def finish(self) -> None:
+        """Return when no write is under way; each ends within its own deadline."""
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
+
+    async def _together(self, writes: Sequence[Coroutine[None, None, int]]) -> Sequence[int]:
+        tasks = [asyncio.create_task(write) for write in writes]
+        self._in_flight.update(tasks)
+        for task in tasks:
+            task.add_done_callback(self._in_flight.discard)
+        results = await asyncio.shield(asyncio.gather(*tasks, return_exceptions=True))
+        errors = [each for each in results if isinstance(each, BaseException)]
+        # Who is deposed has nothing to try again.
+        for error in sorted(errors, key=lambda each: not isinstance(each, Conflict)):
+            raise error
+        return [each for each in results if isinstance(each, int)]
+
+    async def _write(self, action: Action) -> int:
+        point, kind = _POINTS[type(action)]
+        ids = key_ids(action)
+        _log_step(action)
+        revision = await self._perform(
+            point, kind, "/".join(ids), lambda: self._put_or_delete(action), model=ids[-1]
+        )
+        if isinstance(action, Decide):
+            self._on_decision(action.decision)
+        return revision
+
+    async def _perform(
+        self, point: str, kind: str, key: str, write: Callable[[], Awaitable[int]], model: str = ""
+    ) -> int:
+        fence = self._fence.create_revision
+        await failpoint_async(f"scheduler.{point}.before", model=model)
+        try:
+            revision = await write()
+        except Conflict:
+            record(Refused, kind, key, fence)
+            raise
+        record(Wrote, kind, key, fence, revision)
+        await failpoint_async(f"scheduler.{point}.after", model=model)
+        return revision
+
+    async def _put_or_delete(self, action: Action) -> int:
+        cluster, fence = self._cluster, self._fence
+        match action:
+            case Assign(assignment):
+                written = cluster.put_assignment(assignment, fence=fence)
+            case Unassign((worker_id, model), _):
+                written = cluster.delete_assignment(worker_id, model, fence=fence)
+            case BeginMove(move):
+                written = cluster.put_move(move, fence=fence)
+            case EndMove((worker_id, model), _):
+                written = cluster.delete_move(worker_id, model, fence=fence)
+            case Wish(prefetch):
+                written = cluster.put_prefetch(prefetch, fence=fence)
+            case Unwish((node_id, model), _):
+                written = cluster.delete_prefetch(node_id, model, fence=fence)
+            case Decide(decision):
+                written = cluster.put_decision(decision, fence=fence)
+        return await written
+
+
+def _log_step(action: Action) -> None:
+    match action:
+        case Assign(assignment):
+            _log.info(
+                "assigned",
+                extra={
+                    "model": assignment.model,
+                    "worker": assignment.worker_id,
+                    "reason": assignment.reason,
+                    "predicted_s": assignment.predicted_start_s,
+                },
+            )
+        case Unassign((worker_id, model), reason):
+            _log.info("unassigned", extra={"model": model, "worker": worker_id, "reason": reason})
+        case BeginMove(move):
+            _log.info(
+                "moves",
+                extra={
+                    "model": move.model,
+                    "worker": move.worker_id,
+                    "target": move.target,
+                    "for_model": move.for_model,
+                    "predicted_s": move.predicted_s,
+                },
+            )
+        case EndMove((worker_id, model), reason):
+            _log.info("move ended", extra={"model": model, "worker": worker_id, "reason": reason})
+        case Wish() | Unwish() | Decide():
+            pass

@@ -1,0 +1,148 @@
+"""Keeps what a leader decides from true to cluster state: fleet, links to workers, learned starts.
+
+Each change of a record costs what that record is about; nothing here looks at all records, but for
+the beginning of a term and a new listing.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, WorkerRecord
+from gearfall.infra.change_feed import Change, Changes
+from gearfall.infra.cluster_view import ClusterView
+from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.snapshot import ClusterSnapshot
+from services.scheduler.reachability import LEASE_GRACE_S, note_absent
+from services.scheduler.start_learning import StartLearning
+from services.scheduler.worker_links import Links
+
+DECISIVE = frozenset(
+    {
+        *("models", "deployments", "nodes", "workers", "assignments", "replicas"),
+        *("demand", "load", "moves", "prefetch"),
+    }
+)
+"""Kinds whose change may change a decision."""
+
+
+class FleetFollower:
+    """Owner of one term's fleet."""
+
+    def __init__(self, links: Links, starts: StartLearning, clock: Callable[[], float]) -> None:
+        self.fleet = Fleet()
+        self._links = links
+        self._starts = starts
+        self._clock = clock
+        self._addresses: dict[WorkerId, str] = {}
+        self._assigned: Counter[WorkerId] = Counter()
+        """Assignments by worker."""
+        self._models: dict[ModelName, ModelRecord] = {}
+        self._assignments: dict[tuple[WorkerId, ModelName], AssignmentRecord] = {}
+        self._absent_since_unix_s: Mapping[WorkerId, float] = {}
+        self._is_link_changed = False
+
+    def take_in(self, changes: Changes) -> bool:
+        """Apply changes; return whether a decision may come out differently."""
+        is_decisive = changes.restart is not None
+        has_moved = is_decisive or self._is_link_changed
+        if changes.restart is not None:
+            self._restart(changes.restart)
+        for change in changes.records:
+            is_decisive = is_decisive or change.kind in DECISIVE
+            has_moved = has_moved or change.kind in ("workers", "assignments")
+            self._apply(change)
+        if has_moved:
+            self._follow_workers()
+        return is_decisive or has_moved
+
+    def note_link(self) -> None:
+        """A worker came into reach or went out of it: the next `take_in` looks."""
+        self._is_link_changed = True
+
+    def check(self) -> None:
+        """Assert that what is counted here is what the records say."""
+        assert self._assigned == Counter(worker for worker, _ in self._assignments)
+        self.fleet.check()
+
+    def _restart(self, view: ClusterView) -> None:
+        self.fleet.restart(
+            ClusterSnapshot(
+                models=view.models,
+                deployments=view.deployments,
+                nodes=view.nodes,
+                workers=view.workers,
+                assignments=view.assignments,
+                replicas=view.replicas,
+                demand=tuple(view.demand.values()),
+                decisions=view.decisions,
+                moves=view.moves,
+                prefetch=view.prefetch,
+                load=view.load,
+            )
+        )
+        self._addresses = {each.worker_id: each.address for each in view.workers.values()}
+        self._assignments = dict(view.assignments)
+        self._assigned = Counter(worker for worker, _ in view.assignments)
+        self._models = dict(view.models)
+        self._starts.forget_absent(view.replicas.keys())
+        for replica in view.replicas.values():
+            self._learn(replica)
+
+    def _apply(self, change: Change) -> None:
+        record, record_id = change.record, change.record_id
+        if record is None:
+            self.fleet.remove(change.kind, record_id)
+        else:
+            self.fleet.put(change.kind, record)
+        match change.kind:
+            case "workers":
+                _set(self._addresses, record_id, _address_of(record))
+            case "models":
+                _set(self._models, record_id, record)
+            case "assignments":
+                self._assign(record_id, record)
+            case "replicas" if record is None:
+                self._starts.forget(record_id)
+            case "replicas":
+                self._learn(record)
+
+    def _assign(self, key: tuple[WorkerId, ModelName], record: Any) -> None:
+        was_there = key in self._assignments
+        _set(self._assignments, key, record)
+        self._assigned[key[0]] += (record is not None) - was_there
+        if not self._assigned[key[0]]:
+            del self._assigned[key[0]]
+
+    def _learn(self, record: Any) -> None:
+        assert isinstance(record, ReplicaRecord)
+        key = (record.worker_id, record.model)
+        self._starts.take(record, self._assignments.get(key), self._models.get(record.model))
+
+    def _follow_workers(self) -> None:
+        """Keep a connection to every worker, and to those that left but have assignments."""
+        self._is_link_changed = False
+        absent = self._assigned.keys() - self._addresses.keys()
+        self._absent_since_unix_s = note_absent(self._absent_since_unix_s, absent, self._clock())
+        self._links.follow(self._addresses, absent)
+        self.fleet.set_unreachable(frozenset(filter(self._links.is_down, self._addresses)))
+        self.fleet.set_awaited(
+            {
+                worker_id: since_unix_s + LEASE_GRACE_S
+                for worker_id, since_unix_s in self._absent_since_unix_s.items()
+                if not self._links.is_down(worker_id)
+            }
+        )
+
+
+def _set(table: dict[Any, Any], key: Any, value: Any) -> None:
+    """Put a value, or remove the key where there is none."""
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
+
+
+def _address_of(record: Any) -> str | None:
+    return record.address if isinstance(record, WorkerRecord) else None

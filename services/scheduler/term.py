@@ -1,0 +1,109 @@
+"""One term of leadership: decide whenever something changed or is due, write it, look again.
+
+One decision at a time: the next is made from a fleet that holds what the last one wrote.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from gearfall.core.errors import Unavailable
+from gearfall.core.ports import Fence
+from gearfall.infra.change_feed import ChangeFeed
+from gearfall.infra.cluster import Cluster
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.reconcile import Plan
+from gearfall.scheduling.start_costs import StartCosts
+from services.scheduler.action_writer import ActionWriter
+from services.scheduler.fleet_follower import FleetFollower
+from services.scheduler.learned import Learned
+from services.scheduler.metrics import SchedulerMetrics
+from services.scheduler.start_learning import StartLearning
+from services.scheduler.worker_links import Links
+
+RETRY_S = 0.5
+"""Pause before a decision is made again whose writes did not get through."""
+
+_log = logging.getLogger(__name__)
+
+Rule = Callable[[Fleet, StartCosts, SchedulerPolicy, float], Plan]
+"""Makes a decision; pure. The last argument is the time in Unix seconds."""
+
+
+class Term:
+    """Leads under one fence until it is cancelled or a write meets another leader's."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        fence: Fence,
+        *,
+        rule: Rule,
+        policy: SchedulerPolicy,
+        links: Links,
+        starts: StartLearning,
+        metrics: SchedulerMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._cluster = cluster
+        self._fence = fence
+        self._rule = rule
+        self._policy = policy
+        self._starts = starts
+        self._metrics = metrics
+        self._clock = clock
+        self._feed: ChangeFeed | None = None
+        self._follower = FleetFollower(links, starts, clock)
+        self._learned = Learned(starts, clock)
+        self._writer = ActionWriter(
+            cluster, fence, on_decision=lambda made: metrics.count_decision(made.decision)
+        )
+
+    async def run(self) -> None:
+        """Decide for ever. Raises Conflict when a write met another leader's fence."""
+        await self._cluster.wait_seen(self._fence.create_revision)
+        self._learned.restore(self._cluster.view)
+        with self._cluster.following() as feed:
+            self._feed = feed
+            due_unix_s: float | None = None
+            while True:
+                await self._wait_changed_or(feed, due_unix_s)
+                self._cluster.check_follows()
+                is_due = due_unix_s is not None and due_unix_s <= self._clock()
+                if self._follower.take_in(feed.take()) or is_due:
+                    due_unix_s = await self._decide()
+
+    async def finish(self) -> None:
+        """Return when no write of this term is under way any more."""
+        await self._writer.finish()
+
+    def note_link(self) -> None:
+        """A worker came into reach or went out of it."""
+        self._follower.note_link()
+        if self._feed is not None:
+            self._feed.wake()
+
+    async def _wait_changed_or(self, feed: ChangeFeed, due_unix_s: float | None) -> None:
+        delay_s = None if due_unix_s is None else max(0.0, due_unix_s - self._clock())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await feed.wait()
+
+    async def _decide(self) -> float | None:
+        """Make and write one decision; return when the next is due though nothing changes."""
+        began_s = time.perf_counter()
+        plan = self._rule(self._follower.fleet, self._starts.costs, self._policy, self._clock())
+        self._metrics.observe_placement(time.perf_counter() - began_s)
+        try:
+            seen = await self._writer.write_all(plan.actions)
+            await self._cluster.wait_seen(seen)
+            if (learned := self._learned.take()) is not None:
+                await self._writer.write_learned(learned)
+                self._learned.note_written()
+        except Unavailable as error:
+            _log.warning("decision not written", extra={"error": error.message})
+            return self._clock() + RETRY_S
+        return min(filter(None, (plan.next_due_unix_s, self._learned.due_unix_s())), default=None)

@@ -1,0 +1,117 @@
+"""A fleet that is fed change by change is the one made anew from what stands then."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gearfall.infra.change_feed import Change, Changes
+from gearfall.infra.cluster_view import ClusterView
+from gearfall.scheduling.snapshot import ClusterSnapshot
+from services.scheduler.fleet_follower import FleetFollower
+from services.scheduler.reachability import LEASE_GRACE_S
+from services.scheduler.start_learning import StartLearning
+from tests.gearfall.scheduling.clusters import (
+    assignment,
+    by_key,
+    by_name,
+    by_worker,
+    demand,
+    model,
+    replica,
+    worker,
+)
+from tests.services.scheduler.test_loop import ScriptedLinks
+
+WORKERS = ("v", "w")
+RECORDS: dict[tuple[str, Any], Any] = {
+    **{("models", name): model(name) for name in ("small", "large")},
+    **{("workers", name): worker(name) for name in WORKERS},
+    **{("assignments", (name, "small")): assignment(worker_id=name) for name in WORKERS},
+    **{("replicas", (name, "small")): replica(worker_id=name, total_s=0.5) for name in WORKERS},
+    ("demand", ("small", "router-a")): demand(),
+    ("leader", "leader"): None,
+}
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["put", "remove"]), st.sampled_from(sorted(RECORDS, key=repr))),
+        st.tuples(st.just("restart"), st.none()),
+        st.tuples(st.just("link"), st.sampled_from([frozenset(), frozenset("v"), frozenset("w")])),
+    ),
+    max_size=30,
+)
+
+
+def view_of(held: dict[tuple[str, Any], Any]) -> ClusterView:
+    tables: dict[str, Any] = {}
+    for (kind, record_id), record in held.items():
+        tables.setdefault(kind, {})[record_id] = record
+    tables.pop("leader", None)
+    return ClusterView(**tables)
+
+
+def follower(links: ScriptedLinks, clock=lambda: 0.0) -> FleetFollower:
+    return FleetFollower(links, StartLearning(), clock)
+
+
+def pictured(each: FleetFollower) -> dict[str, Any]:
+    found: ClusterSnapshot = each.fleet.snapshot()
+    return {name: getattr(found, name) for name in ClusterSnapshot.__slots__}
+
+
+@given(STEPS)
+def test_what_is_fed_change_by_change_is_what_stands(steps: list[tuple[str, Any]]) -> None:
+    links, held = ScriptedLinks(), dict[tuple[str, Any], Any]()
+    fed = follower(links)
+    fed.take_in(Changes(ClusterView(), (), 0))
+    for step, subject in steps:
+        if step == "link":
+            links.down = set(subject)
+            fed.note_link()
+            changes: tuple[Change, ...] = ()
+        elif step == "put":
+            held[subject] = RECORDS[subject]
+            changes = (Change(subject[0], subject[1], RECORDS[subject]),)
+        elif step == "remove":
+            held.pop(subject, None)
+            changes = (Change(subject[0], subject[1], None),)
+        restart = view_of(held) if step == "restart" else None
+        fed.take_in(Changes(restart, () if restart else changes, 0))
+        fed.check()
+    anew = follower(links)
+    anew.take_in(Changes(view_of(held), (), 0))
+    assert pictured(fed) == pictured(anew)
+
+
+def test_only_what_a_decision_depends_on_asks_for_one() -> None:
+    fed = follower(ScriptedLinks())
+    assert fed.take_in(Changes(ClusterView(), (), 0))
+    assert not fed.take_in(Changes(None, (), 1))
+    assert not fed.take_in(Changes(None, (Change("decisions", "small", None),), 2))
+    assert not fed.take_in(Changes(None, (Change("routers", "r", None),), 3))
+    assert fed.take_in(Changes(None, (Change("demand", ("small", "r"), demand()),), 4))
+    fed.note_link()
+    assert fed.take_in(Changes(None, (), 5))
+    assert not fed.take_in(Changes(None, (), 6))
+
+
+def test_a_worker_that_left_with_assignments_is_awaited_from_its_leaving_on() -> None:
+    now, links = [100.0], ScriptedLinks()
+    fed = follower(links, lambda: now[0])
+    view = ClusterView(
+        models=by_name(model()),
+        workers=by_worker(worker("v"), worker("w")),
+        assignments=by_key(assignment(worker_id="v")),
+    )
+    fed.take_in(Changes(view, (), 0))
+    now[0] = 110.0
+    gone = tuple(Change("workers", name, None) for name in WORKERS)
+    fed.take_in(Changes(None, gone, 1))
+    assert links.followed == {"v"}
+    now[0] = 115.0
+    fed.take_in(Changes(None, (Change("workers", "w", worker("w")),), 2))
+    assert fed.fleet.snapshot().awaited == {"v": 110.0 + LEASE_GRACE_S}
+    links.down = {"v"}
+    fed.note_link()
+    fed.take_in(Changes(None, (), 3))
+    assert fed.fleet.snapshot().awaited == {}
