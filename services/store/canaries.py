@@ -42,11 +42,15 @@ class Canaries:
             raise InvalidRequest(f"{model.name!r} is a LoRA adapter: it has no canary of its own")
         work = self._work.get(str(model.directory))
         if work is None:
-            found = await asyncio.to_thread(_read_file, model.directory / CANARY_FILE)
+            found = await self.find(model)
             if found is not None:
                 return found
             work = self._begin(model, model.directory)
         return await asyncio.shield(work)
+
+    async def find(self, model: StoredModel) -> bytes | None:
+        """Return the canary that is kept with a model, None when none is. Raises as `read`."""
+        return await asyncio.to_thread(_read_file, model.directory / CANARY_FILE)
 
     async def stop(self) -> None:
         """Give up what is under way. Idempotent."""

@@ -152,7 +152,8 @@ class Loader:
 
     def _flight_if_there(self, model: ModelName, target: Tier) -> LoadFlight | None:
         resident = self._pool.get(model)
-        if resident is not None:
+        is_far = model not in self._ssd.models and self.far.size_of(model) is not None
+        if resident is not None and not (target is Tier.SSD and is_far):
             return done_flight(Tier.DRAM, resident.digest, resident.size_bytes)
         stored = self._ssd.models.get(model)
         if stored is not None and target is Tier.SSD:

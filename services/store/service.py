@@ -238,9 +238,16 @@ class StoreService:
         """Return a model's canary as JSON, once it is recorded. Raises NotFound, InvalidRequest."""
         name = ModelName(parse_name(name_text, param="model"))
         if self._is_far(name):
+            entry = self.catalogue.models.get(name)
+            recorded = await self._canaries.find(entry) if entry is not None else None
+            if recorded is not None:
+                return recorded
             # It is computed from the bytes, which the load that it guards is about to need too.
             # All the way up: a load to SSD alone would be read a second time from there.
             await self.load(name).wait()
+        if name not in self.ssd.models:
+            # In memory only: its file made room for another on the disk.
+            await self.load(name, target=Tier.SSD).wait()
         return await self._canaries.read(self.ssd.get(name))
 
     def describe(self) -> NodeRecord:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from gearfall.core.canary import Canary, CanaryToken
 from gearfall.core.errors import (
     Conflict,
     CorruptCheckpoint,
@@ -25,6 +26,7 @@ from gearfall.infra.memory_state import MemoryStateServer
 from gearfall.infra.pool_lease import map_partition
 from gearfall.pb import common_pb2
 from gearfall.pb import store_pb2 as pb
+from services.store.canary_process import CanaryRequest
 from tests.gearfall.infra.web_servers import WebServer, web_server
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
 from tests.services.store.sources import llama_tensors, write_source
@@ -50,6 +52,10 @@ def web(model: Path) -> Iterator[WebServer]:
 async def leased_bytes(store: RunningStore, name: str = NAME) -> bytes:
     with await store.lease(name) as lease:
         return map_partition(lease.partition_fds[0], lease.partition_sizes[0])[:]
+
+
+async def a_canary(request: CanaryRequest, size_bytes: int) -> Canary:
+    return Canary((1, 2), (CanaryToken(3, -0.5, 1.0, 0.001),))
 
 
 def on_ssd(directory: Path) -> list[str]:
@@ -253,6 +259,40 @@ async def test_what_came_from_a_url_leaves_the_disk_and_comes_back(tmp_path: Pat
         await store.wait_model("a", ("node-0",))
         await store.call("UnloadModel", pb.UnloadModelRequest(model="a"))
         assert (await store.load("a"))[-1].timeline.from_tier == common_pb2.TIER_REMOTE
+        assert on_ssd(tmp_path / "store") == ["a"]
+
+
+async def test_a_resident_model_that_left_the_disk_still_starts(tmp_path: Path):
+    """Its canary and its small files are asked for at each start."""
+    size = write_checkpoint(tmp_path / "a", many_tensors(2)).size_bytes
+    write_checkpoint(tmp_path / "b", many_tensors(2, seed=9))
+    room = 2 * size - 1
+    async with running_store(
+        tmp_path / "store", ssd_bytes=room, dram_bytes=8 * size, compute_canary=a_canary
+    ) as store:
+        for name in ("a", "b"):
+            await store.register(name, (tmp_path / name).as_uri())
+        request = pb.ReadCanaryRequest(model="a")
+        canary = await store.call("ReadCanary", request)
+        await store.load("b")
+        assert on_ssd(tmp_path / "store") == ["b"]
+        assert (await store.load("a"))[-1].timeline.from_tier == common_pb2.TIER_DRAM
+        assert await store.call("ReadCanary", request) == canary
+        assert on_ssd(tmp_path / "store") == ["b"]
+
+
+async def test_one_without_a_recorded_canary_comes_back_to_the_disk_for_it(tmp_path: Path):
+    size = write_checkpoint(tmp_path / "a", many_tensors(2)).size_bytes
+    write_checkpoint(tmp_path / "b", many_tensors(2, seed=9))
+    room = 2 * size - 1
+    async with running_store(
+        tmp_path / "store", ssd_bytes=room, dram_bytes=8 * size, compute_canary=a_canary
+    ) as store:
+        for name in ("a", "b"):
+            await store.register(name, (tmp_path / name).as_uri())
+            await store.load(name)
+        assert on_ssd(tmp_path / "store") == ["b"]
+        assert (await store.call("ReadCanary", pb.ReadCanaryRequest(model="a"))).content
         assert on_ssd(tmp_path / "store") == ["a"]
 
 
