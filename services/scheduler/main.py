@@ -33,6 +33,19 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parse=float,
         meaning="seconds an idle model stays that no deployment names",
     )
+    standing = SchedulerPolicy()
+    parser.add_setting(
+        "--min-residency",
+        default=standing.min_residency_s,
+        parse=float,
+        meaning="seconds a replica stays at least, once it is ready",
+    )
+    parser.add_setting(
+        "--residency-per-start",
+        default=standing.residency_per_start,
+        parse=float,
+        meaning="and so many times as long as its start took",
+    )
     add_metrics_setting(parser)
     return parser.parse_args(argv)
 
@@ -43,7 +56,12 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
     state = EtcdState(settings.etcd)
     cluster = Cluster(state)
     await cluster.start()
-    loop = SchedulerLoop(cluster, SchedulerPolicy(keep_alive_s=settings.keep_alive))
+    policy = SchedulerPolicy(
+        keep_alive_s=settings.keep_alive,
+        min_residency_s=settings.min_residency,
+        residency_per_start=settings.residency_per_start,
+    )
+    loop = SchedulerLoop(cluster, policy)
     service = SchedulerService(cluster, loop, scheduler_id)
     server = await start_server(
         settings.listen,

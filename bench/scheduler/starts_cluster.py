@@ -1,0 +1,208 @@
+"""The cluster of `bench.scheduler starts`: one node, models of several sizes in chosen tiers."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from bench.load_model import VOCABULARY, write_llama
+from gearfall.checkpoint.conversion import convert
+from gearfall.checkpoint.source import open_source
+from gearfall.client import AsyncClient
+from gearfall.core.ids import ModelName
+from gearfall.core.records import AssignmentRecord, ReplicaState, StartTimeline, Tier
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.etcd_state import EtcdState
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
+
+if TYPE_CHECKING:
+    from gearfall.pb.store_pb2_grpc import StoreAsyncStub
+
+PROMPT = (1, 5, 9, 13, 17)
+GB = 10**9
+_WAIT_S = 60.0
+_POLICY = {
+    "GEARFALL_MIN_RESIDENCY": "0.1",
+    "GEARFALL_RESIDENCY_PER_START": "0",
+}
+"""A replica goes soon after its request, so that the next start can be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredStart:
+    """One cold request."""
+
+    model: str
+    size_bytes: int
+    tier: str
+    """Its bytes' place when the request came."""
+    beside: int
+    """Other cold requests sent in the same moment."""
+    predicted_s: float
+    measured_s: float
+    """Assignment to readiness, by the replica's timeline."""
+    control_plane_s: float
+    """From the request's leaving the client to the load's first byte (to the lease, from DRAM)."""
+    first_token_s: float
+    phases: Mapping[str, float]
+
+
+class Site:
+    """A running cluster and what the bench needs to see and move in it."""
+
+    def __init__(self, client: AsyncClient, cluster: Cluster, store: "StoreAsyncStub") -> None:
+        self._client, self._cluster, self._store = client, cluster, store
+
+    async def start(self, model: ModelName, beside: int = 0) -> MeasuredStart:
+        """Send a request to a cold model and return what its start took."""
+        record = self._cluster.view.models[model]
+        sent_unix_s, sent_s = time.time(), time.perf_counter()
+        await self._client.generate(model, PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True)
+        first_token_s = time.perf_counter() - sent_s
+        assignment, timeline = await self._seen(model)
+        return MeasuredStart(
+            model,
+            record.size_bytes,
+            timeline.from_tier.value,
+            beside,
+            assignment.predicted_start_s,
+            timeline.total_s,
+            assignment.assigned_unix_s - sent_unix_s + timeline.queued_s,
+            first_token_s,
+            dict(timeline.phases()),
+        )
+
+    async def wait_gone(self, models: Sequence[ModelName]) -> None:
+        """Return once no replica of these is left."""
+        async with asyncio.timeout(_WAIT_S):
+            async for _ in self._cluster.changes():
+                view = self._cluster.view
+                if not any(model in models for _, model in (*view.replicas, *view.assignments)):
+                    return
+
+    async def drop_from_memory(self, model: ModelName) -> None:
+        """Have the store drop a model from DRAM; its loads read the disk directly."""
+        if self.tier_of(model) is not Tier.DRAM:
+            return
+        async with asyncio.timeout(_WAIT_S):
+            await self._store.UnloadModel(store_pb2.UnloadModelRequest(model=model))
+            async for _ in self._cluster.changes():
+                if all(model not in node.resident for node in self._cluster.view.nodes.values()):
+                    return
+
+    def tier_of(self, model: ModelName) -> Tier:
+        """Return where the node has a model's bytes."""
+        (node,) = self._cluster.view.nodes.values()
+        if model in node.resident:
+            return Tier.DRAM
+        return Tier.SSD if model in (node.on_ssd or ()) else Tier.REMOTE
+
+    async def _seen(self, model: ModelName) -> tuple[AssignmentRecord, StartTimeline]:
+        async with asyncio.timeout(_WAIT_S):
+            async for _ in self._cluster.changes():
+                for key, replica in self._cluster.view.replicas.items():
+                    assignment = self._cluster.view.assignments.get(key)
+                    is_ready = replica.state is ReplicaState.READY
+                    if key[1] == model and is_ready and assignment is not None:
+                        return assignment, replica.timeline
+        raise AssertionError("the cluster was stopped")
+
+
+def make_models(home: Path, sizes_gb: Sequence[float]) -> dict[ModelName, Path]:
+    """Write a random Llama of each size, once; return their directories by name."""
+    found = {}
+    for size in sizes_gb:
+        name = ModelName(f"near-{size:g}")
+        if not (home / name).exists():
+            write_llama(home / name, int(size * GB))
+            words = {f"w{number}": number for number in range(VOCABULARY)}
+            Tokenizer(WordLevel(words, unk_token="w0")).save(str(home / name / "tokenizer.json"))
+        found[name] = home / name
+    return found
+
+
+def make_far(home: Path, near: Mapping[ModelName, Path]) -> dict[ModelName, Path]:
+    """Convert the models, once, as they would lie below a URL."""
+    found = {}
+    for name, source in near.items():
+        far = ModelName(name.replace("near", "far"))
+        incoming = home / f"{far}.incoming"
+        if not (home / far).exists():
+            incoming.mkdir()
+            with open_source(str(source)) as opened:
+                convert(opened, incoming, lambda _done, _total: None)
+            incoming.rename(home / far)
+        found[far] = home / far
+    return found
+
+
+@contextlib.asynccontextmanager
+async def running_site(
+    home: Path, near: Mapping[ModelName, Path], far: Mapping[ModelName, Path], threads: int
+) -> AsyncIterator[Site]:
+    """Start a cluster with `near` on its SSD and `far` behind file URLs, one of them at a time."""
+    sizes = {name: _size_bytes(path) for name, path in {**near, **far}.items()}
+    near_bytes = sum(sizes[name] for name in near)
+    far_bytes = max((sizes[name] for name in far), default=0)
+    room = near_bytes + far_bytes + 64 * 2**20
+    settings = LocalClusterSettings(
+        runtime_dir=home / "run",
+        data_dir=home / "data",
+        rest_listen="127.0.0.1:0",
+        grpc_listen="127.0.0.1:0",
+        dram_bytes=sum(sizes.values()) + 2**30,
+        memory_bytes=3 * sum(sizes.values()),
+        threads=threads,
+        keep_alive_s=0.1,
+    )
+    with _environment({**_POLICY, "GEARFALL_SSD_BYTES": str(room)}):
+        cluster = LocalCluster(settings)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(cluster.stop)
+            await cluster.start()
+            client = await stack.enter_async_context(AsyncClient(cluster.grpc_address))
+            for name, path in near.items():
+                await _register(client, name, str(path))
+            for name, path in far.items():
+                await _register(client, name, path.as_uri())
+            state = EtcdState(cluster.settings.etcd_url)
+            stack.push_async_callback(state.close)
+            view = Cluster(state)
+            await view.start()
+            stack.push_async_callback(view.stop)
+            (node,) = view.view.nodes.values()
+            channel = await stack.enter_async_context(open_channel(node.address))
+            yield Site(client, view, StoreStub(channel))
+
+
+async def _register(client: AsyncClient, name: ModelName, source: str) -> None:
+    async for _ in client.register_model(name, source):
+        pass
+
+
+def _size_bytes(checkpoint: Path) -> int:
+    return sum(file.stat().st_size for file in checkpoint.iterdir())
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
