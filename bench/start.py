@@ -1,7 +1,8 @@
 """From nothing running to a model's first token: `python -m bench.start`.
 
 gearfall: what a worker does when a model is assigned to it, by the worker's own code: load, lease,
-engine from the warm parent, build and canary beside the load, then one request's first token.
+engine from the warm parent, build and canary beside the load, then the first token of a request
+that waited all the while.
 Compared with a fresh interpreter that runs transformers' `from_pretrained` and `generate` of one
 token. dram: the model lies in the store's pool; its peer finds its file in the page cache. ssd:
 nothing is in memory, for both.
@@ -58,7 +59,14 @@ from services.worker.store_client import GrpcStoreClient
 RESULTS = Path(__file__).parent / "results" / "start.json"
 PEER = Path(__file__).with_name("start_peer.py")
 OURS, THEIRS = "gearfall", "transformers"
-PROMPT = (1, 5, 9, 13, 17)
+REQUEST = SubmitJob(
+    JobId("first"),
+    Epoch(1),
+    prompt_token_ids=(1, 5, 9, 13, 17),
+    generated_token_ids=(),
+    sampling=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True),
+)
+"""Waits for the model while it starts, as the job that had it started does in the queue."""
 POOL_BYTES = 64 * 2**30
 
 
@@ -84,7 +92,7 @@ class Site:
         ):
             files = await fetch
             async with spawned(
-                record, self._settings, self._ports, held, files, clock=clock
+                record, self._settings, self._ports, held, files, clock=clock, expected=(REQUEST,)
             ) as engine:
                 found = await ready(engine, held)
                 timeline = clock.finish(time.monotonic(), found)
@@ -103,8 +111,7 @@ class Site:
 
 
 async def _first_token(engine: EngineProcess) -> None:
-    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-    engine.send(SubmitJob(JobId("first"), Epoch(1), PROMPT, (), sampling))
+    engine.send(REQUEST)
     async for step in engine:
         if any(run.token_ids for run in step.runs):
             return

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gearfall.core.manifest import checksum, manifest_bytes, parse_manifest
+from gearfall.core.ports import QueueDepth
 from gearfall.core.records import AssignmentRecord, ReplicaRecord, ReplicaState
 from gearfall.infra.memory_queue import MemoryQueue
 from gearfall.infra.pool_lease import take_lease
@@ -20,7 +21,7 @@ from services.worker.replicas.replica import Replica, ReplicaPorts
 from services.worker.replicas.replica_start import ReplicaSettings, StartPorts
 from services.worker.store_client import GrpcStoreClient
 from tests.services.store.stores import RunningStore, running_store
-from tests.services.worker.fakes import MODEL, NODE, WORKER, Watched
+from tests.services.worker.fakes import MODEL, NODE, WORKER, Watched, job
 from tests.services.worker.tiny_checkpoints import random_model
 
 TENSOR = "model.layers.1.mlp.down_proj.weight"
@@ -62,10 +63,11 @@ def flip_a_weight(directory: Path) -> None:
     (directory / "manifest.json").write_bytes(manifest_bytes(changed))
 
 
-async def start_replica(store: RunningStore, zygote: Zygote, stack: AsyncExitStack) -> Published:
+async def start_replica(
+    store: RunningStore, zygote: Zygote, stack: AsyncExitStack, queue: MemoryQueue
+) -> Published:
     """Start a replica of the store's model; return once it is ready or failed."""
     published = Published()
-    queue = MemoryQueue()
     board = JobBoard(
         Settlement(queue),
         lambda address, listener: PushStream(address, WORKER, NODE, listener),
@@ -91,7 +93,7 @@ async def start_replica(store: RunningStore, zygote: Zygote, stack: AsyncExitSta
 @pytest.mark.slow
 async def test_a_flipped_weight_with_fitting_checksums_is_never_served(tmp_path: Path) -> None:
     random_model("llama").save_pretrained(tmp_path / "source")
-    process, zygote = CanaryProcess(), Zygote()
+    process, zygote, queue = CanaryProcess(), Zygote(), MemoryQueue()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(process.stop)
         stack.push_async_callback(zygote.stop)
@@ -102,7 +104,7 @@ async def test_a_flipped_weight_with_fitting_checksums_is_never_served(tmp_path:
         ):
             await store.register(MODEL, tmp_path / "source")
             await store.service.read_canary(MODEL)  # the first one waits for transformers
-            before = await start_replica(store, zygote, replicas)
+            before = await start_replica(store, zygote, replicas, queue)
             assert before.records[-1].state is ReplicaState.READY
             assert before.records[-1].timeline.first_token_s > 0
         flip_a_weight(tmp_path / "store/models" / MODEL)
@@ -111,7 +113,9 @@ async def test_a_flipped_weight_with_fitting_checksums_is_never_served(tmp_path:
             AsyncExitStack() as replicas,
         ):
             assert (await store.load(MODEL))[-1].done  # the checksums let it through
-            after = await start_replica(store, zygote, replicas)
+            await queue.append(job("waits", model=MODEL))  # and rides in the wrong canary's pass
+            after = await start_replica(store, zygote, replicas, queue)
             assert after.records[-1].state is ReplicaState.FAILED
             assert "the canary failed" in after.records[-1].error
             assert ReplicaState.READY not in {record.state for record in after.records}
+            assert await queue.depth(MODEL) == QueueDepth(waiting=1, claimed=0)

@@ -27,7 +27,7 @@ from gearfall.infra.pool_lease import FillNews, pack_frame, take_lease
 from services.store.canary_process import CanaryRequest
 from services.store.canary_reference import compute_canary
 from services.store.model_registry import record_of
-from services.worker.engine_link.messages import StartEngine, SubmitJob
+from services.worker.engine_link.messages import ProbeEngine, StartEngine, SubmitJob
 from services.worker.ports import EngineProcess
 from services.worker.processes.zygote_client import Zygote
 from services.worker.replicas.replica_start import (
@@ -107,7 +107,7 @@ async def held_store(
 
 @contextlib.asynccontextmanager
 async def engine_of(
-    record: ModelRecord, address: str, zygote: Zygote
+    record: ModelRecord, address: str, zygote: Zygote, *expected: SubmitJob
 ) -> AsyncIterator[tuple[EngineProcess, HeldModel, StartClock]]:
     """Start an engine as a replica does, up to where it waits to be ready."""
     ports = StartPorts(GrpcStoreClient(lambda: address), take_lease, zygote)
@@ -115,7 +115,9 @@ async def engine_of(
     async with (
         fetching(record, ports.store) as fetch,
         leased(record, SETTINGS, ports, clock) as held,
-        spawned(record, SETTINGS, ports, held, await fetch, clock=clock) as engine,
+        spawned(
+            record, SETTINGS, ports, held, await fetch, clock=clock, expected=expected
+        ) as engine,
     ):
         yield engine, held, clock
 
@@ -144,9 +146,17 @@ def record(store: RunningStore) -> ModelRecord:
     return record_of(store.service.ssd.get(MODEL), (NODE,))
 
 
+JOB = SubmitJob(
+    JobId("a"),
+    Epoch(1),
+    prompt_token_ids=(5, 9, 1),
+    generated_token_ids=(),
+    sampling=SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True),
+)
+
+
 async def answer(engine: EngineProcess) -> list[int]:
-    sampling = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
-    engine.send(SubmitJob(JobId("a"), Epoch(1), (5, 9, 1), (), sampling))
+    engine.send(JOB)
     tokens: list[int] = []
     async for step in engine:
         for run in step.runs:
@@ -178,6 +188,29 @@ async def test_an_engine_is_ready_when_the_last_byte_is_verified_and_answers_the
             assert held.lease.news_fd is None
             await ready(engine, held)
             assert await answer(engine) == while_loading
+
+
+async def test_what_rode_along_is_said_once_all_is_verified_and_asked_for(
+    registered: Path, tmp_path: Path, zygote: Zygote
+):
+    async with held_store(registered, tmp_path / "data") as (store, reads):
+        address = store.service.address
+        async with engine_of(record(store), address, zygote, JOB) as (engine, held, _):
+            await canary_runs(engine, held)
+            steps = aiter(engine)
+            said = asyncio.ensure_future(anext(steps))
+            reads.may_go_on.set()
+            await ready(engine, held)
+            engine.send(ProbeEngine())
+            assert not (await said).runs
+            engine.send(JOB)
+            first = await anext(steps)
+            assert first.step_s == 0.0
+            tokens = [token for run in first.runs for token in run.token_ids]
+            assert len(tokens) == 1
+        async with engine_of(record(store), address, zygote) as (engine, held, _):
+            await ready(engine, held)
+            assert (await answer(engine))[:1] == tokens
 
 
 async def test_verified_bytes_alone_make_no_engine_ready(registered: Path, zygote: Zygote):
@@ -213,14 +246,17 @@ async def test_a_corrupt_chunk_that_is_found_while_the_canary_runs(
         content = bytearray(partition.read_bytes())
         content[-1000] ^= 0x10
         partition.write_bytes(content)
-        async with engine_of(record(store), store.service.address, zygote) as (engine, held, _):
+        address = store.service.address
+        async with engine_of(record(store), address, zygote, JOB) as (engine, held, _):
             await canary_runs(engine, held)
+            engine.send(JOB)
             reads.may_go_on.set()
             with pytest.raises(CorruptCheckpoint, match="is not what was expected"):
                 await ready(engine, held)
             with pytest.raises(CorruptCheckpoint, match="is not what was expected"):
                 await engine.ready()
             await engine.wait_exit()
+            assert [step async for step in engine] == []
         assert store.service.pool.used_bytes == 0
         assert MODEL in store.service.ssd.broken
 

@@ -47,6 +47,7 @@ from services.worker.replicas.replica_start import (
 )
 from services.worker.replicas.restarts import restart_delay_s
 from services.worker.replicas.start_clock import StartClock
+from services.worker.replicas.waiting_jobs import find_waiting
 from services.worker.replicas.workload import JobNews, RecentSteps, running_jobs
 
 SETTLE_TIMEOUT_S = 5.0
@@ -246,8 +247,12 @@ class Replica:
                 leased(model, settings, ports, clock) as held,
             ):
                 held.loading.add_done_callback(self._on_loaded)
-                files = await fetch
-                async with spawned(model, settings, ports, held, files, clock=clock) as engine:
+                files, waiting = await asyncio.gather(
+                    fetch, find_waiting(self._ports.queue, self.model, settings.slots)
+                )
+                async with spawned(
+                    model, settings, ports, held, files, clock=clock, expected=waiting
+                ) as engine:
                     found = await ready(engine, held)
                     await self._serve(engine, clock.finish(self._monotonic(), found), found)
         except GearfallError as error:

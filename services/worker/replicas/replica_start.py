@@ -21,7 +21,7 @@ from gearfall.core.errors import DeadlineExceeded, NotFound, Unavailable
 from gearfall.core.ids import NodeId, WorkerId
 from gearfall.core.memory import kv_capacity_tokens
 from gearfall.core.records import ModelRecord
-from services.worker.engine_link.messages import EngineKind, EngineReady, StartEngine
+from services.worker.engine_link.messages import EngineKind, EngineReady, StartEngine, SubmitJob
 from services.worker.ports import (
     EngineProcess,
     EngineSpawner,
@@ -180,9 +180,13 @@ async def spawned(
     files: StartFiles,
     *,
     clock: StartClock,
+    expected: tuple[SubmitJob, ...] = (),
 ) -> AsyncIterator[EngineProcess]:
-    """Fork an engine over what is `held`; it is gone when this ends."""
-    start = _start_message(model, settings, held.lease, files)
+    """Fork an engine over what is `held`; it is gone when this ends.
+
+    What it computes of the `expected` jobs it keeps until they are submitted.
+    """
+    start = _start_message(model, settings, held.lease, files, expected)
     clock.begin_process(ports.monotonic())
     news = () if held.lease.news_fd is None else (held.lease.news_fd,)
     engine = await ports.spawner.spawn(start, (*held.lease.partition_fds, *news))
@@ -196,7 +200,11 @@ async def spawned(
 
 
 def _start_message(
-    model: ModelRecord, settings: ReplicaSettings, lease: PoolLease, files: StartFiles
+    model: ModelRecord,
+    settings: ReplicaSettings,
+    lease: PoolLease,
+    files: StartFiles,
+    expected: tuple[SubmitJob, ...],
 ) -> StartEngine:
     return StartEngine(
         model=model.name,
@@ -209,6 +217,7 @@ def _start_message(
         slots=settings.slots,
         kv_tokens=kv_capacity_tokens(model, settings.slots),
         is_loading=lease.news_fd is not None,
+        expected=expected,
         engine=settings.engine,
         arithmetic=settings.arithmetic,
     )

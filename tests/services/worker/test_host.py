@@ -9,7 +9,7 @@ from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.ids import ModelName, RouterId, WorkerId
 from gearfall.core.job import Priority
 from gearfall.core.memory import kv_capacity_tokens
-from gearfall.core.ports import Lease
+from gearfall.core.ports import Lease, QueueDepth
 from gearfall.core.records import (
     AssignmentRecord,
     ReplicaState,
@@ -25,6 +25,7 @@ from gearfall.infra.memory_state import MemoryState
 from services.worker.engine_link.messages import StopEngine
 from services.worker.host import WorkerHost
 from services.worker.jobs.job_board import JobBoard
+from services.worker.jobs.job_follower import submission
 from services.worker.jobs.push_stream import PushStream
 from services.worker.jobs.settlement import Settlement
 from services.worker.migration.cost import DataPath
@@ -175,6 +176,27 @@ async def test_an_assignment_becomes_a_ready_replica_with_a_timeline(site):
     assert start.kv_tokens == kv_capacity_tokens(model_record(), SLOTS)
     assert start.config_json
     assert start.generation_config_json == b""
+
+
+async def test_an_engine_is_told_which_jobs_wait_and_they_stay_in_the_queue_until_it_is_ready(site):
+    site.spawner.failures.append(CorruptCheckpoint("wrong canary"))
+    waiting = [await site.send(f"job-{number}") for number in range(SLOTS + 1)]
+    await site.assign()
+    engine = await site.spawner.engine(1)  # the first one failed
+    for start in site.spawner.starts:
+        assert start.expected == tuple(map(submission, waiting[:SLOTS]))
+    assert not (await site.spawner.engine(0)).sent
+    await engine.until(lambda: len(engine.submitted) == SLOTS)
+    assert engine.submitted == [(each.job_id, each.epoch) for each in waiting[:SLOTS]]
+    assert not site.router.lost
+    assert await site.queue.depth(MODEL) == QueueDepth(waiting=1, claimed=SLOTS)
+
+
+async def test_an_engine_starts_while_the_queue_is_out_of_reach(site):
+    await site.send()
+    site.queue.server.stop()
+    await site.ready()
+    assert [start.expected for start in site.spawner.starts] == [()]
 
 
 async def test_claims_no_more_jobs_than_slots_and_goes_on_when_one_frees(site):

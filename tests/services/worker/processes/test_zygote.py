@@ -92,6 +92,36 @@ async def collect(steps, count):
     return found
 
 
+async def test_expected_jobs_begin_before_any_step_with_the_tokens_they_would_have_had(
+    zygote, checkpoint
+):
+    expected = tuple(
+        SubmitJob(JobId(str(number)), Epoch(1), tuple(prompt), (), sampling)
+        for number, prompt in enumerate(PROMPTS)
+        for sampling in ([GREEDY, SAMPLED][number % 2],)
+    )
+    answers = []
+    for foretold in ((), expected):
+        engine = await start_engine(zygote, checkpoint, expected=foretold)
+        for each in expected:
+            engine.send(each)
+        steps = aiter(engine)
+        first = await anext(steps)
+        at_once = {run.job_id for run in first.runs if first.step_s == 0.0 and run.token_ids}
+        assert bool(at_once) == bool(foretold)
+        found = await collect(_behind(first, steps), len(PROMPTS))
+        answers.append(found)
+        engine.kill()
+        await engine.wait_exit()
+    assert answers[0] == answers[1]
+
+
+async def _behind(first, steps):
+    yield first
+    async for step in steps:
+        yield step
+
+
 async def test_greedy_answers_equal_transformers(zygote, checkpoint):
     engine = await start_engine(zygote, checkpoint)
     reference = checkpoint.reference()
