@@ -67,29 +67,44 @@ class ClusterHost:
             self._process.stdout.close()
 
 
+OUTSIDE_VARIABLES = {"rest": "GEARFALL_TEST_REST", "grpc": "GEARFALL_TEST_GRPC"}
+"""Where a cluster that runs already is reached, host:port each; unset: one is started."""
+
+
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterHost]:
     """One node, one worker, room for every test model."""
+    if OUTSIDE_VARIABLES["grpc"] in os.environ:
+        pytest.skip("looks behind the doors of a cluster that this run has not started")
     started = ClusterHost(tmp_path_factory.mktemp("cluster"), "--max-replicas", "32")
     yield started
     assert started.stop() == 0
 
 
+@pytest.fixture(scope="session")
+def doors(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """The published addresses, `rest` and `grpc`, of the cluster under test."""
+    if OUTSIDE_VARIABLES["grpc"] in os.environ:
+        return {door: os.environ[variable] for door, variable in OUTSIDE_VARIABLES.items()}
+    started: ClusterHost = request.getfixturevalue("host")
+    return started.addresses
+
+
 @pytest.fixture
-async def client(host: ClusterHost) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(host.addresses["grpc"]) as opened:
+async def client(doors: Mapping[str, str]) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(doors["grpc"]) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
-def rest_url(host: ClusterHost) -> str:
-    return f"http://{host.addresses['rest']}"
+def rest_url(doors: Mapping[str, str]) -> str:
+    return f"http://{doors['rest']}"
 
 
 @pytest.fixture(scope="session")
-def demo_family(host: ClusterHost) -> None:
+def demo_family(doors: Mapping[str, str]) -> None:
     """The three trained models and their cascade, registered once."""
-    prepare(host.addresses["grpc"], quiet=True)
+    prepare(doors["grpc"], quiet=True)
 
 
 def kill(pid: int) -> None:

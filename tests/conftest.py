@@ -2,9 +2,9 @@
 
 from hypothesis import settings
 
-from tests.cluster_host import client, demo_family, host, rest_url
+from tests.cluster_host import client, demo_family, doors, host, rest_url
 
-__all__ = ["client", "demo_family", "host", "rest_url"]
+__all__ = ["client", "demo_family", "doors", "host", "rest_url"]
 
 settings.register_profile("gearfall", deadline=None, print_blob=True)
 settings.load_profile("gearfall")
