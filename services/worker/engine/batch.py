@@ -15,6 +15,7 @@ long as nobody needs the room.
 
 from gearfall.core.job import Priority
 from services.worker.engine.feedback_levels import charge, enter, lift_if_due
+from services.worker.engine.held_share import HeldShare
 from services.worker.engine.kv_blocks import BLOCK_TOKENS, KvBlocks, blocks_for
 from services.worker.engine.prefix_keys import extend_keys, root_key
 from services.worker.engine.sequence import Chunk, Sequence, SequenceKey, Stance
@@ -40,6 +41,7 @@ class Batch:
         self._running: dict[SequenceKey, Sequence] = {}
         self._arrivals = 0
         self._now_s = 0.0
+        self.held_share = HeldShare()
 
     @property
     def running(self) -> int:
@@ -278,7 +280,8 @@ class Batch:
 
     def _share_out(self) -> list[Chunk]:
         running = [(s, self._computable(s)) for s in self._in_order(self._running)]
-        return share_out(running, self._step_tokens)
+        held_tokens = self.held_share.find(running, self._now_s)
+        return share_out(running, self._step_tokens, held_tokens)
 
     def _computable(self, sequence: Sequence) -> int:
         """Tokens of a running sequence that could be computed now, given its blocks."""

@@ -136,7 +136,9 @@ class Engine:
         if chunks:
             runs += self._compute(chunks)
         self._adapters.settle()
-        return self._tell(runs, self._clock() - started_s)
+        step_s = self._clock() - started_s
+        self._batch.held_share.note(chunks, step_s)
+        return self._tell(runs, step_s)
 
     @property
     def has_reports(self) -> bool:

@@ -8,13 +8,18 @@ _OLDEST_SHARE = 4
 """A quarter of a step's prefill is for the sequence that has waited longest for its own."""
 
 
-def share_out(running: Many[tuple[Sequence, int]], step_tokens: int) -> list[Chunk]:
+def share_out(
+    running: Many[tuple[Sequence, int]], step_tokens: int, held_tokens: int
+) -> list[Chunk]:
     """Return the next step's chunks of at most `step_tokens`, given who runs and may compute what.
+
+    Of held sequences no more than `held_tokens` in all.
 
     One token to each that decodes, the rest to prefills in the order of `running`. The oldest
     prefill gets a part of that in every step, so that no stream of those that come first keeps it
     from its end.
     """
+    running = _held_within(running, held_tokens)
     decoding = [Chunk(one, one.computed, 1) for one, count in running if count == 1]
     chunks = decoding[:step_tokens]
     prefilling = [(one, count) for one, count in running if count > 1]
@@ -31,3 +36,15 @@ def share_out(running: Many[tuple[Sequence, int]], step_tokens: int) -> list[Chu
             chunks.append(Chunk(sequence, sequence.computed, count))
             room -= count
     return chunks
+
+
+def _held_within(
+    running: Many[tuple[Sequence, int]], held_tokens: int
+) -> list[tuple[Sequence, int]]:
+    """Return the same with at most `held_tokens` for all held ones, those in front first."""
+    within = []
+    for one, wanted in running:
+        count = min(wanted, held_tokens) if one.is_held else wanted
+        held_tokens -= count if one.is_held else 0
+        within.append((one, count))
+    return within

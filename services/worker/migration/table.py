@@ -24,7 +24,8 @@ failure leaves the job where it is; from then on only the router's answer counts
     opening           | connected                     | holding: hold
     holding           | held                          | held: accept
     held              | held                          | held: by tokens progress, if all is computed
-    held              | tokens came, kv came          | held: feed, by KV progress
+    held              | tokens came                   | held: feed, by KV progress
+                      | kv came                       | held: if a round is whole feed, progress
     held              | freeze came                   | completing, or ready
     completing        | kv came                       | ready: feed, release, send ready
     ready             | granted                       | owner: what was held back goes out
@@ -319,6 +320,8 @@ class Target:
     """The open round is whole when the tokens before it are; -1: none is open."""
     round_kv: int = 0
     frozen_kv: int = 0
+    fed_kv: int = 0
+    """The engine was told that keys and values of so many tokens are there."""
 
 
 TargetStep = tuple[Target, tuple[TargetEffect, ...]]
@@ -353,7 +356,6 @@ def _take_tokens(target: Target, event: TokensCame) -> TargetStep:
         reason = f"tokens {event.start} to {event.end} do not continue {target.known}"
         return _refuse(target, Refused(reason))
     # Fed even if empty: the engine reports what it has computed when it is asked.
-    feed = Feed(target.known, event.end, min(target.came_kv, target.prompt_tokens + event.end))
     opened = replace(
         target,
         known=event.end,
@@ -361,25 +363,29 @@ def _take_tokens(target: Target, event: TokensCame) -> TargetStep:
         round_end=event.end,
         round_kv=event.kv_tokens,
     )
-    after, effects = _close_kv_round(opened)
+    fed, feed = _feed(opened, target.known)
+    after, effects = _close_kv_round(fed)
     return after, (feed, *effects)
 
 
 def _take_kv(target: Target, event: KvCame) -> TargetStep:
+    """The engine hears of it when the round is whole: each word to it costs those that run."""
     came = replace(target, came_kv=max(target.came_kv, event.kv_tokens))
-    after, effects = _close_kv_round(came)
-    return after, (_feed_kv(came), *effects)
+    after, progress = _close_kv_round(came)
+    if not progress:
+        return after, ()
+    fed, feed = _feed(after, after.known)
+    return fed, (feed, *progress)
 
 
 def _complete(target: Target, event: KvCame) -> TargetStep:
-    came = replace(target, came_kv=max(target.came_kv, event.kv_tokens))
-    after, effects = _release_if_whole(came)
-    return after, (_feed_kv(came), *effects)
+    return _release_if_whole(replace(target, came_kv=max(target.came_kv, event.kv_tokens)))
 
 
-def _feed_kv(target: Target) -> Feed:
-    fed = min(target.came_kv, target.prompt_tokens + target.known)
-    return Feed(target.known, target.known, fed)
+def _feed(target: Target, start: int) -> tuple[Target, Feed]:
+    """Tell the engine the tokens from `start` on and how far their keys and values are there."""
+    there = min(target.came_kv, target.prompt_tokens + target.known)
+    return replace(target, fed_kv=there), Feed(start, target.known, there)
 
 
 def _close_kv_round(target: Target) -> TargetStep:
@@ -402,8 +408,11 @@ def _release_if_whole(target: Target) -> TargetStep:
     if target.came_kv < target.frozen_kv:
         return target, ()
     at = target.known
-    timer = SetTimer(target.terms.ready_limit_s)
-    return replace(target, state=TargetState.READY), (Release(at), SendReady(at), timer)
+    effects: list[TargetEffect] = [Release(at), SendReady(at), SetTimer(target.terms.ready_limit_s)]
+    fed, feed = _feed(target, at)
+    if fed.fed_kv > target.fed_kv:
+        effects.insert(0, feed)
+    return replace(fed, state=TargetState.READY), tuple(effects)
 
 
 def _own(target: Target, _event: Granted) -> TargetStep:

@@ -1,5 +1,6 @@
 """A job moves between two engines by tokens and by KV: no token lost, repeated or changed."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -327,3 +328,40 @@ def test_unknown_jobs_are_gone():
     ):
         report = host.ask(message)
         assert (report.phase, report.block_table) == (JobPhase.GONE, ())
+
+
+class Clocked(CountingModel):
+    """A step takes 10 ms, 10 ms more for each row that decodes and 1 ms for any other token."""
+
+    def __init__(self, total_blocks):
+        super().__init__(total_blocks)
+        self.now_s = 0.0
+
+    def forward(self, step):
+        _, counts = np.unique(step.seq_index, return_counts=True)
+        rows = sum(counts == 1)
+        self.now_s += 0.010 + 0.010 * rows + 0.001 * (len(step.token_ids) - rows)
+        return super().forward(step)
+
+
+def test_those_who_decode_hardly_notice_a_held_jobs_prefill_and_others_prompts_as_ever():
+    model = Clocked(64)
+    batch = Batch(KvBlocks(64), slots=4, step_tokens=64)
+    engine = Engine(model, batch, context_tokens=400, clock=lambda: model.now_s)
+    for number in range(2):
+        engine.submit(job([number + 1] * 20, 200, name=f"other{number}"))
+    for _ in range(6):
+        engine.step()
+    decode_s = engine.step().step_s
+    engine.migrate(HoldJob(job([9] * 150, 20, epoch=NEW)))
+    steps = [engine.step() for _ in range(8)]
+    times_s = [step.step_s for step in steps]
+    assert max(times_s) <= 1.16 * decode_s
+    assert all(len(step.runs) == 2 for step in steps)
+    held = batch.find((JOB, NEW))
+    assert held is not None
+    while held.wanted:
+        times_s.append(engine.step().step_s)
+    assert max(times_s) <= 1.16 * decode_s
+    engine.submit(job([8] * 60, 5, name="new"))
+    assert engine.step().step_s > 2 * decode_s

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.sampling import SamplingParams
 from services.worker.engine.feedback_levels import enter
-from services.worker.engine.sequence import Sequence
+from services.worker.engine.sequence import Sequence, Stance
 from services.worker.engine.step_shares import share_out
 
 
@@ -27,7 +27,7 @@ def test_shares(counts, step_tokens, data):
         (sequence(number, arrival), count)
         for number, (count, arrival) in enumerate(zip(counts, arrivals, strict=True))
     ]
-    chunks = share_out(running, step_tokens)
+    chunks = share_out(running, step_tokens, 0)
     shares = {chunk.sequence.job_id: chunk.count for chunk in chunks}
     assert len(shares) == len(chunks)
     assert sum(shares.values()) == min(step_tokens, sum(counts))
@@ -37,3 +37,18 @@ def test_shares(counts, step_tokens, data):
     if prefilling and room > 0:
         oldest, wanted = min(prefilling, key=lambda entry: entry[0].standing.arrival)
         assert shares[oldest.job_id] >= min(wanted, -(-room // 4))
+
+
+def test_held_sequences_get_no_more_than_their_share_and_nobody_pays_for_them():
+    held, late, free = sequence(0, 0), sequence(1, 1), sequence(2, 2)
+    held.stance = late.stance = Stance.HELD
+    running = [(held, 5), (late, 30), (free, 1)]
+
+    def shares(held_tokens, step_tokens=40):
+        chunks = share_out(running, step_tokens, held_tokens)
+        return {chunk.sequence.job_id: chunk.count for chunk in chunks}
+
+    assert shares(3) == {"0": 3, "2": 1}
+    assert shares(8) == {"0": 5, "1": 3, "2": 1}
+    assert shares(99) == {"0": 5, "1": 30, "2": 1}
+    assert shares(0) == {"2": 1}

@@ -1,0 +1,79 @@
+"""How many tokens of held jobs a step may compute beside those who decode. Pure.
+
+A held job is another worker's still: those who decode here must not wait for its prefill. A step of
+`rows` that decode and n tokens more takes about decode_s(rows) + n * token_s; both parts are taken
+from the steps that were. The held jobs' share is what makes a step longer by `GROWTH`, but enough
+that they are whole within their patience.
+"""
+
+from collections.abc import Sequence as Many
+from math import ceil
+from statistics import median
+
+from services.worker.engine.sequence import Chunk, Sequence
+
+GROWTH = 0.15
+"""By so much a step may take longer because of held jobs."""
+PATIENCE_S = 20.0
+"""So long after it came in a held job shall be whole, whatever that costs the others."""
+FIRST_TOKENS = 4
+"""While nothing was measured."""
+_KEPT = 16
+
+
+class HeldShare:
+    """Owner of what was measured of one engine's steps."""
+
+    def __init__(self) -> None:
+        self._decode_s: dict[int, list[float]] = {}
+        """Newest times of steps that decoded so many rows and computed nothing else."""
+        self._token_s: list[float] = []
+        """Newest times of one token more."""
+
+    def note(self, chunks: Many[Chunk], step_s: float) -> None:
+        """A step that computed these chunks took so long."""
+        rows = sum(1 for chunk in chunks if chunk.count == 1 and not chunk.sequence.is_held)
+        more = sum(chunk.count for chunk in chunks) - rows
+        if more == 0:
+            _keep(self._decode_s.setdefault(rows, []), step_s)
+            return
+        decode_s = self._decode_step_s(rows)
+        if decode_s > 0 or rows == 0:
+            _keep(self._token_s, max(0.0, step_s - decode_s) / more)
+
+    def find(self, running: Many[tuple[Sequence, int]], now_s: float) -> int:
+        """Return how many tokens of held sequences the next step may compute, all together.
+
+        `running`: who may compute how many tokens.
+        """
+        held = [(sequence, count) for sequence, count in running if sequence.is_held and count]
+        if not held:
+            return 0
+        rows = sum(1 for sequence, count in running if count == 1 and not sequence.is_held)
+        came_s = min(sequence.standing.progress_s for sequence, _ in held)
+        return self._tokens(rows, sum(count for _, count in held), came_s + PATIENCE_S - now_s)
+
+    def _tokens(self, rows: int, missing: int, left_s: float) -> int:
+        """At least one of `missing` tokens, which are to be there in `left_s` seconds."""
+        if rows == 0:
+            return missing
+        decode_s = self._decode_step_s(rows)
+        if decode_s == 0.0 or not self._token_s:
+            return min(missing, FIRST_TOKENS)
+        token_s = median(self._token_s)
+        fitting = int(GROWTH * decode_s / token_s) if token_s > 0 else missing
+        spare_s = left_s - missing * token_s
+        due = ceil(missing * decode_s / spare_s) if spare_s > 0 else missing
+        return min(missing, max(1, fitting, due))
+
+    def _decode_step_s(self, rows: int) -> float:
+        """Return a decode step's time, of as nearly so many rows as were measured; else 0."""
+        if rows == 0 or not self._decode_s:
+            return 0.0
+        nearest = min(self._decode_s, key=lambda known: abs(known - rows))
+        return median(self._decode_s[nearest])
+
+
+def _keep(values: list[float], value: float) -> None:
+    values.append(value)
+    del values[:-_KEPT]

@@ -1,0 +1,94 @@
+"""Held jobs' part of a step: those that decode hardly notice it, and it comes to an end."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gearfall.core.ids import Epoch, JobId
+from gearfall.core.sampling import SamplingParams
+from services.worker.engine.feedback_levels import enter
+from services.worker.engine.held_share import FIRST_TOKENS, GROWTH, PATIENCE_S, HeldShare
+from services.worker.engine.sequence import Chunk, Sequence, Stance
+
+DECODE_S, TOKEN_S = 0.040, 0.001
+
+
+def sequence(name, stance=Stance.FREE, came_s=0.0):
+    standing = enter(1, is_batch=False, arrival=0, now_s=came_s)
+    return Sequence(
+        JobId(name), Epoch(1), [1] * 99, 99, SamplingParams(max_tokens=1),
+        stance=stance, standing=standing,
+    )  # fmt: skip
+
+
+ROWS = [sequence(f"row{number}") for number in range(8)]
+DECODING = [(row, 1) for row in ROWS]
+
+
+def chunks_of(rows, held=0):
+    decoding = [Chunk(row, 98, 1) for row in ROWS[:rows]]
+    return decoding + ([Chunk(sequence("h", Stance.HELD), 0, held)] if held else [])
+
+
+def measured(*, decode_s=DECODE_S, token_s=TOKEN_S):
+    share = HeldShare()
+    for _ in range(5):
+        share.note(chunks_of(8), decode_s)
+        share.note(chunks_of(8, 20), decode_s + 20 * token_s)
+    return share
+
+
+def find(share, missing, *, running=DECODING, came_s=0.0, now_s=0.0):
+    held = sequence("held", Stance.HELD, came_s)
+    return share.find([*running, (held, missing)], now_s)
+
+
+def test_the_share_makes_a_step_no_longer_than_it_may():
+    assert find(measured(), 500) == int(GROWTH * DECODE_S / TOKEN_S) == 6
+    assert find(measured(token_s=0.0), 500) == 500
+
+
+def test_a_step_of_nobody_else_is_all_theirs():
+    prefilling = [(sequence("p"), 30)]
+    assert find(measured(), 4096, running=[]) == 4096
+    assert find(measured(), 4096, running=prefilling) == 4096
+
+
+def test_before_anything_was_measured_the_share_is_small():
+    assert find(HeldShare(), 500) == FIRST_TOKENS
+    assert find(HeldShare(), 2) == 2
+
+
+def test_nobody_held_has_a_share_of_nothing():
+    assert measured().find(DECODING, 0.0) == 0
+    assert measured().find([*DECODING, (sequence("kv", Stance.HELD_BY_KV), 0)], 0.0) == 0
+
+
+def test_a_step_whose_rows_were_never_seen_is_taken_for_the_nearest():
+    share = measured()
+    share.note(chunks_of(1), 0.010)
+    assert find(share, 500, running=DECODING[:2]) == 1
+    assert find(share, 500, running=DECODING[:7]) == 6
+
+
+@given(
+    missing=st.integers(1, 4096),
+    decode_s=st.floats(0.005, 0.1),
+    token_s=st.floats(1e-5, 0.004),
+    rows=st.integers(1, 8),
+)
+def test_a_held_job_is_whole_in_time_or_as_fast_as_can_be(missing, decode_s, token_s, rows):
+    share, now_s, left = measured(decode_s=decode_s, token_s=token_s), 0.0, missing
+    while left > 0:
+        count = find(share, left, running=DECODING[:rows], now_s=now_s)
+        assert 1 <= count <= left
+        left -= count
+        now_s += decode_s + count * token_s
+    as_fast_as_can_be_s = decode_s + missing * token_s
+    assert now_s <= max(PATIENCE_S, as_fast_as_can_be_s) + 2 * decode_s
+
+
+@pytest.mark.parametrize("late_s", [PATIENCE_S, PATIENCE_S + 9])
+def test_a_job_whose_patience_has_ended_gets_all(late_s):
+    assert find(measured(), 300, now_s=late_s) == 300
+    assert find(measured(), 300, came_s=late_s, now_s=late_s) == 6
