@@ -1,13 +1,20 @@
 """What moving one request out of a batch of 8 costs: `python -m bench.migrate`.
 
 Two workers on this machine serve a random Llama of about 135M parameters (bfloat16). Seven requests
-run on the first; an eighth joins them with a prompt that nobody has seen, is moved to the idle
-second worker by tokens, by KV, or by what the cost model chooses (interleaved), and ends there. The
-client's own clock says how long it waited, and what the seven others noticed.
+run on the first and three on the second; an eighth joins the seven with a prompt that nobody has
+seen, is moved to the second worker by tokens, by KV, or by what the cost model chooses
+(interleaved), and ends there. The client's own clock says how long it waited, and what those that
+stayed on the source and those on the target noticed.
+
+Both engines decode before, during and after a move, so that their share of memory bandwidth is the
+same throughout, and they have one thread each: with both workers' processes and the router they
+leave a machine of four cores none to fight over. The rows `none` move nothing: what they show is
+the machine's own noise.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import tempfile
@@ -31,32 +38,53 @@ from bench.migrate_cluster import (
     running_pair,
     write_model,
 )
-from bench.migrate_figures import AUTO, KV, TOKENS, Choices, Row, Sample, Stayed, judge, summarize
+from bench.migrate_figures import (
+    AUTO,
+    KV,
+    KV_STREAM,
+    NONE,
+    TOKENS,
+    Choices,
+    Row,
+    Sample,
+    Stayed,
+    judge,
+    summarize,
+)
 from gearfall.core.errors import NotFound, Unavailable
+from gearfall.infra.worker_door import WorkerDoor
 from gearfall.pb import worker_pb2 as pb
 
 RESULTS = Path(__file__).parent / "results" / "migrate.json"
 OTHERS = 7
+ON_TARGET = 3
 OTHER_PROMPT_TOKENS = 128
 TOKENS_BEFORE = 32
 """Of the answer before the move, all eight decoding: their median gap is a decode step."""
-TOKENS_AFTER = 8
-_SEEN = ("n", "ms p50", "ms p99", "steps p50", "p99", "p99 before", "during", "change")
+TOKENS_AFTER = 4
+TOKENS_UNMOVED = 8
+"""How long a row looks on that moves nothing."""
+_SEEN = ("n", "ms p50", "ms p99", "steps p50", "p99")
+_OTHERS = ("source before", "during", "change", "target before", "during", "change")
 _COST = ("rounds", "MiB", "whole ms", "predicted off by")
 _PATHS = {
     TOKENS: pb.MIGRATION_PATH_TOKENS,
     KV: pb.MIGRATION_PATH_KV,
+    KV_STREAM: pb.MIGRATION_PATH_KV_STREAM,
     AUTO: pb.MIGRATION_PATH_UNSPECIFIED,
 }
+_PATH_NAMES = {path: mode for mode, path in _PATHS.items()}
+MODES = (NONE, TOKENS, KV, AUTO)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write the JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.migrate", description=__doc__)
     parser.add_argument("--prompts", type=int, nargs="+", default=[128, 1024, 4096])
-    parser.add_argument("--modes", nargs="+", choices=tuple(_PATHS), default=[*_PATHS])
+    parser.add_argument("--modes", nargs="+", choices=(NONE, *_PATHS), default=[*MODES])
     parser.add_argument("--rounds", type=int, default=10, help="migrations of each kind")
-    parser.add_argument("--threads", type=int, default=2, help="of each engine")
+    parser.add_argument("--threads", type=int, default=1, help="of each engine")
+    parser.add_argument("--on-target", type=int, default=ON_TARGET, help="requests that run there")
     parser.add_argument("--layers", type=int, default=30, help="30 make 135M parameters")
     parser.add_argument("--out", type=Path, default=RESULTS)
     flags = parser.parse_args(argv)
@@ -71,8 +99,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     document = {
         "machine": {"before": before, "after": machine_facts()},
         "versions": our_versions(),
-        "settings": {"rounds": flags.rounds, "threads": flags.threads, "layers": flags.layers},
-        "rows": [asdict(row) | {"others_change": row.others_change} for row in rows],
+        "settings": {
+            "rounds": flags.rounds,
+            "threads": flags.threads,
+            "layers": flags.layers,
+            "on_target": flags.on_target,
+        },
+        "rows": [asdict(row) | _changes(row) for row in rows],
         "choices": [asdict(each) for each in choices],
         "stayed": [asdict(each) for each in stayed],
         "samples": [asdict(sample) for sample in samples],
@@ -82,10 +115,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print_report(rows, choices, stayed, Console(width=110))
 
 
+def _changes(row: Row) -> dict[str, float | None]:
+    return {"others_change": row.others_change, "target_change": row.target_change}
+
+
 async def _measure(home: Path, model: Path, flags: argparse.Namespace) -> list[Sample | Stayed]:
     tried: list[Sample | Stayed] = []
     async with running_pair(home, model, flags.threads) as pair:
-        batch = Batch(pair)
+        batch = Batch(pair, flags.on_target)
         try:
             for prompt_tokens in flags.prompts:
                 for index in range(flags.rounds):
@@ -101,43 +138,43 @@ async def _measure(home: Path, model: Path, flags: argparse.Namespace) -> list[S
 
 
 class Batch:
-    """The seven others, and one more that is moved."""
+    """The seven others, those on the target, and one more that is moved."""
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, on_target: int = ON_TARGET) -> None:
         self._pair = pair
-        self._others: list[Stream] = []
+        self._wanted = {pair.source: OTHERS, pair.target: on_target}
+        self._running: dict[WorkerDoor, list[Stream]] = {door: [] for door in self._wanted}
         self._random = random.Random(1)
 
     async def fill(self) -> None:
-        """Have seven run on the source, each with enough of its answer left."""
-        for stream in list(self._others):
-            if stream.is_over or stream.tokens > ANSWER_TOKENS // 2:
-                await stream.stop()
-                self._others.remove(stream)
-        while len(self._others) < OTHERS:
-            stream = await self._start(OTHER_PROMPT_TOKENS, ANSWER_TOKENS)
-            self._others.append(stream)
-            await stream.wait_tokens(2)
+        """Have as many run on both as shall, each with enough of its answer left."""
+        for door, wanted in self._wanted.items():
+            streams = self._running[door]
+            for stream in list(streams):
+                if stream.is_over or stream.tokens > ANSWER_TOKENS // 2:
+                    await stream.stop()
+                    streams.remove(stream)
+            while len(streams) < wanted:
+                stream = await self._start(door, OTHER_PROMPT_TOKENS)
+                streams.append(stream)
+                await stream.wait_tokens(2)
 
     async def move_one(self, mode: str, prompt_tokens: int, index: int) -> Sample:
         """Add a request, move it, and let it go on for a while."""
-        stream = await self._start(prompt_tokens, ANSWER_TOKENS)
+        stream = await self._start(self._pair.source, prompt_tokens)
         try:
             await stream.wait_tokens(TOKENS_BEFORE)
-            job_id = await self._pair.job_of(stream, self._pair.source)
-            if job_id is None:
-                raise NotFound("the request left its worker by itself")
             step_s = median(stream.gaps_s(0.0, time.perf_counter()))
             started_s = time.perf_counter()
-            target = self._pair.target.address
-            reply = await self._pair.source.move(job_id, target, _PATHS[mode])
-            await stream.wait_tokens(stream.tokens + TOKENS_AFTER)
+            reply = await self._move(stream, mode)
             ended_s = time.perf_counter()
         finally:
             await stream.stop()
-        path = TOKENS if reply.path == pb.MIGRATION_PATH_TOKENS else KV
+        path = NONE if reply is None else _PATH_NAMES[reply.path]
         if mode not in {AUTO, path}:
             raise SystemExit(f"asked to move by {mode}, the worker moved by {path}")
+        reply = reply or pb.MigrateJobReply(duration_s=ended_s - started_s)
+        before, during = (stream.times_s[0], started_s), (started_s, ended_s)
         return Sample(
             mode=mode,
             prompt_tokens=prompt_tokens,
@@ -151,23 +188,38 @@ class Batch:
             moved_bytes=reply.moved_bytes,
             predicted_s=reply.predicted_s,
             # From its first token on: before, its prompt held the others up.
-            others_before_s=self._gaps_s(stream.times_s[0], started_s),
-            others_during_s=self._gaps_s(started_s, ended_s),
+            others_before_s=self._gaps_s(self._pair.source, *before),
+            others_during_s=self._gaps_s(self._pair.source, *during),
+            target_before_s=self._gaps_s(self._pair.target, *before),
+            target_during_s=self._gaps_s(self._pair.target, *during),
         )
 
     async def stop(self) -> None:
         """End all of them."""
-        for stream in self._others:
+        for stream in itertools.chain(*self._running.values()):
             await stream.stop()
 
-    def _gaps_s(self, start_s: float, end_s: float) -> tuple[float, ...]:
-        return tuple(gap for stream in self._others for gap in stream.gaps_s(start_s, end_s))
+    async def _move(self, stream: Stream, mode: str) -> pb.MigrateJobReply | None:
+        """Move a request and wait until it has gone on for a while; None if it was to stay."""
+        if mode == NONE:
+            await stream.wait_tokens(stream.tokens + TOKENS_UNMOVED)
+            return None
+        job_id = await self._pair.job_of(stream, self._pair.source)
+        if job_id is None:
+            raise NotFound("the request left its worker by itself")
+        target = self._pair.target.address
+        reply: pb.MigrateJobReply = await self._pair.source.move(job_id, target, _PATHS[mode])
+        await stream.wait_tokens(stream.tokens + TOKENS_AFTER)
+        return reply
 
-    async def _start(self, prompt_tokens: int, max_tokens: int) -> Stream:
-        """Start a request on the source, with a prompt that no cache knows."""
+    def _gaps_s(self, door: WorkerDoor, start_s: float, end_s: float) -> tuple[float, ...]:
+        return tuple(gap for stream in self._running[door] for gap in stream.gaps_s(start_s, end_s))
+
+    async def _start(self, door: WorkerDoor, prompt_tokens: int) -> Stream:
+        """Start a request on one worker, with a prompt that no cache knows."""
         while True:
             prompt = [self._random.randrange(3, VOCABULARY) for _ in range(prompt_tokens)]
-            stream = await self._pair.start_on_source(prompt, max_tokens)
+            stream = await self._pair.start_on(door, prompt, ANSWER_TOKENS)
             if stream is not None:
                 return stream
 
@@ -176,7 +228,8 @@ def print_report(
     rows: Sequence[Row], choices: Sequence[Choices], stayed: Sequence[Stayed], console: Console
 ) -> None:
     """Print what each kind of migration cost, and how good the cost model's choices were."""
-    seen = _table("What the client and the seven others saw", *_SEEN)
+    seen = _table("What its client saw", *_SEEN)
+    felt = _table("What the others saw: p99 between tokens, ms", *_OTHERS)
     cost = _table("What it took", *_COST)
     for row in rows:
         kind = (str(row.prompt_tokens), row.mode)
@@ -185,8 +238,11 @@ def print_report(
             str(row.samples),
             *(f"{1e3 * each:.1f}" for each in (row.pause_p50_s, row.pause_p99_s)),
             *(f"{each:.2f}" for each in (row.steps_p50, row.steps_p99)),
-            *(f"{1e3 * each:.1f}" for each in (row.others_p99_before_s, row.others_p99_during_s)),
-            f"{row.others_change:+.0%}",
+        )
+        felt.add_row(
+            *kind,
+            *_others(row.others_p99_before_s, row.others_p99_during_s, row.others_change),
+            *_others(row.target_p99_before_s, row.target_p99_during_s, row.target_change),
         )
         error = row.prediction_error_p50
         cost.add_row(
@@ -197,6 +253,7 @@ def print_report(
             "-" if error is None else f"{error:.0%}",
         )
     console.print(seen)
+    console.print(felt)
     console.print(cost)
     for none in stayed:
         console.print(f"prompt of {none.prompt_tokens} by {none.mode} stayed: {none.reason}")
@@ -205,6 +262,12 @@ def print_report(
             f"prompt of {each.prompt_tokens}: by {each.faster} was faster on the median; the cost "
             f"model chose it {each.right} times of {each.made}"
         )
+
+
+def _others(before_s: float, during_s: float, change: float | None) -> tuple[str, str, str]:
+    if change is None:
+        return "-", "-", "-"
+    return f"{1e3 * before_s:.1f}", f"{1e3 * during_s:.1f}", f"{change:+.0%}"
 
 
 def _table(title: str, *names: str) -> Table:

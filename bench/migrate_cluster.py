@@ -116,10 +116,12 @@ class Pair:
         self.client = client
         self.source, self.target = doors
 
-    async def start_on_source(self, prompt: Sequence[int], max_tokens: int) -> Stream | None:
+    async def start_on(
+        self, door: WorkerDoor, prompt: Sequence[int], max_tokens: int
+    ) -> Stream | None:
         """Start a request; None, and nothing left of it, when the other worker claimed it."""
         stream = Stream(self.client, prompt, max_tokens)
-        if await self.find(stream) is self.source:
+        if await self.find(stream) is door:
             return stream
         await stream.stop()
         return None

@@ -7,6 +7,10 @@ from statistics import median
 
 TOKENS, KV, AUTO = "tokens", "kv", "auto"
 """How a migration was asked for: by one path, or by what the cost model expects to be faster."""
+KV_STREAM = "kv_stream"
+"""By keys and values over gRPC, as where the socket can't be connected."""
+NONE = "none"
+"""Nothing was moved: what the others' times change by themselves on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,9 @@ class Sample:
     others_before_s: tuple[float, ...]
     """Times between messages of the other requests, all eight decoding, before the move."""
     others_during_s: tuple[float, ...]
+    target_before_s: tuple[float, ...] = ()
+    """The same of the requests that ran on the target all the time."""
+    target_during_s: tuple[float, ...] = ()
 
     @property
     def pause_steps(self) -> float:
@@ -64,6 +71,9 @@ class Row:
     steps_p99: float
     others_p99_before_s: float
     others_p99_during_s: float
+    target_p99_before_s: float
+    """0 where nothing ran on the target."""
+    target_p99_during_s: float
     duration_p50_s: float
     rounds_p50: float
     moved_bytes_p50: float
@@ -72,8 +82,15 @@ class Row:
 
     @property
     def others_change(self) -> float:
-        """By how much the others' p99 between tokens grew."""
+        """By how much the p99 between tokens grew for those that stayed on the source."""
         return self.others_p99_during_s / self.others_p99_before_s - 1.0
+
+    @property
+    def target_change(self) -> float | None:
+        """By how much it grew for those on the target; None where there were none."""
+        if self.target_p99_before_s == 0.0:
+            return None
+        return self.target_p99_during_s / self.target_p99_before_s - 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +139,12 @@ def judge(samples: Sequence[Sample], stayed: Sequence[Stayed] = ()) -> list[Choi
     return found
 
 
+def _p99_s(rounds: Iterable[Sequence[float]]) -> float:
+    """Return the p99 over all rounds, 0 where there is none."""
+    values = [seconds for each in rounds for seconds in each]
+    return percentile(values, 0.99) if values else 0.0
+
+
 def _row(prompt_tokens: int, mode: str, group: Sequence[Sample]) -> Row:
     errors = [
         abs(each.predicted_s - each.duration_s) / each.duration_s
@@ -136,8 +159,10 @@ def _row(prompt_tokens: int, mode: str, group: Sequence[Sample]) -> Row:
         pause_p99_s=percentile((each.pause_s for each in group), 0.99),
         steps_p50=percentile((each.pause_steps for each in group), 0.5),
         steps_p99=percentile((each.pause_steps for each in group), 0.99),
-        others_p99_before_s=percentile((s for each in group for s in each.others_before_s), 0.99),
-        others_p99_during_s=percentile((s for each in group for s in each.others_during_s), 0.99),
+        others_p99_before_s=_p99_s(each.others_before_s for each in group),
+        others_p99_during_s=_p99_s(each.others_during_s for each in group),
+        target_p99_before_s=_p99_s(each.target_before_s for each in group),
+        target_p99_during_s=_p99_s(each.target_during_s for each in group),
         duration_p50_s=percentile((each.duration_s for each in group), 0.5),
         rounds_p50=percentile((each.rounds for each in group), 0.5),
         moved_bytes_p50=percentile((each.moved_bytes for each in group), 0.5),

@@ -6,7 +6,17 @@ import pytest
 from rich.console import Console
 
 from bench.migrate import print_report
-from bench.migrate_figures import AUTO, KV, TOKENS, Sample, Stayed, judge, percentile, summarize
+from bench.migrate_figures import (
+    AUTO,
+    KV,
+    NONE,
+    TOKENS,
+    Sample,
+    Stayed,
+    judge,
+    percentile,
+    summarize,
+)
 
 
 def sample(mode=TOKENS, *, prompt=128, duration_s=1.0, path="", **fields) -> Sample:
@@ -49,6 +59,16 @@ def test_the_others_are_compared_over_all_rounds():
     assert row.others_change == pytest.approx(0.2)
 
 
+def test_those_on_the_target_are_compared_apart_and_only_if_there_were_any():
+    alone, [with_some] = (
+        summarize([sample()])[0],
+        summarize([sample(target_before_s=(0.1, 0.1), target_during_s=(0.1, 0.15))]),
+    )
+    assert alone.target_change is None
+    assert with_some.target_change == pytest.approx(0.5)
+    assert with_some.others_change == alone.others_change
+
+
 def test_a_prediction_is_held_against_the_time_of_the_path_taken():
     [row] = summarize([sample(KV, predicted_s=0.9, duration_s=1.0)])
     assert row.prediction_error_p50 == pytest.approx(0.1)
@@ -79,11 +99,13 @@ def test_a_path_by_which_nothing_moves_is_the_slower_one():
 def test_every_row_and_choice_is_printed():
     samples = [sample(TOKENS), sample(KV, moved_bytes=3 << 20, predicted_s=0.5), sample(AUTO)]
     console = Console(record=True, width=100)
+    samples.append(sample(NONE, target_before_s=(0.1,), target_during_s=(0.13,)))
     stayed = [Stayed(TOKENS, 4096, 0, "it took too long")]
     print_report(summarize(samples), judge(samples), stayed, console)
     text = console.export_text()
-    for mode in (TOKENS, KV, AUTO):
-        assert text.count(f" {mode} ") >= 2
+    for mode in (TOKENS, KV, AUTO, NONE):
+        assert text.count(f" {mode} ") >= 3
+    assert "+30%" in text
     assert "3.0" in text
     assert "50%" in text
     assert "1 times of 1" in text
