@@ -1,0 +1,1 @@
+"""A fleet in discrete-event time, driven by the scheduler's own rules. Pure and seeded."""

@@ -1,0 +1,115 @@
+"""Requests to replay: bursty synthetic ones and real traces, spread over many models. Seeded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gearfall.core.ids import ModelName
+from gearfall.simulation.requests import Request, StageWork
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """A log-normal distribution of token counts, clipped."""
+
+    mean: float
+    cv: float
+    """Standard deviation over mean."""
+    most: int
+
+    def draw(self, generator: np.random.Generator, count: int) -> list[int]:
+        """Return so many lengths of at least 1."""
+        sigma = float(np.sqrt(np.log1p(self.cv**2)))
+        mu = float(np.log(self.mean)) - sigma**2 / 2
+        drawn = generator.lognormal(mu, sigma, count)
+        return [int(each) for each in np.clip(np.rint(drawn), 1, self.most)]
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """One request of a recorded trace."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+def gamma_times(
+    generator: np.random.Generator, *, per_s: float, cv: float, duration_s: float
+) -> list[float]:
+    """Return arrival times whose gaps are Gamma distributed with this mean rate and CV.
+
+    A CV of 8 is ServerlessLLM's setting for bursts: many at once, then long silence.
+    """
+    shape = 1.0 / cv**2
+    scale = 1.0 / (per_s * shape)
+    times: list[float] = []
+    now_s = float(generator.gamma(shape, scale)) * float(generator.random())
+    while now_s < duration_s:
+        times.append(now_s)
+        now_s += float(generator.gamma(shape, scale))
+    return times
+
+
+def popularity(models: int, exponent: float) -> np.ndarray:
+    """Return the share of each model: Zipf with this exponent; 0 makes all alike."""
+    weights = 1.0 / np.arange(1, models + 1, dtype=np.float64) ** exponent
+    return np.asarray(weights / weights.sum())
+
+
+def bursty_requests(
+    seed: int,
+    models: Sequence[ModelName],
+    *,
+    per_s: float,
+    duration_s: float,
+    cv: float,
+    prompt: Lengths,
+    output: Lengths,
+    zipf: float = 0.0,
+) -> tuple[Request, ...]:
+    """Return requests for `models`, each with a Gamma process of its own.
+
+    Together they come at `per_s` on average.
+    """
+    generator = np.random.default_rng(seed)
+    arrivals: list[tuple[float, ModelName]] = []
+    for model, share in zip(models, popularity(len(models), zipf), strict=True):
+        rate = per_s * float(share)
+        times = gamma_times(generator, per_s=rate, cv=cv, duration_s=duration_s)
+        arrivals += [(at_s, model) for at_s in times]
+    arrivals.sort()
+    prompts = prompt.draw(generator, len(arrivals))
+    outputs = output.draw(generator, len(arrivals))
+    return tuple(
+        Request(number, at_s, (StageWork(model, prompts[number], outputs[number]),))
+        for number, (at_s, model) in enumerate(arrivals)
+    )
+
+
+def spread_trace(
+    seed: int,
+    rows: Sequence[TraceRow],
+    models: Sequence[ModelName],
+    *,
+    zipf: float = 1.0,
+    burst: int = 8,
+    most_output: int | None = None,
+) -> tuple[Request, ...]:
+    """Return a trace's requests, each for one of `models`.
+
+    A trace has one model: its rows are given away in runs of `burst` on average, each to one model
+    drawn by popularity, so that what comes for a model comes in bursts as users' sessions do.
+    """
+    generator = np.random.default_rng(seed)
+    shares = popularity(len(models), zipf)
+    requests: list[Request] = []
+    model = models[0]
+    for number, row in enumerate(rows):
+        if number == 0 or generator.random() < 1.0 / burst:
+            model = models[int(generator.choice(len(models), p=shares))]
+        output = row.output_tokens if most_output is None else min(row.output_tokens, most_output)
+        work = StageWork(model, max(1, row.prompt_tokens), max(1, output))
+        requests.append(Request(number, row.at_s, (work,)))
+    return tuple(requests)
