@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.6,<2.14
 NATIVE := CMakeLists.txt $(wildcard cuda_ext/src/*)
 
-.PHONY: venv gen fmt check test test-gpu faults demo up bench bench-gpu ext lock clean
+.PHONY: venv gen fmt check test test-gpu faults faults-scheduler demo up bench bench-gpu ext lock clean
 
 venv: $(VENV)/.installed
 
@@ -53,6 +53,10 @@ test-gpu: gen
 # Every step of a job's way and of a migration, and who is killed or frozen at it.
 faults: gen
 	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_migration_matrix.py $(PYTEST_ARGS)
+
+# Every write of the scheduler's leader and what strikes it there; etcd gone for a minute.
+faults-scheduler: gen
+	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_scheduler_matrix.py $(PYTEST_ARGS)
 
 demo: gen
 	$(BIN)/gearfall demo

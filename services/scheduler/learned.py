@@ -25,7 +25,7 @@ class Learned:
         starts: StartLearning,
         clock: Callable[[], float],
         *,
-        write_every_s: float = WRITE_EVERY_S,
+        write_every_s: float,
     ) -> None:
         self._starts = starts
         self._clock = clock

@@ -16,6 +16,7 @@ from gearfall.infra.history_log import record as record_history
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.snapshot import waiting_by_model
+from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from services.scheduler.start_learning import StartLearning
 from services.scheduler.term import RETRY_S, Rule, Term
@@ -37,6 +38,7 @@ class SchedulerLoop:
         rule: Rule = decide,
         clock: Callable[[], float] = time.time,
         lease_ttl_s: float = LEASE_TTL_S,
+        learn_every_s: float = WRITE_EVERY_S,
         make_links: Callable[[Callable[[], None]], Links] = WorkerLinks,
         metrics: SchedulerMetrics | None = None,
     ) -> None:
@@ -47,6 +49,7 @@ class SchedulerLoop:
         self._rule = rule
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
+        self._learn_every_s = learn_every_s
         self._links = make_links(self._note_link)
         self._task: asyncio.Task[None] | None = None
         self._term: Term | None = None
@@ -104,6 +107,7 @@ class SchedulerLoop:
             starts=self.starts,
             metrics=self._metrics,
             clock=self._clock,
+            learn_every_s=self._learn_every_s,
         )
         tasks = (
             asyncio.create_task(wait_deposed(self._cluster.state, fence, lease)),

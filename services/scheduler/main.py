@@ -13,7 +13,8 @@ from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from services.scheduler.loop import SchedulerLoop
+from services.scheduler.learned import WRITE_EVERY_S
+from services.scheduler.loop import LEASE_TTL_S, SchedulerLoop
 from services.scheduler.service import SchedulerService
 from services.scheduler.servicer import SchedulerServicer
 
@@ -46,6 +47,18 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parse=float,
         meaning="and so many times as long as its start took",
     )
+    parser.add_setting(
+        "--lease-ttl",
+        default=LEASE_TTL_S,
+        parse=float,
+        meaning="seconds after which another scheduler leads when this one does not answer",
+    )
+    parser.add_setting(
+        "--learn-every",
+        default=WRITE_EVERY_S,
+        parse=float,
+        meaning="least seconds between two writes of what was learned",
+    )
     add_metrics_setting(parser)
     return parser.parse_args(argv)
 
@@ -61,7 +74,9 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         min_residency_s=settings.min_residency,
         residency_per_start=settings.residency_per_start,
     )
-    loop = SchedulerLoop(cluster, policy)
+    loop = SchedulerLoop(
+        cluster, policy, lease_ttl_s=settings.lease_ttl, learn_every_s=settings.learn_every
+    )
     service = SchedulerService(cluster, loop, scheduler_id)
     server = await start_server(
         settings.listen,
@@ -73,9 +88,21 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
     try:
         async with serving_metrics(settings.metrics, loop.render_metrics) as metrics:
             announce_ready("scheduler", address, metrics=metrics, scheduler_id=scheduler_id)
-            await stop.wait()
+            await _until_stopped(stop, loop)
     finally:
         await loop.stop()
         await server.stop()
         await cluster.stop()
         await state.close()
+
+
+async def _until_stopped(stop: asyncio.Event, loop: SchedulerLoop) -> None:
+    """Return when `stop` is set; raise what ended the loop before, so that the process ends too."""
+    waits = (asyncio.create_task(stop.wait()), asyncio.create_task(loop.wait_failed()))
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in waits:
+            task.cancel()

@@ -47,6 +47,7 @@ class Term:
         starts: StartLearning,
         metrics: SchedulerMetrics,
         clock: Callable[[], float],
+        learn_every_s: float,
     ) -> None:
         self._cluster = cluster
         self._fence = fence
@@ -57,7 +58,7 @@ class Term:
         self._clock = clock
         self._feed: ChangeFeed | None = None
         self._follower = FleetFollower(links, starts, clock)
-        self._learned = Learned(starts, clock)
+        self._learned = Learned(starts, clock, write_every_s=learn_every_s)
         self._writer = ActionWriter(
             cluster, fence, on_decision=lambda made: metrics.count_decision(made.decision)
         )

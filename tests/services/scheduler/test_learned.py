@@ -44,7 +44,7 @@ def test_something_is_written_when_it_was_learned_and_not_before_its_time():
 
 
 def test_the_next_leader_learns_what_came_since_and_nothing_twice():
-    earlier = Learned(started(0.5), lambda: 101.0)
+    earlier = Learned(started(0.5), lambda: 101.0, write_every_s=10.0)
     earlier.restore(ClusterView())
     left = earlier.take()
     assert left is not None
@@ -55,7 +55,7 @@ def test_the_next_leader_learns_what_came_since_and_nothing_twice():
         replicas=by_key(known, new),
     )
     starts = StartLearning()
-    Learned(starts, lambda: 102.0).restore(view)
+    Learned(starts, lambda: 102.0, write_every_s=10.0).restore(view)
     starts.take(known, WISH, model())
     starts.take(new, assignment("large", at=100.9), model("large"))
     assert [outcome.model for outcome in starts.costs.outcomes] == ["small", "large"]
@@ -65,13 +65,13 @@ def test_what_is_no_such_record_is_ignored(caplog: pytest.LogCaptureFixture):
     starts = started(0.5)
     before = starts.costs
     view = ClusterView(learned={STARTS: LearnedRecord(STARTS, 0.0, '{"fixed": 1}')})
-    Learned(starts, lambda: 0.0).restore(view)
+    Learned(starts, lambda: 0.0, write_every_s=10.0).restore(view)
     assert starts.costs is before
     assert "can't be read" in caplog.text
 
 
 def test_a_leader_writes_again_what_a_wiped_state_lost():
-    learned = Learned(started(0.5), lambda: 0.0)
+    learned = Learned(started(0.5), lambda: 0.0, write_every_s=10.0)
     learned.restore(ClusterView())
     assert learned.take() is not None
 
