@@ -219,6 +219,10 @@ class Cluster:
         """Publish what came to a router for a model, under the router's lease."""
         return await self._put("load", record, lease=lease)
 
+    async def delete_load(self, model: ModelName, router_id: RouterId) -> int:
+        """Forget the load of a model that is idle; say whether there was one."""
+        return await self.state.delete(key_of("load", model, router_id))
+
     async def put_move(self, record: MoveRecord, *, fence: Fence) -> int:
         """Write down that a replica moves, before the first step."""
         return await self._put("moves", record, fence=fence)

@@ -1,20 +1,27 @@
-"""Tells the scheduler, once per model, that jobs wait; takes it back when none does."""
+"""Tells the scheduler that jobs wait, again when it changes by much; takes it back when none does.
+
+A model's record is written again at most every REWRITE_S, and all records together at most every
+PACE_S on average: with n models waiting each is written again at most every n x PACE_S.
+"""
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from gearfall.core.errors import GearfallError
 from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.ports import Lease
 from gearfall.core.records import DemandRecord
+from services.router.backlog import Backlog, has_changed_much
 
 _log = logging.getLogger(__name__)
 
 OVERDUE_S = 0.2
 """A job that waits this long unclaimed is demand, whatever the view says about ready replicas."""
+REWRITE_S = 0.1
+PACE_S = 0.005
 _RETRY_S = 0.5
 
 
@@ -25,13 +32,21 @@ class DemandWriter(Protocol):
         """Write the record under the router's lease."""
         ...
 
-    async def delete_demand(self, model: ModelName, router_id: RouterId) -> int:
+    async def delete_demand(self, model: ModelName, router_id: RouterId) -> object:
         """Delete the record."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the scheduler was told last, and when on the loop's clock."""
+
+    backlog: Backlog
+    at_s: float
+
+
 class DemandBoard:
-    """Keeps the demand records of this router equal to what waits here. A WaitingRoom."""
+    """Keeps the demand records of this router true to what waits here. A WaitingRoom."""
 
     def __init__(
         self,
@@ -44,31 +59,33 @@ class DemandBoard:
         self._router_id = router_id
         self._is_ready = is_ready
         self._lease: Lease | None = None
-        self._waiting: dict[ModelName, int] = {}
+        self._waiting: dict[ModelName, Backlog] = {}
         self._overdue: set[ModelName] = set()
+        self._said: dict[ModelName, _Said] = {}
         self._timers: dict[ModelName, asyncio.TimerHandle] = {}
-        self._published: set[ModelName] = set()
+        """One a model: to its being overdue before it was said, to its being said again after."""
         self._dirty: set[ModelName] = set()
         self._wake = asyncio.Event()
 
     @property
     def waiting(self) -> Mapping[ModelName, int]:
         """Unclaimed jobs of this router by model."""
-        return self._waiting
+        return {model: backlog.jobs for model, backlog in self._waiting.items()}
 
-    def set_waiting(self, model: ModelName, count: int) -> None:
-        """Take note of how many jobs of `model` wait now."""
-        if count == 0:
+    def set_waiting(self, model: ModelName, backlog: Backlog) -> None:
+        """Take note of what waits for `model` now."""
+        if backlog.jobs == 0:
             self._waiting.pop(model, None)
             self._overdue.discard(model)
-            timer = self._timers.pop(model, None)
-            if timer is not None:
-                timer.cancel()
-            if model in self._published:
+            self._cancel_timer(model)
+            if model in self._said:
                 self._touch(model)
             return
-        self._waiting[model] = count
-        if model in self._published or model in self._timers:
+        self._waiting[model] = backlog
+        if model in self._timers:
+            return
+        if model in self._said:
+            self._plan_rewrite(model)
             return
         loop = asyncio.get_running_loop()
         self._timers[model] = loop.call_later(OVERDUE_S, self._become_overdue, model)
@@ -78,7 +95,8 @@ class DemandBoard:
     def set_lease(self, lease: Lease) -> None:
         """The router has a new lease: what stood under the old one is written again."""
         self._lease = lease
-        self._published.clear()
+        self._overdue |= self._said.keys() & self._waiting.keys()
+        self._said.clear()
         self._dirty |= set(self._waiting)
         self._wake.set()
 
@@ -97,28 +115,72 @@ class DemandBoard:
             self._overdue.add(model)
             self._touch(model)
 
+    def _plan_rewrite(self, model: ModelName) -> None:
+        """Have the record written again once it may be, if it has changed by much."""
+        said, waiting = self._said.get(model), self._waiting.get(model)
+        if said is None or waiting is None or not has_changed_much(said.backlog, waiting):
+            return
+        if model in self._timers:
+            return
+        loop = asyncio.get_running_loop()
+        pause_s = max(REWRITE_S, PACE_S * len(self._said))
+        self._timers[model] = loop.call_at(said.at_s + pause_s, self._rewrite, model)
+
+    def _rewrite(self, model: ModelName) -> None:
+        self._timers.pop(model, None)
+        self._touch(model)
+
+    def _cancel_timer(self, model: ModelName) -> None:
+        timer = self._timers.pop(model, None)
+        if timer is not None:
+            timer.cancel()
+
     def _touch(self, model: ModelName) -> None:
         self._dirty.add(model)
         self._wake.set()
 
     async def _reconcile(self, model: ModelName) -> None:
-        count = self._waiting.get(model, 0)
-        is_published = model in self._published
-        wants = count > 0 and (model in self._overdue or not self._is_ready(model))
+        waiting, said = self._waiting.get(model), self._said.get(model)
         try:
-            if wants and not is_published and self._lease is not None:
-                await self._publish(model, count, self._lease)
-            elif count == 0 and is_published:
-                self._published.discard(model)
+            if waiting is None and said is not None:
+                del self._said[model]
                 await self._writer.delete_demand(model, self._router_id)
+            elif waiting is not None and self._lease is not None and self._has_to_say(model):
+                await self._publish(model, waiting, self._lease)
         except GearfallError as error:
             _log.warning("could not write demand", extra={"model": model, "error": error.message})
-            self._published ^= {model}
+            self._unsay(model, said)
             asyncio.get_running_loop().call_later(_RETRY_S, self._touch, model)
 
-    async def _publish(self, model: ModelName, count: int, lease: Lease) -> None:
-        self._published.add(model)
-        record = DemandRecord(model, self._router_id, count, time.time())
+    def _unsay(self, model: ModelName, said: _Said | None) -> None:
+        """Take back that something was written; what waits is overdue by the next attempt."""
+        if said is None:
+            self._said.pop(model, None)
+        else:
+            self._said[model] = said
+        if model in self._waiting:
+            self._overdue.add(model)
+
+    def _has_to_say(self, model: ModelName) -> bool:
+        said = self._said.get(model)
+        if said is not None:
+            return has_changed_much(said.backlog, self._waiting[model])
+        return model in self._overdue or not self._is_ready(model)
+
+    async def _publish(self, model: ModelName, waiting: Backlog, lease: Lease) -> None:
+        self._said[model] = _Said(waiting, asyncio.get_running_loop().time())
+        self._cancel_timer(model)
+        record = DemandRecord(
+            model,
+            self._router_id,
+            waiting.jobs,
+            waiting.since_unix_s,
+            waiting.prompt_tokens,
+            waiting.output_tokens,
+            waiting.batch_jobs,
+        )
         await self._writer.put_demand(record, lease=lease)
         if model not in self._waiting:
             self._touch(model)
+        else:
+            self._plan_rewrite(model)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,11 +20,13 @@ from gearfall.core.token_log import Appended, Bound, Broken, HandedOver, LogStat
 from gearfall.infra.failpoints import failpoint
 from gearfall.infra.history_log import record
 from services.router.background import Background
+from services.router.backlog import WaitingJobs
 from services.router.running_job import (
     Finished,
     Granted,
     JobListener,
     Kept,
+    LoadMeter,
     RunningJob,
     Stop,
     WaitingRoom,
@@ -50,15 +53,17 @@ class JobTable:
         waiting_room: WaitingRoom,
         background: Background,
         *,
+        load: LoadMeter | None = None,
         on_epoch_bumped: Callable[[ModelName], None] = lambda _: None,
     ) -> None:
         self._queue = queue
         self._waiting_room = waiting_room
         self._background = background
+        self._load = load
         self._on_epoch_bumped = on_epoch_bumped
         self._jobs: dict[JobId, RunningJob] = {}
         self._links: dict[WorkerId, WorkerLink] = {}
-        self._waiting: dict[ModelName, set[JobId]] = {}
+        self._waiting: dict[ModelName, WaitingJobs] = {}
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -78,6 +83,8 @@ class JobTable:
         running = RunningJob(job, listener, deadline_s, now_s)
         self._jobs[job.job_id] = running
         record(accepted, job)
+        if self._load is not None:
+            self._load.arrived(job.model, len(job.prompt_token_ids))
         self._set_waiting(running, waits=True)
         try:
             await self._append(running, min(deadline_s, now_s + patience_s))
@@ -151,6 +158,8 @@ class JobTable:
         if isinstance(verdict, Appended):
             new = verdict.run
             record(LogAppended, new.job_id, new.epoch, link.worker_id, new.index, new.token_ids)
+            if self._load is not None:
+                self._load.produced(running.job.model, len(new.token_ids))
             self._deliver(running, link, new)
         reason = verdict.reason if isinstance(verdict, Broken) else "the worker gave the job up"
         if running.link is link and (gave_up or isinstance(verdict, Broken)):
@@ -187,7 +196,8 @@ class JobTable:
 
     def fail_waiting(self, model: ModelName, error: GearfallError) -> None:
         """End every unclaimed job of a model that can't start."""
-        for job_id in tuple(self._waiting.get(model, ())):
+        waiting = self._waiting.get(model)
+        for job_id in waiting.job_ids() if waiting else ():
             self._fail(self._jobs[job_id], error)
 
     async def check_entries(self, *, min_age_s: float) -> int:
@@ -198,8 +208,8 @@ class JobTable:
         old_s = asyncio.get_running_loop().time() - min_age_s
         waiting = [
             running
-            for ids in self._waiting.values()
-            for running in (self._jobs[job_id] for job_id in ids)
+            for jobs in self._waiting.values()
+            for running in (self._jobs[job_id] for job_id in jobs.job_ids())
             if running.entry_id is not None and running.waits_since_s <= old_s
         ]
         lost = 0
@@ -218,7 +228,9 @@ class JobTable:
                 job_id in self._waiting.get(running.job.model, ())
             )
             assert running.link is None or job_id in running.link.jobs
-        assert all(self._waiting.values()), "empty sets are dropped"
+        for waiting in self._waiting.values():
+            assert waiting, "empty ones are dropped"
+            waiting.check()
 
     def _deliver(self, running: RunningJob, link: WorkerLink, run: TokenRun) -> None:
         if run.finish is not None:
@@ -346,6 +358,8 @@ class JobTable:
     def _remove(self, running: RunningJob, reason: str) -> None:
         if self._jobs.pop(running.job.job_id, None) is not None:
             record(Ended, running.job.job_id, reason)
+            if self._load is not None:
+                self._load.ended(running.job.model)
         self._unlink(running)
         self._set_waiting(running, waits=False)
         running.log.close()
@@ -356,17 +370,16 @@ class JobTable:
             running.link = None
 
     def _set_waiting(self, running: RunningJob, *, waits: bool) -> None:
-        model, job_id = running.job.model, running.job.job_id
-        ids = self._waiting.setdefault(model, set())
-        before = len(ids)
+        job = running.job
+        waiting = self._waiting.setdefault(job.model, WaitingJobs())
         if waits:
-            ids.add(job_id)
+            changed = waiting.add(job, len(running.log.token_ids), time.time())
         else:
-            ids.discard(job_id)
-        if not ids:
-            del self._waiting[model]
-        if len(ids) != before:
-            self._waiting_room.set_waiting(model, len(ids))
+            changed = waiting.discard(job.job_id)
+        if not waiting:
+            del self._waiting[job.model]
+        if changed:
+            self._waiting_room.set_waiting(job.model, waiting.backlog())
 
 
 def _gave_up(error: Unavailable, is_deadline: bool) -> GearfallError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from gearfall.core.ids import RouterId
-from gearfall.core.ports import ClusterState, JobQueue
+from gearfall.core.ports import ClusterState, JobQueue, Lease
 from gearfall.core.records import RouterRecord
 from gearfall.infra.bearer import SECRET_VARIABLE, BearerInterceptor
 from gearfall.infra.cluster import Cluster
@@ -32,6 +32,7 @@ from services.router.catalogue import Catalogue
 from services.router.cluster_status import ClusterStatus
 from services.router.demand import DemandBoard
 from services.router.jobs import JobTable
+from services.router.load_board import LoadBoard
 from services.router.metrics import RouterMetrics
 from services.router.peers import Peers
 from services.router.presence import Presence
@@ -85,10 +86,12 @@ class Router:
             self.router_id,
             lambda model: is_ready(model, cluster.view.replicas.values()),
         )
+        self.load = LoadBoard(cluster, self.router_id)
         self.jobs = JobTable(
             queue,
             self.demand,
             self._background,
+            load=self.load,
             on_epoch_bumped=lambda model: metrics.epochs_bumped.labels(model).inc(),
         )
         self.peers = Peers(lambda: cluster.view)
@@ -151,14 +154,19 @@ class Router:
         stack.push_async_callback(self._end_links)
         stack.push_async_callback(self.service.stop)
         record = RouterRecord(self.router_id, self.grpc_address, self.rest_address)
-        presence = Presence(self._cluster, record, self.demand.set_lease)
+        presence = Presence(self._cluster, record, self._take_lease)
         stack.push_async_callback(presence.stop)
         for work, name in (
             (presence.run(), "presence"),
             (self.demand.run(), "demand"),
+            (self.load.run(), "load"),
             (self.service.run(), "service"),
         ):
             self._background.spawn(work, name)
+
+    def _take_lease(self, lease: Lease) -> None:
+        self.demand.set_lease(lease)
+        self.load.set_lease(lease)
 
     async def _start_grpc(self) -> GrpcServer:
         def add_servicers(server: grpc.aio.Server) -> None:

@@ -9,6 +9,7 @@ from gearfall.core.errors import GearfallError
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.core.job import FinishReason, Job, TokenRun
 from gearfall.core.token_log import TokenLog
+from services.router.backlog import Backlog
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,26 @@ class JobListener(Protocol):
 
 
 class WaitingRoom(Protocol):
-    """Told whenever the number of unclaimed jobs of a model changes."""
+    """Told whenever the unclaimed jobs of a model change."""
 
-    def set_waiting(self, model: ModelName, count: int) -> None:
-        """`count` jobs of `model` wait for a worker now."""
+    def set_waiting(self, model: ModelName, backlog: Backlog) -> None:
+        """`backlog` is what waits for a worker now."""
+        ...
+
+
+class LoadMeter(Protocol):
+    """Told what comes for each model and what comes out of it."""
+
+    def arrived(self, model: ModelName, prompt_tokens: int) -> None:
+        """A job came."""
+        ...
+
+    def produced(self, model: ModelName, tokens: int) -> None:
+        """A job that came got tokens."""
+        ...
+
+    def ended(self, model: ModelName) -> None:
+        """A job that came is over."""
         ...
 
 

@@ -9,6 +9,7 @@ from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.records import RouterRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryLease, MemoryState, MemoryStateServer
+from services.router.backlog import Backlog
 from services.router.demand import DemandBoard
 from services.router.presence import Presence
 
@@ -53,12 +54,12 @@ async def test_a_lost_lease_is_granted_again_with_all_that_stood_under_it(cluste
     presence = Presence(cluster, RouterRecord(ROUTER, "a:1", "a:2"), on_lease)  # type: ignore[arg-type]
     tasks = [asyncio.create_task(presence.run()), asyncio.create_task(board.run())]
     await until_seen(cluster, router=True, demand=False)
-    board.set_waiting(MODEL, 3)
+    board.set_waiting(MODEL, Backlog(3, 1.0))
     await until_seen(cluster, router=True, demand=True)
     assert cluster.view.demand[MODEL, ROUTER].waiting_jobs == 3
     leases[0].expire()
     await until_under(cluster, lambda: leases[1:])
-    board.set_waiting(MODEL, 0)
+    board.set_waiting(MODEL, Backlog())
     await until_seen(cluster, router=True, demand=False)
     await presence.stop()
     await until_seen(cluster, router=False, demand=False)

@@ -222,20 +222,37 @@ async def test_max_tokens_is_cut_to_the_context():
         assert outcome.ends[0].finish is FinishReason.LENGTH
 
 
-async def test_demand_is_put_once_and_taken_back():
+async def test_demand_is_kept_true_and_taken_back():
     async with running_rig() as rig:
         await rig.add_model("small", ready=False)
-        asking = [asyncio.create_task(rig.ask("small")) for _ in range(20)]
+        asking = [asyncio.create_task(rig.ask("small", max_tokens=7)) for _ in range(20)]
         key = (ModelName("small"), rig.router.router_id)
         await rig.until(lambda: key in rig.cluster.view.demand)
-        writes = rig.cluster.view.revision
         await rig.until(lambda: rig.router.demand.waiting.get(ModelName("small")) == 20)
-        assert rig.cluster.view.revision == writes
+        await rig.until(lambda: rig.cluster.view.demand[key].waiting_jobs >= 16)
+        record = rig.cluster.view.demand[key]
+        assert record.prompt_tokens == record.waiting_jobs * (1 + len(ids_of("hi")))
+        assert record.output_tokens == record.waiting_jobs * 7
         rig.worker(small=Answer("hello"))
         outcomes = await asyncio.gather(*asking)
         assert {outcome.text() for outcome in outcomes} == {"hello"}
         assert all(outcome.waits[0].expected_s > 0 for outcome in outcomes)
         await rig.until(lambda: key not in rig.cluster.view.demand)
+
+
+async def test_load_says_what_came_and_what_came_of_it():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        key = (ModelName("small"), rig.router.router_id)
+        asking = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: key in rig.cluster.view.load)
+        assert rig.cluster.view.load[key].unfinished_jobs == 1
+        rig.worker(small=Answer("hello"))
+        await asking
+        await rig.until(lambda: rig.cluster.view.load[key].unfinished_jobs == 0)
+        record = rig.cluster.view.load[key]
+        assert (record.arrived_jobs, record.arrived_prompt_tokens) == (1, 1 + len(ids_of("hi")))
+        assert record.produced_tokens == len("hello") + 1
 
 
 async def test_demand_is_put_for_a_job_that_waits_despite_a_ready_replica():

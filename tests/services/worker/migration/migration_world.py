@@ -16,6 +16,7 @@ from gearfall.core.sampling import SamplingParams
 from gearfall.core.token_log import LogState
 from gearfall.infra.memory_queue import MemoryQueue, MemoryQueueServer
 from services.router.background import Background
+from services.router.backlog import Backlog
 from services.router.jobs import JobTable
 from services.router.running_job import Finished, Granted, Kept, Stop, WorkerLink
 from services.worker.engine.batch import Batch
@@ -415,7 +416,7 @@ class Client:
 
 
 class _Room:
-    def set_waiting(self, model: ModelName, count: int) -> None:
+    def set_waiting(self, model: ModelName, backlog: Backlog) -> None:
         pass
 
 
