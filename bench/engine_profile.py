@@ -21,6 +21,7 @@ import torch
 from bench.engine_model import CANARY_FILE, VOCABULARY
 from bench.engine_ours import KV_TOKENS
 from bench.engine_work import Work, make_work
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.canary import parse_canary
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.manifest import parse_manifest
@@ -118,7 +119,7 @@ def _clocks_on(clocks: Clocks, model: EngineModel) -> AbstractContextManager[obj
     )
 
 
-def _build(source: Path, converted: Path, threads: int) -> EngineModel:
+def _build(source: Path, converted: Path, threads: int, arithmetic: Arithmetic) -> EngineModel:
     manifest = parse_manifest((converted / "manifest.json").read_bytes())
     mappings = []
     for partition in manifest.partitions:
@@ -134,14 +135,15 @@ def _build(source: Path, converted: Path, threads: int) -> EngineModel:
         kv_blocks=blocks_for(KV_TOKENS),
     )
     run_canary(model, parse_canary((converted / CANARY_FILE).read_bytes()))
+    model.use(arithmetic)
     return model
 
 
 def main() -> None:
     """Print the profile of one batch."""
-    directory, threads, batch, shortest, longest = sys.argv[1:]
+    directory, threads, arithmetic, batch, shortest, longest = sys.argv[1:]
     source, converted = Path(directory) / "source", Path(directory) / "converted"
-    model = _build(source, converted, int(threads))
+    model = _build(source, converted, int(threads), Arithmetic(arithmetic))
     work = make_work(int(batch), VOCABULARY, int(shortest), int(longest))
     profile(model, work)  # the cache's memory is touched for the first time
     print(json.dumps(profile(model, work)))

@@ -122,10 +122,10 @@ private:
         const std::int64_t row_bytes = 2 * sizes_.width * element_bytes(layer.gate.weight.dtype);
         const int useful =
             product_threads(2 * inner * sizes_.width, inner * row_bytes, tokens_, threads_);
-        const ProductCut cut(inner, row_bytes, tiles_.count, useful);
+        const ProductCut cut(inner, tiles_.count, useful);
         parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
             const OutputPiece piece = cut.piece(index);
-            compute_piece(kernels_, gate, x, piece);
+            compute_piece(kernels_, gate, x, piece, up.weight);
             compute_piece(kernels_, up, x, piece);
             over_tokens(piece, [&](std::int64_t t) {
                 float *const out = gate_ + t * inner + piece.first_row;
@@ -224,7 +224,7 @@ private:
         std::vector<ProductCut> cuts;
         std::int64_t pieces = 0;
         for (int i = 0; i < count; ++i) {
-            cuts.push_back(cut_of(products[i], row_bytes, tiles.count, useful));
+            cuts.emplace_back(products[i].weight->shape[0], tiles.count, useful);
             pieces += cuts.back().pieces();
         }
         parallel_for(pieces, useful, [&](std::int64_t index) {
@@ -234,11 +234,6 @@ private:
         });
     }
 
-    static ProductCut cut_of(const Product &product, std::int64_t row_bytes, std::int64_t tiles,
-                             int threads) {
-        return {product.weight->shape[0], row_bytes, tiles, threads};
-    }
-
     // x += linear(packed tokens of width k)
     void add_product(const StoredLinear &linear, std::int64_t k) {
         const Product product{&linear.weight, linear.bias_or_null(), rows_, sizes_.width};
@@ -246,7 +241,7 @@ private:
         const std::int64_t row_bytes = k * element_bytes(linear.weight.dtype);
         const int useful =
             product_threads(sizes_.width * k, sizes_.width * row_bytes, tokens_, threads_);
-        const ProductCut cut = cut_of(product, row_bytes, tiles_.count, useful);
+        const ProductCut cut(sizes_.width, tiles_.count, useful);
         parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
             const OutputPiece piece = cut.piece(index);
             compute_piece(kernels_, product, x, piece);

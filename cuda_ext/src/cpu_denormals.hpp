@@ -9,7 +9,8 @@
 
 namespace gearfall::cpu {
 
-// While it lives, this thread's float arithmetic reads such numbers as zero and gives zero for them.
+// While it lives, this thread's float arithmetic reads such numbers as zero and gives zero for
+// them.
 class DenormalsFlushed {
 public:
     DenormalsFlushed() : before_(control()) { set_control(before_ | kFlush); }

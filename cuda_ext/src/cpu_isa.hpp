@@ -53,6 +53,8 @@ struct DotPanel {
     float *out;  // of token 0
     std::int64_t out_stride;
     std::int64_t first_element;  // of each row that is read
+    const void *const *later = nullptr;  // rows of the same k to ask for at the panel's end
+    std::int64_t later_count = 0;
 };
 
 // sums[q][0..d) += weights[q][i] * rows[i][0..d), for each query q, i in order.

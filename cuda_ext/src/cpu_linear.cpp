@@ -42,7 +42,7 @@ void linear(const Linear &call, int threads, const std::string &variant) {
     });
     const Product product{&call.weight, call.bias, call.out.f32(), rows};
     const PackedTokens x{packed.data(), tokens, k, operand};
-    const ProductCut cut(rows, row_bytes, tiles.count, useful);
+    const ProductCut cut(rows, tiles.count, useful);
     parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
         compute_piece(kernels, product, x, cut.piece(index));
     });

@@ -1,4 +1,4 @@
-// Weight rows go in chunks that stay in a core's cache while all tokens pass over them.
+// Weight rows go to the threads in chunks, of which cpu_dots.hpp keeps a few near at a time.
 #include "cpu_products.hpp"
 
 #include <algorithm>
@@ -10,13 +10,20 @@ namespace {
 // Work below which another thread costs more than it brings: multiply-adds, a byte of weights from
 // memory counted as two.
 constexpr std::int64_t kWorkPerThread = 1 << 19;
-constexpr std::int64_t kChunkBytes = 256 << 10;
 constexpr std::int64_t kMaxChunkRows = 512;
 constexpr std::int64_t kMinChunkRows = 8;
 constexpr std::int64_t kPiecesPerThread = 3;
 constexpr std::int64_t kMaxTileTokens = 8;
+constexpr std::int64_t kLaterRows = 32;
 
 std::int64_t chunks(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
+
+void row_pointers(const TensorView &weight, std::int64_t first, std::int64_t count,
+                  const void **rows) {
+    const std::int64_t row_bytes = weight.stride[0] * element_bytes(weight.dtype);
+    const char *row = static_cast<const char *>(weight.data) + first * row_bytes;
+    for (std::int64_t r = 0; r < count; ++r, row += row_bytes) rows[r] = row;
+}
 
 void add_bias(const TensorView &bias, const DotPanel &panel, std::int64_t first_row,
               std::int64_t first_token, std::int64_t end_token) {
@@ -30,13 +37,10 @@ void add_bias(const TensorView &bias, const DotPanel &panel, std::int64_t first_
 
 }  // namespace
 
-ProductCut::ProductCut(std::int64_t rows, std::int64_t row_bytes, std::int64_t tiles, int threads)
+ProductCut::ProductCut(std::int64_t rows, std::int64_t tiles, int threads)
     : rows_(rows), tiles_(tiles) {
     const std::int64_t fair = chunks(rows, kPiecesPerThread * threads);
-    // With one tile nothing is read twice, and nothing has to stay.
-    const std::int64_t near = tiles == 1 ? kMaxChunkRows : kChunkBytes / row_bytes;
-    chunk_rows_ = padded(std::min(near, fair), kMinChunkRows);
-    chunk_rows_ = std::clamp(chunk_rows_, kMinChunkRows, kMaxChunkRows);
+    chunk_rows_ = std::clamp(padded(fair, kMinChunkRows), kMinChunkRows, kMaxChunkRows);
     row_chunks_ = chunks(rows, chunk_rows_);
     const std::int64_t wanted = chunks(kPiecesPerThread * threads, row_chunks_);
     chunk_tiles_ = threads == 1 ? tiles : chunks(tiles, wanted);
@@ -70,12 +74,13 @@ void pack_tile(const Kernels &kernels, Operand operand, const float *x, std::int
 }
 
 void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,
-                   const OutputPiece &piece) {
+                   const OutputPiece &piece, const TensorView *later) {
     const TensorView &weight = *product.weight;
-    const std::int64_t row_bytes = weight.stride[0] * element_bytes(weight.dtype);
-    const char *weights = static_cast<const char *>(weight.data) + piece.first_row * row_bytes;
     const void *rows[kMaxChunkRows];
-    for (std::int64_t r = 0; r < piece.row_count; ++r) rows[r] = weights + r * row_bytes;
+    row_pointers(weight, piece.first_row, piece.row_count, rows);
+    const void *later_rows[kLaterRows];
+    const std::int64_t later_count = later ? std::min(kLaterRows, piece.row_count) : 0;
+    if (later) row_pointers(*later, piece.first_row, later_count, later_rows);
     const DotPanel panel{rows,
                          piece.row_count,
                          x.floats,
@@ -85,7 +90,9 @@ void compute_piece(const Kernels &kernels, const Product &product, const PackedT
                          x.k,
                          product.out + piece.first_row,
                          product.out_stride,
-                         0};
+                         0,
+                         later_rows,
+                         later_count};
     kernels.dot[static_cast<int>(x.operand)](panel);
     if (product.bias == nullptr) return;
     const TokenTiles tiles(x.tokens, kernels.tile_tokens);

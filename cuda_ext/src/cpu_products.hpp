@@ -40,8 +40,7 @@ struct OutputPiece {
 // How a product over `rows` weight rows is cut; pieces differ in outputs, never in a sum's order.
 class ProductCut {
 public:
-    // `row_bytes` of all weights that a piece reads for one output row.
-    ProductCut(std::int64_t rows, std::int64_t row_bytes, std::int64_t tiles, int threads);
+    ProductCut(std::int64_t rows, std::int64_t tiles, int threads);
 
     std::int64_t pieces() const { return row_chunks_ * tile_chunks_; }
     OutputPiece piece(std::int64_t index) const;
@@ -65,7 +64,8 @@ std::int64_t packed_floats(Operand operand, std::int64_t tokens, std::int64_t k)
 void pack_tile(const Kernels &kernels, Operand operand, const float *x, std::int64_t stride,
                std::int64_t tokens, std::int64_t k, std::int64_t tile, float *packed);
 
+// `later`: a weight whose rows of the same piece are read next, or nullptr.
 void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,
-                   const OutputPiece &piece);
+                   const OutputPiece &piece, const TensorView *later = nullptr);
 
 }  // namespace gearfall::cpu
