@@ -1,0 +1,91 @@
+"""The front against brute force, and against what CascadeServe's authors published."""
+
+import csv
+from itertools import combinations, pairwise, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from gearfall.core.errors import InvalidRequest
+from gearfall.gears.search import evaluate, front
+from tests.gearfall.gears.answers import answers, family
+
+HELLASWAG = Path(__file__).parents[4] / "shared/data/hellaswag_llama/hellaswag_1000.csv"
+
+
+@pytest.fixture(scope="module")
+def llama():
+    if not HELLASWAG.exists():
+        pytest.skip(f"the replay data is not here: {HELLASWAG.name}")
+    rows = list(csv.DictReader(HELLASWAG.read_text().splitlines()))
+    return [
+        answers(
+            size,
+            [float(row[f"{size}_correct"]) for row in rows],
+            [float(row[f"{size}_margin"]) for row in rows],
+            cost,
+        )
+        for size, cost in (("7b", 1.0), ("13b", 1.82))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "escalated", "quality", "cost"),
+    [(0.1, 0.391, 0.569, 1.71162), (0.2, 0.599, 0.578, 2.09018)],
+)
+def test_published_replays(llama, threshold, escalated, quality, cost):
+    found = evaluate(llama, [threshold])
+    assert found.reached[1] == pytest.approx(escalated, abs=1e-12)
+    assert found.quality == pytest.approx(quality, abs=1e-12)
+    assert found.cost == pytest.approx(cost, abs=1e-9)
+
+
+def test_no_random_threshold_beats_the_front(llama):
+    cascades = front(llama)
+    random = np.random.default_rng(7)
+    for threshold in random.random(500):
+        tried = evaluate(llama, [float(threshold)])
+        assert any(c.cost <= tried.cost and c.quality >= tried.quality for c in cascades)
+
+
+def brute_force(models):
+    """Every cascade with every threshold that makes a difference, costs rising."""
+    models = sorted(models, key=lambda each: (each.cost.mean(), each.model))
+    for count in (1, 2, 3):
+        for chosen in combinations(models, count):
+            for thresholds in product(*(np.unique(each.certainty) for each in chosen[:-1])):
+                yield evaluate(chosen, [float(t) for t in thresholds])
+
+
+_column = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=20, max_size=20)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(_column, _column, st.floats(0.5, 9.0)), min_size=1, max_size=3))
+def test_the_front_is_what_trying_everything_finds(columns):
+    models = [answers(f"m{n}", *column) for n, column in enumerate(columns)]
+    assume(not all(len(np.unique(each.correct)) == 1 for each in models))
+    found = front(models)
+    everything = list(brute_force(models))
+    for each in everything:
+        assert any(c.cost <= each.cost + 1e-9 and c.quality >= each.quality - 1e-9 for c in found)
+    assert all(a.cost < b.cost and a.quality < b.quality for a, b in pairwise(found))
+    points = {(round(each.cost, 9), round(each.quality, 9)) for each in everything}
+    assert {(round(each.cost, 9), round(each.quality, 9)) for each in found} <= points
+
+
+def test_a_coarse_grid_loses_little():
+    models = family(2000, seed=3)
+    fine, coarse = front(models, grid=2000), front(models, grid=64)
+    for each in fine:
+        near = max(c.quality for c in coarse if c.cost <= each.cost * 1.02 + 1e-9)
+        assert near >= each.quality - 0.01
+
+
+@pytest.mark.parametrize("stages", [0, 4])
+def test_stages_out_of_range(stages):
+    with pytest.raises(InvalidRequest, match="1 to 3"):
+        front(family(30, seed=1), max_stages=stages)
