@@ -17,7 +17,9 @@ from gearfall.gears.search import GRID, MAX_STAGES, Cascade, front, replay
 LEARN_SHARE = 0.3
 """Of the queries, those that say which cascades are worth testing and in which order."""
 MAX_PATH = 16
-"""Cascades that are tested: each costs a share of delta, or may end the sequence early."""
+"""Cascades that are tested one after the other at the same level."""
+MAX_PATH_AHEAD = 5
+"""The same where each test gets its own share of delta."""
 SLACK = 0.03
 """Cascades that fell short of the target by more than this while learning are not worth a test."""
 
@@ -51,7 +53,7 @@ def choose(
     test = [each.take(order[learning:]) for each in models]
     learned = front(learn, max_stages=max_stages, grid=grid)
     hopeful = [each for each in learned if each.quality >= target - SLACK]
-    path = thinned(hopeful or learned[-1:], MAX_PATH)
+    path = thinned(hopeful or learned[-1:], MAX_PATH_AHEAD if horizon else MAX_PATH)
     by_name = {each.model: each for each in test}
     replays = [_replayed(by_name, cascade) for cascade in path]
     accepted, certificate = certify([q for _, q, _ in replays], target, delta, horizon)

@@ -1,0 +1,8 @@
+"""`python -m bench.cascade NAME [flags]` runs the module of that name beside this one."""
+
+import sys
+
+from bench.entry import run_named
+
+if __name__ == "__main__":
+    sys.exit(run_named("bench.cascade", sys.argv[1:]))

@@ -1,0 +1,21 @@
+"""One door for the benches of a package: `python -m bench.NAME WHICH [flags]`."""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+
+def run_named(package: str, argv: Sequence[str]) -> int:
+    """Run the module of `package` that `argv` names first; its `main` gets what follows.
+
+    Only modules with a `main` are benches; the others serve them.
+    """
+    place = importlib.import_module(package).__path__
+    names = sorted(module.name for module in pkgutil.iter_modules(place))
+    if argv and argv[0] in names:
+        bench = importlib.import_module(f"{package}.{argv[0]}")
+        if hasattr(bench, "main"):
+            return int(bench.main(argv[1:]) or 0)
+    sys.stderr.write(f"usage: python -m {package} {{{','.join(names)}}} [flags]\n")
+    return 2
