@@ -12,7 +12,8 @@ def run_named(package: str, argv: Sequence[str]) -> int:
     Only modules with a `main` are benches; the others serve them.
     """
     place = importlib.import_module(package).__path__
-    names = sorted(module.name for module in pkgutil.iter_modules(place))
+    found = (module.name for module in pkgutil.iter_modules(place))
+    names = sorted(name for name in found if not name.startswith("__"))
     if argv and argv[0] in names:
         bench = importlib.import_module(f"{package}.{argv[0]}")
         if hasattr(bench, "main"):
