@@ -12,6 +12,7 @@ from gearfall.cli.demo import prepare
 from gearfall.cli.render import console, print_json
 from gearfall.core.errors import InvalidRequest
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -35,6 +36,10 @@ def up(
     schedulers: Annotated[
         int, typer.Option(min=1, help="One leads; the others take over when it dies.")
     ] = 1,
+    policy: Annotated[
+        PlacementPolicy,
+        typer.Option(help="How models are placed; others than ours are there to be compared with."),
+    ] = PlacementPolicy.OURS,
     api_key: Annotated[
         list[str] | None, typer.Option(help="Accept only these bearer tokens; repeatable.")
     ] = None,
@@ -65,9 +70,18 @@ def up(
         threads=threads,
         keep_alive_s=keep_alive,
         schedulers=schedulers,
+        policy=real_policy(policy),
         api_keys=tuple(api_key or ()),
     )
     asyncio.run(_run(settings, with_demo=with_demo, as_json=as_json))
+
+
+def real_policy(policy: PlacementPolicy) -> str:
+    """Return the name for a real scheduler; InvalidRequest where there is none."""
+    if policy.value not in REAL_POLICIES:
+        message = f"{policy.value} is there for `gearfall simulate` only"
+        raise InvalidRequest(message, param="--policy")
+    return policy.value
 
 
 async def _run(settings: LocalClusterSettings, *, with_demo: bool, as_json: bool) -> None:

@@ -58,6 +58,8 @@ class LocalClusterSettings:
     """Idle time after which a model without a deployment is stopped."""
     schedulers: int = 1
     """One leads, the others take over when it dies."""
+    policy: str = "ours"
+    """How models are placed; the others are there to be compared with."""
     api_keys: tuple[str, ...] = ()
     """Bearer tokens that the router accepts; none: it is open."""
     cluster_secret: str = field(default="", repr=False)
@@ -104,7 +106,7 @@ def service_commands(settings: LocalClusterSettings) -> Sequence[Sequence[Proces
             settings,
             "scheduler",
             name,
-            *("--keep-alive", settings.keep_alive_s),
+            *("--keep-alive", settings.keep_alive_s, "--policy", settings.policy),
             *_METRICS,
         )
         for name in _scheduler_names(settings.schedulers)

@@ -28,6 +28,12 @@ class PlacementPolicy(Enum):
     worker finishes or moves the jobs of a replica that is taken back."""
 
 
+REAL_POLICIES = tuple(
+    policy.value for policy in PlacementPolicy if policy is not PlacementPolicy.PREEMPT
+)
+"""Names of those that a real cluster can follow."""
+
+
 def decide_step(policy: PlacementPolicy, *, seed: int = 0) -> DecideStep:
     """Return the decision step of a policy; `seed` is for those that draw."""
     if policy is PlacementPolicy.OURS:

@@ -14,12 +14,13 @@ from gearfall.infra.cluster import Cluster
 from gearfall.infra.election import campaign, resign, wait_deposed
 from gearfall.infra.history_log import record as record_history
 from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.baseline import DecideStep
 from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.snapshot import waiting_by_model
 from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from services.scheduler.start_learning import StartLearning
-from services.scheduler.term import RETRY_S, Rule, Term
+from services.scheduler.term import RETRY_S, Term
 from services.scheduler.worker_links import Links, WorkerLinks
 
 LEASE_TTL_S = 5.0
@@ -35,7 +36,7 @@ class SchedulerLoop:
         cluster: Cluster,
         policy: SchedulerPolicy,
         *,
-        rule: Rule = decide,
+        decide: DecideStep = decide,
         clock: Callable[[], float] = time.time,
         lease_ttl_s: float = LEASE_TTL_S,
         learn_every_s: float = WRITE_EVERY_S,
@@ -46,7 +47,7 @@ class SchedulerLoop:
         self._metrics = metrics or SchedulerMetrics()
         self._cluster = cluster
         self._policy = policy
-        self._rule = rule
+        self._decide = decide
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
         self._learn_every_s = learn_every_s
@@ -101,7 +102,7 @@ class SchedulerLoop:
         term = self._term = Term(
             self._cluster,
             fence,
-            rule=self._rule,
+            decide=self._decide,
             policy=self._policy,
             links=self._links,
             starts=self.starts,

@@ -13,6 +13,7 @@ from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy, decide_step
 from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.loop import LEASE_TTL_S, SchedulerLoop
 from services.scheduler.service import SchedulerService
@@ -48,6 +49,15 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         meaning="and so many times as long as its start took",
     )
     parser.add_setting(
+        "--policy",
+        default=PlacementPolicy.OURS.value,
+        parse=parse_policy,
+        meaning=f"how models are placed: {', '.join(REAL_POLICIES)}",
+    )
+    parser.add_setting(
+        "--policy-seed", default=0, parse=int, meaning="of what a policy leaves to chance"
+    )
+    parser.add_setting(
         "--lease-ttl",
         default=LEASE_TTL_S,
         parse=float,
@@ -63,6 +73,13 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def parse_policy(text: str) -> PlacementPolicy:
+    """Return the policy of that name; ValueError for one that no real worker can follow."""
+    if text not in REAL_POLICIES:
+        raise ValueError(text)
+    return PlacementPolicy(text)
+
+
 async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; then resign, so that another leads at once."""
     scheduler_id = f"scheduler-{uuid.uuid4().hex[:12]}"
@@ -75,7 +92,11 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         residency_per_start=settings.residency_per_start,
     )
     loop = SchedulerLoop(
-        cluster, policy, lease_ttl_s=settings.lease_ttl, learn_every_s=settings.learn_every
+        cluster,
+        policy,
+        decide=decide_step(settings.policy, seed=settings.policy_seed),
+        lease_ttl_s=settings.lease_ttl,
+        learn_every_s=settings.learn_every,
     )
     service = SchedulerService(cluster, loop, scheduler_id)
     server = await start_server(

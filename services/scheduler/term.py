@@ -14,9 +14,7 @@ from gearfall.core.ports import Fence
 from gearfall.infra.change_feed import ChangeFeed
 from gearfall.infra.cluster import Cluster
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.reconcile import Plan
-from gearfall.scheduling.start_costs import StartCosts
+from gearfall.scheduling.baseline import DecideStep
 from services.scheduler.action_writer import ActionWriter
 from services.scheduler.fleet_follower import FleetFollower
 from services.scheduler.learned import Learned
@@ -29,9 +27,6 @@ RETRY_S = 0.5
 
 _log = logging.getLogger(__name__)
 
-Rule = Callable[[Fleet, StartCosts, SchedulerPolicy, float], Plan]
-"""Makes a decision; pure. The last argument is the time in Unix seconds."""
-
 
 class Term:
     """Leads under one fence until it is cancelled or a write meets another leader's."""
@@ -41,7 +36,7 @@ class Term:
         cluster: Cluster,
         fence: Fence,
         *,
-        rule: Rule,
+        decide: DecideStep,
         policy: SchedulerPolicy,
         links: Links,
         starts: StartLearning,
@@ -51,7 +46,7 @@ class Term:
     ) -> None:
         self._cluster = cluster
         self._fence = fence
-        self._rule = rule
+        self._decide_step = decide
         self._policy = policy
         self._starts = starts
         self._metrics = metrics
@@ -96,7 +91,9 @@ class Term:
     async def _decide(self) -> float | None:
         """Make and write one decision; return when the next is due though nothing changes."""
         began_s = time.perf_counter()
-        plan = self._rule(self._follower.fleet, self._starts.costs, self._policy, self._clock())
+        plan = self._decide_step(
+            self._follower.fleet, self._starts.costs, self._policy, self._clock()
+        )
         self._metrics.observe_placement(time.perf_counter() - began_s)
         try:
             seen = await self._writer.write_all(plan.actions)

@@ -7,10 +7,11 @@ import pytest
 from gearfall.cli.connection import parse_address
 from gearfall.cli.deploy import deployment_from_file, parse_stage
 from gearfall.cli.render import bytes_text
-from gearfall.cli.up import parse_bytes
+from gearfall.cli.up import parse_bytes, real_policy
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
+from gearfall.scheduling.policies import PlacementPolicy
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,12 @@ def test_a_wrong_size_names_the_option(text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_bytes(text, param="--dram")
     assert caught.value.param == "--dram"
+
+
+def test_a_policy_that_only_a_simulation_can_follow_is_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        real_policy(PlacementPolicy.PREEMPT)
+    assert caught.value.param == "--policy"
 
 
 def test_a_stage_is_a_model_with_or_without_a_threshold() -> None:
