@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.6,<2.14
 NATIVE := CMakeLists.txt $(wildcard cuda_ext/src/*)
 
-.PHONY: venv gen fmt check test test-gpu faults faults-scheduler demo up bench bench-gpu ext lock clean
+.PHONY: venv gen fmt check test test-gpu faults faults-scheduler compose-up compose-down \
+	compose-test demo up bench bench-gpu ext lock clean
 
 venv: $(VENV)/.installed
 
@@ -57,6 +58,17 @@ faults: gen
 # Every write of the scheduler's leader and what strikes it there; etcd gone for a minute.
 faults-scheduler: gen
 	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_scheduler_matrix.py $(PYTEST_ARGS)
+
+# A whole cluster in containers: deploy/compose/README.md.
+compose-up:
+	deploy/compose/cluster.sh up
+
+compose-down:
+	deploy/compose/cluster.sh down
+
+# Says what is missing, with a status of its own (77), where there is no Docker engine.
+compose-test: gen
+	$(BIN)/python -m tests.compose.run
 
 demo: gen
 	$(BIN)/gearfall demo
