@@ -111,7 +111,10 @@ def fixed_s(
 def learn_start(costs: StartCosts, start: Start) -> StartCosts:
     """Return the costs with one more recorded start."""
     timeline, tier = start.timeline, start.timeline.from_tier
-    moving_s = timeline.remote_s + timeline.ssd_s + timeline.device_s
+    moving_s = timeline.remote_s + timeline.ssd_s
+    if tier is not Tier.DRAM:
+        # From DRAM no load is predicted: the copy to the device is part of what a start takes.
+        moving_s += timeline.device_s
     # A canary is waited for once, at the first start after a registration.
     spent_s = max(0.0, timeline.total_s - moving_s - timeline.waited_s - timeline.prepare_s)
     outcome = StartOutcome(

@@ -58,6 +58,12 @@ def test_moving_waiting_and_the_canary_that_is_recorded_once_are_left_out():
     assert known_s(costs, tier=Tier.SSD) == pytest.approx(0.5)
 
 
+def test_the_copy_to_a_device_is_a_part_of_a_start_from_memory():
+    assert known_s(learned(start(1.0, device_s=0.7))) == pytest.approx(1.0)
+    costs = learned(start(3.0, tier=Tier.SSD, ssd_s=2.0, device_s=0.7))
+    assert known_s(costs, tier=Tier.SSD) == pytest.approx(0.3)
+
+
 def test_nothing_known():
     assert known_s(StartCosts()) == UNKNOWN_FIXED_S
     assert median_error(StartCosts()) is None
