@@ -45,7 +45,8 @@ def gamma_times(
     shape = 1.0 / cv**2
     scale = 1.0 / (per_s * shape)
     times: list[float] = []
-    now_s = float(generator.gamma(shape, scale)) * float(generator.random())
+    # Time begins within a gap, and a long gap is more likely to be met than a short one.
+    now_s = float(generator.gamma(shape + 1.0, scale)) * float(generator.random())
     while now_s < duration_s:
         times.append(now_s)
         now_s += float(generator.gamma(shape, scale))
@@ -69,9 +70,10 @@ def bursty_requests(
     output: Lengths,
     zipf: float = 0.0,
 ) -> tuple[Request, ...]:
-    """Return requests for `models`, each with a Gamma process of its own.
+    """Return requests for `models`, each with a Gamma process of its own, about `duration_s` long.
 
-    Together they come at `per_s` on average.
+    Then all times are stretched alike so that together they come at exactly `per_s`: what bursts of
+    one seed are like says nothing about how many there are.
     """
     generator = np.random.default_rng(seed)
     arrivals: list[tuple[float, ModelName]] = []
@@ -80,10 +82,11 @@ def bursty_requests(
         times = gamma_times(generator, per_s=rate, cv=cv, duration_s=duration_s)
         arrivals += [(at_s, model) for at_s in times]
     arrivals.sort()
+    stretch = len(arrivals) / (per_s * duration_s)
     prompts = prompt.draw(generator, len(arrivals))
     outputs = output.draw(generator, len(arrivals))
     return tuple(
-        Request(number, at_s, (StageWork(model, prompts[number], outputs[number]),))
+        Request(number, at_s * stretch, (StageWork(model, prompts[number], outputs[number]),))
         for number, (at_s, model) in enumerate(arrivals)
     )
 

@@ -101,11 +101,12 @@ def timeline_of(
     device_s = size / speed.device_bytes_per_s if speed.device_bytes_per_s else 0.0
     began_s = replica.assignment.assigned_unix_s
     return StartTimeline(
-        queued_s=taken_s - began_s + times.queued_s,
+        queued_s=taken_s - began_s,
         remote_s=times.remote_s,
         ssd_s=times.ssd_s,
         device_s=device_s,
         first_token_s=speed.start_s,
         total_s=now_s - began_s,
         from_tier=times.from_tier,
+        waited_s=times.queued_s,
     )
