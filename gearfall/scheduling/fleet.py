@@ -1,34 +1,33 @@
-"""The fleet as decisions need it: cluster state's records, kept record by record."""
+"""The fleet as decisions need it: records put one by one, and an index that follows each of them.
+
+`put` and `remove` only note what a change touches; `refresh` brings the rows of the touched workers
+up to date, as some of their numbers depend on the policy and on time.
+"""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
-from gearfall.core.ids import WorkerId
+from gearfall.core.ids import ModelName, WorkerId
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.fleet_changes import note_change
+from gearfall.scheduling.fleet_records import ID_FIELDS, id_of
+from gearfall.scheduling.fleet_rows import row_of
+from gearfall.scheduling.fleet_state import FleetState
 from gearfall.scheduling.snapshot import ClusterSnapshot, on_bases, placeable
 
-_ID_FIELDS = {
-    "models": ("name",),
-    "deployments": ("name",),
-    "nodes": ("node_id",),
-    "workers": ("worker_id",),
-    "assignments": ("worker_id", "model"),
-    "replicas": ("worker_id", "model"),
-    "demand": ("model", "router_id"),
-    "load": ("model", "router_id"),
-    "moves": ("worker_id", "model"),
-    "prefetch": ("node_id", "model"),
-    "decisions": ("model",),
-}
-"""Kinds of records that decisions are made from, named as in cluster state, and what names each."""
+_ModelFlags = tuple[bool, bool, bool]
 
 
-class Fleet:
-    """Owner of the records. Not safe for concurrent use; all calls return at once."""
+class Fleet(FleetState):
+    """Owner of records and index. Not safe for concurrent use; every call returns at once."""
 
     def __init__(self) -> None:
-        self._tables: dict[str, dict[Any, Any]] = {kind: {} for kind in _ID_FIELDS}
-        self._unreachable: frozenset[WorkerId] = frozenset()
-        self._awaited: dict[WorkerId, float] = {}
+        super().__init__()
+        self._flags: dict[ModelName, _ModelFlags] = {}
+        self._has_rows = False
+        self._now_unix_s = 0.0
+        self._assumed: list[tuple[str, Any, Any]] = []
 
     @classmethod
     def of(cls, snapshot: ClusterSnapshot) -> "Fleet":
@@ -39,8 +38,8 @@ class Fleet:
 
     def restart(self, snapshot: ClusterSnapshot) -> None:
         """Forget everything and begin from `snapshot`, whose models may include adapters."""
-        self._tables = {kind: {} for kind in _ID_FIELDS}
-        for kind in _ID_FIELDS:
+        self.__init__()  # type: ignore[misc]
+        for kind in ID_FIELDS:
             records = getattr(snapshot, kind)
             for record in records.values() if isinstance(records, Mapping) else records:
                 self.put(kind, record)
@@ -49,41 +48,135 @@ class Fleet:
 
     def put(self, kind: str, record: Any) -> None:
         """Note a record as it is now. Kinds that no decision depends on are ignored."""
-        if kind in _ID_FIELDS:
-            ids = tuple(getattr(record, field) for field in _ID_FIELDS[kind])
-            self._tables[kind][ids if len(ids) > 1 else ids[0]] = record
+        if kind not in ID_FIELDS:
+            return
+        table, record_id = self.records.table(kind), id_of(kind, record)
+        before = table.get(record_id)
+        if before != record:
+            table[record_id] = record
+            note_change(self, kind, record_id, before, record)
 
     def remove(self, kind: str, record_id: Any) -> None:
         """Note that a record is gone; a string or a pair names it, as in the cluster's view."""
-        if kind in _ID_FIELDS:
-            self._tables[kind].pop(record_id, None)
+        if kind in ID_FIELDS:
+            before = self.records.table(kind).pop(record_id, None)
+            if before is not None:
+                note_change(self, kind, record_id, before, None)
 
     def set_unreachable(self, workers: Collection[WorkerId]) -> None:
         """Say whose connection is broken though their lease still runs."""
-        self._unreachable = frozenset(workers)
+        for worker_id in self.records.unreachable ^ frozenset(workers):
+            self.touch_worker(worker_id)
+            self.dirty_models |= self.index.held.get(worker_id, set())
+        self.records.unreachable = frozenset(workers)
 
     def set_awaited(self, until_unix_s: Mapping[WorkerId, float]) -> None:
         """Say which workers without a record may yet register again, and until when."""
-        self._awaited = dict(until_unix_s)
+        for worker_id in self.records.awaited.keys() | until_unix_s.keys():
+            if self.records.awaited.get(worker_id) != until_unix_s.get(worker_id):
+                self.dirty_models |= self.index.held.get(worker_id, set())
+        self.records.awaited = dict(until_unix_s)
+
+    def assume(self, kind: str, record: Any) -> None:
+        """Put a record until `retract`: what one model takes counts for those after it."""
+        record_id = id_of(kind, record)
+        self._assumed.append((kind, record_id, self.records.table(kind).get(record_id)))
+        self.put(kind, record)
+
+    def assume_gone(self, kind: str, record_id: Any) -> None:
+        """Remove a record until `retract`."""
+        self._assumed.append((kind, record_id, self.records.table(kind).get(record_id)))
+        self.remove(kind, record_id)
+
+    def retract(self) -> None:
+        """Take back all that was assumed."""
+        while self._assumed:
+            kind, record_id, before = self._assumed.pop()
+            if before is None:
+                self.remove(kind, record_id)
+            else:
+                self.put(kind, before)
+
+    def refresh(self, policy: SchedulerPolicy, now_unix_s: float) -> None:
+        """Bring every touched row up to date, and those whose replicas may go by now."""
+        if not self._has_rows or policy != self.policy:
+            self._has_rows, self.policy = True, policy
+            self._limits.clear()
+            self.dirty_models |= self.records.models.keys() | self.index.holders.keys()
+            self.dirty_workers |= self.records.workers.keys()
+        self._now_unix_s = now_unix_s
+        self.dirty_workers |= self.worker_due.take(now_unix_s)
+        self.dirty_workers |= self.claims.drop_expired(now_unix_s)
+        for model in self.dirty_models:
+            self._refresh_flags(model)
+        for worker_id in self.dirty_workers:
+            self._refresh_row(worker_id)
+        self.dirty_workers.clear()
+
+    def take_dirty(self, now_unix_s: float) -> set[ModelName]:
+        """Return the models that changed or are due, and forget that they do."""
+        taken = self.dirty_models | self.model_due.take(now_unix_s)
+        self.dirty_models = set()
+        return taken
+
+    def next_due_unix_s(self) -> float | None:
+        """Return when to look again though nothing changes; workers matter while models wait."""
+        due = [self.model_due.earliest()]
+        if self.blocked:
+            due += [self.worker_due.earliest(), self.claims.earliest_end()]
+        return min((each for each in due if each is not None), default=None)
 
     def snapshot(self) -> ClusterSnapshot:
-        """Return the records as they are now."""
-        tables = self._tables
-        return ClusterSnapshot(
-            models=placeable(tables["models"]),
-            deployments=on_bases(tables["deployments"], tables["models"]),
-            nodes=dict(tables["nodes"]),
-            workers=dict(tables["workers"]),
-            assignments=dict(tables["assignments"]),
-            replicas=dict(tables["replicas"]),
-            demand=tuple(tables["demand"].values()),
-            decisions=dict(tables["decisions"]),
-            unreachable=self._unreachable,
-            awaited=dict(self._awaited),
-            moves=dict(tables["moves"]),
-            prefetch=dict(tables["prefetch"]),
-            load=dict(tables["load"]),
+        """Return the records as they are now; adapters are left out and count as their bases."""
+        raw = self.records.as_snapshot()
+        return replace(
+            raw,
+            models=placeable(raw.models),
+            deployments=on_bases(raw.deployments, raw.models),
         )
 
     def check(self) -> None:
         """Raise AssertionError unless the index is what one made anew from the records is."""
+        anew = Fleet.of(self.records.as_snapshot())
+        anew.claims = self.claims
+        anew.refresh(self.policy, self._now_unix_s)
+        self.refresh(self.policy, self._now_unix_s)
+        for name, index in vars(self.index).items():
+            assert index == vars(anew.index)[name], f"index of {name} differs"
+        assert self.rows.as_dict() == anew.rows.as_dict(), "rows differ"
+        mine, its = self.rows.kinds_of_slots(), anew.rows.kinds_of_slots()
+        assert sorted(mine) == sorted(its), "kinds of slots differ"
+        assert self.victims == anew.victims, "victims differ"
+        assert self.worker_due.as_dict() == anew.worker_due.as_dict(), "workers' due times differ"
+        assert not self._assumed, "assumed records were not taken back"
+
+    def _refresh_flags(self, model: ModelName) -> None:
+        waiting = self.index.waiting.get(model)
+        is_interactive = waiting is not None and waiting.batch_jobs < waiting.jobs
+        flags = (waiting is not None, is_interactive, self.is_spare(model))
+        if self._flags.get(model) != flags:
+            self.dirty_workers |= self.index.holders.get(model, set())
+            self._flags[model] = flags
+        if model not in self.records.models and model not in self.index.holders:
+            self._flags.pop(model, None)
+
+    def _refresh_row(self, worker_id: WorkerId) -> None:
+        worker = self.records.workers.get(worker_id)
+        if worker is None:
+            self.rows.drop(worker_id)
+            self.victims.pop(worker_id, None)
+            self.worker_due.put(worker_id, None)
+            return
+        before = self.rows.get(worker_id)
+        row, victims, due_unix_s = row_of(self, worker, self._now_unix_s)
+        number = self.rows.put(worker_id, row)
+        self.label_masks.note(number, worker)
+        self.worker_due.put(worker_id, due_unix_s)
+        if victims:
+            self.victims[worker_id] = victims
+        else:
+            self.victims.pop(worker_id, None)
+        if row.offers_more_than(before):
+            self.grown.add(worker_id)
+        if row != before:
+            self.dirty_models |= self.claims.on(worker_id).keys()

@@ -1,223 +1,400 @@
+"""One model's places: which there are, what each takes, and in which order."""
+
 from dataclasses import replace
 
 import pytest
 
-from gearfall.core.ids import ModelName
-from gearfall.core.records import Tier
-from gearfall.scheduling.placement import MakeRoom, Nodes, Place, Victim, Wait, place
-from gearfall.scheduling.snapshot import WorkerRoom
+from gearfall.core.ids import JobId, ModelName
+from gearfall.core.job import Priority
+from gearfall.core.records import ReplicaState, RunningJob, Tier
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.placement import find_options
+from gearfall.scheduling.placement_reasons import rejected_by, why_not
+from gearfall.scheduling.room_making import Way
+from gearfall.scheduling.scene import Scene
 from gearfall.scheduling.start_costs import StartCosts
-from tests.gearfall.scheduling.clusters import MIB, by_node, model, node, worker
+from gearfall.scheduling.wants import Urgency, Want
+from tests.gearfall.scheduling.clusters import (
+    MIB,
+    assignment,
+    demand,
+    deployment,
+    model,
+    node,
+    replica,
+    worker,
+)
 
-COSTS = StartCosts()
+POLICY = SchedulerPolicy(keep_alive_s=300.0, min_residency_s=2.0, patience_s=20.0)
+NOW = 100.0
+BIG = 600 * MIB
+SMALL = ModelName("small")
 
 
-def hosts(*names):
-    return frozenset(ModelName(name) for name in names)
+class World:
+    """Records by the handful; `options` asks where the model `small` could start."""
+
+    def __init__(self, *records, now=NOW, **wanted):
+        self.fleet = Fleet()
+        self.fleet.put("models", model(**wanted))
+        for record in records:
+            self.fleet.put(KINDS[type(record).__name__], record)
+        self.scene = Scene(self.fleet, StartCosts(), POLICY, now)
+
+    def want(self, urgency=Urgency.INTERACTIVE, since=NOW):
+        self.fleet.refresh(POLICY, self.scene.now_unix_s)
+        found = self.fleet.model(SMALL)
+        assert found is not None
+        return Want(found, urgency, since, rules=self.fleet.rules_of(SMALL))
+
+    def options(self, urgency=Urgency.INTERACTIVE, since=NOW):
+        return find_options(self.scene, self.want(urgency, since))
+
+    def rejected(self, *others):
+        return dict(rejected_by(self.scene, self.want(), None, list(others)))
 
 
-def rooms(*workers, **used):
-    return {w.worker_id: WorkerRoom(w, used_bytes=used.get(w.worker_id, 0)) for w in workers}
+KINDS = {
+    "ModelRecord": "models",
+    "NodeRecord": "nodes",
+    "WorkerRecord": "workers",
+    "AssignmentRecord": "assignments",
+    "ReplicaRecord": "replicas",
+    "DemandRecord": "demand",
+    "DeploymentRecord": "deployments",
+}
 
 
-def run(record, rooms_by_worker, nodes, victims=(), now=100.0, loading=None):
-    seen = Nodes(nodes, loading or {})
-    return place(record, rooms_by_worker, seen, victims, costs=COSTS, now_unix_s=now)
+def where(options):
+    return [(option.way, *option.workers) for option in options]
+
+
+def hosts(name, worker_id, *, at=0.0, size=BIG, **fields):
+    """A model's registration, assignment and replica."""
+    return (
+        model(name, size_bytes=10 * MIB, nodes=("n1", "n2", "node-a")),
+        assignment(name, worker_id, memory_bytes=size, at=at),
+        replica(name, worker_id, memory_bytes=size, **fields),
+    )
+
+
+def runs(*tokens_left, prompt=100, priority=Priority.INTERACTIVE):
+    """The fields of a replica with jobs that have so many tokens to go, a step taking 0.1 s."""
+    jobs = tuple(
+        RunningJob(JobId(f"j{i}"), prompt, 0, left, priority) for i, left in enumerate(tokens_left)
+    )
+    return {"jobs": jobs, "running_jobs": len(jobs), "seen_unix_s": NOW, "step_s": 0.1}
+
+
+def busy(name, worker_id, *tokens_left, at=0.0, size=BIG, **fields):
+    registered, assigned, record = hosts(name, worker_id, at=at, size=size)
+    return registered, assigned, replace(record, **runs(*tokens_left, **fields))
 
 
 def test_a_resident_checkpoint_beats_a_faster_disk():
-    a, b = worker("a", node_id="n1"), worker("b", node_id="n2")
-    nodes = by_node(node("n1", ssd_bytes_per_s=1e12), node("n2", resident=["small"]))
-    placed = run(model(nodes=("n1", "n2"), size_bytes=1 << 29), rooms(a, b), nodes)
-    assert isinstance(placed, Place)
-    assert placed.worker_id == "b"
-    assert placed.prediction.from_tier is Tier.DRAM
-    assert placed.prediction.load_s == 0.0
-    assert placed.rejected[0][0] == "worker a"
-    assert placed.rejected[0][1].startswith("starts in ")
+    found = World(
+        *(worker("a", node_id="n1"), worker("b", node_id="n2")),
+        *(node("n1", ssd_bytes_per_s=1e12), node("n2", resident=["small"])),
+        nodes=("n1", "n2"),
+        size_bytes=1 << 29,
+    ).options()
+    assert where(found) == [(Way.FREE, "b"), (Way.FREE, "a")]
+    assert [each.prediction.from_tier for each in found] == [Tier.DRAM, Tier.SSD]
 
 
-def test_the_faster_disk_wins_among_cold_ones():
-    a, b = worker("a", node_id="n1"), worker("b", node_id="n2")
-    nodes = by_node(node("n1", ssd_bytes_per_s=1e8), node("n2", ssd_bytes_per_s=2e9))
-    placed = run(model(nodes=("n1", "n2"), size_bytes=1 << 29), rooms(a, b), nodes)
-    assert isinstance(placed, Place)
-    assert placed.worker_id == "b"
-
-
-def test_a_node_that_could_fetch_it_is_slower_than_one_that_has_it():
-    a, b = worker("a", node_id="n1"), worker("b", node_id="n2")
-    nodes = by_node(node("n1", on_ssd=["small"]), node("n2", on_ssd=[]))
-    record = model(nodes=("n1",), size_bytes=1 << 29)
-    placed = run(record, rooms(a, b), nodes)
-    assert isinstance(placed, Place)
-    assert placed.worker_id == "a"
-    assert placed.prediction.from_tier is Tier.SSD
-    [(other, why)] = placed.rejected
-    assert other == "worker b"
-    assert "0.54 GB from remote at 0.25 GB/s (assumed) 2.15 s" in why
-
-    full = run(record, rooms(a, b, a=1 << 30), nodes)
-    assert isinstance(full, Place)
-    assert full.worker_id == "b"
-    assert full.prediction.from_tier is Tier.REMOTE
-    assert "from remote" in full.reason
-
-
-def test_a_fast_link_beats_a_slow_disk():
-    a, b = worker("a", node_id="n1"), worker("b", node_id="n2")
-    nodes = by_node(
-        node("n1", on_ssd=["small"], ssd_bytes_per_s=1e8),
-        node("n2", on_ssd=[], remote_bytes_per_s=1e9),
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ((node("n1", ssd_bytes_per_s=1e8), node("n2", ssd_bytes_per_s=2e9)), "b"),
+        ((node("n1", on_ssd=["small"]), node("n2", on_ssd=[])), "a"),
+        (
+            (
+                node("n1", on_ssd=["small"], ssd_bytes_per_s=1e8),
+                node("n2", on_ssd=[], remote_bytes_per_s=1e9),
+            ),
+            "b",
+        ),
+    ],
+)
+def test_the_faster_way_of_the_bytes_wins(nodes, first):
+    listed = ("n1",) if nodes[1].on_ssd is not None else ("n1", "n2")
+    world = World(
+        *nodes,
+        *(worker("a", node_id="n1"), worker("b", node_id="n2")),
+        nodes=listed,
+        size_bytes=1 << 29,
     )
-    placed = run(model(nodes=("n1",), size_bytes=1 << 29), rooms(a, b), nodes)
-    assert isinstance(placed, Place)
-    assert placed.worker_id == "b"
+    assert world.options()[0].workers == (first,)
 
 
 def test_a_model_of_a_url_may_go_where_nobody_has_it():
-    nodes = by_node(node("n1", on_ssd=[]))
-    placed = run(model(nodes=(), source="s3://b/m"), rooms(worker("a", node_id="n1")), nodes)
-    assert isinstance(placed, Place)
+    world = World(node("n1", on_ssd=[]), worker("a", node_id="n1"), nodes=(), source="s3://b/m")
+    assert where(world.options()) == [(Way.FREE, "a")]
 
 
 def test_a_store_that_is_busy_loading_counts_with_what_it_still_has_to_load():
-    a, b = worker("a", node_id="n1"), worker("b", node_id="n2")
-    both = ("n1", "n2")
-    nodes = by_node(
+    base = (
+        *(worker("a", node_id="n1"), worker("b", node_id="n2")),
         node("n1", ssd_bytes_per_s=1.2e9, on_ssd=["small", "other"]),
         node("n2", ssd_bytes_per_s=1e9, on_ssd=["small"]),
     )
-    record, other = model(nodes=both, size_bytes=1 << 29), model("other", nodes=("n1",))
-    idle = run(record, rooms(a, b), nodes)
-    assert isinstance(idle, Place)
-    assert idle.worker_id == "a"
-    busy = run(
-        record, rooms(a, b), nodes, loading={"n1": {"other": replace(other, size_bytes=10**9)}}
-    )
-    assert isinstance(busy, Place)
-    assert busy.worker_id == "b"
-    same = run(record, rooms(a, b), nodes, loading={"n1": {"small": record}})
-    assert isinstance(same, Place)
-    assert same.worker_id == "a"
-    far = run(record, rooms(a, b), nodes, loading={"n1": {"far": model("far", source="s3://b/m")}})
-    assert isinstance(far, Place)
-    assert far.worker_id == "a"
+    wanted = {"nodes": ("n1", "n2"), "size_bytes": 1 << 29}
+    assert World(*base, **wanted).options()[0].workers == ("a",)
+    other = model("other", nodes=("n1",), size_bytes=10**9)
+    loading = assignment("other", "a", at=NOW)
+    assert World(*base, other, loading, **wanted).options()[0].workers == ("b",)
+    far = model("other", source="s3://b/m", nodes=(), size_bytes=10**9)
+    far_base = (*base[:2], replace(base[2], on_ssd=(SMALL,)), base[3])
+    assert World(*far_base, far, loading, **wanted).options()[0].workers == ("a",)
 
 
 def test_equal_starts_go_where_most_memory_is_free():
-    a, b = worker("a"), worker("b")
-    placed = run(model(), rooms(a, b, a=500 * MIB), by_node(node()))
-    assert isinstance(placed, Place)
-    assert placed.worker_id == "b"
+    world = World(node(), worker("a"), worker("b"), *hosts("x", "a"))
+    assert world.options()[0].workers == ("b",)
 
 
 def test_every_reason_against_a_worker_is_given():
+    world = World(
+        *(node(), node("n2", on_ssd=["small"]), node("n3", dram_bytes=MIB)),
+        *(worker("no-store", node_id="n9"), worker("other", node_id="n2")),
+        *(worker("pool", node_id="n3"), worker("drains", max_replicas=0)),
+        *(worker("tiny", memory_bytes=MIB), worker("has-it")),
+        assignment("small", "has-it"),
+        worker("full", max_replicas=1),
+        *hosts("x", "full"),
+    )
     cases = {
-        "no-store": (WorkerRoom(worker("no-store", node_id="n9")), "store of node n9 is not there"),
-        "other": (WorkerRoom(worker("other", node_id="n2")), "has other bytes under that name"),
-        "pool": (WorkerRoom(worker("pool", node_id="n3")), "pool of node n3 takes 1048576 bytes"),
-        "drains": (WorkerRoom(worker("drains", max_replicas=0)), "takes no replicas"),
-        "tiny": (WorkerRoom(worker("tiny", memory_bytes=MIB)), "in all"),
-        "has-it": (WorkerRoom(worker("has-it"), hosting=hosts("small")), "already"),
+        "no-store": "store of node n9 is not there",
+        "other": "has other bytes under that name",
+        "pool": "pool of node n3 takes 1048576 bytes",
+        "drains": "takes no replicas",
+        "tiny": "in all",
+        "has-it": "already",
+        "full": "1 of at most 1",
     }
-    nodes = by_node(node(), node("n2", on_ssd=["small"]), node("n3", dram_bytes=MIB))
-    result = run(model(), {name: room for name, (room, _) in cases.items()}, nodes)
-    assert isinstance(result, Wait)
-    assert result.next_due_unix_s is None
-    reasons = dict(result.rejected)
-    assert len(reasons) == len(cases)
-    for name, (_, text) in cases.items():
-        assert text in reasons[f"worker {name}"]
-    nowhere = run(model(nodes=("n9",)), rooms(worker(node_id="n1")), by_node(node("n1", on_ssd=())))
-    assert isinstance(nowhere, Wait)
-    assert "n1 does not hold the checkpoint, and no live node" in nowhere.rejected[0][1]
+    assert world.options() == []
+    rejected = world.rejected()
+    assert len(rejected) == len(cases)
+    for name, text in cases.items():
+        assert text in rejected[f"worker {name}"]
 
 
-def test_replica_count_is_a_limit_of_its_own():
-    full = WorkerRoom(worker("a", max_replicas=1), hosting=hosts("other"))
-    result = run(model(), {"a": full}, by_node(node()))
-    assert isinstance(result, Wait)
-    assert "1 of at most 1" in dict(result.rejected)["worker a"]
+def test_bytes_that_are_nowhere_make_no_place():
+    world = World(node("n1", on_ssd=()), worker(node_id="n1"), nodes=("n9",))
+    assert world.options() == []
+    assert (
+        "n1 does not hold the checkpoint, and no live node" in world.rejected()["worker worker-a"]
+    )
 
 
-def victim(name, *, idle_since, at=0.0, size=400 * MIB, worker_id="a"):
-    return Victim((worker_id, name), size, at, idle_since)
-
-
-def full_room(*names):
-    return WorkerRoom(
-        worker("a", memory_bytes=len(names) * 400 * MIB),
-        used_bytes=len(names) * 400 * MIB,
-        hosting=hosts(*names),
+def full_of(*replicas):
+    """One worker whose memory just takes what is on it."""
+    return World(
+        node(), worker("a", memory_bytes=len(replicas) // 3 * BIG), *replicas, size_bytes=10 * MIB
     )
 
 
 def test_the_least_recently_used_makes_room():
-    victims = [victim("new", idle_since=50.0), victim("old", idle_since=10.0)]
-    result = run(model(), {"a": full_room("new", "old")}, by_node(node()), victims)
-    assert isinstance(result, MakeRoom)
-    assert [v.key[1] for v in result.victims] == ["old"]
+    world = full_of(*hosts("new", "a", idle_since=50.0), *hosts("old", "a", idle_since=10.0))
+    [option] = world.options()
+    assert option.way is Way.EVICT
+    assert [victim.key[1] for victim in option.victims] == ["old"]
+    assert "gives back old on worker a first" in why_not(option)[1]
 
 
-def test_a_busy_one_goes_only_where_the_idle_ones_do_not_suffice():
-    victims = [victim("busy", idle_since=0.0), victim("idle", idle_since=90.0)]
-    small = run(model(), {"a": full_room("busy", "idle")}, by_node(node()), victims)
-    assert isinstance(small, MakeRoom)
-    assert [v.key[1] for v in small.victims] == ["idle"]
-    large = model(size_bytes=600 * MIB)
-    both = run(large, {"a": full_room("busy", "idle")}, by_node(node()), victims)
-    assert isinstance(both, MakeRoom)
-    assert [v.key[1] for v in both.victims] == ["idle", "busy"]
+def test_no_more_go_than_must():
+    small, large = (
+        hosts("small-one", "a", idle_since=1.0, size=MIB),
+        hosts("x", "a", idle_since=2.0),
+    )
+    world = World(node(), worker("a", memory_bytes=BIG + MIB), *small, *large)
+    [option] = world.options()
+    assert [victim.key[1] for victim in option.victims] == ["x"]
+
+
+def test_minimum_residency_is_kept():
+    young = hosts("young", "a", at=NOW - 1.0, idle_since=NOW - 0.5)
+    world = full_of(*young)
+    assert world.options() == []
+    assert world.fleet.worker_due.earliest() == NOW + 1.0
 
 
 def test_waits_for_a_replica_that_is_leaving_already():
-    room = full_room("old", "new").with_leaving("old", 400 * MIB)
-    result = run(model(), {"a": room}, by_node(node()), [victim("new", idle_since=1.0)])
-    assert isinstance(result, Wait)
-    assert "room is being made on worker a" in result.reason
+    registered, _, leaving = hosts("old", "a", idle_since=10.0)
+    world = full_of(registered, leaving, *hosts("new", "a", idle_since=1.0)[:2])
+    world.fleet.put("replicas", hosts("new", "a", idle_since=1.0)[2])
+    world.fleet.put("workers", worker("a", memory_bytes=2 * BIG))
+    [option] = world.options()
+    assert option.way is Way.AWAIT
+    assert "room is being made on worker a" in why_not(option)[1]
 
 
-def test_says_when_the_first_may_leave():
-    victims = [victim("x", idle_since=1.0, at=120.0), victim("y", idle_since=1.0, at=110.0)]
-    result = run(model(), {"a": full_room("x", "y")}, by_node(node()), victims)
-    assert isinstance(result, Wait)
-    assert result.next_due_unix_s == 110.0
-
-
-def test_a_leaving_replica_is_counted_once():
-    room = full_room("old")
-    once = room.with_leaving("old", 400 * MIB)
-    assert once.with_leaving("old", 400 * MIB) == once
-    assert replace(once) == once
+def test_keeping_a_replica_warm_takes_no_room():
+    idle = hosts("idle", "a", idle_since=10.0)
+    assert full_of(*idle).options(Urgency.KEEP) == []
+    assert full_of(*idle).options(Urgency.BATCH) == []
+    assert [each.way for each in full_of(*idle).options(Urgency.EVACUATE)] == [Way.EVICT]
 
 
 @pytest.mark.parametrize(
-    ("idle_since", "due", "remote_bytes_per_s", "leaving", "expected"),
+    ("idle_since", "at", "remote_bytes_per_s", "expected"),
     [
-        (50.0, 0.0, 0.0, False, MakeRoom),
-        (50.0, 0.0, 0.0, True, Wait),
-        (0.0, 0.0, 0.0, False, Place),  # it runs jobs
-        (50.0, 110.0, 0.0, False, Place),  # it may not leave yet
-        (50.0, 0.0, 1e10, False, Place),  # fetching is faster than reading here
+        (50.0, 0.0, 0.0, (Way.EVICT, "a")),
+        (0.0, 0.0, 0.0, (Way.FREE, "b")),  # it runs jobs, nobody says which
+        (99.0, 99.0, 0.0, (Way.FREE, "b")),  # it may not leave yet
+        (50.0, 0.0, 1e10, (Way.FREE, "b")),  # fetching is faster than reading here
     ],
 )
 def test_an_idle_replica_leaves_where_the_model_is_rather_than_it_is_fetched(
-    idle_since, due, remote_bytes_per_s, leaving, expected
+    idle_since, at, remote_bytes_per_s, expected
 ):
-    holder = full_room("other")
-    if leaving:
-        holder = holder.with_leaving("other", 400 * MIB)
-    far = WorkerRoom(worker("b", node_id="n2"))
-    nodes = by_node(
-        node(on_ssd=["small", "other"]),
+    world = World(
+        node("n1", on_ssd=["small", "x"]),
         node("n2", on_ssd=[], remote_bytes_per_s=remote_bytes_per_s),
+        *(worker("a", node_id="n1", memory_bytes=BIG), worker("b", node_id="n2")),
+        *hosts("x", "a", at=at, idle_since=idle_since),
+        nodes=("n1",),
+        size_bytes=300 * MIB,
     )
-    victims = [victim("other", idle_since=idle_since, at=due)]
-    result = run(model(size_bytes=100 * MIB), {"a": holder, "b": far}, nodes, victims)
-    assert isinstance(result, expected)
-    if isinstance(result, MakeRoom):
-        assert result.worker_id == "a"
-        assert "from remote" in dict(result.rejected)["worker b"]
-    if isinstance(result, Place):
-        assert result.worker_id == "b"
+    world.fleet.put("workers", worker("b", node_id="n2", memory_bytes=BIG))
+    best = world.options()[0]
+    assert (best.way, *best.workers) == expected
+
+
+def near_and_far(*on_near, far=(), **wanted):
+    """`a` has the bytes and is full; `b` would have to fetch 400 MiB at 40 MB/s."""
+    return World(
+        node("n1", on_ssd=["small"]),
+        node("n2", on_ssd=[], remote_bytes_per_s=4e7),
+        worker("a", node_id="n1", memory_bytes=BIG),
+        worker("b", node_id="n2", memory_bytes=2 * BIG),
+        *on_near,
+        *far,
+        nodes=("n1",),
+        size_bytes=400 * MIB,
+        **wanted,
+    )
+
+
+def test_running_jobs_move_where_that_is_soonest():
+    best, other = near_and_far(*busy("x", "a", 10_000)).options()
+    assert (best.way, *best.workers) == (Way.MOVE, "a")
+    [transfer] = best.transfers
+    assert (transfer.key, transfer.target) == (("a", "x"), "b")
+    assert transfer.start is not None
+    assert best.score < other.score
+    assert other.way is Way.FREE
+    assert "moves x to worker b on worker a first" in why_not(best)[1]
+
+
+def test_jobs_move_to_where_their_model_is_ready():
+    ready = hosts("x", "b", idle_since=50.0)
+    best = near_and_far(*busy("x", "a", 10_000), far=ready).options()[0]
+    [transfer] = best.transfers
+    assert (transfer.target, transfer.start) == ("b", None)
+
+
+def test_jobs_that_end_soon_are_waited_for():
+    best = near_and_far(*busy("x", "a", 4)).options()[0]
+    assert best.way is Way.AWAIT
+    assert best.ending == ("x",)
+    assert best.wait_s == pytest.approx(0.4)
+    assert "waits until x has ended on worker a" in why_not(best)[1]
+
+
+def test_a_busy_one_goes_when_the_other_waited_out_its_patience():
+    world = full_of(*busy("x", "a", 10_000))
+    assert world.options(since=NOW - 19.0) == []
+    [option] = world.options(since=NOW - 20.0)
+    assert (option.way, [each.key[1] for each in option.victims]) == (Way.EVICT, ["x"])
+
+
+def test_min_replicas_move_but_do_not_go():
+    kept = (*busy("x", "a", 10_000), deployment("x", min_replicas=1, max_replicas=2))
+    assert full_of(*kept).options(since=NOW - 20.0) == []
+    assert near_and_far(*kept).options()[0].way is Way.MOVE
+
+
+def test_batch_work_goes_first_and_at_once():
+    young = busy("x", "a", 10_000, at=NOW - 0.1, priority=Priority.BATCH)
+    [option] = full_of(*young).options()
+    assert (option.way, [each.key[1] for each in option.victims]) == (Way.EVICT, ["x"])
+    pair = (*hosts("idle", "a", idle_since=1.0), *young)
+    [option] = full_of(*pair).options()
+    assert [each.key[1] for each in option.victims] == ["x"]
+
+
+def test_a_replica_that_comes_up_for_batch_work_gives_way():
+    registered, assigned, _ = hosts("x", "a")
+    waiting = replace(demand("x", jobs=2), batch_jobs=2)
+    world = full_of(registered, assigned, waiting)
+    world.fleet.put("workers", worker("a", memory_bytes=BIG))
+    assert world.options()[0].way is Way.EVICT
+    world.fleet.put("demand", demand("x", jobs=2))
+    assert world.options() == []
+
+
+def test_labels_have_to_match():
+    gpu = replace(worker("gpu"), labels={"kind": "gpu"})
+    world = World(node(), worker("cpu"), gpu, replace(deployment("small"), labels={"kind": "gpu"}))
+    assert where(world.options()) == [(Way.FREE, "gpu")]
+    assert world.rejected()["worker cpu"] == "its labels do not match kind=gpu"
+    world.fleet.put("workers", replace(worker("cpu"), labels={"kind": "gpu"}))
+    assert len(world.options()) == 2
+
+
+def test_spread_goes_to_another_node_though_it_is_slower():
+    records = (
+        *(worker("a", node_id="n1"), worker("b", node_id="n1"), worker("c", node_id="n2")),
+        *(node("n1", resident=["small"]), node("n2")),
+        assignment("small", "a"),
+    )
+    nodes = ("n1", "n2")
+    assert World(*records, nodes=nodes).options()[0].workers == ("b",)
+    spread = replace(deployment("small"), spread=True)
+    assert World(*records, spread, nodes=nodes).options()[0].workers == ("c",)
+    alone = (*records[:2], records[3], records[5], spread)
+    assert World(*alone, nodes=nodes).options()[0].workers == ("b",), "as far as there are any"
+
+
+def quad(node_id="n1", count=4, **fields):
+    return tuple(worker(f"{node_id}-{i}", node_id=node_id, **fields) for i in range(count))
+
+
+def test_a_group_is_placed_whole_on_one_node():
+    records = (
+        *quad("n1", 2, memory_bytes=BIG),
+        *quad("n2", 3, memory_bytes=BIG),
+        *(node("n1"), node("n2")),
+        replace(deployment("small"), accelerators=3),
+    )
+    wanted = {"nodes": ("n1", "n2"), "size_bytes": 1200 * MIB}
+    world = World(*records, **wanted)
+    world.fleet.put("nodes", node("n1", dram_bytes=1 << 31))
+    world.fleet.put("nodes", node("n2", dram_bytes=1 << 31))
+    [option] = world.options()
+    assert option.workers == ("n2-0", "n2-1", "n2-2")
+    share = option.memory_bytes["n2-0"]
+    assert 400 * MIB < share < BIG
+    assert "not enough accelerators" in world.rejected()["worker n1-0"]
+
+
+def test_a_groups_victims_are_on_all_its_workers():
+    records = (
+        *quad("n1", 2, memory_bytes=BIG),
+        *hosts("x", "n1-0", idle_since=1.0),
+        *hosts("y", "n1-1", idle_since=1.0),
+        node("n1"),
+        replace(deployment("small"), accelerators=2),
+    )
+    [option] = World(*records, nodes=("n1",), size_bytes=400 * MIB).options()
+    assert option.way is Way.EVICT
+    assert {victim.key for victim in option.victims} == {("n1-0", "x"), ("n1-1", "y")}
+
+
+def test_a_failing_replica_is_no_place():
+    broken = replica("small", state=ReplicaState.FAILED, error="canary differs", failures=2)
+    world = World(node(), worker(), assignment(), broken)
+    assert world.options() == []
+    assert world.rejected()["worker worker-a"] == "its replica does not start: canary differs"

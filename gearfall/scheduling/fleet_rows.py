@@ -1,0 +1,95 @@
+"""One worker's numbers and victims, made from the records."""
+
+from gearfall.core.ids import NodeId
+from gearfall.core.origin import bandwidth_out_of
+from gearfall.core.records import NodeRecord, Tier, WorkerRecord
+from gearfall.scheduling.fleet_state import FleetState
+from gearfall.scheduling.snapshot import Hosted, ReplicaKey
+from gearfall.scheduling.victims import Victim, victim_of
+from gearfall.scheduling.worker_rows import WorkerRow
+
+
+def row_of(
+    fleet: FleetState, worker: WorkerRecord, now_unix_s: float
+) -> tuple[WorkerRow, tuple[Victim, ...], float | None]:
+    """Return a worker's row, its victims, and when the row changes though nothing happens."""
+    records, worker_id = fleet.records, worker.worker_id
+    used = leaving = idle = busy = 0
+    held = leaving_replicas = idle_replicas = busy_replicas = 0
+    victims: list[Victim] = []
+    due: list[float] = []
+    for model in sorted(fleet.index.held.get(worker_id, ())):
+        key = (worker_id, model)
+        size_bytes = records.reserved_bytes(key)
+        used += size_bytes
+        held += 1
+        if key not in records.assignments:
+            leaving += size_bytes
+            leaving_replicas += 1
+            continue
+        victim = _victim(fleet, key, size_bytes)
+        if victim is None:
+            continue
+        victims.append(victim)
+        if victim.rested_unix_s > now_unix_s:
+            due.append(victim.rested_unix_s)
+        elif victim.is_cheap:
+            idle += size_bytes
+            idle_replicas += 1
+        else:
+            busy += size_bytes
+            busy_replicas += 1
+    claims = fleet.claims.on(worker_id)
+    free_bytes = worker.memory_bytes - used - sum(claims.values())
+    free_replicas = worker.max_replicas - held - len(claims)
+    node = records.nodes.get(worker.node_id)
+    takes = node is not None and worker.max_replicas > 0 and worker_id not in records.unreachable
+    soon, soon_replicas = leaving + idle, leaving_replicas + idle_replicas
+    row = WorkerRow(
+        free_bytes=free_bytes,
+        free_replicas=free_replicas * takes,
+        idle_bytes=free_bytes + soon,
+        idle_replicas=(free_replicas + soon_replicas) * takes,
+        busy_bytes=free_bytes + soon + busy,
+        busy_replicas=(free_replicas + soon_replicas + busy_replicas) * takes,
+        used_bytes=used,
+        slots=worker.slots,
+        node=fleet.rows.number_of_node(worker.node_id),
+    )
+    if node is not None:
+        row = _with_node(row, fleet, node, worker.node_id)
+    return row, tuple(victims), min(due, default=None)
+
+
+def _victim(fleet: FleetState, key: ReplicaKey, size_bytes: int) -> Victim | None:
+    if fleet.model(key[1]) is None:
+        return None
+    hosted = fleet.index.hosted[key[1]][key]
+    if group := hosted.assignment.group:
+        # Only the first of a group says how the replica is.
+        hosted = Hosted(hosted.assignment, fleet.records.replicas.get((group[0], key[1])))
+    return victim_of(
+        hosted,
+        fleet.index.waiting.get(key[1]),
+        size_bytes,
+        spare=fleet.is_spare(key[1]),
+        policy=fleet.policy,
+    )
+
+
+def _with_node(row: WorkerRow, fleet: FleetState, node: NodeRecord, node_id: NodeId) -> WorkerRow:
+    queued_bytes = {Tier.REMOTE: 0, Tier.SSD: 0, Tier.DRAM: 0}
+    for name in fleet.loading_on(node_id):
+        model = fleet.model(name)
+        tier = fleet.source_tier(model, node_id) if model else None
+        if model and tier:
+            queued_bytes[tier] += model.size_bytes
+    remote_s = 1.0 / bandwidth_out_of(Tier.REMOTE, node).bytes_per_s
+    ssd_s = 1.0 / bandwidth_out_of(Tier.SSD, node).bytes_per_s
+    return row._replace(
+        pool_bytes=node.dram_capacity_bytes,
+        remote_s_per_byte=remote_s,
+        remote_queued_s=remote_s * queued_bytes[Tier.REMOTE],
+        ssd_s_per_byte=ssd_s,
+        ssd_queued_s=ssd_s * queued_bytes[Tier.SSD],
+    )

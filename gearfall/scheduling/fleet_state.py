@@ -1,0 +1,125 @@
+"""What the fleet's owner keeps, and what can be read from it."""
+
+from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.records import ModelRecord, ReplicaState, Tier
+from gearfall.scheduling.autoscaler import ModelLimits, SchedulerPolicy, limits_by_model
+from gearfall.scheduling.autoscaler_load import ModelLoad
+from gearfall.scheduling.claims import Claims
+from gearfall.scheduling.due_times import DueTimes
+from gearfall.scheduling.fleet_index import FleetIndex
+from gearfall.scheduling.fleet_records import FleetRecords
+from gearfall.scheduling.label_masks import LabelMasks
+from gearfall.scheduling.snapshot import Hosted, on_bases
+from gearfall.scheduling.victims import Victim
+from gearfall.scheduling.wants import PlacementRules, Want, rules_of
+from gearfall.scheduling.worker_rows import WorkerRows
+
+
+class FleetState:
+    """Records, index, and what was touched since the rows were last brought up to date."""
+
+    def __init__(self) -> None:
+        self.records = FleetRecords()
+        self.index = FleetIndex()
+        self.rows = WorkerRows()
+        self.claims = Claims()
+        self.label_masks = LabelMasks()
+        self.victims: dict[WorkerId, tuple[Victim, ...]] = {}
+        """Of each worker with any, whether they may go already or not."""
+        self.model_due: DueTimes[ModelName] = DueTimes()
+        self.worker_due: DueTimes[WorkerId] = DueTimes()
+        self.dirty_models: set[ModelName] = set()
+        self.dirty_workers: set[WorkerId] = set()
+        self.grown: set[WorkerId] = set()
+        """Workers that offer more than when those who wait for room were last looked at."""
+        self.blocked: dict[ModelName, Want] = {}
+        """What found no room, in the order in which it was first looked for."""
+        self.loads: dict[ModelName, ModelLoad] = {}
+        self.policy = SchedulerPolicy()
+        self._limits: dict[ModelName, tuple[ModelLimits, PlacementRules]] = {}
+
+    def touch_worker(self, worker_id: WorkerId) -> None:
+        """Have a worker's row made anew."""
+        self.dirty_workers.add(worker_id)
+
+    def touch_node(self, node_id: NodeId) -> None:
+        """Have the rows of all workers of a node made anew."""
+        self.dirty_workers |= self.index.workers.get(node_id, set())
+
+    def forget_limits(self, model: ModelName) -> None:
+        """Have a model's limits and rules read anew from its deployments."""
+        self._limits.pop(model, None)
+
+    def model(self, name: ModelName) -> ModelRecord | None:
+        """Return a model that may have replicas; None for adapters and those being removed."""
+        record = self.records.models.get(name)
+        return None if record is None or record.is_removing or record.base else record
+
+    def limits_of(self, model: ModelName) -> ModelLimits:
+        """Return how many replicas a model may have."""
+        return self._limits_and_rules(model)[0]
+
+    def rules_of(self, model: ModelName) -> PlacementRules:
+        """Return where a model's replicas may go."""
+        return self._limits_and_rules(model)[1]
+
+    def counted(self, model: ModelName) -> tuple[Hosted, ...]:
+        """Return what a model really has: in reach, not failing, a group once, a move once."""
+        records = self.records
+        hosted = self.index.hosted.get(model, {})
+        return tuple(
+            hosted[key]
+            for key in sorted(hosted)
+            if key[0] in records.workers
+            and key[0] not in records.unreachable
+            and not hosted[key].is_failing
+            and not _is_follower(hosted[key])
+            and not self._is_arriving(hosted[key])
+        )
+
+    def source_tier(self, model: ModelRecord, node_id: NodeId) -> Tier | None:
+        """Return where the bytes of a start on a live node would come from."""
+        return self.index.source_tier(model, node_id, self.records.nodes)
+
+    def loading_on(self, node_id: NodeId) -> dict[ModelName, float]:
+        """Return what a node's store was asked for and is not known to have, and since when."""
+        found: dict[ModelName, float] = {}
+        for worker_id in self.index.workers.get(node_id, ()):
+            for model in self.index.held.get(worker_id, ()):
+                assignment = self.records.assignments.get((worker_id, model))
+                replica = self.records.replicas.get((worker_id, model))
+                if assignment and (replica is None or replica.state is ReplicaState.LOADING):
+                    since_unix_s = assignment.assigned_unix_s
+                    found[model] = min(since_unix_s, found.get(model, since_unix_s))
+        return found
+
+    def _limits_and_rules(self, model: ModelName) -> tuple[ModelLimits, PlacementRules]:
+        found = self._limits.get(model)
+        if found is None:
+            named = {model, *self.index.adapters.get(model, ())}
+            names = {d for each in named for d in self.index.deployments.get(each, ())}
+            mine = {name: self.records.deployments[name] for name in sorted(names)}
+            adapters = {each: self.records.models[each] for each in named - {model}}
+            limits = limits_by_model((model,), on_bases(mine, adapters), self.policy)[model]
+            found = self._limits[model] = (limits, rules_of(mine.values()))
+        return found
+
+    def is_spare(self, model: ModelName) -> bool:
+        """Whether a model would keep its min_replicas with one replica less."""
+        if self.model(model) is None:
+            return False
+        return len(self.counted(model)) > self.limits_of(model).min_replicas
+
+    def _is_arriving(self, hosted: Hosted) -> bool:
+        """Whether it was started for a move whose other end is still assigned, and counts there."""
+        assignments = self.records.assignments
+        return any(
+            move in assignments
+            and hosted.assignment.assigned_unix_s >= self.records.moves[move].began_unix_s
+            for move in self.index.arriving.get(hosted.key, ())
+        )
+
+
+def _is_follower(hosted: Hosted) -> bool:
+    group = hosted.assignment.group
+    return bool(group) and group[0] != hosted.assignment.worker_id

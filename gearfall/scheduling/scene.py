@@ -1,0 +1,59 @@
+"""What a decision is made from, and what a start would take at one node of it."""
+
+from dataclasses import dataclass
+
+from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.origin import bandwidth_out_of
+from gearfall.core.records import ModelRecord, Tier
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.estimator import StartPrediction, bytes_left, predict_start
+from gearfall.scheduling.fleet_state import FleetState
+from gearfall.scheduling.start_costs import StartCosts
+from gearfall.scheduling.wants import Want, replica_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The fleet, brought up to date, what starts cost, and when it is."""
+
+    fleet: FleetState
+    costs: StartCosts
+    policy: SchedulerPolicy
+    now_unix_s: float
+
+
+def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPrediction | None:
+    """Return the expected start on a live node; None when the model's bytes can't get there.
+
+    Far and near loads run beside each other; among its kind each waits for those before it.
+    """
+    fleet = scene.fleet
+    node, tier = fleet.records.nodes[node_id], fleet.source_tier(model, node_id)
+    if tier is None:
+        return None
+    queued_bytes = 0.0
+    if tier is not Tier.DRAM:
+        bytes_per_s = bandwidth_out_of(tier, node).bytes_per_s
+        for name, since_unix_s in fleet.loading_on(node_id).items():
+            other = fleet.model(name)
+            if other and name != model.name and fleet.source_tier(other, node_id) is tier:
+                since_s = scene.now_unix_s - since_unix_s
+                queued_bytes += bytes_left(other.size_bytes, bytes_per_s, since_s)
+    return predict_start(model, node, tier, scene.costs, queued_bytes=queued_bytes)
+
+
+def needed_bytes(fleet: FleetState, want: Want, worker_id: WorkerId) -> int:
+    """Return what a wanted replica reserves on a worker."""
+    slots = fleet.records.workers[worker_id].slots
+    return replica_bytes(want.model, slots, want.rules.accelerators)
+
+
+def claimed_bytes(fleet: FleetState, model: ModelName, worker_id: WorkerId) -> int | None:
+    """Return how much of a worker's room waits for the model itself; None for no claim."""
+    return fleet.claims.on(worker_id).get(model)
+
+
+def is_crowded(fleet: FleetState, model: ModelName, node_id: NodeId) -> bool:
+    """Whether a node has a replica of the model."""
+    workers = fleet.index.workers.get(node_id, set())
+    return not workers.isdisjoint(fleet.index.holders.get(model, ()))

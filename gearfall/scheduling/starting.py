@@ -1,0 +1,192 @@
+"""Placing all that is missing together, and what each chosen place needs done."""
+
+from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.records import AssignmentRecord, MoveRecord
+from gearfall.scheduling.contention import Contender, take_next
+from gearfall.scheduling.placement import Option, assess, find_options
+from gearfall.scheduling.placement_reasons import rejected_by, why_chosen
+from gearfall.scheduling.room_making import EVICTION_S, Way
+from gearfall.scheduling.scene import predict
+from gearfall.scheduling.step import CLAIM_S, Step
+from gearfall.scheduling.wants import Urgency, Want
+
+TOGETHER = 16
+"""Models that are placed together; of more, the longest wait first."""
+
+
+def place_all(step: Step, wants: list[Want]) -> None:
+    """Place what is missing; one model's replicas one after the other."""
+    left = sorted(wants, key=lambda want: (-want.urgency, want.since_unix_s, want.model.name))
+    while left:
+        chunk: dict[ModelName, Want] = {}
+        later: list[Want] = []
+        for want in left:
+            if want.model.name in chunk or len(chunk) >= TOGETHER:
+                later.append(want)
+            else:
+                chunk[want.model.name] = want
+        stuck = _place_together(step, list(chunk.values()))
+        left = [want for want in later if want.model.name not in stuck]
+
+
+def _place_together(step: Step, wants: list[Want]) -> set[ModelName]:
+    """Place at most one replica each; return the models that could not start one now."""
+    step.refresh()
+    contenders = [Contender(want, _options(step, want)) for want in wants]
+    stuck = set()
+    while contenders:
+        chosen = take_next(contenders, step.scene.policy, step.now_unix_s)
+        touched = _take(step, chosen)
+        if not chosen.options or chosen.options[0].way is not Way.FREE:
+            stuck.add(chosen.want.model.name)
+        if touched and contenders:
+            step.refresh()
+            for other in contenders:
+                _look_again(step, other, touched)
+    return stuck
+
+
+def _options(step: Step, want: Want) -> list[Option]:
+    """Return the options; while a move is under way, only those that are sooner than its end."""
+    options = find_options(step.scene, want)
+    moves = [
+        move
+        for key in step.fleet.index.moves.get(want.model.name, ())
+        if (move := step.fleet.records.moves[key]).for_model == want.model.name
+    ]
+    if not moves:
+        return options
+    free_in_s = max(each.began_unix_s + each.predicted_s for each in moves) - step.now_unix_s
+    worker = step.fleet.records.workers.get(moves[0].worker_id)
+    start = predict(step.scene, want.model, worker.node_id) if worker else None
+    ready_in_s = max(EVICTION_S, free_in_s) + (start.total_s if start else float("inf"))
+    return [each for each in options if each.way is Way.FREE and each.score < ready_in_s]
+
+
+def _look_again(step: Step, contender: Contender, touched: set[WorkerId]) -> None:
+    """Assess the options anew that depend on touched workers or on their nodes' stores."""
+    records = step.fleet.records
+    nodes = {records.workers[each].node_id for each in touched if each in records.workers}
+    kept: list[Option] = []
+    for option in contender.options:
+        near = records.workers[option.workers[0]].node_id in nodes
+        if not near and not (option.touches & touched):
+            kept.append(option)
+        elif (again := assess(step.scene, contender.want, option.workers)) is not None:
+            kept.append(again)
+    if contender.options and not kept:
+        kept = _options(step, contender.want)
+    contender.options = sorted(kept, key=lambda option: option.rank)
+
+
+def _take(step: Step, contender: Contender) -> set[WorkerId]:
+    """Do what the best option needs; return the workers that it touches."""
+    want, options = contender.want, contender.options
+    model = want.model.name
+    if not options:
+        _wait(step, want, None, [])
+        return set()
+    best, *others = options
+    if best.way is Way.FREE:
+        step.forget(model)
+        _assign(step, want, best, others)
+        return set(best.workers)
+    if best.way is Way.AWAIT:
+        _wait(step, want, best, others)
+        return set(best.workers) if not best.ending else set()
+    for victim in best.victims:
+        why = f"makes room for {model}"
+        step.unassign(victim.key, why)
+        step.decide(victim.key[1], "stop", why, worker_id=victim.key[0])
+    _begin_moves(step, want, best)
+    _block(step, want)
+    step.claim(want, best.workers, step.now_unix_s + best.wait_s + CLAIM_S)
+    _note(step, want, "wait" if best.way is Way.EVICT else "move", best, others)
+    return best.touches
+
+
+def _assign(step: Step, want: Want, option: Option, others: list[Option]) -> None:
+    reason = why_chosen(option)
+    group = option.workers if len(option.workers) > 1 else ()
+    rejected = rejected_by(step.scene, want, option, others)
+    for worker_id in option.workers:
+        step.assign(
+            AssignmentRecord(
+                worker_id,
+                want.model.name,
+                option.memory_bytes[worker_id],
+                reason,
+                step.now_unix_s,
+                option.prediction.total_s,
+                group,
+            )
+        )
+    step.decide(
+        want.model.name,
+        "start",
+        reason,
+        worker_id=option.workers[0],
+        predicted_start_s=option.prediction.total_s,
+        rejected=rejected,
+    )
+
+
+def _begin_moves(step: Step, want: Want, option: Option) -> None:
+    for transfer in option.transfers:
+        worker_id, model = transfer.key
+        move = MoveRecord(
+            worker_id,
+            model,
+            transfer.target,
+            want.model.name,
+            f"{want.model.name} starts soonest on worker {worker_id}",
+            step.now_unix_s,
+            transfer.seconds,
+        )
+        step.begin_move(move)
+        if transfer.start is not None and not step.start_move_target(move):
+            step.end_move(transfer.key, f"worker {transfer.target} has no room any more")
+
+
+def _wait(step: Step, want: Want, option: Option | None, others: list[Option]) -> None:
+    _block(step, want)
+    moves = step.fleet.index.moves.get(want.model.name, ())
+    if any(step.fleet.records.moves[key].for_model == want.model.name for key in moves):
+        return
+    if option is not None and option.ending:
+        step.look_again(want.model.name, step.now_unix_s + option.wait_s)
+    elif option is not None:
+        step.claim(want, option.workers, step.now_unix_s + option.wait_s + CLAIM_S)
+    _note(step, want, "wait", option, others)
+
+
+def _block(step: Step, want: Want) -> None:
+    """Remember who waits; what it may do then depends on how long it has waited."""
+    step.fleet.blocked[want.model.name] = want
+    if want.urgency is Urgency.INTERACTIVE:
+        policy = step.scene.policy
+        for stay_s in (policy.patience_s, policy.starvation_s):
+            at_unix_s = want.since_unix_s + stay_s
+            if at_unix_s > step.now_unix_s:
+                step.look_again(want.model.name, at_unix_s)
+                break
+
+
+def _note(
+    step: Step, want: Want, decision: str, option: Option | None, others: list[Option]
+) -> None:
+    rejected = rejected_by(step.scene, want, option, others)
+    if option is not None:
+        reason = why_chosen(option)
+    elif any("needs" in why or "hosts" in why for _, why in rejected):
+        reason = "no worker has room and nothing may leave yet"
+    else:
+        reason = "no worker can host it"
+    step.decide(
+        want.model.name,
+        decision,
+        reason,
+        worker_id=option.workers[0] if option else "",
+        predicted_start_s=option.seconds if option else 0.0,
+        rejected=rejected,
+    )

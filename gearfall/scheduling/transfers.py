@@ -1,0 +1,90 @@
+"""Where a replica's jobs could go on, so that another model may start where they run.
+
+ServerlessLLM (arXiv 2401.14351), section 6.2: the place is free once the model is ready elsewhere
+and the jobs have moved there, each for a * (t_in + t_out) + b.
+"""
+
+from dataclasses import dataclass, replace
+
+from gearfall.core.ids import WorkerId
+from gearfall.core.records import ReplicaRecord
+from gearfall.scheduling.estimator import StartPrediction
+from gearfall.scheduling.placement_search import Search
+from gearfall.scheduling.scene import Scene, needed_bytes, predict
+from gearfall.scheduling.snapshot import ReplicaKey
+from gearfall.scheduling.victims import Victim, VictimKind
+from gearfall.scheduling.wants import Urgency, Want
+from gearfall.scheduling.work_ahead import move_estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """A replica's way to another worker."""
+
+    key: ReplicaKey
+    target: WorkerId
+    seconds: float
+    """Until the room is free."""
+    start: StartPrediction | None = None
+    """At the target; None where the model is ready there."""
+    memory_bytes: int = 0
+    """That it takes there, if it has to start."""
+
+
+def find_transfer(
+    scene: Scene, victim: Victim, avoid: frozenset[WorkerId], sooner_than_s: float
+) -> Transfer | None:
+    """Return the soonest way to have a victim elsewhere; None for none below `sooner_than_s`."""
+    fleet, key = scene.fleet, victim.key
+    replica = fleet.records.replicas.get(key)
+    hosted = fleet.index.hosted[key[1]][key]
+    if replica is None or hosted.assignment.group or key in fleet.records.moves:
+        return None
+    if replica.running_jobs and not replica.jobs:
+        return None  # its worker does not say what runs
+    moving_s = move_estimate(replica, scene.now_unix_s).total_s
+    if moving_s >= sooner_than_s:
+        return None
+    ready = _ready_elsewhere(scene, replica) if victim.kind is not VictimKind.KEPT else None
+    if ready is not None:
+        return Transfer(key, ready, moving_s)
+    started = _started_elsewhere(scene, key, avoid)
+    if started is None or started.seconds + moving_s >= sooner_than_s:
+        return None
+    # What runs on until the target is ready has longer answers to move by then.
+    later_s = move_estimate(replica, scene.now_unix_s + started.seconds).total_s
+    return replace(started, seconds=started.seconds + later_s)
+
+
+def _ready_elsewhere(scene: Scene, leaving: ReplicaRecord) -> WorkerId | None:
+    """Return a worker where the model is ready with room for all the jobs, the emptiest first."""
+    records = scene.fleet.records
+    found = [
+        (-hosted.free_slots, key[0])
+        for key, hosted in scene.fleet.index.hosted.get(leaving.model, {}).items()
+        if key[0] != leaving.worker_id
+        and hosted.is_ready
+        and hosted.free_slots >= leaving.running_jobs
+        and key[0] in records.workers
+        and key[0] not in records.unreachable
+        and key not in records.moves
+    ]
+    return min(found)[1] if found else None
+
+
+def _started_elsewhere(
+    scene: Scene, key: ReplicaKey, avoid: frozenset[WorkerId]
+) -> Transfer | None:
+    fleet = scene.fleet
+    model = fleet.model(key[1])
+    if model is None:
+        return None
+    want = Want(model, Urgency.KEEP, scene.now_unix_s, rules=fleet.rules_of(key[1]))
+    found = []
+    for worker_id in Search(fleet, want).free(most=2 + len(avoid)):
+        if worker_id not in avoid:
+            start = predict(scene, model, fleet.records.workers[worker_id].node_id)
+            if start is not None:
+                need = needed_bytes(fleet, want, worker_id)
+                found.append(Transfer(key, worker_id, start.total_s, start, need))
+    return min(found, key=lambda each: (each.seconds, each.target), default=None)
