@@ -349,6 +349,16 @@ class LearnedRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class GearPlanRecord:
+    """The gear plan that a deployment follows; key `gear_plans/<name>`, no lease."""
+
+    name: DeploymentName
+    version: int
+    content: str
+    """The plan's file, as `gear_plan_checks.parse_plan` reads it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionRecord:
     """The leader's last decision about a model; key `decisions/<model>`, fenced."""
 

@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 
-from gearfall.core.errors import GearfallError, Internal, Unavailable
+from gearfall.core.errors import Conflict, GearfallError, Internal, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.ports import ClusterState, Fence, Lease
 from gearfall.core.records import (
@@ -13,6 +13,7 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    GearPlanRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,
@@ -39,9 +40,10 @@ class Cluster:
     holds, a created record is there already, or the lease of the write has ended.
     """
 
-    def __init__(self, state: ClusterState) -> None:
+    def __init__(self, state: ClusterState, *, lasting: Collection[str] = ()) -> None:
+        """`lasting`: kinds that stay in the view when state loses its memory (`ViewBuilder`)."""
         self.state = state
-        self._builder = ViewBuilder()
+        self._builder = ViewBuilder(lasting)
         self._task: asyncio.Task[None] | None = None
         self._applied = asyncio.Condition()
         self._listeners: set[_Listener] = set()
@@ -124,6 +126,13 @@ class Cluster:
                 await self._until(lambda: self.revision >= revision)
         except TimeoutError:
             raise Unavailable(f"revision {revision} not seen within {timeout_s:g} s") from None
+
+    async def write_back(self, kinds: Collection[str]) -> None:
+        """Create what a state that lost its memory no longer has and this view kept."""
+        for kind, record_id in sorted(self._builder.kept):
+            if kind in kinds:
+                with contextlib.suppress(Conflict):  # another one was faster
+                    await self._create(kind, getattr(self.view, kind)[record_id])
 
     def check_follows(self) -> None:
         """Raise Internal when the view no longer follows cluster state."""
@@ -242,6 +251,14 @@ class Cluster:
     async def put_learned(self, record: LearnedRecord, *, fence: Fence) -> int:
         """Keep what the leader learned for the next one."""
         return await self._put("learned", record, fence=fence)
+
+    async def put_gear_plan(self, record: GearPlanRecord) -> int:
+        """Have a deployment follow a gear plan, in place of the one before."""
+        return await self._put("gear_plans", record)
+
+    async def delete_gear_plan(self, name: DeploymentName) -> bool:
+        """Have a deployment follow its own stages again and say whether it had a plan."""
+        return (await self.state.delete(key_of("gear_plans", name))) > 0
 
     async def put_decision(self, record: DecisionRecord, *, fence: Fence) -> int:
         """Record the leader's last decision about a model."""

@@ -13,6 +13,7 @@ load/<model>/<router_id>            LoadRecord        lease of the router
 moves/<worker_id>/<model>           MoveRecord        fenced
 prefetch/<node_id>/<model>          PrefetchRecord    fenced
 learned/<subject>                   LearnedRecord     fenced
+gear_plans/<deployment>             GearPlanRecord
 decisions/<model>                   DecisionRecord    fenced
 leader                              SchedulerRecord   lease of the leader
 incarnation                         (text)            names one life of cluster state; no record
@@ -31,6 +32,7 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    GearPlanRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,
@@ -57,6 +59,7 @@ Record = (
     | MoveRecord
     | PrefetchRecord
     | LearnedRecord
+    | GearPlanRecord
     | DecisionRecord
 )
 
@@ -97,6 +100,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("moves", MoveRecord, ("worker_id", "model")),
         Kind("prefetch", PrefetchRecord, ("node_id", "model")),
         Kind("learned", LearnedRecord, ("subject",)),
+        Kind("gear_plans", GearPlanRecord, ("name",)),
         Kind("decisions", DecisionRecord, ("model",)),
     )
 }

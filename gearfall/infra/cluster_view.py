@@ -1,7 +1,7 @@
 """The cluster as one process sees it: an immutable view, and the builder that follows the watch."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    GearPlanRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,
@@ -52,10 +53,13 @@ class ClusterView:
     moves: Mapping[tuple[WorkerId, ModelName], MoveRecord] = field(default_factory=dict)
     prefetch: Mapping[tuple[NodeId, ModelName], PrefetchRecord] = field(default_factory=dict)
     learned: Mapping[str, LearnedRecord] = field(default_factory=dict)
+    gear_plans: Mapping[DeploymentName, GearPlanRecord] = field(default_factory=dict)
     decisions: Mapping[ModelName, DecisionRecord] = field(default_factory=dict)
     leader: SchedulerRecord | None = None
     revision: int = 0
     """Of cluster state; 0 before the first snapshot."""
+    losses: int = 0
+    """How often state lost its memory, and was made anew, while this process followed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,18 @@ class ViewBuilder:
     two looks cost one copy.
     """
 
-    def __init__(self) -> None:
-        """Start with nothing at revision 0."""
+    def __init__(self, lasting: Collection[str] = ()) -> None:
+        """Start with nothing at revision 0.
+
+        `lasting`: kinds whose records stay in the view when state loses its memory, until somebody
+        writes them again: what was registered is not unknown because a server forgot it.
+        """
         self.revision = 0
+        self.losses = 0
+        self.kept: set[tuple[str, Any]] = set()
+        """(kind, id) of records that stand in the view and no longer in cluster state."""
+        self._lasting = frozenset(lasting)
+        self._incarnation = b""
         self._tables: dict[str, dict[Any, Any]] = {kind: {} for kind in ALL_KINDS}
         self._shared: set[str] = set()
         """Kinds whose table a view holds."""
@@ -95,7 +108,7 @@ class ViewBuilder:
                 kind: table for kind, table in self._tables.items() if kind != LEADER
             }
             leader = self._tables[LEADER].get(LEADER)
-            self._view = ClusterView(**tables, leader=leader, revision=self.revision)
+            self._view = ClusterView(**tables, leader=leader, revision=self.revision, losses=self.losses)
             self._shared = set(ALL_KINDS)
         return self._view
 
@@ -109,14 +122,24 @@ class ViewBuilder:
             case KeyDeleted(key, mod_revision):
                 return self._delete(key, mod_revision)
 
+    def forget(self, kind: str, record_id: Any) -> None:
+        """Let a kept record go: it was deleted on purpose."""
+        if (kind, record_id) in self.kept:
+            self.kept.discard((kind, record_id))
+            del self._own(kind)[record_id]
+            self._view = None
+
     def check(self) -> None:
-        """Assert that the tables hold exactly the records of the keys that were seen."""
+        """Assert that the tables hold exactly the keys that were seen, and what was kept."""
+        seen = set(self._place_of_key.values())
+        assert not seen & self.kept, seen & self.kept
         held = sum(map(len, self._tables.values()))
-        assert held == len(self._place_of_key), (held, len(self._place_of_key))
-        for kind, record_id in self._place_of_key.values():
+        assert held == len(seen) + len(self.kept), (held, len(seen), len(self.kept))
+        for kind, record_id in seen | self.kept:
             assert record_id in self._tables[kind], (kind, record_id)
 
     def _restart(self, snapshot: Snapshot) -> Applied:
+        before = self._tables
         self._tables = {kind: {} for kind in ALL_KINDS}
         self._place_of_key = {}
         self._shared = set()
@@ -126,15 +149,39 @@ class ViewBuilder:
                 kind, record_id, record = decoded
                 self._tables[kind][record_id] = record
                 self._place_of_key[entry.key] = (kind, record_id)
+        self._keep_lasting(before, is_lost=self._is_lost(snapshot))
         self._move_to(snapshot.revision)
         return Applied(ALL_KINDS, is_restart=True)
 
+    def _is_lost(self, snapshot: Snapshot) -> bool:
+        """Whether this is another life of cluster state than the one that was followed."""
+        named = [entry.value for entry in snapshot.entries if entry.key == INCARNATION_KEY]
+        incarnation = named[0] if named else b""
+        is_other = bool(self._incarnation) and incarnation != self._incarnation
+        is_lost = is_other or snapshot.revision < self.revision
+        self._incarnation = incarnation
+        self.losses += is_lost
+        return is_lost
+
+    def _keep_lasting(self, before: Mapping[str, Mapping[Any, Any]], *, is_lost: bool) -> None:
+        kept = set()
+        for kind in self._lasting:
+            table = self._tables[kind]
+            for record_id, record in before[kind].items():
+                if record_id not in table and (is_lost or (kind, record_id) in self.kept):
+                    table[record_id] = record
+                    kept.add((kind, record_id))
+        self.kept = kept
+
     def _put(self, entry: StateEntry) -> Applied:
+        if entry.key == INCARNATION_KEY:
+            self._incarnation = entry.value
         decoded = self._decode(entry)
         if decoded is None:
             return self._delete(entry.key, entry.mod_revision)
         kind, record_id, record = decoded
         self._place_of_key[entry.key] = (kind, record_id)
+        self.kept.discard((kind, record_id))
         self._own(kind)[record_id] = record
         self._move_to(entry.mod_revision)
         return Applied(frozenset((kind,)), (kind, record_id, record))
