@@ -22,10 +22,11 @@ import xxhash
 
 from gearfall.checkpoint.directory import disk_errors
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
-from gearfall.core.manifest import Manifest
+from gearfall.core.manifest import Manifest, PartitionEntry
 from gearfall.infra.native import PoolFile
 from services.store.partition_file import PartitionFile
 from services.store.pool_memory import Allocate
+from services.store.verified_front import VerifiedFront
 
 _IN_FLIGHT = 12
 """Requests a remote store is given at once; with parts of 4 MiB, 48 MiB beyond the pool."""
@@ -38,6 +39,10 @@ Report = Callable[[int], None]
 """Told the bytes of each chunk that is verified and written."""
 Gate = Callable[[], Awaitable[None]]
 """Awaited before each chunk; may hold the load up, or raise to give up."""
+Advance = Callable[[int, int], None]
+"""Told a partition and how many of its bytes are verified in pool memory, from its front on."""
+HandOut = Callable[[Sequence[PoolFile]], Advance]
+"""Given the pool memory, one file a partition, before the first byte comes."""
 
 
 class ByteSource(Protocol):
@@ -70,12 +75,13 @@ async def bring(
     report: Report,
     gate: Gate,
     allocate: Allocate = PoolFile,
+    hand_out: HandOut = lambda _: lambda _partition, _size_bytes: None,
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
 ) -> tuple[int, ...]:
     """Write every partition into `directory`, synced; with `is_pooled` into pool memory as well.
 
     Returns one sealed descriptor for each partition if pooled, the caller's from here, else none;
-    `allocate` makes their memory.
+    `allocate` makes their memory, and whoever `hand_out` gives it to may read what is verified.
     Raises CorruptCheckpoint for a chunk that is not what the manifest says, Overloaded when the
     disk is full, Unavailable when the source stays away. The files are the caller's to remove.
     """
@@ -84,6 +90,7 @@ async def bring(
             pool_files.enter_context(await asyncio.to_thread(allocate, partition.size_bytes))
             for partition in (manifest.partitions if is_pooled else ())
         ]
+        advance = hand_out(pooled) if is_pooled else None
         with contextlib.ExitStack() as stack:
             memories = [stack.enter_context(file.memory()) for file in pooled]
             files = [
@@ -96,6 +103,7 @@ async def bring(
                 memories=memories,
                 files=files,
                 report=report,
+                advance=advance,
                 gate=gate,
                 pauses_s=pauses_s,
             ).run()
@@ -114,6 +122,7 @@ class _Pass:
         memories: Sequence[memoryview],
         files: Sequence[PartitionFile],
         report: Report,
+        advance: Advance | None,
         gate: Gate,
         pauses_s: Sequence[float],
     ) -> None:
@@ -122,9 +131,11 @@ class _Pass:
         self._memories = memories
         self._files = files
         self._report = report
+        self._advance = advance
         self._gate = gate
         self._pauses_s = pauses_s
         self._chunks = _chunks(manifest)
+        self._fronts = [VerifiedFront(_chunk_sizes(entry)) for entry in manifest.partitions]
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="arrival")
 
     async def run(self) -> None:
@@ -148,6 +159,12 @@ class _Pass:
                     await self._fetch(chunk, place)
                     await self._in_thread(chunk, place)
                 self._report(chunk.size_bytes)
+                self._note_verified(chunk)
+
+    def _note_verified(self, chunk: _Chunk) -> None:
+        front = self._fronts[chunk.partition]
+        if front.add(chunk.index) and self._advance is not None:
+            self._advance(chunk.partition, front.size_bytes)
 
     def _place(self, chunk: _Chunk, scratch: memoryview | None) -> memoryview:
         if scratch is not None:
@@ -197,10 +214,14 @@ class _Pass:
 
 def _chunks(manifest: Manifest) -> Iterator[_Chunk]:
     for number, entry in enumerate(manifest.partitions):
-        for index, digest in enumerate(entry.chunk_digests()):
-            offset = index * entry.chunk_bytes
-            size = min(entry.chunk_bytes, entry.size_bytes - offset)
-            yield _Chunk(number, index, offset, size, digest)
+        sizes = zip(entry.chunk_digests(), _chunk_sizes(entry), strict=True)
+        for index, (digest, size) in enumerate(sizes):
+            yield _Chunk(number, index, index * entry.chunk_bytes, size, digest)
+
+
+def _chunk_sizes(entry: PartitionEntry) -> Sequence[int]:
+    starts = range(0, entry.size_bytes, entry.chunk_bytes)
+    return [min(entry.chunk_bytes, entry.size_bytes - start) for start in starts]
 
 
 def _scratch(stack: contextlib.ExitStack, size_bytes: int) -> memoryview:

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from gearfall.checkpoint.directory import disk_errors, write_file
-from gearfall.core.errors import CorruptCheckpoint, NotFound, Unavailable
+from gearfall.core.errors import CorruptCheckpoint, GearfallError, NotFound, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.manifest import MANIFEST_FILE, FileEntry, Manifest
 from gearfall.core.records import ModelRecord, Tier
 from gearfall.infra.cluster import Cluster
+from gearfall.infra.native import PoolFile
 from gearfall.infra.remote import is_url
 from services.store.arrival import ByteSource, bring
 from services.store.canaries import CANARY_FILE
 from services.store.catalogue import Catalogue
+from services.store.filling import Filling
 from services.store.load import Load, LoadProgress
 from services.store.model_registry import ModelRegistry
-from services.store.neighbour import NeighbourCheckpoint
+from services.store.neighbour import NeighbourCheckpoint, read_canary
 from services.store.pool import Resident
 from services.store.pool_memory import Allocate
 from services.store.remote_checkpoint import open_remote
@@ -111,6 +113,8 @@ class Elsewhere:
         self._room = room
         self._on_arrived = on_arrived
         self._memory_for = memory_for
+        self._canaries: dict[tuple[ModelName, str], bytes] = {}
+        """Neighbours' canaries, by model and digest, until the bytes are here."""
 
     def size_of(self, model: ModelName) -> int | None:
         """Bytes of a model that can be fetched; None for one that nobody here has heard of."""
@@ -130,7 +134,12 @@ class Elsewhere:
 
         async def receive(origin: Origin) -> Resident | None:
             load.flight.publish(LoadProgress(Tier.REMOTE, 0, load.flight.progress.total_bytes))
-            return await self._receive(model, origin, load, is_pooled=is_pooled)
+            try:
+                return await self._receive(model, origin, load, is_pooled=is_pooled)
+            except GearfallError as error:
+                # The next place fills memory of its own.
+                load.end_filling(error)
+                raise
 
         return await self._from_anywhere(model, receive)
 
@@ -145,6 +154,25 @@ class Elsewhere:
         if content is None:
             raise NotFound(f"model {model!r} has no file {file[:96]!r}", param="file")
         return content
+
+    async def read_canary(self, model: ModelName) -> bytes | None:
+        """Return a neighbour's canary of a model; None where no neighbour has one.
+
+        It is kept beside the bytes when they arrive.
+        """
+        record = self._record(model)
+        for node_id in () if record is None else self._registry.others(record):
+            assert record is not None
+            address = self._cluster.view.nodes[node_id].address
+            try:
+                content = await read_canary(address, model)
+            except GearfallError as error:
+                extra = {"model": model, "place": address, "error": error.message}
+                _log.warning("canary not fetched", extra=extra)
+            else:
+                self._canaries[model, record.digest] = content
+                return content
+        return None
 
     async def _from_anywhere(self, model: ModelName, use: Callable[[Origin], Awaitable[T]]) -> T:
         failure: Unavailable | NotFound = NotFound(f"model {model!r} is nowhere", param="model")
@@ -202,6 +230,7 @@ class Elsewhere:
                     report=load.report,
                     gate=load.go_on,
                     allocate=self._memory_for(model),
+                    hand_out=partial(_hand_out, model, origin, load),
                 )
                 try:
                     await asyncio.to_thread(self._install, model, incoming, origin, files)
@@ -227,9 +256,21 @@ class Elsewhere:
                 write_file(incoming / name, content)
             write_file(incoming / MANIFEST_FILE, origin.manifest_json)
             write_file(incoming / ORIGIN_FILE, origin_bytes(self._source(model), base))
+            canary = self._canaries.pop((model, origin.digest), None)
             if entry is not None and (entry.directory / CANARY_FILE).exists():
                 shutil.copy(entry.directory / CANARY_FILE, incoming / CANARY_FILE)
+            elif canary is not None:
+                write_file(incoming / CANARY_FILE, canary)
             self._ssd.install(model, incoming)
+
+
+def _hand_out(
+    model: ModelName, origin: Origin, load: Load, files: Sequence[PoolFile]
+) -> Callable[[int, int], None]:
+    """Let holders in on the memory that is about to be filled."""
+    filling = Filling.over(model, origin.digest, origin.manifest_json, files)
+    load.begin_filling(filling)
+    return filling.advance
 
 
 async def _open_neighbour(address: str, model: ModelName, digest: str) -> Origin:

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from gearfall.core.errors import GearfallError
 from gearfall.core.ids import ModelName
+from gearfall.infra.native import PoolFile
 from services.store.flight import Flight
 from services.store.pool import Resident
 
@@ -27,6 +29,21 @@ class Filling:
 
     def __post_init__(self) -> None:
         self.flight = Flight((0,) * len(self.partition_sizes))
+
+    @classmethod
+    def over(
+        cls, model: ModelName, digest: str, manifest_json: bytes, files: Sequence[PoolFile]
+    ) -> Self:
+        """Return the filling of these files, one a partition; for any thread. Raises OSError."""
+        fds: list[int] = []
+        try:
+            fds.extend(file.open_reader() for file in files)
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        sizes = tuple(file.size_bytes for file in files)
+        return cls(model, digest, manifest_json, tuple(fds), sizes)
 
     @property
     def holders(self) -> Sequence[str]:

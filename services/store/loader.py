@@ -237,7 +237,10 @@ class Loader:
         try:
             resident = await self.far.fetch(load.model, load, is_pooled=is_pooled)
             if resident is not None:
-                self._pool.commit(resident)
+                self._commit(load, resident)
+        except BaseException as error:
+            load.end_filling(_failure(load, error))
+            raise
         finally:
             self._pool.cancel(load.model)
         load.is_far = False

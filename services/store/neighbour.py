@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from gearfall.core.errors import CorruptCheckpoint
+from gearfall.core.canary import parse_canary
+from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.manifest import (
     FileEntry,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 4
 _CALL_S = 10.0
+_CANARY_S = 120.0
+"""The neighbour may have to compute it first, which takes seconds for each gigabyte."""
 
 
 class NeighbourCheckpoint:
@@ -66,13 +69,26 @@ class NeighbourCheckpoint:
                 connection = await self._connect(reply.port, reply.tokens[0])
             try:
                 await self._read(connection, partition, offset_bytes, destination)
-            except BaseException:
+            except BaseException as error:
                 # What is under way on it belongs to nobody now.
                 connection.close()
                 connection = None
+                if isinstance(error, Unavailable):
+                    self._forget_idle()
                 raise
         finally:
             self._idle.put_nowait(connection)
+
+    def _forget_idle(self) -> None:
+        """Connect anew next time: what cut one off has mostly cut the others, and each tells late.
+
+        An attempt at a part would be lost on each of them.
+        """
+        for _ in range(self._idle.qsize()):
+            connection = self._idle.get_nowait()
+            if connection is not None:
+                connection.close()
+            self._idle.put_nowait(None)
 
     async def read_file(self, entry: FileEntry) -> bytes:
         """Return one small file, checked. Raises CorruptCheckpoint."""
@@ -128,3 +144,19 @@ class NeighbourCheckpoint:
             await asyncio.wait((reading,))
             reading.exception()
             raise
+
+
+async def read_canary(address: str, model: ModelName) -> bytes:
+    """Return the canary that a neighbour's store has of a model, waiting while it is computed.
+
+    Raises what the neighbour answers, CorruptCheckpoint for something else than a canary.
+    """
+    async with open_channel(address) as channel:
+        stub: StoreAsyncStub = StoreStub(channel)
+        request = store_pb2.ReadCanaryRequest(model=model)
+        try:
+            content = (await stub.ReadCanary(request, timeout=_CANARY_S)).content
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+    parse_canary(content)
+    return content

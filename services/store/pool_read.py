@@ -81,14 +81,7 @@ class _Read:
 
     def _hand_out(self, files: list[PoolFile]) -> Filling:
         stored = self._stored
-        fds: list[int] = []
-        try:
-            fds.extend(file.open_reader() for file in files)
-        except BaseException:
-            _close(fds)
-            raise
-        sizes = tuple(partition.size_bytes for partition in stored.manifest.partitions)
-        filling = Filling(stored.name, stored.digest, stored.manifest_json, tuple(fds), sizes)
+        filling = Filling.over(stored.name, stored.digest, stored.manifest_json, files)
         self._loop.call_soon_threadsafe(self._begin, filling)
         return filling
 

@@ -23,6 +23,7 @@ from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName
 from gearfall.core.records import ModelRecord
 from gearfall.core.sampling import SamplingParams
+from gearfall.infra.memory_state import MemoryStateServer
 from gearfall.infra.pool_lease import FillNews, pack_frame, take_lease
 from services.store.canary_process import CanaryRequest
 from services.store.canary_reference import compute_canary
@@ -43,6 +44,7 @@ from services.worker.replicas.start_clock import StartClock
 from services.worker.store_client import GrpcStoreClient
 from tests.services.store.held_reads import HeldReads
 from tests.services.store.stores import RunningStore, running_store
+from tests.services.store.turnstile import Turnstile
 from tests.services.worker.fakes import NODE, WORKER
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
@@ -211,6 +213,34 @@ async def test_what_rode_along_is_said_once_all_is_verified_and_asked_for(
         async with engine_of(record(store), address, zygote) as (engine, held, _):
             await ready(engine, held)
             assert (await answer(engine))[:1] == tokens
+
+
+async def test_an_engine_computes_behind_bytes_that_come_from_a_neighbour(
+    registered: Path, tmp_path: Path, zygote: Zygote
+):
+    server = MemoryStateServer()
+    shutil.copytree(registered, tmp_path / "one", ignore=shutil.ignore_patterns("attach"))
+    async with (
+        running_store(tmp_path / "one", node="node-1", server=server) as one,
+        running_store(tmp_path / "two", node="node-2", server=server) as two,
+    ):
+        await two.wait_model(MODEL, ("node-1",))
+        two.service.load(MODEL)
+        (load,) = two.service.loader._loads.values()
+        load.may_go_on = turnstile = Turnstile(1)
+        address = two.service.address
+        async with engine_of(record(one), address, zygote) as (engine, held, _):
+            assert held.lease.news_fd is not None
+            await canary_runs(engine, held)
+            assert not held.loading.done()
+            turnstile.is_open.set()
+            await ready(engine, held)
+            assert (await held.loading).timeline.remote_s > 0
+            behind = await answer(engine)
+        async with engine_of(record(two), address, zygote) as (engine, held, _):
+            assert held.lease.news_fd is None
+            await ready(engine, held)
+            assert await answer(engine) == behind
 
 
 async def test_verified_bytes_alone_make_no_engine_ready(registered: Path, zygote: Zygote):

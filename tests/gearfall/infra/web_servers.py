@@ -17,6 +17,8 @@ class Faults:
     cut_after_bytes: int | None = None
     """Of a body; the connection is then closed."""
     cuts_left: int = 10**9
+    from_byte: int = 0
+    """Ranges that begin before it are neither cut nor stalled."""
     stall: threading.Event | None = None
     """Bodies wait for it before their second half."""
     stall_file: str = ""
@@ -100,6 +102,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_body(self, body: bytes) -> None:
         faults = self.server.faults
+        begin = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0]
+        if int(begin) < faults.from_byte:
+            self.wfile.write(body)
+            return
         if faults.stall is not None and self.path.lstrip("/").startswith(faults.stall_file):
             half = len(body) // 2
             self.wfile.write(body[:half])
