@@ -1,6 +1,7 @@
 """`gearfall deploy`: name a model or a cascade and say how it is kept."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +27,33 @@ def deploy(
     certainty: Annotated[
         str, typer.Option(help="Measure that the thresholds speak about.")
     ] = "sequence_probability",
-    min_replicas: Annotated[int, typer.Option(min=0)] = 0,
-    max_replicas: Annotated[int, typer.Option(min=1)] = 1,
-    keep_alive_s: Annotated[float, typer.Option(min=0)] = 300.0,
+    min_replicas: Annotated[
+        int, typer.Option("--min", "--min-replicas", help="Replicas that stay, of each model.")
+    ] = 0,
+    max_replicas: Annotated[
+        int, typer.Option("--max", "--max-replicas", help="Most replicas of each model.")
+    ] = 1,
+    keep_alive_s: Annotated[
+        float,
+        typer.Option(
+            "--keep-alive", "--keep-alive-s", help="Seconds that an idle replica stays, at most."
+        ),
+    ] = 300.0,
+    target_jobs: Annotated[
+        int, typer.Option(help="Jobs that one replica should run at once; 0: as it has slots.")
+    ] = 0,
+    target_queued_tokens: Annotated[
+        int, typer.Option(help="Tokens to compute that may wait for one replica; 0: any number.")
+    ] = 0,
+    label: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE that a worker must bear; repeatable.")
+    ] = None,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="Replicas go to different nodes where there are any.")
+    ] = False,
+    accelerators: Annotated[
+        int, typer.Option(help="Workers of one node that a replica needs together.")
+    ] = 1,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -43,6 +68,11 @@ def deploy(
             min_replicas,
             max_replicas,
             keep_alive_s,
+            target_jobs,
+            target_queued_tokens,
+            parse_labels(label or ()),
+            spread,
+            accelerators,
         )
     with connect(server) as client:
         stored = deployment_to_pb(client.deploy(deployment))
@@ -63,6 +93,18 @@ def parse_stage(text: str) -> Stage:
         raise InvalidRequest(
             f"--stage {text!r}: the part behind ':' must be a number", param="stage"
         ) from None
+
+
+def parse_labels(texts: Sequence[str]) -> dict[str, str]:
+    """Parse KEY=VALUE each; raise InvalidRequest on anything else, or a key that stands twice."""
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key:
+            raise InvalidRequest(f"--label {text!r} must be KEY=VALUE", param="label")
+        if labels.setdefault(key, value) != value:
+            raise InvalidRequest(f"--label {key} stands twice with two values", param="label")
+    return labels
 
 
 def deployment_from_file(path: Path, name: str = "") -> DeploymentRecord:
@@ -94,4 +136,9 @@ def _deployment(fields: dict[str, Any], name: str) -> DeploymentRecord:
         int(fields.get("min_replicas", 0)),
         int(fields.get("max_replicas", 1)),
         float(fields.get("keep_alive_s", 300.0)),
+        int(fields.get("target_jobs", 0)),
+        int(fields.get("target_queued_tokens", 0)),
+        {str(key): str(value) for key, value in dict(fields.get("labels", {})).items()},
+        bool(fields.get("spread", False)),
+        int(fields.get("accelerators", 1)),
     )

@@ -12,10 +12,12 @@ from gearfall.cli.render import (
     as_dict,
     bytes_text,
     console,
+    placing_text,
     print_json,
     print_table,
     readiness_text,
     stages_text,
+    targets_text,
 )
 from gearfall.client import Client
 from gearfall.pb import common_pb2
@@ -53,7 +55,7 @@ def list_models(context: typer.Context, server: Server = "", as_json: AsJson = F
     if reply.deployments:
         print_table(
             "deployments",
-            ("name", "stages", "certainty", "replicas", "keep-alive>"),
+            ("name", "stages", "certainty", "replicas", "keep-alive>", "targets", "placed on"),
             (
                 (
                     deployment.name,
@@ -61,6 +63,8 @@ def list_models(context: typer.Context, server: Server = "", as_json: AsJson = F
                     deployment.certainty,
                     f"{deployment.min_replicas} to {deployment.max_replicas}",
                     f"{deployment.keep_alive_s:g} s",
+                    targets_text(deployment),
+                    placing_text(deployment),
                 )
                 for deployment in reply.deployments
             ),

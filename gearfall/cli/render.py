@@ -67,3 +67,18 @@ def stages_text(deployment: common_pb2.Deployment) -> str:
         bound = f" <{stage.threshold:.3f}>" if stage.HasField("threshold") else ""
         parts.append(stage.model + bound)
     return " ".join(parts)
+
+
+def targets_text(deployment: common_pb2.Deployment) -> str:
+    """Return what one replica should have to do at most: 8 jobs, 4000 queued tokens."""
+    parts = [f"{deployment.target_jobs} jobs"] if deployment.target_jobs else []
+    if deployment.target_queued_tokens:
+        parts.append(f"{deployment.target_queued_tokens} queued tokens")
+    return ", ".join(parts)
+
+
+def placing_text(deployment: common_pb2.Deployment) -> str:
+    """Return where replicas may be: 2 accelerators, zone=a, spread."""
+    parts = [f"{deployment.accelerators} accelerators"] if deployment.accelerators > 1 else []
+    parts += [f"{key}={value}" for key, value in sorted(deployment.labels.items())]
+    return ", ".join([*parts, "spread"] if deployment.spread else parts)

@@ -7,6 +7,7 @@ import grpc
 
 from gearfall.client.request import GenerateCall, Options, Prompt
 from gearfall.client.values import Answer, Event, answer_from_events, event_from_pb
+from gearfall.core.deployment import check_deployment_shape
 from gearfall.core.records import DeploymentRecord
 from gearfall.infra.bearer import bearer_metadata
 from gearfall.infra.convert import deployment_from_pb, deployment_to_pb
@@ -107,7 +108,11 @@ class AsyncClient:
         await self._call(self._router.RemoveModel, router_pb2.RemoveModelRequest(name=name))
 
     async def deploy(self, deployment: DeploymentRecord) -> DeploymentRecord:
-        """Create or replace a deployment; return it as the cluster holds it."""
+        """Create or replace a deployment; return it as the cluster holds it.
+
+        Raises InvalidRequest, NotFound or Conflict that say what to change.
+        """
+        check_deployment_shape(deployment)
         request = router_pb2.PutDeploymentRequest(deployment=deployment_to_pb(deployment))
         reply = await self._call(self._router.PutDeployment, request)
         return deployment_from_pb(reply.deployment)

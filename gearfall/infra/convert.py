@@ -279,6 +279,11 @@ def deployment_to_pb(record: DeploymentRecord, revision: int = 0) -> pb.Deployme
         max_replicas=record.max_replicas,
         keep_alive_s=record.keep_alive_s,
         revision=revision,
+        target_jobs=record.target_jobs,
+        target_queued_tokens=record.target_queued_tokens,
+        labels=record.labels,
+        spread=record.spread,
+        accelerators=record.accelerators,
     )
 
 
@@ -297,4 +302,9 @@ def deployment_from_pb(message: pb.Deployment) -> DeploymentRecord:
         min_replicas=message.min_replicas,
         max_replicas=message.max_replicas,
         keep_alive_s=message.keep_alive_s,
+        target_jobs=message.target_jobs,
+        target_queued_tokens=message.target_queued_tokens,
+        labels=dict(message.labels),
+        spread=message.spread,
+        accelerators=message.accelerators or 1,
     )

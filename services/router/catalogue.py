@@ -2,11 +2,9 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
-from gearfall.core.certainty import parse_measure
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName, parse_name
 from gearfall.core.ports import JobQueue
@@ -15,12 +13,11 @@ from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.infra.remote import is_url
 from gearfall.pb import store_pb2
+from services.router.deployment_checks import check_deployment
 from services.router.peers import Peers
 
 _log = logging.getLogger(__name__)
 
-MAX_STAGES = 8
-MAX_REPLICAS = 1024
 _SEEN_S = 10.0
 _DRAINED_S = 20.0
 """How long a removed model's idle replicas have to go, and then its last leases."""
@@ -178,45 +175,6 @@ class Catalogue:
                         return
         except TimeoutError:
             raise Unavailable(f"not seen in cluster state within {within_s:g} s") from None
-
-
-def check_deployment(record: DeploymentRecord, view: ClusterView) -> None:
-    """Raise InvalidRequest, NotFound or Conflict when `record` can't be deployed in `view`."""
-    parse_name(record.name, param="name")
-    if ModelName(record.name) in view.models:
-        raise Conflict(f"a model has the name {record.name}", param="name")
-    parse_measure(record.certainty)
-    if not 1 <= len(record.stages) <= MAX_STAGES:
-        raise InvalidRequest(f"a deployment has 1 to {MAX_STAGES} stages", param="stages")
-    _check_stages(record, view)
-    if not 0 <= record.min_replicas <= record.max_replicas <= MAX_REPLICAS:
-        raise InvalidRequest(
-            f"min_replicas {record.min_replicas} and max_replicas {record.max_replicas} must be "
-            f"0 <= min <= max <= {MAX_REPLICAS}",
-            param="min_replicas",
-        )
-    if record.max_replicas == 0:
-        raise InvalidRequest("max_replicas must be at least 1", param="max_replicas")
-    if not (math.isfinite(record.keep_alive_s) and record.keep_alive_s >= 0):
-        raise InvalidRequest("keep_alive_s must be at least 0", param="keep_alive_s")
-
-
-def _check_stages(record: DeploymentRecord, view: ClusterView) -> None:
-    seen: set[ModelName] = set()
-    for position, stage in enumerate(record.stages):
-        where = f"stages[{position}]"
-        if stage.model not in view.models:
-            raise NotFound(f"model {stage.model!r} is not registered", param=f"{where}.model")
-        if stage.model in seen:
-            raise InvalidRequest(f"model {stage.model} stands twice", param=f"{where}.model")
-        seen.add(stage.model)
-        is_last = position == len(record.stages) - 1
-        if is_last and stage.threshold is not None:
-            raise InvalidRequest("the last stage has no threshold", param=f"{where}.threshold")
-        if not is_last and not (stage.threshold is not None and 0.0 <= stage.threshold <= 1.0):
-            raise InvalidRequest(
-                f"stage {stage.model} needs a threshold between 0 and 1", param=f"{where}.threshold"
-            )
 
 
 def _names(record: DeploymentRecord, model: ModelName) -> bool:

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from gearfall.client import AsyncClient
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, InvalidRequest
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo import catalogue
 
 pytestmark = pytest.mark.usefixtures("demo_family")
@@ -162,3 +165,22 @@ async def test_a_path_that_is_no_directory_is_refused(
 ) -> None:
     with pytest.raises(InvalidRequest):
         _ = [item async for item in client.register_model("fine-name", path)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"max_replicas": 1, "min_replicas": 2}, "raise the one or lower the other"),
+        ({"stages": (Stage(ModelName("arith")),)}, "is a deployment"),
+        ({"labels": {"planet": "mars"}}, "no live worker"),
+        ({"accelerators": 9}, "has the most with"),
+        ({"keep_alive_s": float("nan")}, "number of seconds"),
+    ],
+)
+async def test_a_deployment_that_can_not_run_is_refused(
+    client: AsyncClient, fields: dict[str, Any], says: str
+) -> None:
+    good = DeploymentRecord(DeploymentName("bad"), (Stage(ModelName("arith-large")),))
+    with pytest.raises(InvalidRequest, match=says):
+        await client.deploy(replace(good, **fields))
+    assert "bad" not in {each.name for each in (await client.models()).deployments}

@@ -89,6 +89,16 @@ def test_deployments_and_models_come_and_go(gearfall: Any) -> None:
         ("deploy", "arith-small", "--stage", "arith-large"),
         ("deploy", "bad", "--stage", "arith-large", "--min-replicas", "3"),
         ("deploy", "bad", "--stage", "arith-large", "--certainty", "gut-feeling"),
+        ("deploy", "bad", "--stage", "bad"),
+        ("deploy", "bad", "--stage", "arith"),
+        ("deploy", "bad", "--stage", "arith-large", "--min", "2", "--max", "1"),
+        ("deploy", "bad", "--stage", "arith-large", "--min", "-1"),
+        ("deploy", "bad", "--stage", "arith-large", "--keep-alive", "nan"),
+        ("deploy", "bad", "--stage", "arith-large", "--target-jobs", "-3"),
+        ("deploy", "bad", "--stage", "arith-large", "--target-queued-tokens", "-3"),
+        ("deploy", "bad", "--stage", "arith-large", "--label", "planet=mars"),
+        ("deploy", "bad", "--stage", "arith-large", "--label", "planet"),
+        ("deploy", "bad", "--stage", "arith-large", "--accelerators", "9"),
     ],
 )
 def test_a_deployment_that_cannot_work_is_refused(gearfall: Any, arguments: tuple[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gearfall.cli.connection import parse_address
-from gearfall.cli.deploy import deployment_from_file, parse_stage
+from gearfall.cli.deploy import deployment_from_file, parse_labels, parse_stage
 from gearfall.cli.render import bytes_text
 from gearfall.cli.up import parse_bytes, real_policy
 from gearfall.core.errors import InvalidRequest
@@ -42,6 +42,14 @@ def test_a_stage_is_a_model_with_or_without_a_threshold() -> None:
         parse_stage("small:very")
 
 
+def test_labels_are_pairs() -> None:
+    assert parse_labels(["zone=a", "rack=", "note=a=b"]) == {"zone": "a", "rack": "", "note": "a=b"}
+    for texts in (["zone"], ["=a"], ["zone=a", "zone=b"]):
+        with pytest.raises(InvalidRequest) as caught:
+            parse_labels(texts)
+        assert caught.value.param == "label"
+
+
 @pytest.mark.parametrize("text", ["", "host", "host:", ":80", "host:x", "host:70000"])
 def test_a_wrong_address_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
@@ -52,11 +60,14 @@ def test_a_deployment_file_is_read_and_renamed(tmp_path: Path) -> None:
     path = tmp_path / "d.json"
     path.write_text(
         '{"name": "a", "certainty": "min_margin", "keep_alive_s": 5,'
+        ' "target_jobs": 3, "labels": {"zone": "a"}, "spread": true, "accelerators": 2,'
         ' "stages": [{"model": "s", "threshold": 0.5}, {"model": "l", "threshold": null}]}'
     )
     record = deployment_from_file(path, "b")
     assert (record.name, record.certainty, record.keep_alive_s) == ("b", "min_margin", 5.0)
     assert record.stages == (Stage(ModelName("s"), 0.5), Stage(ModelName("l")))
+    assert (record.target_jobs, record.labels, record.spread) == (3, {"zone": "a"}, True)
+    assert record.accelerators == 2
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from gearfall.core.errors import (
 from gearfall.core.ids import DeploymentName, ModelName, WorkerId
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.infra.bearer import bearer_metadata
+from gearfall.infra.convert import deployment_from_pb
 from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.grpc_errors import error_from_rpc
+from gearfall.pb import common_pb2, router_pb2_grpc
 from gearfall.pb import router_pb2 as pb
-from gearfall.pb import router_pb2_grpc
 from tests.services.router.rig import Answer, running_rig
 
 
@@ -109,6 +111,48 @@ async def test_bad_deployments_are_refused(client):
         with pytest.raises(kind):
             await client.deploy(wanted)
     assert not (await client.models()).deployments
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_replicas": 1, "min_replicas": 2}, "max_replicas"),
+        ({"max_replicas": 1, "keep_alive_s": float("nan")}, "keep_alive_s"),
+        ({"max_replicas": 1, "target_jobs": 2**32 - 1}, "target_jobs"),
+        ({"max_replicas": 1, "accelerators": 999}, "accelerators"),
+        ({"max_replicas": 1, "labels": {"": "x"}}, "labels"),
+    ],
+)
+async def test_the_server_refuses_what_another_client_would_send(rig, fields, param):
+    wanted = common_pb2.Deployment(
+        name="both",
+        stages=[common_pb2.Stage(model="small")],
+        certainty="min_margin",
+        **fields,
+    )
+    async with open_channel(rig.router.grpc_address) as channel:
+        stub = router_pb2_grpc.RouterStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.PutDeployment(pb.PutDeploymentRequest(deployment=wanted))
+    error = error_from_rpc(refused.value)
+    assert isinstance(error, InvalidRequest)
+    assert error.param == param
+
+
+async def test_a_deployment_keeps_every_field(client):
+    wanted = deployment(
+        ("small", 0.5),
+        ("large", None),
+        min_replicas=1,
+        max_replicas=3,
+        keep_alive_s=2.5,
+        target_jobs=4,
+        target_queued_tokens=900,
+        spread=True,
+    )
+    assert await client.deploy(wanted) == wanted
+    (stored,) = (await client.models()).deployments
+    assert deployment_from_pb(stored) == wanted
 
 
 async def test_models_and_deployments_come_and_go(rig, client):

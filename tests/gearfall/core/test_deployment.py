@@ -1,0 +1,63 @@
+import pytest
+
+from gearfall.core.deployment import check_deployment_shape
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.records import DeploymentRecord, Stage
+
+NAN = float("nan")
+
+
+def deployment(*stages, name="both", **fields) -> DeploymentRecord:
+    built = tuple(Stage(ModelName(model), threshold) for model, threshold in stages)
+    return DeploymentRecord(DeploymentName(name), built or (Stage(ModelName("large")),), **fields)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        deployment(),
+        deployment(("small", 0.0), ("large", None)),
+        deployment(("small", 1.0), ("large", None), min_replicas=3, max_replicas=3),
+        deployment(keep_alive_s=0.0, target_jobs=8, target_queued_tokens=4096),
+        deployment(labels={"zone": "a", "empty": ""}, spread=True, accelerators=4),
+    ],
+)
+def test_what_can_work_is_taken(wanted):
+    check_deployment_shape(wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "param", "says"),
+    [
+        (deployment(name="../x"), "name", "valid name"),
+        (deployment(certainty="vibes"), "certainty", "vibes"),
+        (deployment(*((f"m{n}", 0.5) for n in range(9))), "stages", "1 to 8"),
+        (deployment(("both", None)), "stages[0].model", "stage of itself"),
+        (deployment(("a", 0.5), ("b", 0.5), ("a", None)), "stages[2].model", "stands twice"),
+        (deployment(("a", None), ("b", None)), "stages[0].threshold", "has none"),
+        (deployment(("a", 1.5), ("b", None)), "stages[0].threshold", "it has 1.5"),
+        (deployment(("a", -0.1), ("b", None)), "stages[0].threshold", "it has -0.1"),
+        (deployment(("a", NAN), ("b", None)), "stages[0].threshold", "it has nan"),
+        (deployment(("a", 0.5)), "stages[0].threshold", "leave out that of a"),
+        (deployment(min_replicas=2, max_replicas=1), "max_replicas", "below min_replicas 2"),
+        (deployment(min_replicas=-1), "min_replicas", "-1 must be between 0"),
+        (deployment(max_replicas=0), "max_replicas", "0 must be between 1"),
+        (deployment(max_replicas=5000), "max_replicas", "and 1024"),
+        (deployment(keep_alive_s=-1.0), "keep_alive_s", "at least 0"),
+        (deployment(keep_alive_s=NAN), "keep_alive_s", "nan"),
+        (deployment(keep_alive_s=float("inf")), "keep_alive_s", "inf"),
+        (deployment(target_jobs=-1), "target_jobs", "-1"),
+        (deployment(target_queued_tokens=-5), "target_queued_tokens", "-5"),
+        (deployment(accelerators=0), "accelerators", "between 1"),
+        (deployment(accelerators=-2), "accelerators", "-2"),
+        (deployment(labels={"": "a"}), "labels", "keys"),
+        (deployment(labels={"k": "v" * 200}), "labels", "128"),
+        (deployment(labels={f"k{n}": "v" for n in range(17)}), "labels", "at most 16"),
+    ],
+)
+def test_what_can_not_is_refused_with_what_to_change(wanted, param, says):
+    with pytest.raises(InvalidRequest) as refused:
+        check_deployment_shape(wanted)
+    assert refused.value.param == param
+    assert says in refused.value.message
