@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+import grpc
+
 from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, NodeId, WorkerId
@@ -175,11 +177,12 @@ async def start_worker(
         on_ended=note_migration,
     )
     stack.callback(desk.close)
-    server = await start_server(
-        settings.listen,
-        lambda s: add_WorkerServicer_to_server(WorkerServicer(service, desk), s),
-        ("gearfall.v1.Worker",),
-    )
+
+    def add_servicers(server: grpc.aio.Server) -> None:
+        add_WorkerServicer_to_server(WorkerServicer(service, desk), server)
+        desk.stream_door.add_to(server)
+
+    server = await start_server(settings.listen, add_servicers, ("gearfall.v1.Worker",))
     stack.push_async_callback(server.stop)
     await host.start(
         WorkerRecord(

@@ -1,8 +1,9 @@
 """A long answer moves between two workers while it is streamed: text and ids stay the same."""
 
 import asyncio
+import contextlib
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,49 @@ BY_TOKENS, BY_KV = pb.MIGRATION_PATH_TOKENS, pb.MIGRATION_PATH_KV
 MOVES: tuple[Move, ...] = ((40, BY_TOKENS), (90, BY_KV), (140, BY_TOKENS), (190, BY_KV))
 
 
+async def _as_it_is(address: str) -> str:
+    return address
+
+
+class OnePort:
+    """Another host, of whose ports a firewall lets through only those that are named."""
+
+    HOST = "127.0.0.2"
+
+    def __init__(self) -> None:
+        self._servers: list[asyncio.Server] = []
+
+    async def let_through(self, address: str) -> str:
+        """Return where a worker's gRPC port, and no other of its ports, can be reached."""
+        host, _, port = address.rpartition(":")
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(_copy(reader, back), _copy(there, writer))
+
+        server = await asyncio.start_server(serve, self.HOST, 0)
+        self._servers.append(server)
+        return f"{self.HOST}:{server.sockets[0].getsockname()[1]}"
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+        while content := await reader.read(1 << 16):
+            writer.write(content)
+            await writer.drain()
+
+
 class Pair:
     """Two workers that serve the model, and a client."""
 
     def __init__(self, client: AsyncClient) -> None:
         self.client = client
         self.addresses: dict[str, str] = {}
+        self.known_at: Callable[[str], Awaitable[str]] = _as_it_is
 
     async def ready(self) -> None:
         """Return when both workers serve the model."""
@@ -63,7 +101,7 @@ class Pair:
                             return reply
 
     async def move(self, path: pb.MigrationPath.ValueType) -> pb.MigrateJobReply:
-        """Move the only job to a worker that it is not on."""
+        """Move the only job to a worker that it is not on, by the address that it is known at."""
         for worker_id, address in self.addresses.items():
             async with open_channel(address) as channel:
                 stub = WorkerStub(channel)
@@ -72,8 +110,9 @@ class Pair:
                     continue
                 (job,) = jobs
                 (other,) = (a for w, a in self.addresses.items() if w != worker_id)
+                target = await self.known_at(other)
                 request = pb.MigrateJobRequest(
-                    job_id=job.job_id, epoch=job.epoch, target_address=other, path=path
+                    job_id=job.job_id, epoch=job.epoch, target_address=target, path=path
                 )
                 reply: pb.MigrateJobReply = await stub.MigrateJob(request, timeout=30)
                 return reply
@@ -165,6 +204,22 @@ async def test_an_answer_moved_four_times_is_the_undisturbed_one(
     assert [reply.epoch for reply in replies] == [2, 3, 4, 5]
     assert [reply.path for reply in replies] == [path for _, path in MOVES]
     assert [reply.moved_bytes > 0 for reply in replies] == [path == BY_KV for _, path in MOVES]
+
+
+async def test_keys_and_values_go_over_grpc_where_their_socket_cannot_be_connected(
+    pair: Pair,
+) -> None:
+    expected_ids, *_ = await pair.read((), SAMPLED)
+    firewall = OnePort()
+    pair.known_at = firewall.let_through
+    try:
+        ids, _, owners, replies = await pair.read(((40, BY_KV), (140, BY_KV)), SAMPLED)
+    finally:
+        firewall.close()
+    assert ids == expected_ids
+    assert owners == 3
+    assert [reply.path for reply in replies] == [pb.MIGRATION_PATH_KV_STREAM] * 2
+    assert all(reply.moved_bytes > 0 for reply in replies)
 
 
 async def test_a_drained_worker_moves_its_jobs_before_it_goes(pair: Pair) -> None:

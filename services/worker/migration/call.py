@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -18,7 +19,6 @@ from gearfall.pb.worker_pb2_grpc import WorkerStub
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.jobs.claims import ClaimKey
 from services.worker.jobs.job_board import JobBoard
-from services.worker.migration.bulk import KvSender, kv_shape
 from services.worker.migration.cost import DataPath
 from services.worker.migration.events import (
     Accepted,
@@ -28,6 +28,9 @@ from services.worker.migration.events import (
     Refused,
     TargetLost,
 )
+from services.worker.migration.kv_carriers import Connect, SocketCarrier, StreamCarrier
+from services.worker.migration.kv_groups import kv_shape
+from services.worker.migration.kv_sender import KvSender
 from services.worker.migration.source import MigrationSource
 from services.worker.migration.table import Terms
 
@@ -74,8 +77,12 @@ class MigrationCall:
         target_address: str,
         terms: Terms,
         memory: KvMemory | None = None,
+        *,
+        is_streamed: bool = False,
     ) -> None:
         """`memory`: the engine's, if the job is to be moved by its keys and values.
+
+        `is_streamed`: they go over gRPC, and the socket is not tried.
 
         Raises NotFound or Conflict when the job can't be moved.
         """
@@ -88,6 +95,7 @@ class MigrationCall:
         self._timer: asyncio.TimerHandle | None = None
         self._frozen_s = 0.0
         self._memory = memory
+        self._is_streamed = is_streamed
         self._sender: KvSender | None = None
         self._source = MigrationSource(board, key, self, terms, by_kv=by_kv)
 
@@ -101,7 +109,7 @@ class MigrationCall:
             job=job_to_pb(self._source.offer),
             model_digest=digest,
             by_kv=self._by_kv,
-            kv_shape=None if self._memory is None else kv_shape(self._memory),
+            kv_shape=None if self._memory is None else kv_shape(self._memory.layout),
             arithmetic=arithmetic,
         )
         self._frames.put_nowait(pb.MigrationFrame(offer=offer))
@@ -135,7 +143,7 @@ class MigrationCall:
             job_id=job.job_id,
             epoch=Epoch(job.epoch + 1),
             target_id=self._source.target_id,
-            path=DataPath.KV if self._by_kv else DataPath.TOKENS,
+            path=self._path(),
             rounds=source.rounds,
             moved_bytes=self._sender.sent_bytes if self._sender else 0,
             tokens=len(job.prompt_token_ids) + source.produced,
@@ -182,10 +190,19 @@ class MigrationCall:
     def _start_sender(self, accepted: pb.MigrationAccepted) -> None:
         if self._memory is None or self._sender is not None:
             return
-        host = self._address.rpartition(":")[0]
-        self._sender = KvSender(
-            host, accepted.bulk_port, accepted.bulk_token, self._memory, self._lose
-        )
+        self._sender = KvSender(self._ways(accepted), self._memory, self._lose)
+
+    def _ways(self, accepted: pb.MigrationAccepted) -> tuple[Connect, ...]:
+        host, token = self._address.rpartition(":")[0], accepted.bulk_token
+        stream = partial(StreamCarrier, self._address, token)
+        if self._is_streamed:
+            return (stream,)
+        return partial(SocketCarrier, host, accepted.bulk_port, token), stream
+
+    def _path(self) -> DataPath:
+        if self._sender is None:
+            return DataPath.TOKENS
+        return self._sender.path or DataPath.KV
 
     def _lose(self, reason: str) -> None:
         """On the sender's thread."""

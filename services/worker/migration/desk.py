@@ -1,6 +1,7 @@
 """Migrations of one worker: jobs that leave it and jobs that come to it."""
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Protocol
@@ -8,17 +9,21 @@ from typing import Protocol
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.infra.convert import job_from_pb
+from gearfall.infra.token_listener import Guest, TokenListener
 from gearfall.pb import worker_pb2 as pb
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.jobs.claims import Claim
 from services.worker.jobs.job_board import JobBoard
-from services.worker.migration.bulk import KvListener, kv_shape
 from services.worker.migration.call import MigrationCall, Moved
 from services.worker.migration.cost import Choice, DataPath, Line, MigrationCosts
+from services.worker.migration.kv_carriers import StreamDoor
+from services.worker.migration.kv_groups import kv_shape
 from services.worker.migration.reception import MigrationReception
 from services.worker.migration.table import Terms
 
 NO_FIT = "the keys and values do not fit the cache here"
+SOCKET_RETRY_S = 60.0
+"""So long after a target's bulk socket could not be connected it is not tried again."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +52,7 @@ class MigrationDesk:
         host: str,
         terms: Terms | None = None,
         on_ended: Callable[[ModelName, Moved | None], None] = lambda _model, _moved: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`host`: address on which keys and values may come in, at a port that is picked.
 
@@ -61,8 +67,13 @@ class MigrationDesk:
         self._costs = MigrationCosts()
         self._unfit: set[tuple[ModelName, str]] = set()
         """Targets whose caches have another shape."""
-        self._listener: KvListener | None = None
+        self._barred_until_s: dict[str, float] = {}
+        """Targets whose bulk socket could not be connected: KV goes over gRPC till then."""
+        self._clock = clock
+        self._listener: TokenListener | None = None
         """Opened when the first job comes by KV."""
+        self.stream_door = StreamDoor(self._take_guest)
+        """Where keys and values come in that did not find the socket."""
 
     def close(self) -> None:
         """Take in no more keys and values. Idempotent."""
@@ -99,6 +110,8 @@ class MigrationDesk:
         return self._costs.line_of(model, memory.layout.token_bytes if memory else 0)
 
     def _note_cost(self, model: ModelName, target_address: str, moved: Moved) -> None:
+        if moved.path is DataPath.KV_STREAM:
+            self._barred_until_s[target_address] = self._clock() + SOCKET_RETRY_S
         size = moved.tokens if moved.path is DataPath.TOKENS else moved.moved_bytes
         self._costs.note(model, target_address, moved.path, size, moved.duration_s)
 
@@ -124,7 +137,7 @@ class MigrationDesk:
         is_kv_asked = asked is not None and asked is not DataPath.TOKENS
         if is_kv_asked and memory is None:
             raise Unavailable(f"the keys and values of {job.model} can't be read here")
-        kv_path = asked if is_kv_asked else DataPath.KV
+        kv_path = asked if is_kv_asked else self._kv_path(target)
         can_kv = is_kv_asked or (memory is not None and (job.model, target) not in self._unfit)
         choice = self._costs.choose(
             job.model, target, tokens=tokens, kv_bytes=kv_bytes, kv_path=kv_path if can_kv else None
@@ -132,6 +145,10 @@ class MigrationDesk:
         if asked is None or asked is choice.path:
             return choice
         return Choice(asked, predicted_s=choice.other_s, other_s=choice.predicted_s)
+
+    def _kv_path(self, target: str) -> DataPath:
+        is_barred = self._clock() < self._barred_until_s.get(target, 0.0)
+        return DataPath.KV_STREAM if is_barred else DataPath.KV
 
     async def _move(self, claim: Claim, target_address: str, choice: Choice) -> Moved:
         job = claim.job
@@ -181,7 +198,7 @@ class MigrationDesk:
             own, theirs = arithmetic or "its device's", offer.arithmetic or "its device's"
             return f"{model} is computed by {own} arithmetic here, not by {theirs}"
         memory = self._memory_of(model)
-        if offer.by_kv and (memory is None or kv_shape(memory) != offer.kv_shape):
+        if offer.by_kv and (memory is None or kv_shape(memory.layout) != offer.kv_shape):
             return NO_FIT
         return ""
 
@@ -193,12 +210,15 @@ class MigrationDesk:
         engine = self._board.engine_of(model)
         return engine.arithmetic if engine else ""
 
-    def _open_inlet(self, model: ModelName) -> tuple[KvListener, KvMemory]:
+    def _open_inlet(self, model: ModelName) -> tuple[TokenListener, KvMemory]:
         memory = self._memory_of(model)
         assert memory is not None
         if self._listener is None:
-            self._listener = KvListener(self._host)
+            self._listener = TokenListener(self._host, name="kv-inlet")
         return self._listener, memory
+
+    def _take_guest(self, token: bytes) -> Guest | None:
+        return None if self._listener is None else self._listener.take(token)
 
 
 def _facts(moved: Moved) -> dict[str, object]:

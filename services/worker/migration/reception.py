@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import WorkerId
 from gearfall.core.job import Job
+from gearfall.infra.token_listener import TokenListener
 from gearfall.pb import worker_pb2 as pb
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.jobs.job_board import JobBoard
-from services.worker.migration.bulk import WINDOW_GROUPS, KvInlet, KvListener
 from services.worker.migration.events import Aborted, Expired, Refused, SourceLost
+from services.worker.migration.kv_groups import WINDOW_GROUPS
+from services.worker.migration.kv_inlet import KvInlet
 from services.worker.migration.table import Terms
 from services.worker.migration.target import MigrationTarget
 
@@ -28,7 +30,7 @@ class MigrationReception:
         job: Job,
         worker_id: WorkerId,
         terms: Terms,
-        kv: tuple[KvListener, KvMemory] | None = None,
+        kv: tuple[TokenListener, KvMemory] | None = None,
     ) -> None:
         """`job`: under the epoch in which it is to run here.
 

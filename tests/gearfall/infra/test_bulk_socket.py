@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gearfall.core.errors import Unavailable
-from gearfall.infra.bulk_socket import TOKEN_BYTES, BulkConnection, BulkServer, Offer
+from gearfall.infra.bulk_socket import BulkConnection, BulkServer, Offer
+from gearfall.infra.token_listener import TOKEN_BYTES
 
 HOST = "127.0.0.1"
 CONTENT = os.urandom(3 * 2**20)

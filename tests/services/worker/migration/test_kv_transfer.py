@@ -1,18 +1,25 @@
-"""Blocks over a real socket, from one memory into another."""
+"""Blocks over a real socket, or gRPC, from one memory into another."""
 
+import asyncio
 import os
 import queue
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
 import xxhash
 
+from gearfall.infra.grpc_server import start_server
+from gearfall.infra.token_listener import TokenListener
 from services.worker.engine_link.kv_layout import KvLayer, KvLayout
 from services.worker.engine_link.kv_memory import KvMemory
-from services.worker.migration.bulk import KvInlet, KvListener, KvSender
+from services.worker.migration.cost import DataPath
+from services.worker.migration.kv_carriers import Connect, SocketCarrier, StreamCarrier, StreamDoor
+from services.worker.migration.kv_inlet import KvInlet
+from services.worker.migration.kv_sender import KvSender
 
 BLOCK_TOKENS = 16
 TOTAL_BLOCKS = 64
@@ -38,12 +45,13 @@ class Ends:
         self.source, self.target = memory(1), memory(2, shift=4096)
         self.filled: queue.Queue[int] = queue.Queue()
         self.failures: queue.Queue[str] = queue.Queue()
-        self.listener = KvListener("127.0.0.1")
+        self.listener = TokenListener("127.0.0.1", name="kv-inlet")
         self.inlet = KvInlet(self.target, self.filled.put, self.failures.put)
         self.token = self.listener.expect(self.inlet)
 
     def connect(self) -> KvSender:
-        return KvSender("127.0.0.1", self.listener.port, self.token, self.source, self.failures.put)
+        way = partial(SocketCarrier, "127.0.0.1", self.listener.port, self.token)
+        return KvSender((way,), self.source, self.failures.put)
 
     def raw(self) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.listener.port), timeout=5)
@@ -167,3 +175,97 @@ def test_a_closed_inlet_ends_its_connection(ends):
         assert connection.recv(4) == struct.pack("<I", 16)
         ends.inlet.close()
         assert connection.recv(1) == b""
+
+
+class Streamed:
+    """Both ends of a stream over gRPC, whose target listens at no socket that can be reached."""
+
+    def __init__(self, ends: Ends, address: str) -> None:
+        self.ends, self.address = ends, address
+
+    def connect(self, *ways: Connect) -> KvSender:
+        stream = partial(StreamCarrier, self.address, self.ends.token)
+        return KvSender((*ways, stream), self.ends.source, self.ends.failures.put)
+
+
+@pytest.fixture
+async def streamed(ends: Ends) -> AsyncIterator[Streamed]:
+    door = StreamDoor(ends.listener.take)
+    server = await start_server("127.0.0.1:0", door.add_to, ())
+    yield Streamed(ends, server.address)
+    await server.stop(0.0)
+
+
+async def test_what_the_socket_cannot_carry_goes_over_grpc(streamed):
+    ends = streamed.ends
+    ends.inlet.open(OTHER, 0)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    sender = streamed.connect(partial(SocketCarrier, "127.0.0.1", port, ends.token))
+    sender.send(0, 480, TABLE)
+    sender.send(480, 490, TABLE)
+    await asyncio.to_thread(ends.until_filled, 490)
+    assert all(equal(ends, block) for block in range(30))
+    assert equal(ends, 30, 10)
+    assert sender.path is DataPath.KV_STREAM
+    assert sender.sent_bytes == 490 * ends.source.layout.token_bytes
+    sender.close()
+
+
+async def test_the_socket_is_taken_where_it_opens(streamed):
+    ends = streamed.ends
+    ends.inlet.open(OTHER, 0)
+    sender = streamed.connect(partial(SocketCarrier, "127.0.0.1", ends.listener.port, ends.token))
+    sender.send(0, 32, TABLE)
+    await asyncio.to_thread(ends.until_filled, 32)
+    assert sender.path is DataPath.KV
+    sender.close()
+
+
+async def test_a_stream_without_its_token_is_refused(streamed):
+    ends = streamed.ends
+    ends.inlet.open(OTHER, 0)
+    before = ends.target.read(OTHER[0])
+    ends.listener.forget(ends.token)
+    sender = streamed.connect()
+    sender.send(0, 16, TABLE)
+    reason = await asyncio.to_thread(ends.failures.get, timeout=10)
+    assert "nobody expects" in reason
+    assert ends.target.read(OTHER[0]) == before
+    sender.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (group(0, 16, FULL, checksum=1), "damaged"),
+        (group(3, 16, FULL), "makes no sense"),
+        (group(0, 16, FULL[:-1]), "has 32767 bytes"),
+        (b"short", "without a header"),
+        (group(16, 32, FULL), "starts at token 16, not at 0"),
+    ],
+)
+async def test_a_message_that_is_not_right_is_refused_and_not_written(streamed, message, reason):
+    ends = streamed.ends
+    ends.inlet.open(OTHER, 0)
+    before = ends.target.read(OTHER[0]) + ends.target.read(OTHER[1])
+    carrier = StreamCarrier(streamed.address, ends.token)
+    carrier.send(message, b"")
+    with pytest.raises(ConnectionError, match=reason):
+        await asyncio.to_thread(carrier.hear)
+    assert reason in ends.failures.get(timeout=10)
+    assert ends.target.read(OTHER[0]) + ends.target.read(OTHER[1]) == before
+    carrier.close()
+
+
+async def test_a_closed_inlet_ends_its_stream(streamed):
+    ends = streamed.ends
+    ends.inlet.open(OTHER[:1], 0)
+    carrier = StreamCarrier(streamed.address, ends.token)
+    carrier.send(group(0, 16, FULL), b"")
+    await asyncio.to_thread(carrier.hear)
+    carrier.send(group(16, 32, FULL), b"")
+    ends.inlet.close()
+    with pytest.raises(ConnectionError, match="no blocks"):
+        await asyncio.to_thread(carrier.hear)
+    carrier.close()
