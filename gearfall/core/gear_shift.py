@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 from gearfall.core.gear_plan import Gear, gear_for
 
+MIN_AGE_S = 1e-3
+"""Samples nearer to each other than this say nothing about a rate."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShiftPolicy:
@@ -80,7 +83,7 @@ def load_of(state: GearState, sample: LoadSample, policy: ShiftPolicy) -> float:
 def shift(
     state: GearState, sample: LoadSample, gears: Sequence[Gear], policy: ShiftPolicy
 ) -> GearState:
-    """Return the state after one more sample. Samples of no or negative age change no rate."""
+    """Return the state after one more sample."""
     rate, above, below = _followed(state, sample, policy)
     seen = GearState(
         min(state.gear, len(gears) - 1), max(state.at_s, sample.at_s), rate, above, below
@@ -105,7 +108,7 @@ def _followed(
 ) -> tuple[float, float, float]:
     """Return the smoothed rate and the two sums after a sample."""
     age_s = sample.at_s - state.at_s
-    if age_s <= 0.0:
+    if age_s < MIN_AGE_S:
         return state.rate, state.above, state.below
     now = sample.arrived_tokens / age_s
     weight = age_s / (policy.smoothing_s + age_s)
