@@ -237,6 +237,9 @@ class ReplicaRecord:
     """Fitted over migrations out of here: seconds a job takes to move whatever its length (`b`)."""
     move_s_per_token: float = 0.0
     """And for each of its tokens, prompt and answer (`a`); both 0 while unknown."""
+    is_adrift: bool = False
+    """Its assignment went with a cluster state that lost its memory: it serves on, until the leader
+    has assigned it anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,9 @@ class Cluster:
 
     async def delete_model(self, name: ModelName, *, fence: Fence | None = None) -> int:
         """Delete a model and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("models", name), fence=fence)
+        revision = await self.state.delete(key_of("models", name), fence=fence)
+        await self._announce(self._builder.forget("models", name))
+        return revision
 
     async def put_deployment(self, record: DeploymentRecord, *, fence: Fence | None = None) -> int:
         """Create or replace a deployment."""
@@ -164,7 +166,9 @@ class Cluster:
 
     async def delete_deployment(self, name: DeploymentName, *, fence: Fence | None = None) -> int:
         """Delete a deployment and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("deployments", name), fence=fence)
+        revision = await self.state.delete(key_of("deployments", name), fence=fence)
+        await self._announce(self._builder.forget("deployments", name))
+        return revision
 
     async def put_node(self, record: NodeRecord, *, lease: Lease) -> int:
         """Publish a live store under its lease."""

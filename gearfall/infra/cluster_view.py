@@ -108,7 +108,9 @@ class ViewBuilder:
                 kind: table for kind, table in self._tables.items() if kind != LEADER
             }
             leader = self._tables[LEADER].get(LEADER)
-            self._view = ClusterView(**tables, leader=leader, revision=self.revision, losses=self.losses)
+            self._view = ClusterView(
+                **tables, leader=leader, revision=self.revision, losses=self.losses
+            )
             self._shared = set(ALL_KINDS)
         return self._view
 
@@ -122,12 +124,14 @@ class ViewBuilder:
             case KeyDeleted(key, mod_revision):
                 return self._delete(key, mod_revision)
 
-    def forget(self, kind: str, record_id: Any) -> None:
-        """Let a kept record go: it was deleted on purpose."""
-        if (kind, record_id) in self.kept:
-            self.kept.discard((kind, record_id))
-            del self._own(kind)[record_id]
-            self._view = None
+    def forget(self, kind: str, record_id: Any) -> Applied:
+        """Let a record go that was only kept: it was deleted on purpose."""
+        if (kind, record_id) not in self.kept:
+            return Applied(frozenset())
+        self.kept.discard((kind, record_id))
+        del self._own(kind)[record_id]
+        self._view = None
+        return Applied(frozenset((kind,)), (kind, record_id, None))
 
     def check(self) -> None:
         """Assert that the tables hold exactly the keys that were seen, and what was kept."""

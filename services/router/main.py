@@ -37,6 +37,7 @@ from services.router.metrics import RouterMetrics
 from services.router.peers import Peers
 from services.router.presence import Presence
 from services.router.rest import MAX_BODY_BYTES, RestDoor
+from services.router.restoring import LASTING, restore_what_is_lost
 from services.router.service import RouterLimits, RouterService
 from services.router.servicer import RouterServicer
 from services.router.starts import is_ready
@@ -161,6 +162,7 @@ class Router:
             (self.demand.run(), "demand"),
             (self.load.run(), "load"),
             (self.service.run(), "service"),
+            (restore_what_is_lost(self._cluster), "restoring"),
         ):
             self._background.spawn(work, name)
 
@@ -227,7 +229,7 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         stack.push_async_callback(state.close)
         queue = RedisQueue(flags.redis)
         stack.push_async_callback(queue.close)
-        cluster = Cluster(state)
+        cluster = Cluster(state, lasting=LASTING)
         await cluster.start()
         stack.push_async_callback(cluster.stop)
         router = Router(settings, cluster, state, queue)

@@ -12,6 +12,7 @@ from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, WorkerRecord
 from gearfall.infra.change_feed import Change, Changes
 from gearfall.infra.cluster_view import ClusterView
+from gearfall.scheduling.actions import Assign
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.snapshot import ClusterSnapshot
 from services.scheduler.reachability import LEASE_GRACE_S, note_absent
@@ -42,6 +43,8 @@ class FleetFollower:
         self._assignments: dict[tuple[WorkerId, ModelName], AssignmentRecord] = {}
         self._absent_since_unix_s: Mapping[WorkerId, float] = {}
         self._is_link_changed = False
+        self._adrift: dict[tuple[WorkerId, ModelName], tuple[float, ReplicaRecord]] = {}
+        """Replicas whose assignments a lost state took with it, and since when they are known."""
 
     def take_in(self, changes: Changes) -> bool:
         """Apply changes; return whether a decision may come out differently."""
@@ -60,6 +63,35 @@ class FleetFollower:
     def note_link(self) -> None:
         """A worker came into reach or went out of it: the next `take_in` looks."""
         self._is_link_changed = True
+
+    def adoptions(self) -> tuple[Assign, ...]:
+        """Return assignments for replicas that serve on though cluster state lost its memory.
+
+        A store that comes back registers its models again; a replica of one that nobody has waits
+        as long as for a worker, and is then assigned too, so that it can be given back.
+        """
+        now_unix_s = self._clock()
+        return tuple(
+            Assign(
+                AssignmentRecord(
+                    *(*key, replica.memory_bytes, "serves since before cluster state was lost"),
+                    assigned_unix_s=now_unix_s,
+                )
+            )
+            for key, (since_unix_s, replica) in sorted(self._adrift.items())
+            if key not in self._assignments
+            and key[0] in self._addresses
+            and (key[1] in self._models or now_unix_s >= since_unix_s + LEASE_GRACE_S)
+        )
+
+    def adoption_due_unix_s(self) -> float | None:
+        """When a replica that waits for its model is assigned all the same; None for never."""
+        waiting = [
+            since_unix_s
+            for key, (since_unix_s, _) in self._adrift.items()
+            if key not in self._assignments and key[0] in self._addresses
+        ]
+        return min(waiting) + LEASE_GRACE_S if waiting else None
 
     def check(self) -> None:
         """Assert that what is counted here is what the records say."""
@@ -87,7 +119,9 @@ class FleetFollower:
         self._assigned = Counter(worker for worker, _ in view.assignments)
         self._models = dict(view.models)
         self._starts.forget_absent(view.replicas.keys())
-        for replica in view.replicas.values():
+        self._adrift = {}
+        for key, replica in view.replicas.items():
+            self._note_adrift(key, replica)
             self._learn(replica)
 
     def _apply(self, change: Change) -> None:
@@ -103,10 +137,9 @@ class FleetFollower:
                 _set(self._models, record_id, record)
             case "assignments":
                 self._assign(record_id, record)
-            case "replicas" if record is None:
-                self._starts.forget(record_id)
             case "replicas":
-                self._learn(record)
+                self._note_adrift(record_id, record)
+                self._learn_or_forget(record_id, record)
 
     def _assign(self, key: tuple[WorkerId, ModelName], record: Any) -> None:
         was_there = key in self._assignments
@@ -114,6 +147,19 @@ class FleetFollower:
         self._assigned[key[0]] += (record is not None) - was_there
         if not self._assigned[key[0]]:
             del self._assigned[key[0]]
+
+    def _note_adrift(self, key: tuple[WorkerId, ModelName], record: Any) -> None:
+        if isinstance(record, ReplicaRecord) and record.is_adrift:
+            since_unix_s, _ = self._adrift.get(key, (self._clock(), record))
+            self._adrift[key] = (since_unix_s, record)
+        else:
+            self._adrift.pop(key, None)
+
+    def _learn_or_forget(self, key: tuple[WorkerId, ModelName], record: Any) -> None:
+        if record is None:
+            self._starts.forget(key)
+        else:
+            self._learn(record)
 
     def _learn(self, record: Any) -> None:
         assert isinstance(record, ReplicaRecord)

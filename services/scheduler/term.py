@@ -90,18 +90,28 @@ class Term:
 
     async def _decide(self) -> float | None:
         """Make and write one decision; return when the next is due though nothing changes."""
+        try:
+            return await self._write_next()
+        except Unavailable as error:
+            _log.warning("decision not written", extra={"error": error.message})
+            return self._clock() + RETRY_S
+
+    async def _write_next(self) -> float | None:
+        if adoptions := self._follower.adoptions():
+            await self._cluster.wait_seen(await self._writer.write_all(adoptions))
+            return self._clock()
         began_s = time.perf_counter()
         plan = self._decide_step(
             self._follower.fleet, self._starts.costs, self._policy, self._clock()
         )
         self._metrics.observe_placement(time.perf_counter() - began_s)
-        try:
-            seen = await self._writer.write_all(plan.actions)
-            await self._cluster.wait_seen(seen)
-            if (learned := self._learned.take()) is not None:
-                await self._writer.write_learned(learned)
-                self._learned.note_written()
-        except Unavailable as error:
-            _log.warning("decision not written", extra={"error": error.message})
-            return self._clock() + RETRY_S
-        return min(filter(None, (plan.next_due_unix_s, self._learned.due_unix_s())), default=None)
+        await self._cluster.wait_seen(await self._writer.write_all(plan.actions))
+        if (learned := self._learned.take()) is not None:
+            await self._writer.write_learned(learned)
+            self._learned.note_written()
+        dues = (
+            plan.next_due_unix_s,
+            self._learned.due_unix_s(),
+            self._follower.adoption_due_unix_s(),
+        )
+        return min(filter(None, dues), default=None)

@@ -49,6 +49,9 @@ class WorkerHost:
         self._replicas: dict[ModelName, Replica] = {}
         self._drains: dict[ModelName, asyncio.Task[DrainOutcome]] = {}
         self._workers_seen: frozenset[WorkerId] = frozenset()
+        self._losses_seen = 0
+        self._adrift: set[ModelName] = set()
+        """Hosted models whose assignment is gone, though nobody took it back."""
         self._is_draining = False
         self._task: asyncio.Task[None] | None = None
         self._record: WorkerRecord | None = None
@@ -118,6 +121,7 @@ class WorkerHost:
     async def _follow(self) -> None:
         async with contextlib.aclosing(self._cluster.changes()) as changes:
             async for kinds in changes:
+                self._notice_loss()
                 if kinds & {"assignments", "models"}:
                     self._reconcile()
                 if "workers" in kinds:
@@ -128,8 +132,11 @@ class WorkerHost:
         view, own = self._cluster.view, self.record.worker_id
         wanted = {model: a for (worker, model), a in view.assignments.items() if worker == own}
         for model in tuple(self._replicas):
-            if model not in wanted:
+            if model not in wanted and model not in self._adrift:
                 self._start_drain(model, UNASSIGNED_DRAIN_S)
+        for model in self._adrift & wanted.keys():
+            self._adrift.discard(model)
+            self._replicas[model].note_adrift(is_adrift=False)
         for model, assignment in wanted.items():
             registered = view.models.get(model)
             if registered is not None and model not in self._replicas and not self._is_draining:
@@ -139,6 +146,18 @@ class WorkerHost:
         for replica in self._replicas.values():
             replica.note_models(view.models)
 
+    def _notice_loss(self) -> None:
+        """When cluster state lost its memory, serve on: nobody took an assignment back."""
+        losses = self._cluster.view.losses
+        if losses == self._losses_seen:
+            return
+        self._losses_seen = losses
+        self._adrift = set(self._replicas) - set(self._drains)
+        _log.warning("cluster state lost its memory", extra={"serving_on": sorted(self._adrift)})
+        for model in self._adrift:
+            self._replicas[model].note_adrift(is_adrift=True)
+        self._registration.note_loss()
+
     def _start_drain(self, model: ModelName, deadline_s: float) -> None:
         if model not in self._drains:
             drain = self._drain_one(self._replicas[model], deadline_s)
@@ -147,6 +166,7 @@ class WorkerHost:
     async def _drain_one(self, replica: Replica, deadline_s: float) -> DrainOutcome:
         outcome = await replica.drain(deadline_s)
         del self._replicas[replica.model], self._drains[replica.model]
+        self._adrift.discard(replica.model)
         self._reconcile()
         return outcome
 

@@ -159,7 +159,7 @@ async def start_worker(
     )
     host = WorkerHost(
         cluster,
-        Registration(cluster, publisher.use_lease),
+        Registration(cluster, publisher.use_lease, before=publisher.write_under),
         lambda assignment, model: Replica(assignment, model, shared, ports),
     )
     metrics.follow(host.replicas)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from gearfall.core.errors import Conflict, GearfallError, Unavailable
 from gearfall.core.ports import Lease
@@ -24,17 +24,25 @@ class Registration:
         cluster: Cluster,
         on_lease: Callable[[Lease], None],
         *,
+        before: Callable[[Lease], Awaitable[None]] | None = None,
         ttl_s: float = LEASE_TTL_S,
         retry_s: float = RETRY_S,
     ) -> None:
-        """`on_lease` hears of every new lease after the worker's record stands under it."""
+        """`on_lease` hears of every new lease after the worker's record stands under it; `before`
+        writes under it what has to stand there by then."""
         self._cluster = cluster
         self._on_lease = on_lease
+        self._before = before
         self._ttl_s = ttl_s
         self._retry_s = retry_s
         self._record: WorkerRecord | None = None
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None
+        self._is_forgotten = asyncio.Event()
+
+    def note_loss(self) -> None:
+        """Cluster state lost its memory, this worker's lease with it: do not wait for its end."""
+        self._is_forgotten.set()
 
     async def start(self, record: WorkerRecord) -> None:
         """Register and keep registered. Raises Unavailable when the first attempt fails."""
@@ -62,6 +70,8 @@ class Registration:
         assert self._record is not None
         lease = await self._cluster.grant_lease(self._ttl_s)
         try:
+            if self._before is not None:
+                await self._before(lease)
             await self._cluster.put_worker(self._record, lease=lease)
         except BaseException:
             with contextlib.suppress(Unavailable):
@@ -72,11 +82,33 @@ class Registration:
 
     async def _keep(self) -> None:
         while True:
-            if self._lease is not None and not self._lease.is_lost:
-                await self._lease.wait_lost()
-                _log.warning("lease lost, registering again")
+            await self._wait_lost()
             try:
                 await self._register()
             except GearfallError as error:
                 _log.warning("not registered", extra={"error": error.message})
                 await asyncio.sleep(self._retry_s)
+
+    async def _wait_lost(self) -> None:
+        """Return when this worker has to register again."""
+        if self._lease is None or self._lease.is_lost:
+            return
+        waits = (
+            asyncio.ensure_future(self._lease.wait_lost()),
+            asyncio.ensure_future(self._is_forgotten.wait()),
+        )
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+        if self._is_forgotten.is_set():
+            self._is_forgotten.clear()
+            await self._give_up_lease()
+        _log.warning("lease lost, registering again")
+
+    async def _give_up_lease(self) -> None:
+        """End the lease of a state that is gone, lest it is renewed for ever."""
+        if self._lease is not None:
+            with contextlib.suppress(Unavailable):
+                await self._lease.revoke()

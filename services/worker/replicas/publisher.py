@@ -63,6 +63,14 @@ class ReplicaPublisher:
         self._written.clear()
         self._changed.set()
 
+    async def write_under(self, lease: Lease) -> None:
+        """Write every record under a new lease, before anybody sees the worker under it.
+
+        Who sees a worker sees what it hosts. Raises Unavailable, and Conflict when the lease ended.
+        """
+        for record in self.records():
+            await self._cluster.put_replica(record, lease=lease)
+
     def publish(self, record: ReplicaRecord) -> None:
         """Have `record` stand in cluster state."""
         self._wanted[record.model] = record
@@ -131,4 +139,7 @@ class ReplicaPublisher:
 
 
 def _is_urgent(record: ReplicaRecord, last: ReplicaRecord) -> bool:
-    return (record.state, record.pid, record.error) != (last.state, last.pid, last.error)
+    return any(
+        getattr(record, name) != getattr(last, name)
+        for name in ("state", "pid", "error", "is_adrift")
+    )

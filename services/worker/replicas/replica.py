@@ -154,6 +154,11 @@ class Replica:
         """Take over what dead workers had claimed of this model."""
         self._claims.request_reclaim()
 
+    def note_adrift(self, *, is_adrift: bool) -> None:
+        """Say whether the replica stands without an assignment that nobody took back."""
+        self.record = replace(self.record, is_adrift=is_adrift)
+        self._publish()
+
     def note_models(self, models: Mapping[ModelName, ModelRecord]) -> None:
         """Let adapters go that are no longer registered as what they were."""
 
@@ -194,7 +199,7 @@ class Replica:
             await self._wait_quiet(deadline_s)
             return ()
         evacuation = self._ports.evacuate(self.model)
-        moving = asyncio.create_task(evacuation.run(), name=f"evacuation-{self.model}")
+        moving = asyncio.create_task(evacuation.run(deadline_s), name=f"evacuation-{self.model}")
         # A claim under way may still bring jobs.
         stopping = asyncio.create_task(self._claims.stop(), name=f"stop-claims-{self.model}")
         stopping.add_done_callback(lambda _: evacuation.wake())

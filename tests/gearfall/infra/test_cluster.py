@@ -236,6 +236,58 @@ async def test_a_view_that_no_longer_follows_says_so():
     await cluster.stop()
 
 
+async def test_a_loss_of_memory_is_told_from_a_new_listing():
+    server = MemoryStateServer()
+    state = MemoryState(server)
+    await state.put("incarnation", b"first life")
+    async with following(state) as cluster:
+        await cluster.wait_seen(await cluster.put_model(TINY))
+        server.compact()
+        await cluster.wait_seen(await cluster.put_model(TINY))
+        assert cluster.view.losses == 0
+        server.wipe()
+        await until(cluster, lambda view: view.losses == 1)
+        assert cluster.view.models == {}
+        await cluster.wait_seen(server.put("incarnation", b"second life", 0))
+        # The next life has come further than the last one when it is seen.
+        server.stop()
+        server.wipe()
+        server.revision = 1000
+        server.put("incarnation", b"third life", 0)
+        server.compact()
+        server.start()
+        await until(cluster, lambda view: view.revision == 1001)
+        assert cluster.view.losses == 2
+
+
+async def test_what_lasts_is_kept_over_a_loss_until_it_is_written_again():
+    server = MemoryStateServer()
+    cluster = Cluster(MemoryState(server), lasting={"models", "deployments"})
+    await cluster.start()
+    lease = await cluster.grant_lease(10)
+    await cluster.put_model(TINY)
+    await cluster.put_deployment(DEPLOYMENT)
+    await cluster.wait_seen(await cluster.put_node(NODE, lease=lease))
+    server.wipe()
+    await until(cluster, lambda view: view.losses == 1)
+    assert (cluster.view.models, cluster.view.deployments) == (
+        {TINY.name: TINY},
+        {DEPLOYMENT.name: DEPLOYMENT},
+    )
+    assert cluster.view.nodes == {}
+    await cluster.write_back({"deployments"})
+    await cluster.write_back({"deployments"})
+    assert list(server.entries) == [f"deployments/{DEPLOYMENT.name}"]
+    await until(cluster, lambda view: view.revision == server.revision)
+    server.compact()
+    await cluster.wait_seen(await cluster.put_node(NODE, lease=await cluster.grant_lease(10)))
+    assert cluster.view.models == {TINY.name: TINY}
+    assert await cluster.delete_model(TINY.name) == 0
+    assert cluster.view.models == {}
+    cluster._builder.check()
+    await cluster.stop()
+
+
 KEYS = ["models/tiny", "demand/tiny/r", "leader", "what/ever"]
 VALUES = [encode_record(record) for record in (TINY, DEMAND, SCHEDULER)] + [b"?"]
 
@@ -251,7 +303,7 @@ VALUES = [encode_record(record) for record in (TINY, DEMAND, SCHEDULER)] + [b"?"
     )
 )
 def test_following_changes_equals_starting_from_the_result(steps):
-    builder, held = ViewBuilder(), dict[str, StateEntry]()
+    builder, held = ViewBuilder(lasting={"models"}), dict[str, StateEntry]()
     builder.apply(Snapshot((), 1))
     for revision, (step, key, value) in enumerate(steps, start=2):
         if step == "put":

@@ -1,5 +1,6 @@
 """A fleet that is fed change by change is the one made anew from what stands then."""
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -115,3 +116,35 @@ def test_a_worker_that_left_with_assignments_is_awaited_from_its_leaving_on() ->
     fed.note_link()
     fed.take_in(Changes(None, (), 3))
     assert fed.fleet.snapshot().awaited == {}
+
+
+def test_a_replica_that_serves_on_after_a_loss_is_assigned_once_its_worker_and_model_are_known():
+    now = [100.0]
+    fed = follower(ScriptedLinks(), lambda: now[0])
+    adrift = replace(replica(worker_id="v"), is_adrift=True)
+    fed.take_in(Changes(ClusterView(replicas=by_key(adrift)), (), 0))
+    assert (fed.adoptions(), fed.adoption_due_unix_s()) == ((), None)
+    fed.take_in(Changes(None, (Change("workers", "v", worker("v")),), 1))
+    assert (fed.adoptions(), fed.adoption_due_unix_s()) == ((), 100.0 + LEASE_GRACE_S)
+    fed.take_in(Changes(None, (Change("models", "small", model()),), 2))
+    (adoption,) = fed.adoptions()
+    written = adoption.assignment
+    assert (written.worker_id, written.model) == ("v", "small")
+    assert written.memory_bytes == adrift.memory_bytes
+    fed.take_in(Changes(None, (Change("assignments", ("v", "small"), written),), 3))
+    assert (fed.adoptions(), fed.adoption_due_unix_s()) == ((), None)
+
+
+def test_one_whose_model_nobody_has_is_assigned_in_the_end_to_be_given_back():
+    now = [100.0]
+    fed = follower(ScriptedLinks(), lambda: now[0])
+    adrift = replace(replica(worker_id="v"), is_adrift=True)
+    view = ClusterView(workers=by_worker(worker("v")), replicas=by_key(adrift))
+    fed.take_in(Changes(view, (), 0))
+    now[0] += LEASE_GRACE_S - 0.1
+    assert fed.adoptions() == ()
+    now[0] += 0.1
+    assert len(fed.adoptions()) == 1
+    settled = replace(adrift, is_adrift=False)
+    fed.take_in(Changes(None, (Change("replicas", ("v", "small"), settled),), 1))
+    assert fed.adoptions() == ()

@@ -105,7 +105,9 @@ class Site:
             self.leases.append(lease)
             publisher.use_lease(lease)
 
-        self.registration = Registration(self.cluster, on_lease, retry_s=0.01)
+        self.registration = Registration(
+            self.cluster, on_lease, before=publisher.write_under, retry_s=0.01
+        )
         self.host = WorkerHost(
             self.cluster, self.registration, lambda a, m: Replica(a, m, settings, ports)
         )
@@ -159,6 +161,32 @@ class Site:
 async def site():
     async with AsyncExitStack() as stack:
         yield await Site(stack).open()
+
+
+async def lose_memory(site) -> None:
+    """Wipe cluster state under everybody, as a server that comes back with an empty disk."""
+    site.state.server.wipe()
+    lease = await site.state.grant_lease(60.0)
+    site.fence = await campaign(site.state, SchedulerRecord("s2", "127.0.0.1:1"), lease)
+    await site.cluster.put_model(model_record())
+
+
+async def test_a_replica_serves_on_when_cluster_state_lost_its_memory(site):
+    engine = await site.ready()
+    a_job = await site.running(engine)
+    await lose_memory(site)
+    view = await site.until(lambda v: KEY in v.replicas and v.replicas[KEY].is_adrift)
+    assert view.replicas[KEY].state is ReplicaState.READY
+    view = await site.until(lambda v: WORKER in v.workers)
+    assert view.replicas[KEY].is_adrift, "who sees the worker sees what it hosts"
+    site.now = 1234.0
+    engine.step(run_of(a_job, 0, finish=FINISH))
+    await site.until(lambda v: v.replicas[KEY].idle_since_unix_s == 1234.0)
+    await site.assign()
+    await site.until(lambda v: not v.replicas[KEY].is_adrift)
+    assert (KEY in site.cluster.view.replicas, len(site.spawner.starts)) == (True, 1)
+    await site.unassign()
+    await site.until(lambda v: KEY not in v.replicas)
 
 
 async def test_an_assignment_becomes_a_ready_replica_with_a_timeline(site):
