@@ -3,7 +3,7 @@
 A held job is another worker's still: those who decode here must not wait for its prefill. A step of
 `rows` that decode and n tokens more takes about decode_s(rows) + n * token_s; both parts are taken
 from the steps that were. The held jobs' share is what makes a step longer by `GROWTH`, but enough
-that they are whole within their patience.
+that they are whole in time if steps go on to take what the last one took.
 """
 
 from collections.abc import Sequence as Many
@@ -14,8 +14,8 @@ from services.worker.engine.sequence import Chunk, Sequence
 
 GROWTH = 0.15
 """By so much a step may take longer because of held jobs."""
-PATIENCE_S = 20.0
-"""So long after it came in a held job shall be whole, whatever that costs the others."""
+PATIENCE_S = 40.0
+"""So long after it came in a held job is to be whole if nobody said how soon."""
 FIRST_TOKENS = 4
 """While nothing was measured."""
 _KEPT = 16
@@ -29,9 +29,11 @@ class HeldShare:
         """Newest times of steps that decoded so many rows and computed nothing else."""
         self._token_s: list[float] = []
         """Newest times of one token more."""
+        self._last_s = 0.0
 
     def note(self, chunks: Many[Chunk], step_s: float) -> None:
         """A step that computed these chunks took so long."""
+        self._last_s = step_s
         rows = sum(1 for chunk in chunks if chunk.count == 1 and not chunk.sequence.is_held)
         more = sum(chunk.count for chunk in chunks) - rows
         if more == 0:
@@ -50,8 +52,8 @@ class HeldShare:
         if not held:
             return 0
         rows = sum(1 for sequence, count in running if count == 1 and not sequence.is_held)
-        came_s = min(sequence.standing.progress_s for sequence, _ in held)
-        return self._tokens(rows, sum(count for _, count in held), came_s + PATIENCE_S - now_s)
+        left_s = min(sequence.whole_by_s for sequence, _ in held) - now_s
+        return self._tokens(rows, sum(count for _, count in held), left_s)
 
     def _tokens(self, rows: int, missing: int, left_s: float) -> int:
         """At least one of `missing` tokens, which are to be there in `left_s` seconds."""
@@ -62,8 +64,7 @@ class HeldShare:
             return min(missing, FIRST_TOKENS)
         token_s = median(self._token_s)
         fitting = int(GROWTH * decode_s / token_s) if token_s > 0 else missing
-        spare_s = left_s - missing * token_s
-        due = ceil(missing * decode_s / spare_s) if spare_s > 0 else missing
+        due = ceil(missing * max(self._last_s, decode_s) / left_s) if left_s > 0 else missing
         return min(missing, max(1, fitting, due))
 
     def _decode_step_s(self, rows: int) -> float:

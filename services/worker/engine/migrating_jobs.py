@@ -8,6 +8,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 
 from services.worker.engine.batch import Batch, Chunk, Sequence, SequenceKey
+from services.worker.engine.held_share import PATIENCE_S
 from services.worker.engine.job_limits import JobLimits
 from services.worker.engine.kv_blocks import BLOCK_TOKENS
 from services.worker.engine.sequence import Stance
@@ -83,6 +84,8 @@ class MigratingJobs:
         if not fault:
             sequence = self._admit(message)
             sequence.stance = Stance.HELD_BY_KV if message.by_kv else Stance.HELD
+            patience_s = message.patience_s if message.patience_s > 0 else PATIENCE_S
+            sequence.whole_by_s = now_s + patience_s
             reserve = max(0, message.reserve_tokens)
             fault = self._batch.hold(sequence, reserve_tokens=reserve, now_s=now_s)
         self._due[key] = fault

@@ -54,6 +54,8 @@ class Sequence:
     cached_tokens: int | None = None
     """Prompt tokens whose keys and values were found there; None before it first got blocks."""
     stance: Stance = Stance.FREE
+    whole_by_s: float = NO_DEADLINE_S
+    """While it is held: when its tokens are to be computed, on the clock of the steps."""
     standing: Standing = field(
         default_factory=lambda: enter(0, is_batch=False, arrival=0, now_s=0.0), compare=False
     )

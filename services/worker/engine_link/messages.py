@@ -118,6 +118,9 @@ class HoldJob(msgspec.Struct, frozen=True, tag=True):
     before ReleaseJob."""
     reserve_tokens: int = 0
     """Blocks for so many more tokens are set aside at once, so that feeding them can't fail."""
+    patience_s: float = 0.0
+    """So soon its tokens are to be computed, even if those that decode wait for it; 0: whenever
+    that makes their steps hardly longer."""
 
 
 class FeedJob(msgspec.Struct, frozen=True, tag=True):

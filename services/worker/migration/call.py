@@ -79,10 +79,12 @@ class MigrationCall:
         memory: KvMemory | None = None,
         *,
         is_streamed: bool = False,
+        within_s: float = 0.0,
     ) -> None:
         """`memory`: the engine's, if the job is to be moved by its keys and values.
 
-        `is_streamed`: they go over gRPC, and the socket is not tried.
+        `is_streamed`: they go over gRPC, and the socket is not tried. `within_s`: it has no more
+        time than this; 0: it has.
 
         Raises NotFound or Conflict when the job can't be moved.
         """
@@ -96,6 +98,7 @@ class MigrationCall:
         self._frozen_s = 0.0
         self._memory = memory
         self._is_streamed = is_streamed
+        self._within_s = within_s
         self._sender: KvSender | None = None
         self._source = MigrationSource(board, key, self, terms, by_kv=by_kv)
 
@@ -109,6 +112,7 @@ class MigrationCall:
             job=job_to_pb(self._source.offer),
             model_digest=digest,
             by_kv=self._by_kv,
+            within_s=self._within_s,
             kv_shape=None if self._memory is None else kv_shape(self._memory.layout),
             arithmetic=arithmetic,
         )
@@ -218,10 +222,12 @@ class MigrationCall:
         )
         self._frames.put_nowait(pb.MigrationFrame(tokens=tokens))
 
-    def send_blocks(self, start: int, end: int, block_table: tuple[int, ...]) -> None:
+    def send_blocks(
+        self, start: int, end: int, block_table: tuple[int, ...], *, is_urgent: bool
+    ) -> None:
         """See `SourceWire`."""
         assert self._sender is not None
-        self._sender.send(start, end, block_table)
+        self._sender.send(start, end, block_table, is_urgent=is_urgent)
 
     def send_freeze(self, next_index: int, kv_tokens: int) -> None:
         """See `SourceWire`."""

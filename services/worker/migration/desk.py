@@ -85,9 +85,18 @@ class MigrationDesk:
         return self._board.running()
 
     async def move(
-        self, job_id: JobId, epoch: Epoch, target_address: str, *, path: DataPath | None = None
+        self,
+        job_id: JobId,
+        epoch: Epoch,
+        target_address: str,
+        *,
+        path: DataPath | None = None,
+        within_s: float = 0.0,
     ) -> Moved:
         """Move a running job; epoch 0: whichever runs here. `path` None: as seems faster.
+
+        `within_s`: there is no more time than this, whatever it costs those on the target; 0:
+        there is.
 
         Raises NotFound when it does not run here, Conflict when it is being moved already,
         Unavailable with the reason when it stays here.
@@ -97,7 +106,7 @@ class MigrationDesk:
         claim = self._find(job_id, epoch)
         moved = None
         try:
-            moved = await self._move_best(claim, target_address, path)
+            moved = await self._move_best(claim, target_address, path, within_s)
             self._note_cost(claim.job.model, target_address, moved)
         finally:
             self._on_ended(claim.job.model, moved)
@@ -115,11 +124,13 @@ class MigrationDesk:
         size = moved.tokens if moved.path is DataPath.TOKENS else moved.moved_bytes
         self._costs.note(model, target_address, moved.path, size, moved.duration_s)
 
-    async def _move_best(self, claim: Claim, target_address: str, path: DataPath | None) -> Moved:
+    async def _move_best(
+        self, claim: Claim, target_address: str, path: DataPath | None, within_s: float
+    ) -> Moved:
         """Move by what seems faster, or by the other way where the caches do not fit."""
         choice = self._choose(claim, target_address, path)
         try:
-            return await self._move(claim, target_address, choice)
+            return await self._move(claim, target_address, choice, within_s)
         except Unavailable as error:
             is_kv = choice.path is not DataPath.TOKENS
             if path is not None or not is_kv or NO_FIT not in error.message:
@@ -128,7 +139,7 @@ class MigrationDesk:
             _log.info("moved by tokens", extra=extra)
             self._unfit.add((claim.job.model, target_address))
             choice = self._choose(claim, target_address, None)
-            return await self._move(claim, target_address, choice)
+            return await self._move(claim, target_address, choice, within_s)
 
     def _choose(self, claim: Claim, target: str, asked: DataPath | None) -> Choice:
         job, memory = claim.job, self._memory_of(claim.job.model)
@@ -150,13 +161,27 @@ class MigrationDesk:
         is_barred = self._clock() < self._barred_until_s.get(target, 0.0)
         return DataPath.KV_STREAM if is_barred else DataPath.KV
 
-    async def _move(self, claim: Claim, target_address: str, choice: Choice) -> Moved:
+    async def _move(
+        self, claim: Claim, target_address: str, choice: Choice, within_s: float
+    ) -> Moved:
         job = claim.job
         digest = self._hosting.digest_of(job.model)
         memory = None if choice.path is DataPath.TOKENS else self._memory_of(job.model)
-        call = MigrationCall(self._board, claim.key, target_address, self._terms, memory)
+        call = MigrationCall(
+            self._board,
+            claim.key,
+            target_address,
+            self._terms,
+            memory,
+            is_streamed=choice.path is DataPath.KV_STREAM,
+            within_s=within_s,
+        )
         moved = await call.run(digest, self._arithmetic_of(job.model))
-        return replace(moved, predicted_s=choice.predicted_s, predicted_other_s=choice.other_s)
+        predicted_s = choice.predicted_s
+        if moved.path is not choice.path:  # the socket could not be connected
+            size = moved.moved_bytes
+            predicted_s = self._costs.predict(job.model, target_address, moved.path, size)
+        return replace(moved, predicted_s=predicted_s, predicted_other_s=choice.other_s)
 
     async def receive(
         self, frames: AsyncIterator[pb.MigrationFrame]
@@ -173,7 +198,9 @@ class MigrationDesk:
             return
         job = replace(offered, epoch=Epoch(offered.epoch + 1))
         kv = self._open_inlet(offered.model) if first.offer.by_kv else None
-        reception = MigrationReception(self._board, job, self._worker_id, self._terms, kv)
+        reception = MigrationReception(
+            self._board, job, self._worker_id, self._terms, kv, within_s=first.offer.within_s
+        )
         async for reply in reception.serve(frames):
             yield reply
 

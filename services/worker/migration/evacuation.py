@@ -13,6 +13,8 @@ from services.worker.migration.call import Moved
 from services.worker.migration.desk import MigrationDesk
 from services.worker.migration.drain_plan import Leaving, by_value, choose_room, rooms_for
 
+HURRY = 0.5
+"""Part of the time left in which a job is to be moved: another may have to follow."""
 AT_ONCE = 4
 """Jobs of one model that move at the same time: more would only slow each other down."""
 
@@ -47,10 +49,15 @@ class Evacuation:
         self._under_way: set[JobId] = set()
         self._settled = asyncio.Event()
         self._settled.set()
+        self._ends_s = 0.0
         self.departures: dict[JobId, Departure] = {}
 
-    async def run(self) -> None:
-        """Move what can be moved, again whenever workers or replicas change, until cancelled."""
+    async def run(self, deadline_s: float) -> None:
+        """Move what can be moved, again whenever workers or replicas change, until cancelled.
+
+        `deadline_s`: seconds from now until that happens.
+        """
+        self._ends_s = asyncio.get_running_loop().time() + deadline_s
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch(), name="evacuation-watch")
             while True:
@@ -107,7 +114,8 @@ class Evacuation:
         self._under_way.add(job.job_id)
         self._settled.clear()
         try:
-            moved = await self._desk.move(job.job_id, job.epoch, address)
+            left_s = max(0.0, self._ends_s - asyncio.get_running_loop().time())
+            moved = await self._desk.move(job.job_id, job.epoch, address, within_s=HURRY * left_s)
         except GearfallError as error:
             self._taken[target] -= 1
             self.departures[job.job_id] = Departure(job.job_id, target, None, error.message)

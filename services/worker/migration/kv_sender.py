@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 import xxhash
@@ -14,17 +15,52 @@ from services.worker.migration.kv_groups import HEADER, WINDOW_GROUPS, groups_of
 
 _log = logging.getLogger(__name__)
 
+CALM_SHARE = 0.25
+"""Of one core's time, while the job still runs at its source: the cores are the engines'."""
+
 Range = tuple[int, int, tuple[int, ...]]
 """First and last token, end exclusive, and the blocks that they lie in."""
+
+
+class Pace:
+    """How long a thread rests so that its work takes no more than its share of one core."""
+
+    def __init__(
+        self,
+        share: float = CALM_SHARE,
+        *,
+        busy: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`busy`: seconds that the calling thread has computed; a wait for the network is none."""
+        self._share = share
+        self._busy = busy
+        self._clock = clock
+        self._busy_s = self._clock_s = 0.0
+
+    def begin(self) -> None:
+        """The next piece of work begins."""
+        self._busy_s, self._clock_s = self._busy(), self._clock()
+
+    def rest_s(self) -> float:
+        """Return how long to rest behind it."""
+        busy_s = self._busy() - self._busy_s
+        return max(0.0, busy_s / self._share - (self._clock() - self._clock_s))
 
 
 class KvSender:
     """Owner of the way to one target's inlet."""
 
     def __init__(
-        self, ways: Sequence[Connect], memory: KvMemory, on_failure: Callable[[str], None]
+        self,
+        ways: Sequence[Connect],
+        memory: KvMemory,
+        on_failure: Callable[[str], None],
+        pace: Pace | None = None,
     ) -> None:
         """`ways`: tried in order until one opens. `on_failure` is called on the sender's thread."""
+        self._pace = pace or Pace()
+        self._is_hurried = threading.Event()
         self._ways = ways
         self._memory = memory
         self._on_failure = on_failure
@@ -38,13 +74,21 @@ class KvSender:
         self._thread = threading.Thread(target=self._run, name="kv-sender", daemon=True)
         self._thread.start()
 
-    def send(self, start: int, end: int, block_table: tuple[int, ...]) -> None:
-        """Send keys and values of tokens [start, end), which lie in these blocks."""
+    def send(
+        self, start: int, end: int, block_table: tuple[int, ...], *, is_urgent: bool = False
+    ) -> None:
+        """Send keys and values of tokens [start, end), which lie in these blocks.
+
+        An urgent range, and what is still to be sent before it, goes without rests.
+        """
+        if is_urgent:
+            self._is_hurried.set()
         self._ranges.put((start, end, block_table))
 
     def close(self) -> None:
         """End the connection; what was not sent stays unsent. Idempotent."""
         self._is_closed = True
+        self._is_hurried.set()
         self._ranges.put(None)
         if self._carrier is not None:
             self._carrier.cut()
@@ -73,6 +117,7 @@ class KvSender:
     def _send_range(self, carrier: Carrier, start: int, end: int, table: tuple[int, ...]) -> None:
         layout = self._memory.layout
         for first, last in groups_of(start, end, layout):
+            self._pace.begin()
             content = b"".join(
                 view
                 for place, tokens in parts_of(first, last, layout.block_tokens)
@@ -84,6 +129,7 @@ class KvSender:
             self._unanswered += 1
             carrier.send(header, content)
             self._hear(carrier, WINDOW_GROUPS)
+            self._is_hurried.wait(self._pace.rest_s())
         self._hear(carrier, 0)
 
     def _hear(self, carrier: Carrier, most_unanswered: int) -> None:

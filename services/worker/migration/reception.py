@@ -31,10 +31,13 @@ class MigrationReception:
         worker_id: WorkerId,
         terms: Terms,
         kv: tuple[TokenListener, KvMemory] | None = None,
+        *,
+        within_s: float = 0.0,
     ) -> None:
         """`job`: under the epoch in which it is to run here.
 
         `kv`: where its keys and values come in, and the memory they belong in; None by tokens.
+        `within_s`: the source has no more time than this; 0: it has.
         """
         self._loop = asyncio.get_running_loop()
         self._worker_id = worker_id
@@ -46,7 +49,9 @@ class MigrationReception:
             self._listener, memory = kv
             self._inlet = KvInlet(memory, self._fill, self._fail)
             self._token = self._listener.expect(self._inlet)
-        self._target = MigrationTarget(board, job, self, terms, by_kv=kv is not None)
+        self._target = MigrationTarget(
+            board, job, self, terms, by_kv=kv is not None, within_s=within_s
+        )
 
     async def serve(
         self, frames: AsyncIterator[pb.MigrationFrame]

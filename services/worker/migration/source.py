@@ -53,8 +53,13 @@ class SourceWire(Protocol):
         """Send a round."""
         ...
 
-    def send_blocks(self, start: int, end: int, block_table: tuple[int, ...]) -> None:
-        """Send keys and values of tokens [start, end), which lie in these blocks."""
+    def send_blocks(
+        self, start: int, end: int, block_table: tuple[int, ...], *, is_urgent: bool
+    ) -> None:
+        """Send keys and values of tokens [start, end), which lie in these blocks.
+
+        Urgent are those that a frozen job waits for.
+        """
         ...
 
     def send_freeze(self, next_index: int, kv_tokens: int) -> None:
@@ -164,7 +169,8 @@ class MigrationSource:
                 self._wire.send_tokens(number, start, token_ids, kv_tokens)
             case SendBlocks(start, end):
                 self.moved_kv += end - start
-                self._wire.send_blocks(start, end, self._block_table)
+                is_urgent = self.source.state is SourceState.FROZEN
+                self._wire.send_blocks(start, end, self._block_table, is_urgent=is_urgent)
             case SendFreeze(next_index, kv_tokens):
                 self._wire.send_freeze(next_index, kv_tokens)
             case AskRouter(next_index):

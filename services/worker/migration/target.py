@@ -104,9 +104,20 @@ class MigrationTarget:
     """A job that another worker is sending. Implements `JobFollower`."""
 
     def __init__(
-        self, board: JobBoard, job: Job, wire: TargetWire, terms: Terms, *, by_kv: bool
+        self,
+        board: JobBoard,
+        job: Job,
+        wire: TargetWire,
+        terms: Terms,
+        *,
+        by_kv: bool,
+        within_s: float = 0.0,
     ) -> None:
-        """`job`: with the tokens so far, under the epoch in which it is to run here."""
+        """`job`: with the tokens so far, under the epoch in which it is to run here.
+
+        `within_s`: its source has no more time than this; 0: it has.
+        """
+        self._within_s = within_s
         self._board = board
         self._job = job
         self._wire = wire
@@ -208,7 +219,7 @@ class MigrationTarget:
                 self._board.release_held(self.key, self._token_ids)
             case TargetAct.HOLD:
                 job = submission(self._job)
-                self._tell_engine(HoldJob(job, self._by_kv, RESERVED_TOKENS))
+                self._tell_engine(HoldJob(job, self._by_kv, RESERVED_TOKENS, self._within_s))
             case TargetAct.DROP:
                 self._wire.close_blocks()
                 self._board.unfollow(self.key, self)

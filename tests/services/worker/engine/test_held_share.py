@@ -6,18 +6,16 @@ from hypothesis import strategies as st
 
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.sampling import SamplingParams
-from services.worker.engine.feedback_levels import enter
 from services.worker.engine.held_share import FIRST_TOKENS, GROWTH, PATIENCE_S, HeldShare
 from services.worker.engine.sequence import Chunk, Sequence, Stance
 
 DECODE_S, TOKEN_S = 0.040, 0.001
 
 
-def sequence(name, stance=Stance.FREE, came_s=0.0):
-    standing = enter(1, is_batch=False, arrival=0, now_s=came_s)
+def sequence(name, stance=Stance.FREE, whole_by_s=0.0):
     return Sequence(
         JobId(name), Epoch(1), [1] * 99, 99, SamplingParams(max_tokens=1),
-        stance=stance, standing=standing,
+        stance=stance, whole_by_s=whole_by_s,
     )  # fmt: skip
 
 
@@ -38,8 +36,8 @@ def measured(*, decode_s=DECODE_S, token_s=TOKEN_S):
     return share
 
 
-def find(share, missing, *, running=DECODING, came_s=0.0, now_s=0.0):
-    held = sequence("held", Stance.HELD, came_s)
+def find(share, missing, *, running=DECODING, whole_by_s=PATIENCE_S, now_s=0.0):
+    held = sequence("held", Stance.HELD, whole_by_s)
     return share.find([*running, (held, missing)], now_s)
 
 
@@ -76,19 +74,24 @@ def test_a_step_whose_rows_were_never_seen_is_taken_for_the_nearest():
     decode_s=st.floats(0.005, 0.1),
     token_s=st.floats(1e-5, 0.004),
     rows=st.integers(1, 8),
+    within_s=st.floats(0.5, PATIENCE_S),
 )
-def test_a_held_job_is_whole_in_time_or_as_fast_as_can_be(missing, decode_s, token_s, rows):
+def test_a_held_job_is_whole_in_time_or_as_fast_as_can_be(
+    missing, decode_s, token_s, rows, within_s
+):
     share, now_s, left = measured(decode_s=decode_s, token_s=token_s), 0.0, missing
     while left > 0:
-        count = find(share, left, running=DECODING[:rows], now_s=now_s)
+        count = find(share, left, running=DECODING[:rows], whole_by_s=within_s, now_s=now_s)
         assert 1 <= count <= left
         left -= count
-        now_s += decode_s + count * token_s
+        step_s = decode_s + count * token_s
+        share.note(chunks_of(rows, count), step_s)
+        now_s += step_s
     as_fast_as_can_be_s = decode_s + missing * token_s
-    assert now_s <= max(PATIENCE_S, as_fast_as_can_be_s) + 2 * decode_s
+    assert now_s <= 1.1 * max(within_s, as_fast_as_can_be_s) + 3 * decode_s
 
 
 @pytest.mark.parametrize("late_s", [PATIENCE_S, PATIENCE_S + 9])
 def test_a_job_whose_patience_has_ended_gets_all(late_s):
     assert find(measured(), 300, now_s=late_s) == 300
-    assert find(measured(), 300, came_s=late_s, now_s=late_s) == 6
+    assert find(measured(), 300, whole_by_s=late_s + PATIENCE_S, now_s=late_s) == 6

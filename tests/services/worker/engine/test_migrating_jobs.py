@@ -365,3 +365,18 @@ def test_those_who_decode_hardly_notice_a_held_jobs_prefill_and_others_prompts_a
     assert max(times_s) <= 1.16 * decode_s
     engine.submit(job([8] * 60, 5, name="new"))
     assert engine.step().step_s > 2 * decode_s
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 0.1])
+def test_a_held_job_with_little_time_takes_the_step_it_needs(patience_s):
+    model = Clocked(64)
+    batch = Batch(KvBlocks(64), slots=4, step_tokens=256)
+    engine = Engine(model, batch, context_tokens=400, clock=lambda: model.now_s)
+    engine.submit(job([1] * 20, 200, name="other"))
+    for _ in range(6):
+        engine.step()
+    engine.migrate(HoldJob(job([9] * 200, 20, epoch=NEW), patience_s=patience_s))
+    engine.step()
+    held = batch.find((JOB, NEW))
+    assert held is not None
+    assert held.computed == (2 if patience_s == 0 else 40)

@@ -35,7 +35,7 @@ from services.worker.migration.events import (
     TargetLost,
 )
 from services.worker.migration.source import MigrationSource
-from services.worker.migration.table import Terms
+from services.worker.migration.table import SourceState, Terms
 from services.worker.migration.target import MigrationTarget
 from tests.services.worker.counting_model import CountingModel, answer
 
@@ -327,7 +327,10 @@ class Call:
     def send_tokens(self, number: int, start: int, ids: tuple[int, ...], kv_tokens: int) -> None:
         self.forward.put("tokens", start, ids, kv_tokens)
 
-    def send_blocks(self, start: int, end: int, block_table: tuple[int, ...]) -> None:
+    def send_blocks(
+        self, start: int, end: int, block_table: tuple[int, ...], *, is_urgent: bool
+    ) -> None:
+        assert is_urgent is (self.source.source.state is SourceState.FROZEN)
         self.bulk.put(start, end, block_table)
 
     def send_freeze(self, next_index: int, kv_tokens: int) -> None:

@@ -15,7 +15,7 @@ from gearfall.infra.memory_state import MemoryState
 from services.worker.jobs.claims import Claim, ClaimState
 from services.worker.migration.call import Moved
 from services.worker.migration.cost import DataPath
-from services.worker.migration.evacuation import AT_ONCE, Evacuation
+from services.worker.migration.evacuation import AT_ONCE, HURRY, Evacuation
 from tests.services.worker.fakes import MODEL, WORKER, Watched, job, worker_record
 
 B, C = WorkerId("worker-b"), WorkerId("worker-c")
@@ -39,7 +39,10 @@ class Desk(Watched):
     def running(self) -> tuple[Claim, ...]:
         return tuple(self.claims.values())
 
-    async def move(self, job_id: JobId, epoch: Epoch, target_address: str) -> Moved:
+    async def move(
+        self, job_id: JobId, epoch: Epoch, target_address: str, *, within_s: float
+    ) -> Moved:
+        assert 0 < within_s <= HURRY * DEADLINE_S
         self.asked.append((job_id, target_address))
         self.notify()
         await self.gate.wait()
@@ -49,6 +52,9 @@ class Desk(Watched):
             raise refusals.pop(0)
         del self.claims[job_id]
         return Moved(job_id, Epoch(epoch + 1), B, DataPath.TOKENS, 1, 0, 10, 0.01, 0.1)
+
+
+DEADLINE_S = 30.0
 
 
 @dataclass
@@ -79,7 +85,7 @@ async def scene() -> AsyncIterator[Scene]:
     evacuation = Evacuation(cluster, desk, WORKER, MODEL)  # type: ignore[arg-type]
     opened = Scene(cluster, desk, evacuation, state)
     await opened.serve(WORKER)
-    running = asyncio.create_task(evacuation.run())
+    running = asyncio.create_task(evacuation.run(DEADLINE_S))
     yield opened
     running.cancel()
     await asyncio.wait({running})

@@ -19,7 +19,7 @@ from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.migration.cost import DataPath
 from services.worker.migration.kv_carriers import Connect, SocketCarrier, StreamCarrier, StreamDoor
 from services.worker.migration.kv_inlet import KvInlet
-from services.worker.migration.kv_sender import KvSender
+from services.worker.migration.kv_sender import KvSender, Pace
 
 BLOCK_TOKENS = 16
 TOTAL_BLOCKS = 64
@@ -49,9 +49,9 @@ class Ends:
         self.inlet = KvInlet(self.target, self.filled.put, self.failures.put)
         self.token = self.listener.expect(self.inlet)
 
-    def connect(self) -> KvSender:
+    def connect(self, pace: Pace | None = None) -> KvSender:
         way = partial(SocketCarrier, "127.0.0.1", self.listener.port, self.token)
-        return KvSender((way,), self.source, self.failures.put)
+        return KvSender((way,), self.source, self.failures.put, pace)
 
     def raw(self) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.listener.port), timeout=5)
@@ -269,3 +269,38 @@ async def test_a_closed_inlet_ends_its_stream(streamed):
     with pytest.raises(ConnectionError, match="no blocks"):
         await asyncio.to_thread(carrier.hear)
     carrier.close()
+
+
+class Clocks:
+    """A thread's own time and everybody's."""
+
+    def __init__(self) -> None:
+        self.busy_s = self.now_s = 5.0
+
+    def pace(self, share: float) -> Pace:
+        return Pace(share, busy=lambda: self.busy_s, clock=lambda: self.now_s)
+
+
+@pytest.mark.parametrize(
+    ("busy_s", "took_s", "rest_s"), [(0.1, 0.1, 0.3), (0.1, 0.35, 0.05), (0.1, 0.5, 0.0)]
+)
+def test_a_sender_rests_for_what_it_computed_and_not_for_what_it_waited(busy_s, took_s, rest_s):
+    clocks = Clocks()
+    pace = clocks.pace(0.25)
+    for _ in range(3):
+        pace.begin()
+        clocks.busy_s += busy_s
+        clocks.now_s += took_s
+        assert pace.rest_s() == pytest.approx(rest_s)
+
+
+def test_what_a_frozen_job_waits_for_is_not_held_up(ends):
+    """The rest behind the first group would not end before the test's own limit."""
+    ends.inlet.open(OTHER, 0)
+    sender = ends.connect(Pace(1e-9))
+    sender.send(0, 32, TABLE)
+    ends.until_filled(32)
+    sender.send(32, 490, TABLE, is_urgent=True)
+    ends.until_filled(490)
+    assert equal(ends, 29)
+    sender.close()
