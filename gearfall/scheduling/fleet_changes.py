@@ -113,6 +113,8 @@ def _note_assignment(
     fleet.index.note_hosting(key, now, replica)
     is_loading = replica is None or replica.state is ReplicaState.LOADING
     _touch_hosting(fleet, key, is_loading and (before is None) != (now is None))
+    for record in (before, now):
+        fleet.dirty_workers |= set(record.group if record else ())
 
 
 def _note_replica(
@@ -123,6 +125,7 @@ def _note_replica(
     was_loading = before is None or before.state is ReplicaState.LOADING
     is_loading = now is None or now.state is ReplicaState.LOADING
     _touch_hosting(fleet, key, assignment is not None and was_loading != is_loading)
+    fleet.dirty_workers |= set(assignment.group if assignment else ())
 
 
 def _touch_hosting(fleet: FleetState, key: ReplicaKey, loads_change: bool) -> None:
