@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -59,36 +60,64 @@ def popularity(models: int, exponent: float) -> np.ndarray:
     return np.asarray(weights / weights.sum())
 
 
-def bursty_requests(
-    seed: int,
-    models: Sequence[ModelName],
-    *,
-    per_s: float,
-    duration_s: float,
-    cv: float,
-    prompt: Lengths,
-    output: Lengths,
-    zipf: float = 0.0,
-) -> tuple[Request, ...]:
-    """Return requests for `models`, each with a Gamma process of its own, about `duration_s` long.
+class Bursts(Enum):
+    """What comes in bursts."""
 
-    Then all times are stretched alike so that together they come at exactly `per_s`: what bursts of
-    one seed are like says nothing about how many there are.
+    FLEET = "fleet"
+    """All requests are one process, each for a model drawn by popularity: many models at once."""
+    MODEL = "model"
+    """Each model has a process of its own: many requests for one model at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How synthetic requests come."""
+
+    per_s: float
+    """Of the whole fleet, on average."""
+    duration_s: float
+    cv: float
+    """Of the gaps between requests: 1 is Poisson, 8 is ServerlessLLM's bursts."""
+    prompt: Lengths
+    output: Lengths
+    zipf: float = 0.0
+    """Exponent of the models' popularity; 0: all alike."""
+    bursts: Bursts = Bursts.FLEET
+
+
+def bursty_requests(seed: int, models: Sequence[ModelName], load: Load) -> tuple[Request, ...]:
+    """Return requests for `models`, about `load.duration_s` long.
+
+    All times are stretched alike so that they come at exactly `load.per_s`: what the bursts of one
+    seed are like says nothing about how many there are.
     """
     generator = np.random.default_rng(seed)
-    arrivals: list[tuple[float, ModelName]] = []
-    for model, share in zip(models, popularity(len(models), zipf), strict=True):
-        rate = per_s * float(share)
-        times = gamma_times(generator, per_s=rate, cv=cv, duration_s=duration_s)
-        arrivals += [(at_s, model) for at_s in times]
-    arrivals.sort()
-    stretch = len(arrivals) / (per_s * duration_s)
-    prompts = prompt.draw(generator, len(arrivals))
-    outputs = output.draw(generator, len(arrivals))
+    shares = popularity(len(models), load.zipf)
+    arrivals = sorted(_arrivals(generator, models, shares, load))
+    stretch = len(arrivals) / (load.per_s * load.duration_s)
+    prompts = load.prompt.draw(generator, len(arrivals))
+    outputs = load.output.draw(generator, len(arrivals))
     return tuple(
         Request(number, at_s * stretch, (StageWork(model, prompts[number], outputs[number]),))
         for number, (at_s, model) in enumerate(arrivals)
     )
+
+
+def _arrivals(
+    generator: np.random.Generator, models: Sequence[ModelName], shares: np.ndarray, load: Load
+) -> list[tuple[float, ModelName]]:
+    def times(per_s: float) -> list[float]:
+        return gamma_times(generator, per_s=per_s, cv=load.cv, duration_s=load.duration_s)
+
+    if load.bursts is Bursts.FLEET:
+        whole = times(load.per_s)
+        drawn = generator.choice(len(models), size=len(whole), p=shares)
+        return [(at_s, models[int(index)]) for at_s, index in zip(whole, drawn, strict=True)]
+    return [
+        (at_s, model)
+        for model, share in zip(models, shares, strict=True)
+        for at_s in times(load.per_s * float(share))
+    ]
 
 
 def spread_trace(

@@ -1,7 +1,7 @@
 """A fleet, its requests and the operator's settings, to be simulated under each policy."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from math import ceil
 
@@ -33,7 +33,7 @@ class Scenario:
     name: str
     site: Site
     requests: tuple[Request, ...]
-    policy: SchedulerPolicy = SchedulerPolicy()
+    policy: SchedulerPolicy = field(default_factory=SchedulerPolicy)
     seed: int = 0
     """Of policies that draw."""
 

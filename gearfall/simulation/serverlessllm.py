@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
 from gearfall.core.records import DeploymentRecord, ModelRecord, Stage, WorkerRecord
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.simulation.arrivals import Lengths, bursty_requests
+from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
 from gearfall.simulation.scenario import Scenario
 from gearfall.simulation.site import (
     EngineSpeed,
@@ -82,6 +82,7 @@ def serverlessllm(
     seed: int = 0,
     slots: int = 1,
     ssd_copies: int = NODES,
+    bursts: Bursts = Bursts.FLEET,
 ) -> Scenario:
     """Return the paper's setting with one model size, dataset and rate.
 
@@ -98,9 +99,8 @@ def serverlessllm(
         deployments=_deployments(opt, names),
     )
     prompt, output = LENGTHS[dataset]
-    requests = bursty_requests(
-        seed, names, per_s=per_s, duration_s=duration_s, cv=CV, prompt=prompt, output=output
-    )
+    load = Load(per_s, duration_s, CV, prompt, output, bursts=bursts)
+    requests = bursty_requests(seed, names, load)
     name = f"ServerlessLLM: OPT-{size.upper()} x {opt.copies}, {dataset}, {per_s:g} requests/s"
     return Scenario(name, site, requests, SchedulerPolicy(), seed)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gearfall.core.ids import ModelName
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.policies import PlacementPolicy, decide_step
-from gearfall.simulation.arrivals import Lengths, bursty_requests
+from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
 from gearfall.simulation.controller import FleetController
 from gearfall.simulation.requests import Request, StageWork
 from gearfall.simulation.site import Emptying, Site
@@ -53,19 +53,16 @@ def simulate(
     slots=st.integers(1, 3),
     most=st.integers(1, 3),
     on_ssd=st.booleans(),
+    bursts=st.sampled_from(Bursts),
 )
 def test_every_request_is_answered_and_nothing_overflows(
-    seed, policy, models, nodes, slots, most, on_ssd
+    seed, policy, models, nodes, slots, most, on_ssd, bursts
 ):
     site = make_site(models, nodes, slots=slots, most=most, on_ssd=on_ssd, dram_gb=40)
     requests = bursty_requests(
         seed,
         [each.record.name for each in site.models],
-        per_s=0.3,
-        duration_s=60.0,
-        cv=4.0,
-        prompt=Lengths(50, 1.0, 500),
-        output=Lengths(50, 1.0, 500),
+        Load(0.3, 60.0, 4.0, Lengths(50, 1.0, 500), Lengths(50, 1.0, 500), bursts=bursts),
     )[:80]
     tally, world = simulate(site, requests, policy, is_checked=True)
     assert (tally.finished, tally.waiting, tally.running) == (len(requests), 0, 0)
@@ -80,9 +77,7 @@ def test_the_same_seed_gives_the_same_fleet_to_the_last_bit(policy):
     lengths = Lengths(60, 1.0, 500)
 
     def run(seed: int) -> tuple[Tally, list[object]]:
-        requests = bursty_requests(
-            seed, names, per_s=0.5, duration_s=120.0, cv=8.0, prompt=lengths, output=lengths
-        )
+        requests = bursty_requests(seed, names, Load(0.5, 120.0, 8.0, lengths, lengths))
         tally, world = simulate(site, requests, policy)
         return tally, list(world.outcomes)
 
