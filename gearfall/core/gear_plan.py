@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from gearfall.core.calibration import Calibration
 from gearfall.core.records import Stage
 
 FORMAT_VERSION = 1
@@ -86,6 +87,9 @@ class GearPlan:
     assumptions: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
     certainty: str = "sequence_probability"
+    """The measure of stages whose model has no calibration here."""
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+    """By model: thresholds of its stages are probabilities that the answer is right."""
     format_version: int = FORMAT_VERSION
 
 

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import msgspec
 
+from gearfall.core.calibration import check_calibration
+from gearfall.core.certainty import parse_measure
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import FORMAT_VERSION, Gear, GearPlan, PlacedReplicas
 from gearfall.core.ids import ModelName, parse_name
@@ -38,6 +40,11 @@ def check_plan(plan: GearPlan) -> None:
         raise _broken("version", f"{plan.version}; it begins at 1")
     if not plan.models:
         raise _broken("models", "empty; name each model with its checkpoint's digest")
+    parse_measure(plan.certainty)
+    for name, calibration in plan.calibrations.items():
+        if name not in plan.models:
+            raise _broken("calibrations", f"model {name} is not among the plan's models")
+        check_calibration(calibration, f"calibrations.{name}")
     _check_gears("gears", plan.gears, plan.models)
     _check_placement("placement", plan.placement, plan.gears)
     lost = [variant.lost_node for variant in plan.variants]

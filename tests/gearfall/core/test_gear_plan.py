@@ -1,9 +1,11 @@
+import math
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.core.calibration import Calibration
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import (
     Gear,
@@ -37,6 +39,7 @@ def last() -> Gear:
     return Gear(1000.0, (Stage(SMALL),), promise(stages=1))
 
 
+SURE = Calibration(("mean",), (0.0,), (1.0,), (1.0,), 0.0, ((0.0, 0.0), (1.0, 1.0)))
 PLACED = (
     PlacedReplicas("node-1", "small", 1),
     PlacedReplicas("node-1", "large", 1),
@@ -54,6 +57,7 @@ PLAN = GearPlan(
     placement=PLACED,
     assumptions=("prompts as in the profile",),
     variants=(Variant(LOST, (LEFT, last()), PLACED[:2]),),
+    calibrations={"small": SURE},
 )
 
 
@@ -76,6 +80,9 @@ def with_gear(**changes) -> GearPlan:
         (replace(PLAN, models={}), "name each model"),
         (replace(PLAN, models={"small": "a"}), "large is not among"),
         (replace(PLAN, gears=()), "0 gears"),
+        (replace(PLAN, certainty="mood"), "certainty 'mood'"),
+        (replace(PLAN, calibrations={"other": SURE}), "other is not among"),
+        (replace(PLAN, calibrations={"small": replace(SURE, bias=math.nan)}), "finite bias"),
         (replace(PLAN, gears=(last(), gear())), "max_load must rise"),
         (replace(PLAN, placement=PLACED[:1]), "placed nowhere"),
         (replace(PLAN, placement=(*PLACED, PLACED[0])), "twice on one node"),

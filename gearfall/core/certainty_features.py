@@ -1,0 +1,78 @@
+"""Numbers that say how sure a generation was, from its tokens' log-probabilities and margins.
+
+Defined for every answer, the empty one included: an answer without tokens looks like one whose only
+token was next to impossible.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+FLOOR = -30.0
+"""Log-probabilities below this, and those that are no numbers, count as this."""
+
+Feature = Callable[[Sequence[float], Sequence[float]], float]
+"""From log-probabilities and margins, cleaned, one each a token and at least one."""
+
+
+def _quantile(share: float) -> Feature:
+    def feature(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
+        ordered = sorted(logprobs)
+        at = share * (len(ordered) - 1)
+        low = int(at)
+        high = min(low + 1, len(ordered) - 1)
+        return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+
+    return feature
+
+
+def _mean(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
+    return math.fsum(logprobs) / len(logprobs)
+
+
+def _sum(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
+    return max(math.fsum(logprobs), 10 * FLOOR)
+
+
+def _first(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
+    return logprobs[0]
+
+
+def _min_margin(_logprobs: Sequence[float], margins: Sequence[float]) -> float:
+    return min(margins)
+
+
+def _mean_margin(_logprobs: Sequence[float], margins: Sequence[float]) -> float:
+    return math.fsum(margins) / len(margins)
+
+
+def _log_length(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
+    return math.log(len(logprobs))
+
+
+FEATURES: Mapping[str, Feature] = MappingProxyType(
+    {
+        "min": _quantile(0.0),
+        "q10": _quantile(0.1),
+        "q25": _quantile(0.25),
+        "q50": _quantile(0.5),
+        "mean": _mean,
+        "sum": _sum,
+        "first": _first,
+        "min_margin": _min_margin,
+        "mean_margin": _mean_margin,
+        "log_length": _log_length,
+    }
+)
+"""By name. Log-probabilities in nats; a margin is log p(token) - log p(second), at most -FLOOR."""
+
+
+def features_of(
+    names: Sequence[str], logprobs: Sequence[float], margins: Sequence[float]
+) -> tuple[float, ...]:
+    """Return the named features, finite all of them, whatever the engine sent."""
+    if not logprobs:
+        logprobs, margins = (FLOOR,), (0.0,)
+    clean = [FLOOR if math.isnan(each) else max(FLOOR, min(0.0, each)) for each in logprobs]
+    leads = [0.0 if math.isnan(each) else max(0.0, min(-FLOOR, each)) for each in margins]
+    return tuple(FEATURES[name](clean, leads) for name in names)
