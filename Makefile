@@ -57,7 +57,8 @@ faults: gen
 
 # Every write of the scheduler's leader and what strikes it there; etcd gone for a minute.
 faults-scheduler: gen
-	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_scheduler_matrix.py $(PYTEST_ARGS)
+	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_scheduler_matrix.py \
+		tests/faults/test_etcd_gone.py $(PYTEST_ARGS)
 
 # A whole cluster in containers: deploy/compose/README.md.
 compose-up:
