@@ -1,7 +1,7 @@
 """A gear plan: which cascade answers at which load, where its models run, and what that promises.
 
 The file is JSON that people read and sign off; `gear_plan_checks.parse_plan` reads it. CascadeServe
-(arXiv 2406.14424), section 4: a gear is a cascade with what it needs to run at one range of load.
+(arXiv 2406.14424): a gear is a cascade with what it needs to run at one range of load.
 """
 
 from collections.abc import Sequence

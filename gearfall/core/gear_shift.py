@@ -11,7 +11,7 @@
 Load: tokens a second that arrive, smoothed, and what waits, as if it had to be gone in `clear_s`.
 A lasting change of the rate is followed faster: while one of two one-sided sums of what the
 smoothed rate missed (CUSUM, Page 1954) is past its limit, new samples weigh more. CascadeServe
-(arXiv 2406.14424), section 4.4, shifts on the measured load alone; the queue makes a burst count
+(arXiv 2406.14424) shifts on the measured load; here what waits counts too, so that a burst does
 before its rate is known.
 """
 
