@@ -34,11 +34,13 @@ std::vector<std::string> variants() {
 }
 
 void linear(const nb::tuple &x, const nb::tuple &weight, const std::optional<nb::tuple> &bias,
-            const nb::tuple &out, int threads, const std::string &variant, bool is_rounded) {
+            const nb::tuple &out, int threads, const std::string &variant, bool is_rounded,
+            std::int64_t exact_rows) {
     TensorView bias_view;
     if (bias) bias_view = tensor("bias", *bias);
     const gearfall::cpu::Linear call{tensor("x", x), tensor("weight", weight),
-                                     bias ? &bias_view : nullptr, tensor("out", out), is_rounded};
+                                     bias ? &bias_view : nullptr, tensor("out", out), is_rounded,
+                                     exact_rows};
     const nb::gil_scoped_release released;
     gearfall::cpu::linear(call, threads, variant);
 }
@@ -103,7 +105,7 @@ void bind_cpu(nb::module_ &module) {
     module.def("cpu_variants", &variants,
                "Return the instruction sets that can run, fastest first.");
     module.def("cpu_linear", &linear, "x"_a, "weight"_a, "bias"_a.none(), "out"_a, "threads"_a,
-               "variant"_a, "is_rounded"_a = false, "Write x @ weight.T + bias to out.");
+               "variant"_a, "is_rounded"_a = false, "exact_rows"_a = 0, "Write x @ weight.T + bias to out.");
     module.def("cpu_write_kv", &write_kv, "k"_a, "v"_a, "k_cache"_a, "v_cache"_a, "block_tables"_a,
                "seq_index"_a, "positions"_a, "Copy keys and values into the paged cache.");
     module.def("cpu_paged_attention", &paged_attention, "q"_a, "k_cache"_a, "v_cache"_a,

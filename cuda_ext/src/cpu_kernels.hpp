@@ -14,6 +14,7 @@ struct Linear {
     const TensorView *bias;  // or nullptr
     TensorView out;
     bool is_rounded;  // x to bfloat16, where the weight is
+    std::int64_t exact_rows = 0;  // of x, its first ones, that are not rounded
 };
 void linear(const Linear &call, int threads, const std::string &variant);
 

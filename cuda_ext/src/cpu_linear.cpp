@@ -1,5 +1,5 @@
 // One linear layer.
-#include <algorithm>
+#include <vector>
 
 #include "cpu_isa.hpp"
 #include "cpu_kernels.hpp"
@@ -22,6 +22,58 @@ void check(const Linear &call) {
     require_size(call.out, 1, call.weight.shape[0]);
 }
 
+// Rows of x that are multiplied in one way.
+struct Part {
+    std::int64_t first;
+    std::int64_t tokens;
+    Operand operand;
+};
+
+std::vector<Part> parts_of(const Linear &call) {
+    const std::int64_t tokens = call.x.shape[0];
+    const DType dtype = call.weight.dtype;
+    const Operand rest = operand_of(dtype, call.is_rounded);
+    const Operand exact = operand_of(dtype, false);
+    const std::int64_t exact_rows = rest == exact ? 0 : call.exact_rows;
+    std::vector<Part> parts;
+    if (exact_rows > 0) parts.push_back({0, exact_rows, exact});
+    if (exact_rows < tokens) parts.push_back({exact_rows, tokens - exact_rows, rest});
+    return parts;
+}
+
+// Both parts' products with a chunk of rows follow on each other, so that a weight is read once.
+void multiply(const Linear &call, const std::vector<Part> &parts, const Kernels &kernels,
+              int useful) {
+    const std::int64_t k = call.x.shape[1];
+    const std::int64_t rows = call.weight.shape[0];
+    const std::int64_t row_floats = padded(k, 2 * kLanes);
+    const Scratch packed(call.x.shape[0] * row_floats);
+    const auto floats = [&](const Part &part) { return packed.data() + part.first * row_floats; };
+    for (const Part &part : parts) {
+        const TokenTiles tiles(part.tokens, kernels.tile_tokens);
+        const float *x = call.x.f32() + part.first * call.x.stride[0];
+        parallel_for(tiles.count, product_threads(0, part.tokens * k, 0, useful),
+                     [&](std::int64_t tile) {
+                         pack_tile(kernels, part.operand, x, call.x.stride[0], part.tokens, k,
+                                   tile, floats(part));
+                     });
+    }
+    const auto tile_count = [&](const Part &part) {
+        return TokenTiles(part.tokens, kernels.tile_tokens).count;
+    };
+    const bool is_one = parts.size() == 1;
+    const ProductCut cut(rows, is_one ? tile_count(parts[0]) : 1, useful);
+    parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
+        for (const Part &part : parts) {
+            OutputPiece piece = cut.piece(index);
+            if (!is_one) piece.end_tile = tile_count(part);
+            const Product product{&call.weight, call.bias, call.out.f32() + part.first * rows,
+                                  rows};
+            compute_piece(kernels, product, {floats(part), part.tokens, k, part.operand}, piece);
+        }
+    });
+}
+
 }  // namespace
 
 void linear(const Linear &call, int threads, const std::string &variant) {
@@ -31,21 +83,12 @@ void linear(const Linear &call, int threads, const std::string &variant) {
     const std::int64_t tokens = call.x.shape[0];
     const std::int64_t k = call.x.shape[1];
     const std::int64_t rows = call.weight.shape[0];
+    require(call.exact_rows >= 0 && call.exact_rows <= tokens,
+            "exact_rows must be between 0 and the rows of x");
     if (tokens == 0 || rows == 0) return;
-    const Operand operand = operand_of(call.weight.dtype, call.is_rounded);
-    const std::int64_t row_bytes = k * element_bytes(call.weight.dtype);
-    const int useful = product_threads(rows * k, rows * row_bytes, tokens, threads);
-    const TokenTiles tiles(tokens, kernels.tile_tokens);
-    const Scratch packed(packed_floats(operand, tokens, k));
-    parallel_for(tiles.count, product_threads(0, tokens * k, 0, useful), [&](std::int64_t tile) {
-        pack_tile(kernels, operand, call.x.f32(), call.x.stride[0], tokens, k, tile, packed.data());
-    });
-    const Product product{&call.weight, call.bias, call.out.f32(), rows};
-    const PackedTokens x{packed.data(), tokens, k, operand};
-    const ProductCut cut(rows, tiles.count, useful);
-    parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
-        compute_piece(kernels, product, x, cut.piece(index));
-    });
+    const std::int64_t weight_bytes = rows * k * element_bytes(call.weight.dtype);
+    multiply(call, parts_of(call), kernels,
+             product_threads(rows * k, weight_bytes, tokens, threads));
 }
 
 }  // namespace gearfall::cpu

@@ -41,13 +41,15 @@ def linear(
     bias: torch.Tensor | None = None,
     *,
     is_rounded: bool = False,
+    exact_rows: int = 0,
     threads: int = 1,
     variant: str = "",
 ) -> torch.Tensor:
     """Return `x @ weight.T + bias` as f32[T, N].
 
     `x` f32[T, K], `weight` and `bias` f32 | bf16 | f16 [N, K] and [N]. With `is_rounded`, and a
-    bfloat16 weight, `x` is rounded to bfloat16 first; products and sums stay float32.
+    bfloat16 weight, `x` is rounded to bfloat16 first, but for its first `exact_rows`; products and
+    sums stay float32.
     """
     out = x.new_empty((x.shape[0], weight.shape[0]) if x.dim() == 2 and weight.dim() == 2 else 0)
     _cuda_ext.cpu_linear(
@@ -58,6 +60,7 @@ def linear(
         threads,
         variant,
         is_rounded,
+        exact_rows,
     )
     return out
 

@@ -32,7 +32,8 @@ def canary_step(canary: Canary, blocks: Sequence[int]) -> PackedStep:
     """Return the one pass that is fed prompt and answer together, with its cache in `blocks`.
 
     Where the best token of each row is the next one fed, a run token by token would have gone the
-    same way, bit for bit on batch-invariant kernels.
+    same way, bit for bit on batch-invariant kernels. It is exact under any arithmetic: what the
+    answer is held against is.
     """
     tokens = canary.fed_token_ids
     count = len(tokens)
@@ -42,6 +43,7 @@ def canary_step(canary: Canary, blocks: Sequence[int]) -> PackedStep:
         seq_index=np.zeros(count, dtype=np.int32),
         block_tables=np.array([blocks], dtype=np.int32),
         logit_rows=np.arange(count - len(canary.answer), count, dtype=np.int64),
+        exact_tokens=count,
     )
 
 

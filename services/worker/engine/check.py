@@ -1,5 +1,7 @@
 """Trial of a model of an unproven family: gearfall's forward pass against transformers' own."""
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,7 @@ from gearfall.core.sampling import SamplingParams
 from services.worker.engine.batch import Chunk, Sequence
 from services.worker.engine.kv_blocks import KvBlocks
 from services.worker.engine.model import EngineModel
-from services.worker.engine.packing import pack_step
+from services.worker.engine.packing import PackedStep, pack_step
 
 PROVEN = frozenset(
     {
@@ -77,5 +79,9 @@ def _paged_logits(model: EngineModel, prompts: list[list[int]]) -> list[NDArray[
         sequences.append(sequence)
     first = [Chunk(sequence, 0, 4) for sequence in sequences]
     rest = [Chunk(sequence, 4, len(sequence.tokens) - 4) for sequence in sequences]
-    model.forward(pack_step(first, blocks))
-    return list(model.forward(pack_step(rest, blocks)))
+    model.forward(_exact(pack_step(first, blocks)))
+    return list(model.forward(_exact(pack_step(rest, blocks))))
+
+
+def _exact(step: PackedStep) -> PackedStep:
+    return dataclasses.replace(step, exact_tokens=len(step.token_ids))

@@ -12,7 +12,6 @@ from mmap import mmap
 import msgspec
 import torch
 
-from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.canary import parse_canary
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal
 from gearfall.core.manifest import Manifest, parse_manifest
@@ -119,6 +118,7 @@ def _start(
         context_tokens=manifest.model.context_tokens,
         adapters=AdapterDock(model.adapters, start.manifest_json),
     )
+    arithmetic = model.use(start.arithmetic)
     canary = parse_canary(start.canary_json)
     expected = _foretellable(start, manifest.model.architecture)
     run_first_pass(model, canary, blocks, engine.foretelling, expected)
@@ -128,7 +128,6 @@ def _start(
     if tier is not None:
         tier.close()
     try_unproven(model, manifest.model.architecture)
-    arithmetic = model.use(start.arithmetic)
     count_held("jobs", lambda: batch.running + batch.waiting)
     count_held("blocks", lambda: blocks.total_blocks - blocks.free_blocks)
     memory = model.kv_memory
@@ -147,10 +146,9 @@ def _start(
 def _foretellable(start: StartEngine, architecture: str) -> Sequence[SubmitJob]:
     """Return the jobs that may ride in the first pass.
 
-    That pass is exact, whatever follows; and the trial of an unproven family writes over its cache.
+    The trial of an unproven family writes over its cache.
     """
-    is_exact = start.arithmetic is Arithmetic.EXACT
-    return start.expected if is_exact and architecture in PROVEN else ()
+    return start.expected if architecture in PROVEN else ()
 
 
 def _serve_with_vllm(

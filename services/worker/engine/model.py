@@ -43,6 +43,7 @@ class EngineModel:
         *,
         device: torch.device,
         vocabulary_size: int,
+        has_bf16: bool,
         furnishing: Furnishing,
         adapters: Adapters,
         ops: Ops,
@@ -54,6 +55,7 @@ class EngineModel:
         self._cache = cache
         self._ops = ops
         self._device = device
+        self._has_bf16 = has_bf16
         self._is_first_pass = True
         self.native: NativePass | None = None
         """One call for a step without adapters, where there is one; known after the first pass."""
@@ -72,14 +74,13 @@ class EngineModel:
     def use(self, arithmetic: Arithmetic) -> str:
         """Compute so from now on; return the name of what a token's bits hang on.
 
-        A model is exact at first. The name is empty on a device that promises no bits. One without
-        bfloat16 weights is exact whatever is asked for.
+        A model is exact at first, and in the tokens of a step that are to be so. The name is empty
+        on a device that promises no bits. A model without bfloat16 weights is exact whatever is
+        asked for.
         """
         if not isinstance(self._ops, NativeOps):
             return ""
-        parameters = self._model.parameters()
-        has_bf16 = any(parameter.dtype == torch.bfloat16 for parameter in parameters)
-        self._ops.arithmetic = arithmetic if has_bf16 else Arithmetic.EXACT
+        self._ops.arithmetic = arithmetic if self._has_bf16 else Arithmetic.EXACT
         return self._ops.arithmetic.value
 
     def finish(self) -> None:
@@ -93,7 +94,7 @@ class EngineModel:
     @torch.inference_mode()
     def forward(self, step: PackedStep) -> NDArray[np.float32]:
         """Compute one step and return its logits [R, vocabulary], R as in `step.logit_rows`."""
-        if self.native is not None and not step.adapters:
+        if self.native is not None and not step.adapters and not step.exact_tokens:
             logits = self.native.logits(step)
         else:
             logits = self._logits(step)[: len(step.logit_rows)]
@@ -104,13 +105,19 @@ class EngineModel:
     def reference_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return the logits [vocabulary] after `token_ids` by transformers' eager attention."""
         self._model.set_attn_implementation("eager")
+        self._keep_exact({len(token_ids): len(token_ids)})
         try:
             ids = torch.tensor([token_ids], device=self._device)
             output = self._model(input_ids=ids, use_cache=False)
         finally:
             self._model.set_attn_implementation(self._cache.name)
+            self._keep_exact({})
         logits: NDArray[np.float32] = output.logits[0, -1].float().cpu().numpy()
         return logits
+
+    def _keep_exact(self, rows: Mapping[int, int]) -> None:
+        if isinstance(self._ops, NativeOps):
+            self._ops.exact_rows = rows
 
     def _logits(self, step: PackedStep) -> torch.Tensor:
         positions = torch.from_numpy(step.positions)
@@ -123,12 +130,15 @@ class EngineModel:
         rows = step.logit_rows if len(step.logit_rows) else np.zeros(1, dtype=np.int64)
         self._cache.begin_step(layout.to(self._device))
         self.adapters.begin_step(step.adapters)
+        wanted = {len(step.token_ids): step.exact_tokens, len(rows): step.exact_logits}
+        self._keep_exact(wanted if step.exact_tokens else {})
         output = self._model(
             input_ids=torch.from_numpy(step.token_ids).unsqueeze(0).to(self._device),
             position_ids=positions.long().unsqueeze(0).to(self._device),
             use_cache=False,
             logits_to_keep=torch.from_numpy(rows).to(self._device),
         )
+        self._keep_exact({})
         self.adapters.end_step()
         self._cache.end_step()
         if self._is_first_pass:
@@ -174,6 +184,7 @@ def build_model(
         cache,
         device=device,
         vocabulary_size=manifest.model.vocabulary_size,
+        has_bf16=any(tensor.dtype == "bfloat16" for tensor in manifest.tensors),
         furnishing=furnishing,
         adapters=Adapters(network, ops, device),
         ops=ops,

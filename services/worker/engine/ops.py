@@ -6,6 +6,7 @@ with the batch it was computed in.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -164,6 +165,8 @@ class NativeOps:
         self._threads = threads
         self.arithmetic = Arithmetic.EXACT
         """Of all passes from now on."""
+        self.exact_rows: Mapping[int, int] = {}
+        """In the pass under way, how many first rows of so many rows are exact nevertheless."""
 
     @property
     def threads(self) -> int:
@@ -180,7 +183,12 @@ class NativeOps:
     ) -> torch.Tensor:
         """See `Ops.linear`."""
         return self._kernels.linear(
-            x, weight, bias, is_rounded=self.is_rounded, threads=self._threads
+            x,
+            weight,
+            bias,
+            is_rounded=self.is_rounded,
+            exact_rows=self.exact_rows.get(x.shape[0], 0),
+            threads=self._threads,
         )
 
     def write_kv(

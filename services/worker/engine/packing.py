@@ -37,6 +37,13 @@ class PackedStep:
     """[R]: tokens whose logits are wanted, in the order of the chunks that sample."""
     adapters: tuple[AdapterRows, ...] = ()
     """One for each adapter in the step. Tokens that are in none run without."""
+    exact_tokens: int = 0
+    """So many of the first tokens are computed exactly, whatever the arithmetic of the others."""
+
+    @property
+    def exact_logits(self) -> int:
+        """How many of the first logits are theirs."""
+        return int((self.logit_rows < self.exact_tokens).sum())
 
 
 def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks) -> PackedStep:
@@ -77,8 +84,9 @@ def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks) -> PackedStep:
 def join_steps(first: PackedStep, second: PackedStep) -> PackedStep:
     """Return both as one step: its logits are those of `first`, then those of `second`.
 
-    Neither may have rows with an adapter.
+    Neither may have rows with an adapter, the second no exact tokens.
     """
+    assert not second.exact_tokens
     assert not first.adapters
     assert not second.adapters
     tables, tokens = len(first.block_tables), len(first.token_ids)
@@ -94,4 +102,5 @@ def join_steps(first: PackedStep, second: PackedStep) -> PackedStep:
             ]
         ),
         logit_rows=np.concatenate([first.logit_rows, second.logit_rows + tokens]),
+        exact_tokens=first.exact_tokens,
     )

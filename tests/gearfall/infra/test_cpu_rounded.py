@@ -129,3 +129,25 @@ def test_other_weights_are_multiplied_with_tokens_as_they_are(dtype):
     x, weight = random(1, 5, 90), random(2, 8, 90).to(dtype)
     assert same_bits(rounded(x, weight), cpu_kernels.linear(x, weight))
     assert not same_bits(rounded(x, weight.bfloat16()), cpu_kernels.linear(x, weight.bfloat16()))
+
+
+@PROPERTY
+@given(
+    tokens=st.integers(1, 40),
+    exact=st.integers(0, 40),
+    k=st.integers(1, 100),
+    rows=st.integers(1, 40),
+    threads=st.integers(1, 3),
+)
+def test_its_first_rows_may_stay_exact(tokens, exact, k, rows, threads):
+    exact = min(exact, tokens)
+    x, weight, bias = random(1, tokens, k), random(2, rows, k).bfloat16(), random(3, rows)
+    got = cpu_kernels.linear(x, weight, bias, is_rounded=True, exact_rows=exact, threads=threads)
+    assert same_bits(got[:exact], cpu_kernels.linear(x[:exact], weight, bias))
+    assert same_bits(got[exact:], rounded(x[exact:], weight, bias))
+
+
+@pytest.mark.parametrize("exact", [-1, 3])
+def test_more_exact_rows_than_there_are_are_refused(exact):
+    with pytest.raises(ValueError, match="exact_rows"):
+        cpu_kernels.linear(torch.zeros(2, 4), torch.zeros(3, 4), exact_rows=exact)

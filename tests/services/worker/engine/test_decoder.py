@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.sampling import SamplingParams
 from services.worker.engine.batch import Batch, Sequence
@@ -67,9 +68,13 @@ def first_step(model) -> None:
     model.forward(pack_step(batch.plan_step(), batch.blocks))
 
 
-@pytest.mark.parametrize("step_tokens", [128, 9])
-def test_the_native_pass_has_the_bits_of_the_stand_ins(checkpoint, step_tokens):
+@pytest.mark.parametrize(
+    ("step_tokens", "arithmetic"),
+    [(128, Arithmetic.EXACT), (9, Arithmetic.EXACT), (9, Arithmetic.BF16)],
+)
+def test_the_native_pass_has_the_bits_of_the_stand_ins(checkpoint, step_tokens, arithmetic):
     model = build(checkpoint, NativeOps(3))
+    assert model.use(arithmetic) == arithmetic.value
     at_first = model.native
     first_step(model)
     assert at_first is None
