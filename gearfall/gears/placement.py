@@ -16,6 +16,7 @@ enters with a weight too small to change t by more than a thousandth.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -105,8 +106,8 @@ class _Problem:
         self._low: list[float] = []
         self._high: list[float] = []
 
-    def solve(self):  # type: ignore[no-untyped-def] # scipy's result, which has no types
-        """Build and hand over."""
+    def solve(self) -> Any:
+        """Return scipy's result, which has no types."""
         self._add_capacity()
         for gear in range(len(self._demand)):
             self._add_gear(gear)
