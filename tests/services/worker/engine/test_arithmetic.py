@@ -63,7 +63,7 @@ def bits(logits):
 
 def canary_of(model):
     """What the model, which is exact, answers; any other bits fail it."""
-    prompt, answer = tuple(TOKENS[:5]), []
+    prompt, answer = tuple(TOKENS[:5]), list[CanaryToken]()
     for _ in range(4):
         fed = (*prompt, *(token.token_id for token in answer))
         logits = model.forward(chunk(0, len(fed), tokens=fed))[-1].astype(np.float64)
