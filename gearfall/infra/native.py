@@ -45,6 +45,7 @@ def read_chunks(
     populate_threads: int = 0,
     expected: Sequence[int] = (),
     on_progress: Callable[[int], None] | None = None,
+    progress_chunks: int = 1,
     digest: Digest = xxhash.xxh3_64_intdigest,
     device_buffer: _cuda_ext.DeviceBuffer | None = None,
 ) -> list[int]:
@@ -57,10 +58,11 @@ def read_chunks(
     through the page cache. `populate_threads` (up to 64) fault fresh memory in ahead of the reads.
 
     A chunk whose digest is not the `expected` one ends the read at once. `on_progress` is told, in
-    the calling thread, how many chunks from the front on are verified; what it raises cancels the
-    read. Each verified chunk is copied to `device_buffer` (`gearfall.infra.device`), if there is
-    one, while others are read; the copies have arrived when this returns. All bounds are checked
-    before the first read. After an error the destination's content is undefined.
+    the calling thread, how many chunks from the front on are verified: after every so many
+    `progress_chunks` and at the end; what it raises cancels the read. Each verified chunk is copied
+    to `device_buffer` (`gearfall.infra.device`), if there is one, while others are read; the copies
+    have arrived when this returns. All bounds are checked before the first read. After an error the
+    destination's content is undefined.
     """
     with gearfall_errors():
         reading = _cuda_ext.ChunkRead(
@@ -79,15 +81,17 @@ def read_chunks(
         )
         try:
             if on_progress is not None:
-                _follow(reading, on_progress)
+                _follow(reading, on_progress, progress_chunks)
             return reading.finish()
         finally:
             reading.close()
 
 
-def _follow(reading: _cuda_ext.ChunkRead, on_progress: Callable[[int], None]) -> None:
+def _follow(
+    reading: _cuda_ext.ChunkRead, on_progress: Callable[[int], None], step_chunks: int
+) -> None:
     seen = 0
-    while (verified := reading.wait_beyond(seen)) > seen:
+    while (verified := reading.wait_beyond(seen + step_chunks - 1)) > seen:
         seen = verified
         on_progress(verified)
 
@@ -119,6 +123,7 @@ class PoolFile:
         self._mapping: mmap.mmap | None = None
         self._size_bytes = size_bytes
         self._faulted_bytes = 0
+        self._is_uncut = False
 
     @property
     def kind(self) -> str:
@@ -144,12 +149,13 @@ class PoolFile:
 
         It can't be turned into one to write by, but by root; sealing fails while there is such one.
         """
+        self.cut()
         os.fchmod(self.fileno(), 0o400)
         return os.open(f"/proc/self/fd/{self.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
 
     def memory(self) -> memoryview:
         """View all of it, writable. To be released before `resize`, `seal` and `close`."""
-        return memoryview(self._mapped())
+        return memoryview(self._mapped())[: self._size_bytes]
 
     def fault_in(self, step_bytes: int, stop: StopSign | None = None) -> None:
         """Allocate up to so many more bytes, from the front on, fewer once the sign is shown.
@@ -170,8 +176,25 @@ class PoolFile:
         if size_bytes < 1:
             raise ValueError("a pool file of less than one byte")
         self._mapped().resize(size_bytes)
+        self._is_uncut = False
         self._size_bytes = size_bytes
         self._faulted_bytes = min(self._faulted_bytes, size_bytes)
+
+    def shorten(self, size_bytes: int) -> None:
+        """Have it end earlier; what lies behind stays allocated until `cut`."""
+        assert 1 <= size_bytes <= self._size_bytes
+        self._is_uncut = self._is_uncut or size_bytes < self._size_bytes
+        self._size_bytes = size_bytes
+        self._faulted_bytes = min(self._faulted_bytes, size_bytes)
+
+    def cut(self) -> None:
+        """Free what lies behind its end: 3 ms for each GiB. Idempotent, while others use `memory`.
+
+        Whoever is given a descriptor finds it cut.
+        """
+        if self._is_uncut:
+            os.ftruncate(self.fileno(), self._size_bytes)
+            self._is_uncut = False
 
     def seal(self) -> int:
         """Make the content unchangeable; return a descriptor to read it by, the caller's from here.
@@ -180,6 +203,7 @@ class PoolFile:
         """
         file = self._open()
         self._unmap()
+        self.cut()
         return file.seal()
 
     def close(self) -> None:

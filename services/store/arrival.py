@@ -90,6 +90,8 @@ async def bring(
             pool_files.enter_context(await asyncio.to_thread(allocate, partition.size_bytes))
             for partition in (manifest.partitions if is_pooled else ())
         ]
+        for file in pooled:
+            await asyncio.to_thread(file.cut)
         advance = hand_out(pooled) if is_pooled else None
         with contextlib.ExitStack() as stack:
             memories = [stack.enter_context(file.memory()) for file in pooled]

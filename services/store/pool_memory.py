@@ -11,6 +11,8 @@ from gearfall.infra.native import PoolFile, page_cached_bytes
 READER_THREADS = 4
 _POPULATE_THREADS = {"tmpfs": 1, "memfd": 2}
 """Huge pages are faulted in faster than any disk reads; pages of 4 KiB keep two threads busy."""
+_PROGRESS_CHUNKS = 4
+"""What is told of each goes through the event loop to everybody who follows the load."""
 
 
 class ReadChunks(Protocol):
@@ -29,6 +31,7 @@ class ReadChunks(Protocol):
         populate_threads: int,
         expected: Sequence[int],
         on_progress: Callable[[int], None],
+        progress_chunks: int,
     ) -> list[int]:
         """Fill `destination` from the file; return xxh3_64 of each chunk, all as expected."""
         ...
@@ -85,4 +88,5 @@ def fill_partition(
             populate_threads=0 if is_there else _POPULATE_THREADS[file.kind],
             expected=partition.chunk_digests(),
             on_progress=on_progress,
+            progress_chunks=_PROGRESS_CHUNKS,
         )

@@ -5,6 +5,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from gearfall.infra.native import PoolFile
 from services.store.filling import Filling
@@ -28,8 +29,8 @@ async def read_model(
 ) -> Resident:
     """Read and verify every partition; the descriptors are the caller's.
 
-    In the loop's thread `begin` is given the memory, its end being the caller's to say, before
-    the first byte is read, and `report` is told verified bytes. Raises GivenUp soon after
+    In the loop's thread `begin` is given the memory, its end being the caller's to say, while the
+    first bytes are read, and `report` is told verified bytes. Raises GivenUp soon after
     `gives_up` is set, CorruptCheckpoint for a bad chunk, OSError when the disk fails. Cancelled, it
     returns once its thread has let go of the memory.
     """
@@ -66,6 +67,8 @@ class _Read:
         self._begin = begin
         self._allocate = allocate
         self._loop = asyncio.get_running_loop()
+        self._verified_bytes = [0] * len(stored.manifest.partitions)
+        self._filling: Filling | None = None
 
     def run(self) -> tuple[int, ...]:
         """Fill and seal everything; return the sealed descriptors."""
@@ -74,18 +77,21 @@ class _Read:
                 stack.enter_context(self._allocate(partition.size_bytes))
                 for partition in self._stored.manifest.partitions
             ]
-            filling = self._hand_out(files)
+            # Memory that was kept ready may have a tail to cut before others see it: meanwhile the
+            # disk is at work. Ended before the files are closed, as before the load's end.
+            beside = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="hand-out"))
+            handed_out = beside.submit(self._hand_out, files)
             for index, file in enumerate(files):
-                self._fill(index, file, filling)
+                self._fill(index, file)
+            handed_out.result()
             return _seal(files)
 
-    def _hand_out(self, files: list[PoolFile]) -> Filling:
+    def _hand_out(self, files: list[PoolFile]) -> None:
         stored = self._stored
         filling = Filling.over(stored.name, stored.digest, stored.manifest_json, files)
-        self._loop.call_soon_threadsafe(self._begin, filling)
-        return filling
+        self._loop.call_soon_threadsafe(self._begin_filling, filling)
 
-    def _fill(self, index: int, file: PoolFile, filling: Filling) -> None:
+    def _fill(self, index: int, file: PoolFile) -> None:
         done_bytes = 0
 
         def report_verified(size_bytes: int) -> None:
@@ -93,15 +99,23 @@ class _Read:
             if self._gives_up.is_set():
                 raise GivenUp
             done_bytes += size_bytes
-            self._loop.call_soon_threadsafe(self._advance, filling, index, done_bytes, size_bytes)
+            self._loop.call_soon_threadsafe(self._advance, index, done_bytes, size_bytes)
 
         stored = self._stored
         partition, path = stored.manifest.partitions[index], stored.partition_path(index)
         fill_partition(path, partition, file, self._read, report_verified)
 
-    def _advance(self, filling: Filling, index: int, verified_bytes: int, size_bytes: int) -> None:
+    def _begin_filling(self, filling: Filling) -> None:
+        for index, verified_bytes in enumerate(self._verified_bytes):
+            filling.advance(index, verified_bytes)
+        self._filling = filling
+        self._begin(filling)
+
+    def _advance(self, index: int, verified_bytes: int, size_bytes: int) -> None:
         self._report(size_bytes)
-        filling.advance(index, verified_bytes)
+        self._verified_bytes[index] = verified_bytes
+        if self._filling is not None:
+            self._filling.advance(index, verified_bytes)
 
 
 def _seal(files: list[PoolFile]) -> tuple[int, ...]:

@@ -118,11 +118,13 @@ class SpareMemory:
         if file is None:
             return self._make(size_bytes)
         try:
-            if file.size_bytes != size_bytes:
+            if file.size_bytes < size_bytes:
                 file.resize(size_bytes)
         except BaseException:
             file.close()
             raise
+        # Its tail, milliseconds to free, is cut while the first chunks are read.
+        file.shorten(size_bytes)
         return file
 
     def wait_settled(self, timeout_s: float) -> bool:

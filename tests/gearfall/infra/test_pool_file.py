@@ -134,6 +134,39 @@ def test_cut_it_frees_its_tail_and_keeps_its_front(size_bytes):
     os.close(sealed)
 
 
+@pytest.mark.parametrize("size_bytes", [4 * MIB, 3 * MIB + 4097, 1])
+def test_shortened_it_is_cut_while_its_front_is_in_use(size_bytes):
+    with PoolFile(6 * MIB) as file:
+        file.fault_in(6 * MIB)
+        file.shorten(size_bytes)
+        assert file.faulted_bytes == file.size_bytes == size_bytes
+        assert allocated_bytes(file) == 6 * MIB
+        with file.memory() as memory:
+            assert len(memory) == size_bytes
+            file.cut()
+            memory[:] = b"x" * size_bytes
+        assert allocated_bytes(file) == -(-size_bytes // 4096) * 4096
+
+
+@pytest.mark.parametrize("give", ["open_reader", "seal"])
+def test_whoever_is_given_a_descriptor_finds_it_cut(give):
+    with PoolFile(6 * MIB) as file:
+        file.fault_in(6 * MIB)
+        file.shorten(MIB)
+        fd = getattr(file, give)()
+        assert os.fstat(fd).st_size == MIB
+        os.close(fd)
+
+
+def test_shortened_it_can_be_resized():
+    with PoolFile(6 * MIB) as file:
+        file.fault_in(6 * MIB)
+        file.shorten(MIB)
+        file.resize(2 * MIB)
+        file.fault_in(2 * MIB)
+        assert allocated_bytes(file) == file.faulted_bytes == file.size_bytes == 2 * MIB
+
+
 @pytest.mark.parametrize("size_bytes", [MIB, 3 * MIB, 9 * MIB])
 def test_resized_before_all_of_it_is_there(size_bytes):
     with PoolFile(8 * MIB) as file:
