@@ -18,7 +18,7 @@ class SchedulerPolicy:
     model's keep-alive: what is cheap to bring back goes early."""
     min_residency_s: float = 0.25
     """A replica that became ready stays at least this long whatever waits for its room."""
-    residency_per_start: float = 10.0
+    residency_per_start: float = 1.0
     """It also stays this many times as long as its start took: what thrashing may cost at most."""
     patience_s: float = 20.0
     """A model that waited this long may take the room of a busy one."""

@@ -17,7 +17,9 @@ from gearfall.scheduling.autoscaler_load import ModelLoad
 from gearfall.scheduling.snapshot import Hosted, Waiting
 from tests.gearfall.scheduling.clusters import assignment, replica
 
-POLICY = SchedulerPolicy(keep_alive_s=300.0, min_residency_s=5.0, patience_s=20.0)
+POLICY = SchedulerPolicy(
+    keep_alive_s=300.0, min_residency_s=5.0, residency_per_start=10.0, patience_s=20.0
+)
 LIMITS = ModelLimits(0, 3, 60.0)
 
 
