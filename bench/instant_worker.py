@@ -24,7 +24,7 @@ def main() -> None:
 async def serve(settings: argparse.Namespace, token_id: int, stop: asyncio.Event) -> None:
     """Serve until `stop` is set."""
     async with AsyncExitStack() as stack:
-        record = await start_worker(settings, InstantSpawner(token_id), stack)
+        record = (await start_worker(settings, InstantSpawner(token_id), stack)).record
         announce_ready("worker", record.address, worker_id=record.worker_id)
         await stop.wait()
 

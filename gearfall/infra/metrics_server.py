@@ -1,7 +1,7 @@
 """What Prometheus scrapes: one small HTTP server beside a service's gRPC server, if asked for."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
@@ -28,9 +28,12 @@ def add_metrics_setting(parser: ServiceParser) -> None:
 
 
 @contextlib.asynccontextmanager
-async def serving_metrics(listen: str, render: Render) -> AsyncIterator[str]:
+async def serving_metrics(
+    listen: str, render: Render, routes: Sequence[Route] = ()
+) -> AsyncIterator[str]:
     """Serve `render`'s text at /metrics and give the address; give "" if `listen` is empty.
 
+    `routes`: what the service answers at the same address.
     Raises Unavailable when the address can't be bound.
     """
     if not listen:
@@ -40,7 +43,7 @@ async def serving_metrics(listen: str, render: Render) -> AsyncIterator[str]:
     async def answer(_request: Request) -> Response:
         return Response(render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    server = await start_http_server(Starlette(routes=[Route(PATH, answer)]), listen)
+    server = await start_http_server(Starlette(routes=[Route(PATH, answer), *routes]), listen)
     try:
         yield server.address
     finally:

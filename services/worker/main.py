@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 import grpc
 
@@ -23,6 +24,7 @@ from gearfall.infra.pool_lease import take_lease
 from gearfall.infra.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
+from services.worker.drain_door import drain_route
 from services.worker.engine_link.messages import EngineKind
 from services.worker.host import WorkerHost
 from services.worker.jobs.job_board import JobBoard
@@ -44,6 +46,14 @@ from services.worker.store_client import GrpcStoreClient
 
 STOP_DRAIN_S = 5.0
 """How long running jobs may finish after SIGTERM before they are handed back."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedWorker:
+    """A worker that serves."""
+
+    record: WorkerRecord
+    service: WorkerService
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,9 +102,11 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         await zygote.start()
         stack.push_async_callback(zygote.stop)
         metrics = WorkerMetrics()
-        record = await start_worker(settings, zygote, stack, metrics)
+        started = await start_worker(settings, zygote, stack, metrics)
+        record = started.record
+        door = drain_route(started.service, os.environ.get(SECRET_VARIABLE, ""))
         metrics_address = await stack.enter_async_context(
-            serving_metrics(settings.metrics, metrics.render)
+            serving_metrics(settings.metrics, metrics.render, [door])
         )
         announce_ready(
             "worker", record.address, metrics=metrics_address, worker_id=record.worker_id
@@ -107,7 +119,7 @@ async def start_worker(
     spawner: EngineSpawner,
     stack: AsyncExitStack,
     metrics: WorkerMetrics | None = None,
-) -> WorkerRecord:
+) -> StartedWorker:
     """Build and start everything over `spawner`; `stack` stops it in reverse order."""
     metrics = metrics or WorkerMetrics()
     worker_id = WorkerId(f"worker-{uuid.uuid4().hex[:12]}")
@@ -197,7 +209,7 @@ async def start_worker(
         )
     )
     stack.push_async_callback(host.stop, STOP_DRAIN_S)
-    return host.record
+    return StartedWorker(host.record, service)
 
 
 def _store_client(cluster: Cluster, node_id: NodeId) -> GrpcStoreClient:

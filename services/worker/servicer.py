@@ -7,6 +7,7 @@ from gearfall.infra.convert import priority_to_pb, replica_to_pb
 from gearfall.infra.grpc_errors import Context
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb import worker_pb2_grpc
+from services.worker.host import DrainReport
 from services.worker.jobs.claims import Claim
 from services.worker.migration.call import Moved
 from services.worker.migration.cost import DataPath
@@ -49,13 +50,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         self, request: pb.DrainRequest, _context: Context
     ) -> pb.DrainReply:
         """Stop claiming, move or finish what runs, end all replicas."""
-        report = await self._service.drain(request.deadline_s)
-        return pb.DrainReply(
-            migrated_jobs=report.migrated_jobs,
-            finished_jobs=report.finished_jobs,
-            lost_job_ids=list(report.lost_job_ids),
-            migrations=[_departure_to_pb(each) for each in report.departures],
-        )
+        return drain_reply_to_pb(await self._service.drain(request.deadline_s))
 
     async def MigrateJob(  # noqa: N802 - named by the proto
         self, request: pb.MigrateJobRequest, _context: Context
@@ -75,6 +70,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
         """Take in a job that another worker moves here."""
         async for reply in self._desk.receive(request_iterator):
             yield reply
+
+
+def drain_reply_to_pb(report: DrainReport) -> pb.DrainReply:
+    """Return the message for what came of a drain."""
+    return pb.DrainReply(
+        migrated_jobs=report.migrated_jobs,
+        finished_jobs=report.finished_jobs,
+        lost_job_ids=list(report.lost_job_ids),
+        migrations=[_departure_to_pb(each) for each in report.departures],
+    )
 
 
 def _claim_to_pb(claim: Claim) -> pb.RunningJob:

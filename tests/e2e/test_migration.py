@@ -6,8 +6,10 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
+from google.protobuf.json_format import ParseDict
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gearfall.client import AsyncClient, Finished, TextDelta
@@ -15,6 +17,7 @@ from gearfall.client.request import Options
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo import catalogue
+from gearfall.infra.bearer import SECRET_VARIABLE
 from gearfall.infra.failpoints import RULES_VARIABLE
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.pb import common_pb2
@@ -25,6 +28,7 @@ from tests.services.worker.tiny_adapters import save_adapter
 
 MODEL = "wanderer"
 ADAPTER = "wanderer-tuned"
+SECRET = "between the services"
 PROMPT_IDS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 6
 TOKENS = 500
 PACE = "engine.decode=delay:0.004"
@@ -87,8 +91,8 @@ class Pair:
                         if replica.state == common_pb2.REPLICA_STATE_READY:
                             self.addresses[worker.worker_id] = worker.address
 
-    async def drain_one(self) -> pb.DrainReply:
-        """Drain a worker that runs jobs."""
+    async def find_busy(self) -> str:
+        """Return the address of a worker that runs jobs."""
         async with asyncio.timeout(30):
             while True:
                 for address in self.addresses.values():
@@ -96,9 +100,7 @@ class Pair:
                         stub = WorkerStub(channel)
                         status = await stub.GetStatus(pb.WorkerStatusRequest(), timeout=10)
                         if any(job.next_index > 0 for job in status.jobs):
-                            request = pb.DrainRequest(deadline_s=20)
-                            reply: pb.DrainReply = await stub.Drain(request, timeout=40)
-                            return reply
+                            return address
 
     async def move(self, path: pb.MigrationPath.ValueType) -> pb.MigrateJobReply:
         """Move the only job to a worker that it is not on, by the address that it is known at."""
@@ -162,7 +164,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clus
     wanderer().save_pretrained(folder / "source")
     save_adapter(wanderer(), ("q_proj", "down_proj"), folder / "adapter", seed=1, size=0.05)
     shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", folder / "source")
-    environment = {RULES_VARIABLE: PACE}
+    environment = {RULES_VARIABLE: PACE, SECRET_VARIABLE: SECRET}
     host = ClusterHost(folder / "home", "--workers-per-node", "2", environment=environment)
     yield host, folder / "source"
     assert host.stop() == 0
@@ -222,12 +224,25 @@ async def test_keys_and_values_go_over_grpc_where_their_socket_cannot_be_connect
     assert all(reply.moved_bytes > 0 for reply in replies)
 
 
-async def test_a_drained_worker_moves_its_jobs_before_it_goes(pair: Pair) -> None:
+async def drain_by_notice(host: ClusterHost, address: str) -> pb.DrainReply:
+    """Tell a worker over HTTP that its machine goes, as a handler of spot notices does."""
+    (door,) = (each.metrics for each in host.facts.services if each.address == address)
+    async with httpx.AsyncClient(timeout=40) as client:
+        reply = await client.post(
+            f"http://{door}/drain?deadline_s=20", headers={"Authorization": f"Bearer {SECRET}"}
+        )
+    assert reply.status_code == 200, reply.text
+    return ParseDict(reply.json(), pb.DrainReply())
+
+
+async def test_a_drained_worker_moves_its_jobs_before_it_goes(
+    two_workers: tuple[ClusterHost, Path], pair: Pair
+) -> None:
     """The last test: one of the two workers is gone afterwards."""
     options = Options(temperature=0.0, max_tokens=200, ignore_eos=True, logprobs=True)
     expected_ids, *_ = await pair.read((), options)
     reading = [asyncio.create_task(pair.read((), options)) for _ in range(4)]
-    drained = await pair.drain_one()
+    drained = await drain_by_notice(two_workers[0], await pair.find_busy())
     read = [await each for each in reading]
     assert all(ids == expected_ids for ids, *_ in read)
     assert drained.migrated_jobs >= 1, drained
