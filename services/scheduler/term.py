@@ -70,7 +70,7 @@ class Term:
                 self._cluster.check_follows()
                 is_due = due_unix_s is not None and due_unix_s <= self._clock()
                 if self._follower.take_in(feed.take()) or is_due:
-                    due_unix_s = await self._decide()
+                    due_unix_s = await self._decide(feed)
 
     async def finish(self) -> None:
         """Return when no write of this term is under way any more."""
@@ -88,13 +88,16 @@ class Term:
             async with asyncio.timeout(delay_s):
                 await feed.wait()
 
-    async def _decide(self) -> float | None:
+    async def _decide(self, feed: ChangeFeed) -> float | None:
         """Make and write one decision; return when the next is due though nothing changes."""
         try:
             return await self._write_next()
         except Unavailable as error:
             _log.warning("decision not written", extra={"error": error.message})
-            return self._clock() + RETRY_S
+            # The fleet counts what it decided as looked at: begin again from what really stands.
+            feed.restart(self._cluster.view)
+            await asyncio.sleep(RETRY_S)
+            return None
 
     async def _write_next(self) -> float | None:
         if adoptions := self._follower.adoptions():

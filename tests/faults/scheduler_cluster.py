@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gearfall.core.history import Led, ProcessHistory, Refused
-from gearfall.core.ids import ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.ids import JobId, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.placement_verdict import PlacementVerdict, judge_placement
 from gearfall.core.ports import Lease
 from gearfall.core.records import (
@@ -26,6 +27,7 @@ from gearfall.core.records import (
     NodeRecord,
     ReplicaRecord,
     ReplicaState,
+    RunningJob,
     StartTimeline,
     Tier,
     WorkerRecord,
@@ -46,6 +48,7 @@ MIB = 2**20
 WAIT_S = 60.0
 """Longest that anything here is waited for; a test that needs it has failed."""
 START_S = 0.05
+LONG_JOB = RunningJob(JobId("long"), prompt_tokens=100, output_tokens=10, max_tokens=1_000_000)
 
 
 class SchedulerCluster:
@@ -197,17 +200,23 @@ class Played:
 
     async def _start(self, worker_id: WorkerId, model: ModelName, memory_bytes: int) -> None:
         self._starts += 1
+        jobs = (LONG_JOB,) if model in self.busy else ()
         record = ReplicaRecord(
             worker_id=worker_id,
             node_id=self.view.workers[worker_id].node_id,
             model=model,
             state=ReplicaState.READY,
             slots=16,
-            running_jobs=int(model in self.busy),
+            running_jobs=len(jobs),
             pid=self._starts,
             memory_bytes=memory_bytes,
-            idle_since_unix_s=0.0 if model in self.busy else 1.0,
+            idle_since_unix_s=0.0 if jobs else 1.0,
             timeline=StartTimeline(total_s=START_S, build_s=START_S, from_tier=Tier.SSD),
+            jobs=jobs,
+            seen_unix_s=time.time(),
+            step_s=0.05,
+            move_fixed_s=0.05,
+            move_s_per_token=0.001,
         )
         await self.cluster.put_replica(record, lease=self._lease)
 
@@ -247,9 +256,13 @@ def is_ready(view: ClusterView, model: ModelName) -> bool:
     )
 
 
-def played_worker(name: str, *, max_replicas: int = 4) -> WorkerRecord:
+def played_worker(
+    name: str, *, max_replicas: int = 4, memory_bytes: int = 1024 * MIB
+) -> WorkerRecord:
     """A worker on a node of its own; its address comes with its registration."""
-    return WorkerRecord(WorkerId(name), NodeId(f"node-of-{name}"), "", "cpu", 2**30, max_replicas)
+    return WorkerRecord(
+        WorkerId(name), NodeId(f"node-of-{name}"), "", "cpu", memory_bytes, max_replicas
+    )
 
 
 def node_of(worker: WorkerRecord) -> NodeRecord:
@@ -257,14 +270,14 @@ def node_of(worker: WorkerRecord) -> NodeRecord:
     return NodeRecord(worker.node_id, "127.0.0.1:1", "/nowhere", 2**33, 0, 1e9)
 
 
-def played_model(name: str, *workers: WorkerRecord) -> ModelRecord:
+def played_model(name: str, *workers: WorkerRecord, size_bytes: int = 10 * MIB) -> ModelRecord:
     """A model that these workers' nodes have."""
     return ModelRecord(
         name=ModelName(name),
         digest="d" * 32,
         architecture="LlamaForCausalLM",
-        parameters=5 * MIB,
-        size_bytes=10 * MIB,
+        parameters=size_bytes // 2,
+        size_bytes=size_bytes,
         context_tokens=128,
         vocabulary_size=17,
         bos_token_id=None,

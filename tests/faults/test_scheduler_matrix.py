@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -18,18 +18,23 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.placement_verdict import StateChange
+from gearfall.core.records import ModelRecord
+from gearfall.infra.cluster_view import ClusterView
 from tests.faults.fault_cluster import thaw, until
 from tests.faults.scheduler_cluster import (
     LEASE_TTL_S,
+    MIB,
     Played,
     SchedulerCluster,
     played_model,
     played_worker,
 )
 
+LARGE = played_worker("large", max_replicas=1)
+SMALL = played_worker("small", memory_bytes=300 * MIB)
 ALL = os.environ.get("GEARFALL_FAULTS") == "all"
 TAKEOVER_S = LEASE_TTL_S + 2.0
-WRITES = ("assign", "unassign", "decide", "learn")
+WRITES = ("assign", "unassign", "decide", "learn", "move", "moved")
 _numbers = itertools.count()
 
 
@@ -50,7 +55,7 @@ class Case:
 
 
 CASES = [Case(*each) for each in product(WRITES, ("before", "after"), ("kill", "stop"))]
-SAMPLE = {"assign-before-stop", "assign-after-kill", "unassign-before-kill", "learn-before-stop"}
+SAMPLE = {"assign-before-stop", "unassign-before-kill", "move-after-kill", "moved-before-stop"}
 
 
 def test_the_sample_is_of_the_matrix() -> None:
@@ -70,49 +75,77 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SchedulerClust
 async def test_a_leader_struck_at_a_write(cluster: SchedulerCluster, case: Case) -> None:
     cluster.arm()
     cluster.start_missing()
-    pair = (played_worker("v"), played_worker("w"))
-    async with cluster.played(*pair) as played:
+    async with cluster.played(LARGE) as played:
+        scenario = await begin(played, case)
         before = len(cluster.struck())
-        first, second = (played_model(f"m{next(_numbers)}", *pair) for _ in range(2))
-        if case.write == "unassign":
-            await played.want(first, since_unix_s=time.time())
-            await played.serve(first.name)
-        rule = f"{case.point}={case.signal}@1"
-        cluster.arm(rule)
-        await provoke(played, case, first)
+        cluster.arm(f"{case.point}={case.signal}@1")
+        await scenario.provoke()
         struck = await struck_pid(cluster, before)
         struck_unix_s = time.time()
-        await played.want(second, since_unix_s=time.time())
-        await played.serve(second.name)
-        await settle(played, case, first.name)
+        other = played_model(f"m{next(_numbers)}", LARGE, SMALL)
+        await played.want(other, since_unix_s=time.time())
+        await played.serve(other.name)
+        await scenario.settle()
         if case.signal == "stop":
             thaw(struck)
             await wakes_deposed(cluster, case, struck)
-        else:
-            cluster.start_missing()
-        await played.serve(second.name)
         recorded = list(played.recorded)
     verdict = cluster.judge(recorded)
     assert verdict.is_sound, verdict
     assert takeover_s(recorded, struck_unix_s) < TAKEOVER_S or not ALL
 
 
-async def provoke(played: Played, case: Case, model) -> None:
-    """Have the leader come to the write."""
-    if case.write == "unassign":
-        await played.cluster.delete_model(model.name)
-    else:
-        await played.want(model, since_unix_s=time.time())
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What brings a leader to a write, and what must have come of it in the end."""
+
+    provoke: Callable[[], Awaitable[None]]
+    settle: Callable[[], Awaitable[object]]
 
 
-async def settle(played: Played, case: Case, model: ModelName) -> None:
-    """Return when what the struck leader was about is done by the other."""
+async def begin(played: Played, case: Case) -> Scenario:
+    """Prepare what a case needs: a model to start, one to give back, or one to move."""
+    first = played_model(f"m{next(_numbers)}", LARGE, SMALL)
     if case.write == "unassign":
-        await played.until(
-            lambda view: all(name != model for _, name in (*view.assignments, *view.replicas))
+        await start(played, first)
+        return Scenario(
+            lambda: remove(played, first.name),
+            lambda: played.until(lambda view: not is_hosted(view, first.name)),
         )
-    else:
-        await played.serve(model)
+    if case.write not in ("move", "moved"):
+        await played.register(SMALL)
+        return Scenario(lambda: want(played, first), lambda: played.serve(first.name))
+    played.busy.add(first.name)
+    await start(played, first)
+    await played.register(SMALL)
+    large = played_model(f"m{next(_numbers)}", LARGE, SMALL, size_bytes=300 * MIB)
+    return Scenario(lambda: want(played, large), lambda: moved(played, first.name, large.name))
+
+
+async def want(played: Played, model: ModelRecord) -> None:
+    await played.want(model, since_unix_s=time.time())
+
+
+async def remove(played: Played, model: ModelName) -> None:
+    await played.cluster.delete_model(model)
+
+
+async def start(played: Played, model: ModelRecord) -> None:
+    """Have it on the large worker, which is the only one as yet."""
+    await want(played, model)
+    await played.serve(model.name)
+
+
+def is_hosted(view: ClusterView, model: ModelName) -> bool:
+    return any(name == model for _, name in (*view.assignments, *view.replicas))
+
+
+async def moved(played: Played, first: ModelName, large: ModelName) -> None:
+    """Return when the large model has the large worker and the other one goes on elsewhere."""
+    await played.serve(large)
+    view = await played.until(lambda view: not view.moves)
+    assert (LARGE.worker_id, large) in view.replicas
+    assert (SMALL.worker_id, first) in view.replicas
 
 
 async def struck_pid(cluster: SchedulerCluster, before: int) -> int:

@@ -9,6 +9,7 @@ from gearfall.core.errors import Conflict
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState, SchedulerRecord
 from gearfall.infra.cluster import Cluster
+from gearfall.infra.failpoints import RULES_VARIABLE, arm_failpoints
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.start_costs import median_error
@@ -275,3 +276,18 @@ async def test_goes_on_when_cluster_state_comes_back(fleet):
     fleet.server.start()
     await fleet.cluster.put_demand(demand(), lease=fleet.lease)
     await fleet.until(lambda v: (WORKER, "small") in v.assignments)
+
+
+@pytest.mark.parametrize("point", ["assign.before", "assign.after", "decide.before"])
+async def test_a_decision_that_was_not_written_is_made_again(fleet, point):
+    arm_failpoints("scheduler", {RULES_VARIABLE: f"scheduler.{point}=fail@1"})
+    try:
+        await fleet.scheduler()
+        await fleet.cluster.put_demand(demand(), lease=fleet.lease)
+        await fleet.until(lambda v: (WORKER, "small") in v.assignments)
+        # One that is made later shows that the leader went on.
+        await fleet.cluster.put_demand(demand("large"), lease=fleet.lease)
+        view = await fleet.until(lambda v: "large" in v.decisions)
+        assert len(view.assignments) == 2
+    finally:
+        arm_failpoints("scheduler", {})
