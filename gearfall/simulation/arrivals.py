@@ -1,7 +1,7 @@
 """Requests to replay: bursty synthetic ones and real traces, spread over many models. Seeded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -86,20 +86,24 @@ class Load:
 
 
 def bursty_requests(seed: int, models: Sequence[ModelName], load: Load) -> tuple[Request, ...]:
-    """Return requests for `models`, about `load.duration_s` long.
+    """Return requests for `models`: as many as come in `load.duration_s` at `load.per_s`.
 
-    All times are stretched alike so that they come at exactly `load.per_s`: what the bursts of one
-    seed are like says nothing about how many there are.
+    Bursts are drawn until there are so many; then all times are stretched alike to that duration:
+    what the bursts of one seed are like says nothing about how many requests there are.
     """
     generator = np.random.default_rng(seed)
     shares = popularity(len(models), load.zipf)
-    arrivals = sorted(_arrivals(generator, models, shares, load))
-    stretch = len(arrivals) / (load.per_s * load.duration_s)
-    prompts = load.prompt.draw(generator, len(arrivals))
-    outputs = load.output.draw(generator, len(arrivals))
+    wanted, span_s = max(1, round(load.per_s * load.duration_s)), load.duration_s
+    arrivals: list[tuple[float, ModelName]] = []
+    while len(arrivals) <= wanted:
+        arrivals = sorted(_arrivals(generator, models, shares, replace(load, duration_s=span_s)))
+        span_s *= 2.0
+    stretch = load.duration_s / arrivals[wanted][0]
+    prompts = load.prompt.draw(generator, wanted)
+    outputs = load.output.draw(generator, wanted)
     return tuple(
         Request(number, at_s * stretch, (StageWork(model, prompts[number], outputs[number]),))
-        for number, (at_s, model) in enumerate(arrivals)
+        for number, (at_s, model) in enumerate(arrivals[:wanted])
     )
 
 

@@ -1,0 +1,44 @@
+"""Plots of simulated policies; needs the extra `plots`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from gearfall.simulation.requests import StageOutcome
+from gearfall.simulation.scenario import Run
+
+_LEAST_SHOWN_S = 0.001
+
+
+def write_plots(directory: Path, title: str, runs: Sequence[Run]) -> list[Path]:
+    """Write how startup and time to first token are distributed, as SVG and PNG; return the files.
+
+    One line a policy: the share of requests (up) that took no longer than so many seconds (right).
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    # The same figures give the same file.
+    mpl.rcParams["svg.hashsalt"] = "gearfall"
+    written = []
+    for name, label, value in _PLOTS:
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.subplots()
+        for run in runs:
+            seconds = sorted(max(_LEAST_SHOWN_S, value(each)) for each in run.outcomes)
+            shares = [(index + 1) / len(seconds) for index in range(len(seconds))]
+            axes.step(seconds, shares, where="post", label=run.policy)
+        axes.set(xscale="log", xlabel=label, ylabel="share of requests", title=title)
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend()
+        for suffix in ("svg", "png"):
+            path = directory / f"{name}.{suffix}"
+            figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
+            written.append(path)
+    return written
+
+
+_PLOTS: tuple[tuple[str, str, Callable[[StageOutcome], float]], ...] = (
+    ("startup", "startup, s", lambda each: each.startup_s),
+    ("first-token", "time to first token, s", lambda each: each.first_token_s),
+)
