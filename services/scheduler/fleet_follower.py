@@ -42,27 +42,27 @@ class FleetFollower:
         self._models: dict[ModelName, ModelRecord] = {}
         self._assignments: dict[tuple[WorkerId, ModelName], AssignmentRecord] = {}
         self._absent_since_unix_s: Mapping[WorkerId, float] = {}
-        self._is_link_changed = False
+        self._absent: set[WorkerId] = set()
+        """Workers that have assignments and no record."""
+        self._has_moved = False
+        """Whether a worker came or went, or its connection did, since `_follow_workers`."""
         self._adrift: dict[tuple[WorkerId, ModelName], tuple[float, ReplicaRecord]] = {}
         """Replicas whose assignments a lost state took with it, and since when they are known."""
 
     def take_in(self, changes: Changes) -> bool:
         """Apply changes; return whether a decision may come out differently."""
-        is_decisive = changes.restart is not None
-        has_moved = is_decisive or self._is_link_changed
         if changes.restart is not None:
             self._restart(changes.restart)
         for change in changes.records:
-            is_decisive = is_decisive or change.kind in DECISIVE
-            has_moved = has_moved or change.kind in ("workers", "assignments")
             self._apply(change)
+        has_moved = self._has_moved
         if has_moved:
             self._follow_workers()
-        return is_decisive or has_moved
+        return has_moved or any(change.kind in DECISIVE for change in changes.records)
 
     def note_link(self) -> None:
         """A worker came into reach or went out of it: the next `take_in` looks."""
-        self._is_link_changed = True
+        self._has_moved = True
 
     def adoptions(self) -> tuple[Assign, ...]:
         """Return assignments for replicas that serve on though cluster state lost its memory.
@@ -96,6 +96,7 @@ class FleetFollower:
     def check(self) -> None:
         """Assert that what is counted here is what the records say."""
         assert self._assigned == Counter(worker for worker, _ in self._assignments)
+        assert self._absent == self._assigned.keys() - self._addresses.keys()
         self.fleet.check()
 
     def _restart(self, view: ClusterView) -> None:
@@ -117,6 +118,8 @@ class FleetFollower:
         self._addresses = {each.worker_id: each.address for each in view.workers.values()}
         self._assignments = dict(view.assignments)
         self._assigned = Counter(worker for worker, _ in view.assignments)
+        self._absent = self._assigned.keys() - self._addresses.keys()
+        self._has_moved = True
         self._models = dict(view.models)
         self._starts.forget_absent(view.replicas.keys())
         self._adrift = {}
@@ -133,6 +136,8 @@ class FleetFollower:
         match change.kind:
             case "workers":
                 _set(self._addresses, record_id, _address_of(record))
+                self._has_moved = True
+                self._note_absent(record_id)
             case "models":
                 _set(self._models, record_id, record)
             case "assignments":
@@ -147,6 +152,13 @@ class FleetFollower:
         self._assigned[key[0]] += (record is not None) - was_there
         if not self._assigned[key[0]]:
             del self._assigned[key[0]]
+        self._note_absent(key[0])
+
+    def _note_absent(self, worker_id: WorkerId) -> None:
+        is_absent = worker_id in self._assigned and worker_id not in self._addresses
+        if is_absent != (worker_id in self._absent):
+            self._absent ^= {worker_id}
+            self._has_moved = True
 
     def _note_adrift(self, key: tuple[WorkerId, ModelName], record: Any) -> None:
         if isinstance(record, ReplicaRecord) and record.is_adrift:
@@ -168,10 +180,10 @@ class FleetFollower:
 
     def _follow_workers(self) -> None:
         """Keep a connection to every worker, and to those that left but have assignments."""
-        self._is_link_changed = False
-        absent = self._assigned.keys() - self._addresses.keys()
-        self._absent_since_unix_s = note_absent(self._absent_since_unix_s, absent, self._clock())
-        self._links.follow(self._addresses, absent)
+        self._has_moved = False
+        since = note_absent(self._absent_since_unix_s, self._absent, self._clock())
+        self._absent_since_unix_s = since
+        self._links.follow(self._addresses, self._absent)
         self.fleet.set_unreachable(frozenset(filter(self._links.is_down, self._addresses)))
         self.fleet.set_awaited(
             {
