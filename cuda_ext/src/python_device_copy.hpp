@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "device_buffer.hpp"
 #include "python_buffer.hpp"
@@ -15,8 +16,9 @@ namespace gearfall {
 class PythonDeviceCopy {
 public:
     // The buffer must outlive this object; `source` can't be written by this process.
-    PythonDeviceCopy(DeviceBuffer &buffer, const nanobind::memoryview &source) : source_(source) {
-        copy_.emplace(buffer, source_.data(), source_.size(), true);
+    PythonDeviceCopy(DeviceBuffer &buffer, const nanobind::memoryview &source)
+        : source_(std::in_place, source) {
+        copy_.emplace(buffer, source_->data(), source_->size(), true);
     }
     ~PythonDeviceCopy() { close(); }
     PythonDeviceCopy(const PythonDeviceCopy &) = delete;
@@ -34,10 +36,13 @@ public:
 
     std::uint64_t pinned_bytes() const { return copy_ ? copy_->pinned_bytes() : 0; }
 
-    // Waits for all copies and unpins. Idempotent.
+    // Waits for all copies, unpins, and lets go of the source. Idempotent.
     void close() {
-        const nanobind::gil_scoped_release released;
-        copy_.reset();
+        {
+            const nanobind::gil_scoped_release released;
+            copy_.reset();
+        }
+        source_.reset();
     }
 
 private:
@@ -46,7 +51,7 @@ private:
         return *copy_;
     }
 
-    ReadableBytes source_;
+    std::optional<ReadableBytes> source_;
     std::optional<DeviceCopy> copy_;
 };
 

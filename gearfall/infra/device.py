@@ -93,6 +93,6 @@ class DeviceCopy:
             self._native.wait()
 
     def close(self) -> None:
-        """Wait for all copies and unpin. Idempotent."""
+        """Wait for all copies, unpin and let go of the source. Idempotent."""
         with gearfall_errors():
             self._native.close()

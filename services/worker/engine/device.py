@@ -17,12 +17,14 @@ class DeviceTier:
     """
 
     def __init__(self, device: int, mappings: Sequence[mmap], below: Arrival | None) -> None:
-        """`mappings`: read-only and MAP_SHARED; `below` is None where all of them are verified.
+        """`mappings`: read-only and MAP_SHARED, closed by `close`; `below` is None where all of
+        them are verified.
 
         Raises Unavailable when the device is not there or has no room.
         """
         self._device = device
         self._below = below
+        self._mappings = mappings
         self._buffers = [DeviceBuffer(device, len(mapping)) for mapping in mappings]
         self._copies = [
             DeviceCopy(buffer, mapping)
@@ -52,6 +54,8 @@ class DeviceTier:
         return self._buffers[partition].read(offset_bytes, size_bytes)
 
     def close(self) -> None:
-        """Unpin the pool's memory: nothing more is copied. Idempotent."""
+        """Unpin and unmap the pool's memory: nothing more is copied. Idempotent."""
         for copy in self._copies:
             copy.close()
+        for mapping in self._mappings:
+            mapping.close()

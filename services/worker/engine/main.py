@@ -138,6 +138,7 @@ def _start(
         first_token_s=time.perf_counter() - built,
         kv_bytes=model.kv_bytes,
         kv_layout=None if memory is None else memory.layout,
+        needs_pool=tier is None,
         arithmetic=arithmetic,
     )
     return engine, ready, memory

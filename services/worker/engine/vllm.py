@@ -264,6 +264,8 @@ async def _build_and_serve(  # noqa: PLR0917 - what a start has
     with tempfile.TemporaryDirectory(prefix="gearfall-vllm-") as name:
         directory = Path(name)
         write_directory(start, manifest, mappings, directory)
+        for mapping in mappings:
+            mapping.close()
         arguments = engine_arguments(library, start, manifest, directory)
         client = VllmEngine(library.from_engine_args(arguments), library)
         # vLLM has the weights on its device; the configs it may still ask for.
@@ -287,6 +289,7 @@ async def _check_and_serve(
             build_s=built - times["attached"],
             first_token_s=time.perf_counter() - built,
             kv_bytes=_kv_bytes(start, manifest),
+            needs_pool=False,
         )
         return await serve(sock, client, manifest, ready)
     finally:

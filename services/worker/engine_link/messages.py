@@ -210,6 +210,9 @@ class EngineReady(msgspec.Struct, frozen=True, tag=True):
     arithmetic: str = ""
     """What its tokens' bits hang on: engines of one checkpoint and one arithmetic give the same.
     Empty where they are not promised."""
+    needs_pool: bool = True
+    """Whether it computes over the leased memory. If not, it has a verified copy of its own and has
+    unmapped that."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):

@@ -226,6 +226,7 @@ def _start_message(
 async def ready(engine: EngineProcess, held: HeldModel) -> EngineReady:
     """Return when the engine serves a model that is loaded and verified to its last byte.
 
+    The lease ends here where the engine has a copy of its own: the room may go to others.
     Raises what load or engine failed with, DeadlineExceeded when the engine takes too long.
     """
     readying = asyncio.ensure_future(engine.ready())
@@ -235,10 +236,13 @@ async def ready(engine: EngineProcess, held: HeldModel) -> EngineReady:
         if not held.loading.done():
             await readying
         await held.loading
-        return await within(READY_TIMEOUT_S, readying, "the engine's start")
+        found = await within(READY_TIMEOUT_S, readying, "the engine's start")
     finally:
         readying.cancel()
         await asyncio.gather(readying, return_exceptions=True)
+    if not found.needs_pool:
+        held.lease.close()
+    return found
 
 
 async def within(seconds: float, awaitable: Awaitable[T], what: str) -> T:

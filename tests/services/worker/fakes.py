@@ -112,9 +112,12 @@ class Watched:
 class FakeEngine(Watched):
     """An engine process that does what the test says."""
 
-    def __init__(self, pid: int, ready_error: GearfallError | None = None) -> None:
+    def __init__(
+        self, pid: int, ready_error: GearfallError | None = None, *, needs_pool: bool = True
+    ) -> None:
         super().__init__()
         self.pid = pid
+        self._needs_pool = needs_pool
         self.kv_memory: KvMemory | None = None
         self.arithmetic = "exact"
         self.sent: list[object] = []
@@ -137,7 +140,7 @@ class FakeEngine(Watched):
     async def ready(self) -> EngineReady:
         if self._ready_error:
             raise self._ready_error
-        return EngineReady(self.pid, 0.01, 0.02, 0.03, 1024)
+        return EngineReady(self.pid, 0.01, 0.02, 0.03, 1024, needs_pool=self._needs_pool)
 
     def send(self, message) -> None:
         self.sent.append(message)
@@ -175,11 +178,12 @@ class FakeSpawner(Watched):
         self.engines: list[FakeEngine] = []
         self.starts: list[StartEngine] = []
         self.failures: list[GearfallError] = []
+        self.needs_pool = True
 
     async def spawn(self, start: StartEngine, partition_fds) -> FakeEngine:
         self.starts.append(start)
         error = self.failures.pop(0) if self.failures else None
-        engine = FakeEngine(100 + len(self.engines), error)
+        engine = FakeEngine(100 + len(self.engines), error, needs_pool=self.needs_pool)
         self.engines.append(engine)
         self.notify()
         return engine

@@ -65,6 +65,7 @@ def test_a_prefix_arrives_once_it_is_verified():
         tier.wait({0: SIZES[0]})
     tier.close()
     tier.close()
+    assert all(readable.closed for _, readable in pairs)
 
 
 def test_all_at_once_from_a_resident_model():
