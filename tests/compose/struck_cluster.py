@@ -65,11 +65,12 @@ class StruckCluster:
             assert len(StruckCluster._reference.token_ids) == TOKENS
         return StruckCluster._reference
 
-    async def read(self, strike: Strike | None = None) -> Received:
+    async def read(self, strike: Strike | None = None, *, tokens: int = TOKENS) -> Received:
         """Stream one answer to its end; do `strike` beside it from token `STRIKE_AT` on."""
+        options: Options = {**GREEDY, "max_tokens": tokens}
         ids: list[int] = []
         text, owners, beside = "", 0, None
-        async for event in self.client.stream(WANDERER, PROMPT_IDS, **GREEDY):
+        async for event in self.client.stream(WANDERER, PROMPT_IDS, **options):
             if isinstance(event, TextDelta):
                 text += event.text
                 ids += [item.token_id for item in event.logprobs]
@@ -128,16 +129,14 @@ class StruckCluster:
     async def check_nothing_is_left(self) -> None:
         """Assert that within a minute no job waits, is claimed or runs, and nothing is amiss."""
 
-        def is_idle(status: router_pb2.GetStatusReply) -> bool:
-            running = sum(r.running_jobs for w in status.workers for r in w.replicas)
-            queued = sum(queue.waiting + queue.claimed for queue in status.queues)
-            return (
-                running + queued + status.running_requests == 0
-                and not status.degraded
-                and (len(status.nodes), len(status.workers)) == (2, 2)
-            )
+        async def look() -> list[str]:
+            return leftovers(await self.status())
 
-        await self.until(self.status, is_idle)
+        try:
+            left = await self.until(look, lambda left: not left)
+        except TimeoutError:
+            left = await look()
+        assert not left
 
     async def until(self, look: Callable[[], Awaitable[T]], is_enough: Callable[[T], bool]) -> T:
         """Return what `look` finds once it is enough; errors of the cluster are looked at again."""
@@ -166,3 +165,24 @@ def ready_on(status: router_pb2.GetStatusReply, model: str) -> set[str]:
 def replicas_of(status: router_pb2.GetStatusReply, model: str) -> list[common_pb2.Replica]:
     """Return a model's replicas, ready or not."""
     return [r for worker in status.workers for r in worker.replicas if r.model == model]
+
+
+def leftovers(status: router_pb2.GetStatusReply) -> list[str]:
+    """Say what a cluster at rest with both its nodes has not."""
+    left = [f"degraded: {words}" for words in status.degraded]
+    left += [
+        f"{queue.model}: {queue.waiting} waiting, {queue.claimed} claimed"
+        for queue in status.queues
+        if queue.waiting or queue.claimed
+    ]
+    left += [
+        f"{replica.model}: {replica.running_jobs} jobs on {worker.address}"
+        for worker in status.workers
+        for replica in worker.replicas
+        if replica.running_jobs
+    ]
+    if status.running_requests:
+        left.append(f"{status.running_requests} requests")
+    if (len(status.nodes), len(status.workers)) != (2, 2):
+        left.append(f"{len(status.nodes)} nodes, {len(status.workers)} workers")
+    return left
