@@ -1,0 +1,260 @@
+"""Cascades under load in simulated time: fixed replicas, gears that shift, answers from a profile.
+
+Each request is one query of a profile: what each model would answer, how long, how certainly and at
+what cost is known, so that latency, quality and cost of a run all come out of one replay. A request
+keeps the gear that was in force when it came. Replicas on one worker have cores of their own.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from gearfall.core.gear_plan import Gear
+from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
+from gearfall.core.ids import ModelName
+from gearfall.simulation.agenda import Agenda
+from gearfall.simulation.batch_engine import BatchEngine
+from gearfall.simulation.requests import Job, Request, StageWork
+from gearfall.simulation.site import EngineSpeed
+
+SAMPLE_S = 0.1
+TRIGGER_WAIT_S = 0.05
+"""A job waits no longer than this for others to fill a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One model's answer to one query."""
+
+    prompt_tokens: int
+    output_tokens: int
+    certainty: float
+    quality: float
+    """In [0, 1]."""
+    cost: float
+
+
+Query = Mapping[ModelName, Answer]
+"""By model."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedReplica:
+    """A replica that is there all the time."""
+
+    model: ModelName
+    node: str
+    speed: EngineSpeed
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A query that comes."""
+
+    at_s: float
+    query: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of one request."""
+
+    at_s: float
+    first_token_s: float
+    """Until the first token of the answer that was released could be shown: a stage that may be
+    overruled shows nothing before it has ended."""
+    total_s: float
+    quality: float
+    cost: float
+    stages: int
+    """That ran."""
+    gear: int
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeRun:
+    """Everything that happened."""
+
+    answered: tuple[Answered, ...]
+    shifts: tuple[tuple[float, int], ...]
+    """(seconds, gear) of each shift, the first gear at 0 included."""
+    busy_share: Mapping[str, float]
+    """By model and node: share of the slots' time that was used."""
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A replica and the jobs that it runs."""
+
+    replica: FixedReplica
+    engine: BatchEngine
+    running: int = 0
+    busy_s: float = 0.0
+    changed_s: float = 0.0
+
+    def take(self, change: int, now_s: float) -> None:
+        self.busy_s += self.running * (now_s - self.changed_s)
+        self.changed_s = now_s
+        self.running += change
+        assert 0 <= self.running <= self.replica.slots, "no slot is given twice"
+
+
+@dataclass(slots=True)
+class _Request:
+    arrival: Arrival
+    gear: int
+    stage: int = 0
+    cost: float = 0.0
+
+
+@dataclass(slots=True)
+class _World:
+    """Owner of one run."""
+
+    queries: Sequence[Query]
+    gears: Sequence[Gear]
+    policy: ShiftPolicy | None
+    state: GearState
+    agenda: Agenda = field(default_factory=lambda: Agenda(0.0))
+    seats: dict[ModelName, list[_Seat]] = field(default_factory=dict)
+    waiting: dict[ModelName, deque[tuple[_Request, Job]]] = field(default_factory=dict)
+    open: dict[str, tuple[_Request, _Seat]] = field(default_factory=dict)
+    answered: list[Answered] = field(default_factory=list)
+    shifts: list[tuple[float, int]] = field(default_factory=list)
+    arrived_tokens: float = 0.0
+    queued: int = 0
+    """Jobs so far: their numbers."""
+    left: int = 0
+
+    def arrive(self, arrival: Arrival) -> None:
+        request = _Request(arrival, self.state.gear)
+        first = self._gear(request).stages[0].model
+        answer = self.queries[arrival.query][first]
+        self.arrived_tokens += answer.prompt_tokens + answer.output_tokens
+        self._queue(request)
+
+    def sample(self) -> None:
+        """Shift by what has come since the last sample and what waits."""
+        if not self.left or self.policy is None:
+            return
+        queued = sum(
+            job.work.prompt_tokens + job.work.output_tokens
+            for jobs in self.waiting.values()
+            for _, job in jobs
+        )
+        seen = LoadSample(self.agenda.now_s, self.arrived_tokens, float(queued))
+        self.arrived_tokens = 0.0
+        after = shift(self.state, seen, self.gears, self.policy)
+        if after.gear != self.state.gear:
+            self.shifts.append((self.agenda.now_s, after.gear))
+        self.state = after
+        self.agenda.after(SAMPLE_S, self.sample)
+
+    def _gear(self, request: _Request) -> Gear:
+        return self.gears[request.gear]
+
+    def _queue(self, request: _Request) -> None:
+        gear, now_s = self._gear(request), self.agenda.now_s
+        model = gear.stages[request.stage].model
+        answer = self.queries[request.arrival.query][model]
+        works = (StageWork(model, answer.prompt_tokens, max(1, answer.output_tokens)),)
+        self.queued += 1
+        job = Job(Request(self.queued, now_s, works), 0, now_s, now_s)
+        jobs = self.waiting.setdefault(model, deque())
+        jobs.append((request, job))
+        if gear.triggers.get(model, 1) > 1:
+            self.agenda.after(TRIGGER_WAIT_S, partial(self.dispatch, model))
+        self.dispatch(model)
+
+    def dispatch(self, model: ModelName) -> None:
+        """Hand waiting jobs to replicas with room, those with most room first."""
+        jobs = self.waiting.setdefault(model, deque())
+        while jobs:
+            free = [each for each in self.seats[model] if each.running < each.replica.slots]
+            trigger = self._gear(jobs[0][0]).triggers.get(model, 1)
+            waited_s = self.agenda.now_s - jobs[0][1].arrived_s
+            if not free or (len(jobs) < trigger and waited_s < TRIGGER_WAIT_S - 1e-9):
+                return
+            seat = min(free, key=lambda each: each.running / each.replica.slots)
+            request, job = jobs.popleft()
+            job.claimed_s = self.agenda.now_s
+            seat.take(1, self.agenda.now_s)
+            self.open[job.job_id] = (request, seat)
+            seat.engine.begin(job)
+
+    def finished(self, job: Job) -> None:
+        """A stage has answered."""
+        request, seat = self.open.pop(job.job_id)
+        seat.take(-1, self.agenda.now_s)
+        model = seat.replica.model
+        answer = self.queries[request.arrival.query][model]
+        request.cost += answer.cost
+        threshold = self._gear(request).stages[request.stage].threshold
+        if threshold is not None and answer.certainty < threshold:
+            request.stage += 1
+            self._queue(request)
+        else:
+            self._release(request, job, answer)
+        self.dispatch(model)
+
+    def _release(self, request: _Request, job: Job, answer: Answer) -> None:
+        now_s, began_s = self.agenda.now_s, request.arrival.at_s
+        is_last = request.stage == len(self._gear(request).stages) - 1
+        shown_s = job.first_token_s if is_last else now_s
+        self.left -= 1
+        self.answered.append(
+            Answered(
+                began_s,
+                shown_s - began_s,
+                now_s - began_s,
+                answer.quality,
+                request.cost,
+                request.stage + 1,
+                request.gear,
+            )
+        )
+
+
+def run_cascades(
+    replicas: Sequence[FixedReplica],
+    queries: Sequence[Query],
+    arrivals: Sequence[Arrival],
+    gears: Sequence[Gear],
+    *,
+    policy: ShiftPolicy | None = None,
+    first_gear: int = 0,
+) -> CascadeRun:
+    """Replay `arrivals` and return what became of each.
+
+    Without a policy `first_gear` stays in force. Every model of every gear needs a replica, and
+    every query an answer of every such model. Deterministic.
+    """
+    world = _World(queries, gears, policy, GearState(first_gear, 0.0))
+    world.left = len(arrivals)
+    world.shifts.append((0.0, first_gear))
+    for replica in replicas:
+        engine = BatchEngine(replica.speed, world.agenda, world.finished)
+        world.seats.setdefault(replica.model, []).append(_Seat(replica, engine))
+    for arrival in arrivals:
+        world.agenda.at(arrival.at_s, partial(world.arrive, arrival))
+    if policy is not None:
+        world.agenda.at(0.0, world.sample)
+    while world.agenda.step():
+        pass
+    assert len(world.answered) == len(arrivals), "every request is answered"
+    return CascadeRun(tuple(world.answered), tuple(world.shifts), _busy(world))
+
+
+def _busy(world: _World) -> Mapping[str, float]:
+    end_s = max(world.agenda.now_s, 1e-9)
+    used: dict[str, float] = {}
+    there: dict[str, int] = {}
+    for model, seats in world.seats.items():
+        for seat in seats:
+            seat.take(0, world.agenda.now_s)
+            name = f"{model} on {seat.replica.node}"
+            used[name] = used.get(name, 0.0) + seat.busy_s
+            there[name] = there.get(name, 0) + seat.replica.slots
+    return {name: seconds / (there[name] * end_s) for name, seconds in used.items()}

@@ -1,0 +1,86 @@
+"""Cascades in simulated time: latencies by hand, conservation, gears that shift under load."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gearfall.core.gear_plan import Gear, Promise
+from gearfall.core.gear_shift import ShiftPolicy
+from gearfall.core.ids import ModelName
+from gearfall.core.records import Stage
+from gearfall.simulation.cascade_run import Answer, Arrival, FixedReplica, run_cascades
+from gearfall.simulation.site import EngineSpeed
+
+SMALL, LARGE = ModelName("small"), ModelName("large")
+PROMISE = Promise(0.9, 0.0, 0.1, 0, 1.0, 1.0, (1.0,))
+FAST, SLOW = EngineSpeed(0.001, 0.01), EngineSpeed(0.01, 0.1)
+SURE = {SMALL: Answer(10, 5, 0.9, 1.0, 1.0), LARGE: Answer(10, 5, 1.0, 1.0, 10.0)}
+UNSURE = {SMALL: Answer(10, 5, 0.2, 0.0, 1.0), LARGE: Answer(10, 5, 1.0, 1.0, 10.0)}
+CASCADE = Gear(100.0, (Stage(SMALL, 0.5), Stage(LARGE)), PROMISE)
+ALONE = Gear(100.0, (Stage(SMALL),), PROMISE)
+
+
+def replicas(slots=4):
+    return [FixedReplica(SMALL, "n", FAST, slots), FixedReplica(LARGE, "n", SLOW, slots)]
+
+
+def test_a_sure_answer_costs_one_stage():
+    (one,) = run_cascades(replicas(), [SURE], [Arrival(1.0, 0)], [CASCADE]).answered
+    # 10 prompt tokens, the first token with them, 4 more steps
+    assert one.total_s == pytest.approx(0.01 + 4 * 0.01)
+    assert one.first_token_s == one.total_s
+    assert (one.quality, one.cost, one.stages) == (1.0, 1.0, 1)
+
+
+def test_an_unsure_answer_goes_up_and_shows_its_first_token_when_it_has_one():
+    (one,) = run_cascades(replicas(), [UNSURE], [Arrival(0.0, 0)], [CASCADE]).answered
+    first_stage_s = 0.01 + 4 * 0.01
+    assert one.total_s == pytest.approx(first_stage_s + 0.1 + 4 * 0.1)
+    assert one.first_token_s == pytest.approx(first_stage_s + 0.1)
+    assert (one.quality, one.cost, one.stages) == (1.0, 11.0, 2)
+
+
+def test_what_finds_no_slot_waits():
+    run = run_cascades(replicas(slots=1), [SURE], [Arrival(0.0, 0)] * 3, [ALONE])
+    assert [one.total_s for one in run.answered] == pytest.approx([0.05, 0.10, 0.15])
+
+
+def test_a_trigger_waits_for_company_but_not_for_long():
+    gear = Gear(100.0, ALONE.stages, PROMISE, {"small": 2})
+    pair = run_cascades(replicas(), [SURE], [Arrival(0.0, 0), Arrival(0.02, 0)], [gear])
+    assert pair.answered[0].total_s > 0.05 + 0.02 - 1e-9
+    (lonely,) = run_cascades(replicas(), [SURE], [Arrival(0.0, 0)], [gear]).answered
+    assert lonely.total_s == pytest.approx(0.05 + 0.05)
+
+
+def test_gears_shift_up_in_a_burst_and_down_after_it():
+    gears = [Gear(200.0, CASCADE.stages, PROMISE), Gear(1e6, ALONE.stages, PROMISE)]
+    calm = [Arrival(n * 1.0, 0) for n in range(5)]
+    burst = [Arrival(5.0 + n * 0.005, 0) for n in range(400)]
+    after = [Arrival(8.0 + n * 1.0, 0) for n in range(30)]
+    policy = ShiftPolicy(dwell_s=5.0)
+    run = run_cascades(replicas(), [UNSURE], [*calm, *burst, *after], gears, policy=policy)
+    assert [gear for _, gear in run.shifts] == [0, 1, 0]
+    assert 5.0 <= run.shifts[1][0] <= 5.5
+    assert {one.gear for one in run.answered if one.at_s < 5.0} == {0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 20.0), st.booleans()), max_size=40),
+    st.integers(1, 3),
+    st.floats(0.1, 20.0),
+)
+def test_every_request_is_answered_once_in_its_own_gear(coming, slots, dwell_s):
+    arrivals = [Arrival(at_s, int(is_sure)) for at_s, is_sure in coming]
+    gears = [Gear(50.0, CASCADE.stages, PROMISE), Gear(1e6, ALONE.stages, PROMISE)]
+    policy = ShiftPolicy(dwell_s=dwell_s)
+    run = run_cascades(replicas(slots), [UNSURE, SURE], arrivals, gears, policy=policy)
+    assert sorted(one.at_s for one in run.answered) == sorted(each.at_s for each in arrivals)
+    for one in run.answered:
+        assert 0.0 < one.first_token_s <= one.total_s
+        assert one.stages <= len(gears[one.gear].stages)
+        assert one.cost == (1.0 if one.stages == 1 else 11.0)
+    assert all(0.0 <= share <= 1.0 + 1e-9 for share in run.busy_share.values())
+    again = run_cascades(replicas(slots), [UNSURE, SURE], arrivals, gears, policy=policy)
+    assert again == run
