@@ -15,11 +15,13 @@ from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_server import start_server
 from gearfall.infra.history_log import count_held
 from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
+from gearfall.infra.native import read_chunks
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from services.store.service import StoreService, StoreSettings
 from services.store.servicer import StoreServicer
 from services.store.spare_memory import SPARE_BYTES
+from services.store.throttle import PacedRead
 
 _DEFAULT_DATA_DIR = "~/.local/share/gearfall/store"
 _DEFAULT_DRAM_BYTES = 2 * 2**30
@@ -69,6 +71,12 @@ def parse_flags(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_metrics_setting(parser)
     parser.add_setting(
+        "--ssd-bytes-per-s-limit",
+        default=0,
+        meaning="read the SSD tier no faster than this, as if its disk were slower; 0: as it is",
+        parse=_not_negative,
+    )
+    parser.add_setting(
         "--spare-bytes",
         default=SPARE_BYTES,
         meaning="most memory of the pool's free room that is kept ready for the next load; 0: none",
@@ -95,7 +103,9 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         cluster = Cluster(state)
         await cluster.start()
         stack.push_async_callback(cluster.stop)
-        service = StoreService(settings, cluster)
+        limit = flags.ssd_bytes_per_s_limit
+        read = PacedRead(read_chunks, limit) if limit else read_chunks
+        service = StoreService(settings, cluster, read=read)
         stack.push_async_callback(service.stop)
         await service.open()
         server = await start_server(
