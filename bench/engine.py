@@ -5,8 +5,9 @@ ways), transformers' continuous batching and llama.cpp: the same random Llama of
 bfloat16, the same prompts, answer lengths and number of threads, greedy, no end of sequence. All
 requests of a batch are there at the start; a figure is generated tokens over the whole time, the
 prompts' included. Engines take turns, round after round; in the first one every way of a peer runs,
-in the others its fastest at that batch. gearfall's answers must be those of transformers' float32
-forward pass, and the same in every round.
+in the others its fastest at that batch. gearfall runs as a worker does by default, with activations
+rounded to bfloat16 as its peers round them, and beside that exactly: those answers must be those of
+transformers' float32 forward pass. Each engine's must be the same in every round.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.engine_check import first_difference
-from bench.engine_figures import OURS, EngineRun, EngineSummary, best_ways, summarize
+from bench.engine_figures import (
+    OURS,
+    OURS_EXACT,
+    EngineRun,
+    EngineSummary,
+    best_ways,
+    summarize,
+)
 from bench.engine_model import VOCABULARY, write_model
 from bench.engine_ours import OurEngine, our_engine
 from bench.engine_peers import CONTINUOUS, GENERATE, PeerProcess, llama_cpp, start_peers
@@ -32,26 +41,35 @@ from bench.engine_work import Work, make_work
 from bench.figures import Spread
 from bench.machine import machine_facts, our_versions
 from bench.memory_read import read_bytes_per_s
+from gearfall.core.arithmetic import Arithmetic
 
 RESULTS = Path(__file__).parent / "results" / "engine.json"
 BUILD = Path(__file__).parents[1] / "build"
+WAYS = {OURS: Arithmetic.BF16, OURS_EXACT: Arithmetic.EXACT}
 ARITHMETIC = ("projection", "mlp", "head", "attention", "row")
 
 
 async def measure(
-    ours: OurEngine, peers: Sequence[PeerProcess], works: Sequence[Work], rounds: int
+    ours: Mapping[str, OurEngine],
+    peers: Sequence[PeerProcess],
+    works: Sequence[Work],
+    rounds: int,
 ) -> list[EngineRun]:
     """Run all engines in turn on all works, `rounds` times."""
     runs: list[EngineRun] = []
-    answered: dict[int, list[list[int]]] = {}
+    answered: dict[tuple[str, int], list[list[int]]] = {}
     for index in range(rounds):
         best = best_ways([run for run in runs if run.round_index == 0]) if index else {}
         for work in works:
-            seconds, answers = await ours.run(work)
-            if answered.setdefault(work.batch, answers) != answers:
-                raise RuntimeError(f"batch {work.batch}: another round, other answers")
             tokens = work.answer_tokens
-            runs.append(_shown(EngineRun(index, OURS, "float32 sums", work.batch, tokens, seconds)))
+            for name, engine in ours.items():
+                seconds, answers = await engine.run(work)
+                if answered.setdefault((name, work.batch), answers) != answers:
+                    raise RuntimeError(f"{name}, batch {work.batch}: other answers than before")
+                same = _agreement([a[0] for a in answers], answered[OURS, work.batch])
+                way = WAYS[name].value
+                runs.append(_shown(EngineRun(index, name, way, work.batch, tokens, seconds, same)))
+            answers = answered[OURS, work.batch]
             turn = index % max(1, len(peers))
             for peer in (*peers[turn:], *peers[:turn]):
                 name = peer.kind.name
@@ -81,6 +99,7 @@ def profile(directory: Path, threads: int, work: Work, lengths: Sequence[int]) -
     """Return the seconds of each part of our engine's steps on `work`, from a fresh process."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.engine_profile", str(directory), str(threads)]
+        + [WAYS[OURS].value]
         + [str(value) for value in (work.batch, *lengths)],
         check=True,
         capture_output=True,
@@ -149,13 +168,17 @@ async def run(arguments: argparse.Namespace, console: Console) -> None:
         kinds.append(llama)
     kinds = [kind for kind in kinds if kind.name in arguments.peers]
     read = read_bytes_per_s(threads)
-    async with our_engine(source, converted, threads) as ours:
+    async with AsyncExitStack() as stack:
+        ours = {
+            name: await stack.enter_async_context(our_engine(source, converted, threads, way))
+            for name, way in WAYS.items()
+        }
         checked = works[min(1, len(works) - 1)]
-        _, answers = await ours.run(checked)
+        _, answers = await ours[OURS_EXACT].run(checked)
         difference = first_difference(source, checked, answers)
         if difference:
             raise RuntimeError(f"gearfall's tokens are not transformers': {difference}")
-        console.print(f"{checked.answer_tokens} greedy tokens are transformers' in float32.")
+        console.print(f"{checked.answer_tokens} greedy exact tokens are transformers' in float32.")
         peers, absent = start_peers(kinds, source, threads, directory / "peers.log")
         try:
             runs = await measure(ours, peers, works, arguments.rounds)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bench.figures import Spread, spread
 
 OURS = "gearfall"
+OURS_EXACT = "gearfall exact"
 
 
 @dataclass(frozen=True, slots=True)

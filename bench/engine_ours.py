@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.engine_model import CANARY_FILE
 from bench.engine_work import Work
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.manifest import parse_manifest
 from gearfall.core.sampling import SamplingParams
@@ -56,7 +57,9 @@ class OurEngine:
 
 
 @asynccontextmanager
-async def our_engine(source: Path, converted: Path, threads: int) -> AsyncIterator[OurEngine]:
+async def our_engine(
+    source: Path, converted: Path, threads: int, arithmetic: Arithmetic
+) -> AsyncIterator[OurEngine]:
     """Run an engine process over the converted model."""
     manifest_json = (converted / "manifest.json").read_bytes()
     descriptors: list[int] = []
@@ -75,9 +78,11 @@ async def our_engine(source: Path, converted: Path, threads: int) -> AsyncIterat
             slots=SLOTS,
             kv_tokens=KV_TOKENS,
             canary_json=(converted / CANARY_FILE).read_bytes(),
+            arithmetic=arithmetic,
         )
         process = await zygote.spawn(start, descriptors)
-        await process.ready()
+        ready = await process.ready()
+        assert ready.arithmetic == arithmetic.value
         yield OurEngine(process)
         process.send(StopEngine())
         await process.wait_exit()

@@ -84,10 +84,11 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_setting(
         "--arithmetic",
-        default=Arithmetic.EXACT.value,
+        default=Arithmetic.BF16.value,
         parse=Arithmetic,
-        meaning="how a CPU multiplies with bfloat16 weights: exact, or bf16, which rounds "
-        "activations and is faster; all workers of a model should have the same",
+        meaning="how a CPU multiplies with bfloat16 weights: bf16, which rounds activations as "
+        "transformers does, or exact, which takes up to twice as long; all workers of a model "
+        "should have the same",
     )
     add_metrics_setting(parser)
     parser.add_argument("--label", action="append", default=[], help="k=v, repeatable")

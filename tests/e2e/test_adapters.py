@@ -20,8 +20,11 @@ PROMPT = [3, 4, 5, 6, 7, 8, 9, 10]
 
 
 def make_base(directory: Path) -> Path:
-    """A random Llama with the demo's tokenizer, whose vocabulary is smaller."""
-    random_model("llama").save_pretrained(directory)
+    """A random Llama with the demo's tokenizer, whose vocabulary is smaller.
+
+    Its weights are float32: a worker computes it exactly, as the reference is computed.
+    """
+    random_model("llama", dtype=torch.float32).save_pretrained(directory)
     shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", directory)
     return directory
 
