@@ -133,7 +133,7 @@ class WorkerHost:
         wanted = {model: a for (worker, model), a in view.assignments.items() if worker == own}
         for model in tuple(self._replicas):
             if model not in wanted and model not in self._adrift:
-                self._start_drain(model, UNASSIGNED_DRAIN_S)
+                self._start_drain(model, UNASSIGNED_DRAIN_S, yields=True)
         for model in self._adrift & wanted.keys():
             self._adrift.discard(model)
             self._replicas[model].note_adrift(is_adrift=False)
@@ -158,13 +158,16 @@ class WorkerHost:
             self._replicas[model].note_adrift(is_adrift=True)
         self._registration.note_loss()
 
-    def _start_drain(self, model: ModelName, deadline_s: float) -> None:
+    def _start_drain(self, model: ModelName, deadline_s: float, *, yields: bool = False) -> None:
+        """`yields`: somebody waits for the room: batch jobs go back at once."""
         if model not in self._drains:
-            drain = self._drain_one(self._replicas[model], deadline_s)
+            drain = self._drain_one(self._replicas[model], deadline_s, yields=yields)
             self._drains[model] = asyncio.create_task(drain, name=f"drain-{model}")
 
-    async def _drain_one(self, replica: Replica, deadline_s: float) -> DrainOutcome:
-        outcome = await replica.drain(deadline_s)
+    async def _drain_one(
+        self, replica: Replica, deadline_s: float, *, yields: bool
+    ) -> DrainOutcome:
+        outcome = await replica.drain(deadline_s, yields=yields)
         del self._replicas[replica.model], self._drains[replica.model]
         self._adrift.discard(replica.model)
         self._reconcile()

@@ -8,13 +8,13 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from gearfall.core.errors import Conflict, NotFound
 from gearfall.core.history import Cancelled, Claimed, Held, Released, Settled, Submitted
 from gearfall.core.ids import Epoch, JobId, ModelName, RouterId, WorkerId
-from gearfall.core.job import Job, TokenRun
+from gearfall.core.job import Job, Priority, TokenRun
 from gearfall.core.ports import QueuedJob
 from gearfall.infra.failpoints import failpoint
 from gearfall.infra.history_log import record
@@ -219,12 +219,23 @@ class JobBoard:
                 self._apply(claim.key, ClaimEvent.ENGINE_DIED, ENGINE_LOST)
             self._letting_go = {k: m for k, m in self._letting_go.items() if m != model}
 
-    def give_back(self, model: ModelName) -> tuple[JobId, ...]:
-        """Hand the model's running jobs back to their routers and return which; drop held ones."""
-        running = self.running(model)
-        for claim in self._book.of_model(model):
+    def give_back(
+        self, model: ModelName, priorities: Collection[Priority] = tuple(Priority)
+    ) -> tuple[JobId, ...]:
+        """Hand the model's running jobs back to their routers and return which; drop held ones.
+
+        `priorities`: of which jobs.
+        """
+        claims = [
+            claim
+            for claim in self._book.of_model(model)
+            if claim.job.priority in priorities
+            and claim.state in {ClaimState.RUNNING, ClaimState.HELD}
+        ]
+        running = tuple(c.job.job_id for c in claims if c.state is ClaimState.RUNNING)
+        for claim in claims:
             self._apply(claim.key, ClaimEvent.GIVE_BACK, GIVEN_BACK)
-        return tuple(claim.job.job_id for claim in running)
+        return running
 
     def push_step(self, step: StepDone) -> None:
         """Send one decode step's tokens: one message for each router that has a part in it."""

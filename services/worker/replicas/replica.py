@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError
 from gearfall.core.ids import JobId, ModelName
+from gearfall.core.job import Priority
 from gearfall.core.ports import JobQueue
 from gearfall.core.records import (
     AssignmentRecord,
@@ -116,6 +117,9 @@ class Replica:
             block_s=settings.claim_block_s,
         )
         self.is_draining = False
+        self._yields_batch = False
+        self._yielded: tuple[JobId, ...] = ()
+        """Batch jobs that were handed back when the replica was taken back."""
         self.record = ReplicaRecord(
             worker_id=settings.worker_id,
             node_id=settings.node_id,
@@ -169,18 +173,21 @@ class Replica:
         if self._adapted is not None:
             self._adapted.retire(is_registered)
 
-    async def drain(self, deadline_s: float) -> DrainOutcome:
+    async def drain(self, deadline_s: float, *, yields: bool = False) -> DrainOutcome:
         """Claim nothing more and move jobs to other workers; those that stay may finish until
         `deadline_s` from now, what is left then is handed back; end.
 
+        `yields`: batch jobs are handed back at once with their tokens so far, for whoever has room.
         The record is withdrawn when the engine is gone and its lease given back.
         """
         self.is_draining = True
         self._publish(state=ReplicaState.DRAINING)
         running = self.running_jobs
         self._ports.board.drop_incoming(self.model)
+        self._yields_batch = yields
+        self._yield_batch()
         departures = await self._empty(deadline_s)
-        lost = self._ports.board.give_back(self.model)
+        lost = (*self._yielded, *self._ports.board.give_back(self.model))
         await self._stop_engine()
         self._ports.board.unwatch(self.model)
         self._news.stop()
@@ -326,7 +333,12 @@ class Replica:
             async with asyncio.timeout(deadline_s):
                 while self.running_jobs > 0 and self._engine is not None:
                     self._changed.clear()
+                    self._yield_batch()  # one that was claimed just before may have begun to run
                     await self._changed.wait()
+
+    def _yield_batch(self) -> None:
+        if self._yields_batch:
+            self._yielded += self._ports.board.give_back(self.model, (Priority.BATCH,))
 
     async def _stop_engine(self) -> None:
         """Have the engine exit by itself if it does so soon; return when it is gone."""

@@ -206,6 +206,15 @@ async def test_an_assignment_becomes_a_ready_replica_with_a_timeline(site):
     assert start.generation_config_json == b""
 
 
+@pytest.mark.parametrize("needs_pool", [True, False])
+async def test_the_lease_lasts_for_as_long_as_the_engine_computes_over_it(site, needs_pool):
+    site.spawner.needs_pool = needs_pool
+    engine = await site.ready()
+    (lease,) = site.store.leases
+    assert lease.is_closed != needs_pool
+    await site.running(engine)
+
+
 async def test_an_engine_is_told_which_jobs_wait_and_they_stay_in_the_queue_until_it_is_ready(site):
     site.spawner.failures.append(CorruptCheckpoint("wrong canary"))
     waiting = [await site.send(f"job-{number}") for number in range(SLOTS + 1)]
@@ -331,6 +340,33 @@ async def test_unassigned_finishes_its_jobs_then_stops_and_closes_the_lease(site
     assert site.router.lost == []
     await site.send("job-2")
     assert (await site.queue.depth(MODEL)).waiting == 1
+
+
+async def test_a_replica_that_is_taken_back_hands_its_batch_jobs_back_at_once(site):
+    """Those of people may finish, and the router takes its time about the other."""
+    engine = await site.ready()
+    batch = await site.running(engine, "batch", priority=Priority.BATCH)
+    chat = await site.running(engine, "chat")
+    engine.step(run_of(batch, 0), run_of(chat, 0))
+    await site.router.until(lambda: site.router.steps)
+    await site.unassign()
+    await site.router.until(lambda: site.router.lost == [("batch", 1)])
+    assert (batch.job_id, 1) in engine.cancelled
+    assert not engine.is_gone
+    engine.step(run_of(chat, 1, finish=FINISH))
+    await site.router.until(lambda: [("chat", 1)] in site.router.steps)
+    await site.until(lambda v: KEY not in v.replicas)
+    assert site.router.lost == [("batch", 1)]
+
+
+async def test_a_worker_that_goes_away_does_not_yield_its_batch_jobs_before_it_must(site):
+    engine = await site.ready()
+    batch = await site.running(engine, "batch", priority=Priority.BATCH)
+    draining = asyncio.create_task(site.host.drain(20.0))
+    await site.replica(ReplicaState.DRAINING)
+    engine.step(run_of(batch, 0, finish=FINISH))
+    report = await draining
+    assert (report.finished_jobs, report.lost_job_ids, site.router.lost) == (1, (), [])
 
 
 async def test_assigned_again_while_draining_starts_anew_afterwards(site):

@@ -237,6 +237,36 @@ def test_an_interactive_job_displaces_a_batch_job_in_the_next_step():
     assert run_out(engine)["batch"][0] == answer([1], 20)[2:]
 
 
+@pytest.mark.parametrize(
+    ("slots", "total_blocks", "prompt_tokens"),
+    [(2, 32, 20), (6, 8, 40), (6, 8, 90)],
+    ids=["slots are short", "memory is short", "memory is short for a long prompt"],
+)
+def test_batch_jobs_give_way_within_one_step_and_lose_no_token(slots, total_blocks, prompt_tokens):
+    """Two batch jobs hold all there is; the first token comes from the very next step."""
+    engine, _ = make_engine(slots=slots, total_blocks=total_blocks, step_tokens=128)
+    for name in ("old", "young"):
+        engine.submit(job(name, [len(name)] * 40, 40, priority=Priority.BATCH))
+    answers: dict[str, Any] = {}
+    for _ in range(10):
+        for run in engine.step().runs:
+            tokens, _ = answers.get(run.job_id, ([], None))
+            answers[run.job_id] = (tokens + list(run.token_ids), run)
+    assert {name: len(tokens) for name, (tokens, _) in answers.items()} == {"old": 10, "young": 10}
+    prompt = [9] * prompt_tokens
+    engine.submit(job("chat", prompt, 5))
+    runs = {run.job_id: run for run in engine.step().runs}
+    assert runs["chat"].index == 0
+    assert runs["chat"].token_ids == tuple(answer(prompt, 1))
+    assert len(runs) < 3, "one of them gave way"
+    for name, run in runs.items():
+        tokens, _ = answers.get(name, ([], None))
+        answers[name] = (tokens + list(run.token_ids), run)
+    ended = run_out(engine, answers)
+    for name in ("old", "young"):
+        assert ended[name][0] == answer([len(name)] * 40, 40)
+
+
 def test_an_answers_first_run_says_what_was_cached():
     engine, _ = make_engine()
     found = []

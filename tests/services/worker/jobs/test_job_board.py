@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from gearfall.core.ids import RouterId
+from gearfall.core.job import Priority
 from gearfall.infra.memory_queue import MemoryQueue
 from services.worker.jobs.job_board import JobBoard
 from services.worker.jobs.push_stream import PushStream
@@ -221,6 +222,18 @@ async def test_a_silent_router_is_no_router(bench):
     bench.router.is_silent = False
     bench.router.hang_up()
     await bench.engine.until(lambda: bench.engine.submitted == [("job-1", 1)])
+
+
+async def test_batch_jobs_are_given_back_alone_and_once(bench):
+    await bench.running("chat")
+    await bench.running("batch", priority=Priority.BATCH)
+    heard = []
+    bench.board.watch(MODEL, lambda: heard.append(1))
+    assert bench.board.give_back(MODEL, (Priority.BATCH,)) == ("batch",)
+    told = len(heard)
+    assert bench.board.give_back(MODEL, (Priority.BATCH,)) == ()
+    assert len(heard) == told, "nothing changed"
+    assert [claim.job.job_id for claim in bench.board.running(MODEL)] == ["chat"]
 
 
 async def test_give_back_cancels_and_says_lost(bench):
