@@ -1,10 +1,11 @@
 """What operators set about replicas: for the whole cluster, and for one model by deployments."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord
+from gearfall.scheduling.prefetch import PrefetchPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class SchedulerPolicy:
     panic_threshold: float = 2.0
     """A burst of this many times what the usual load's replicas should run is followed at once,
     and nothing is scaled down while it is remembered."""
+    prefetch: PrefetchPolicy | None = field(default_factory=PrefetchPolicy)
+    """When models are fetched ahead of anybody's asking; None for never."""
 
 
 @dataclass(frozen=True, slots=True)

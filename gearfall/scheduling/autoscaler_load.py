@@ -10,10 +10,11 @@ A short window sees a burst, a stable one the usual load; Knative's autoscaler h
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gearfall.core.ids import RouterId
 from gearfall.core.records import LoadRecord
+from gearfall.scheduling.forecast import ArrivalHistory, note_arrivals
 
 SHORT_WINDOW_S = 6.0
 STABLE_WINDOW_S = 60.0
@@ -52,9 +53,9 @@ class ModelLoad:
     """And in the window before it."""
     arrived_jobs: int = 0
     """Total over all routers, since this load is kept."""
-    last_arrival_unix_s: float = 0.0
-    """When a job was last known to have come; 0 for never."""
     routers: tuple[RouterTotals, ...] = ()
+    arrivals: ArrivalHistory = field(default_factory=ArrivalHistory)
+    """When they came, for the forecast."""
 
     @property
     def is_known(self) -> bool:
@@ -121,8 +122,8 @@ def advance_load(load: ModelLoad, records: Iterable[LoadRecord], now_unix_s: flo
             peak_since_unix_s=now_unix_s,
             peak_jobs=average,
             arrived_jobs=arrived,
-            last_arrival_unix_s=_last_arrival(records) if arrived else 0.0,
             routers=routers,
+            arrivals=_noted(load, arrived, records),
         )
     return replace(
         load,
@@ -134,10 +135,8 @@ def advance_load(load: ModelLoad, records: Iterable[LoadRecord], now_unix_s: flo
         peak_jobs=newest,
         peak_jobs_before=before,
         arrived_jobs=load.arrived_jobs + arrived,
-        last_arrival_unix_s=max(
-            load.last_arrival_unix_s, _last_arrival(records) if arrived else 0.0
-        ),
         routers=routers,
+        arrivals=_noted(load, arrived, records),
     )
 
 
@@ -180,5 +179,7 @@ def _arrivals(
     return arrived, tuple(known.values())[-KEPT_ROUTERS:]
 
 
-def _last_arrival(records: tuple[LoadRecord, ...]) -> float:
-    return max(record.at_unix_s for record in records)
+def _noted(load: ModelLoad, arrived: int, records: tuple[LoadRecord, ...]) -> ArrivalHistory:
+    if not arrived:
+        return load.arrivals
+    return note_arrivals(load.arrivals, arrived, max(record.at_unix_s for record in records))

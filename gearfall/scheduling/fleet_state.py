@@ -35,6 +35,7 @@ class FleetState:
         self.blocked: dict[ModelName, Want] = {}
         """What found no room, in the order in which it was first looked for."""
         self.loads: dict[ModelName, ModelLoad] = {}
+        self.prefetch_due_unix_s = 0.0
         self.policy = SchedulerPolicy()
         self._limits: dict[ModelName, tuple[ModelLimits, PlacementRules]] = {}
 

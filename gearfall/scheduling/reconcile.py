@@ -14,6 +14,7 @@ from gearfall.scheduling.autoscaler import ScaleDecision, SchedulerPolicy, scale
 from gearfall.scheduling.autoscaler_load import ModelLoad, advance_load
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.moves import MOST_S, MoveStep, next_step
+from gearfall.scheduling.prefetch_step import prefetch_step
 from gearfall.scheduling.reopening import reopen
 from gearfall.scheduling.scene import Scene
 from gearfall.scheduling.snapshot import ClusterSnapshot, ReplicaKey
@@ -56,7 +57,9 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
     for model in models:
         fleet.model_due.put(model, step.due_unix_s.get(model))
     fleet.retract()
-    return Plan(tuple(step.actions), fleet.next_due_unix_s())
+    wishes, look_unix_s = prefetch_step(fleet, policy.prefetch, now_unix_s)
+    due = [each for each in (fleet.next_due_unix_s(), look_unix_s) if each is not None]
+    return Plan((*step.actions, *wishes), min(due, default=None))
 
 
 def _drop_what_cannot_hold(step: Step, model: ModelName) -> None:

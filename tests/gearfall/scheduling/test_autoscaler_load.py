@@ -70,7 +70,7 @@ def test_arrivals_are_counted_once_though_a_router_begins_anew(totals, arrived):
 
 def test_a_record_that_is_seen_twice_counts_once():
     load = played((10.0, 3), (11.0, 3), (12.0, 3))
-    assert (load.arrived_jobs, load.last_arrival_unix_s) == (3, 10.0)
+    assert (load.arrived_jobs, load.arrivals.last_unix_s) == (3, 10.0)
 
 
 def test_time_that_goes_back_changes_no_average():
