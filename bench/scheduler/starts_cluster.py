@@ -165,7 +165,7 @@ async def running_site(
         threads=threads,
         keep_alive_s=0.1,
     )
-    with _environment({**_POLICY, "GEARFALL_SSD_BYTES": str(room)}):
+    with environment({**_POLICY, "GEARFALL_SSD_BYTES": str(room)}):
         cluster = LocalCluster(settings)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(cluster.stop)
@@ -195,7 +195,8 @@ def _size_bytes(checkpoint: Path) -> int:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Have these variables set; put back what was there."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
