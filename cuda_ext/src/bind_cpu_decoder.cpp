@@ -59,15 +59,42 @@ void make(Decoder *self, const nb::tuple &embedding, const nb::list &layers, con
     new (self) Decoder(std::move(weights));
 }
 
+// (a, b, scale)
+LowRank low_rank_at(const nb::handle &item) {
+    const auto parts = nb::cast<nb::tuple>(item);
+    require(parts.size() == 3, "an adapter's update is (a, b, scale)");
+    return {tensor_at("a", parts[0]), tensor_at("b", parts[1]), nb::cast<float>(parts[2])};
+}
+
+// For each layer, for each site, an update or None.
+void attach(Decoder &self, std::int64_t adapter, const nb::list &layers) {
+    DecoderAdapter updates;
+    for (const nb::handle item : layers) {
+        const auto sites = nb::cast<nb::tuple>(item);
+        require(sites.size() == kSites, "an adapter's layer has 7 sites");
+        auto &layer = updates.layers.emplace_back();
+        for (int site = 0; site < kSites; ++site) {
+            if (!sites[site].is_none()) layer[site] = low_rank_at(sites[site]);
+        }
+    }
+    self.attach(adapter, std::move(updates));
+}
+
 void run(Decoder &self, const nb::tuple &token_ids, const nb::tuple &cos, const nb::tuple &sin,
          const nb::tuple &block_tables, const nb::tuple &seq_index, const nb::tuple &positions,
          const nb::tuple &logit_rows, const nb::tuple &logits, int threads,
-         const std::string &variant, bool is_rounded) {
-    const DecoderStep step{tensor("token_ids", token_ids),       tensor("cos", cos),
+         const std::string &variant, bool is_rounded, const nb::list &adapters) {
+    DecoderStep step{tensor("token_ids", token_ids),       tensor("cos", cos),
                            tensor("sin", sin),                   tensor("block_tables", block_tables),
                            tensor("seq_index", seq_index),       tensor("positions", positions),
                            tensor("logit_rows", logit_rows),     tensor("logits", logits),
-                           is_rounded};
+                           is_rounded,                           {}};
+    for (const nb::handle item : adapters) {
+        const auto group = nb::cast<nb::tuple>(item);
+        require(group.size() == 2, "an adapter's tokens are (adapter, tokens)");
+        step.adapters.push_back(
+            {nb::cast<std::int64_t>(group[0]), tensor_at("tokens", group[1])});
+    }
     const nb::gil_scoped_release released;
     self.run(step, threads, variant);
 }
@@ -88,7 +115,10 @@ void bind_cpu_decoder(nb::module_ &module) {
         .def("__init__", &make, "embedding"_a, "layers"_a, "norm"_a, "head"_a, "eps"_a)
         .def("run", &run, "token_ids"_a, "cos"_a, "sin"_a, "block_tables"_a, "seq_index"_a,
              "positions"_a, "logit_rows"_a, "logits"_a, "threads"_a, "variant"_a,
-             "is_rounded"_a = false,
+             "is_rounded"_a = false, "adapters"_a = nb::list(),
              "Compute one step and write the wanted logits.")
+        .def("attach", &attach, "adapter"_a, "layers"_a,
+             "Make steps able to name an adapter, given its updates by layer and site.")
+        .def("detach", &Decoder::detach, "adapter"_a, "Forget an adapter.")
         .def("seconds", &seconds, "Return the seconds spent in each phase so far.");
 }

@@ -42,13 +42,14 @@ std::int64_t aligned(std::int64_t floats) { return padded(floats, kLanes); }
 class DecoderPass {
 public:
     DecoderPass(Decoder &decoder, const DecoderStep &step, const PageSizes &pages, int threads,
-                const Kernels &kernels)
+                const Kernels &kernels, std::vector<const DecoderAdapter *> adapters)
         : weights_(decoder.weights_),
           sizes_(decoder.sizes_),
           step_(step),
           page_sizes_(pages),
           threads_(threads),
           kernels_(kernels),
+          adapters_(std::move(adapters)),
           seconds_(decoder.seconds_),
           tokens_(step.token_ids.shape[0]),
           tiles_(tokens_, kernels.tile_tokens) {
@@ -71,9 +72,9 @@ public:
     void run() {
         began_ = Clock::now();
         embed();
-        for (const DecoderLayer &layer : weights_.layers) {
-            attend(layer);
-            transform(layer);
+        for (layer_ = 0; layer_ < weights_.layers.size(); ++layer_) {
+            attend(weights_.layers[layer_]);
+            transform(weights_.layers[layer_]);
         }
         compute_logits();
     }
@@ -100,6 +101,9 @@ private:
                                     {&layer.k.weight, layer.k.bias_or_null(), k, all},
                                     {&layer.v.weight, layer.v.bias_or_null(), v, all}};
         multiply(products, 3, packed(sizes_.width, layer.q));
+        update(Site::q, rows_, sizes_.width, qkv_, all);
+        update(Site::k, rows_, sizes_.width, k, all);
+        update(Site::v, rows_, sizes_.width, v, all);
         note(Phase::projection);
         const Pages pages{layer.k_cache, layer.v_cache, step_.block_tables, step_.seq_index,
                           step_.positions};
@@ -108,7 +112,7 @@ private:
         attend_pages(layer, pages);
         note(Phase::attention);
         pack_rows(attended_, sizes_.q_floats(), operand(layer.o));
-        add_product(layer.o, sizes_.q_floats());
+        add_product(layer.o, Site::o, attended_, sizes_.q_floats());
         note(Phase::projection);
     }
 
@@ -119,7 +123,27 @@ private:
         const Product gate{&layer.gate.weight, layer.gate.bias_or_null(), gate_, inner};
         const Product up{&layer.up.weight, layer.up.bias_or_null(), up_, inner};
         const PackedTokens x = packed(sizes_.width, layer.gate);
-        const std::int64_t row_bytes = 2 * sizes_.width * element_bytes(layer.gate.weight.dtype);
+        if (has_update(Site::gate) || has_update(Site::up)) {
+            const Product both[] = {gate, up};
+            multiply(both, 2, x);
+            update(Site::gate, rows_, sizes_.width, gate_, inner);
+            update(Site::up, rows_, sizes_.width, up_, inner);
+            over_tiles(inner, [&](std::int64_t t) {
+                float *const out = gate_ + t * inner;
+                kernels_.silu_mul(out, up_ + t * inner, inner, out);
+            });
+        } else {
+            multiply_gated(gate, up, x);
+        }
+        pack_rows(gate_, inner, operand(layer.down));
+        add_product(layer.down, Site::down, gate_, inner);
+        note(Phase::mlp);
+    }
+
+    // gate = silu(gate) * up, piece by piece.
+    void multiply_gated(const Product &gate, const Product &up, const PackedTokens &x) {
+        const std::int64_t inner = gate.out_stride;
+        const std::int64_t row_bytes = 2 * sizes_.width * element_bytes(gate.weight->dtype);
         const int useful =
             product_threads(2 * inner * sizes_.width, inner * row_bytes, tokens_, threads_);
         const ProductCut cut(inner, tiles_.count, useful);
@@ -132,9 +156,6 @@ private:
                 kernels_.silu_mul(out, up_ + t * inner + piece.first_row, piece.row_count, out);
             });
         });
-        pack_rows(gate_, inner, operand(layer.down));
-        add_product(layer.down, inner);
-        note(Phase::mlp);
     }
 
     void compute_logits() {
@@ -234,10 +255,19 @@ private:
         });
     }
 
-    // x += linear(packed tokens of width k)
-    void add_product(const StoredLinear &linear, std::int64_t k) {
+    // x += linear(packed tokens, which are `from`, of width k)
+    void add_product(const StoredLinear &linear, Site site, const float *from, std::int64_t k) {
         const Product product{&linear.weight, linear.bias_or_null(), rows_, sizes_.width};
         const PackedTokens x = packed(k, linear);
+        if (has_update(site)) {
+            multiply(&product, 1, x);
+            update(site, from, k, rows_, sizes_.width);
+            over_tiles(sizes_.width, [&](std::int64_t t) {
+                const std::int64_t place = t * sizes_.width;
+                kernels_.add(rows_ + place, sizes_.width, x_ + place);
+            });
+            return;
+        }
         const std::int64_t row_bytes = k * element_bytes(linear.weight.dtype);
         const int useful =
             product_threads(sizes_.width * k, sizes_.width * row_bytes, tokens_, threads_);
@@ -250,6 +280,31 @@ private:
                 kernels_.add(rows_ + place, piece.row_count, x_ + place);
             });
         });
+    }
+
+    const std::optional<LowRank> &update_of(std::size_t group, Site site) const {
+        return adapters_[group]->layers[layer_][static_cast<int>(site)];
+    }
+
+    bool has_update(Site site) const {
+        for (std::size_t i = 0; i < adapters_.size(); ++i) {
+            if (update_of(i, site)) return true;
+        }
+        return false;
+    }
+
+    // Adds to rows of `to`, a product of those of `from`, what their adapters have for it.
+    void update(Site site, const float *from, std::int64_t k, float *to, std::int64_t stride) {
+        for (std::size_t i = 0; i < adapters_.size(); ++i) {
+            const TensorView &tokens = step_.adapters[i].tokens;
+            if (!update_of(i, site) || tokens.shape[0] == 0) continue;
+            std::vector<UpdateRow> rows;
+            for (std::int64_t n = 0; n < tokens.shape[0]; ++n) {
+                const std::int64_t t = tokens.i32()[n];
+                rows.push_back({from + t * k, to + t * stride});
+            }
+            add_low_rank(kernels_, *update_of(i, site), rows, step_.is_rounded, threads_);
+        }
     }
 
     template <class Visit>
@@ -281,6 +336,8 @@ private:
     const PageSizes &page_sizes_;
     int threads_;
     const Kernels &kernels_;
+    std::vector<const DecoderAdapter *> adapters_;  // of the step's groups
+    std::size_t layer_ = 0;                         // under way
     std::array<double, kPhases> &seconds_;
     std::int64_t tokens_;
     TokenTiles tiles_;
@@ -309,7 +366,24 @@ void Decoder::run(const DecoderStep &step, int threads, const std::string &varia
     const PageSizes pages = check_step(weights_, sizes_, step);
     if (step.token_ids.shape[0] == 0) return;
     const std::lock_guard<std::mutex> held(busy_);
-    DecoderPass(*this, step, pages, threads, kernels).run();
+    std::vector<const DecoderAdapter *> adapters;
+    for (const AdapterTokens &group : step.adapters) {
+        const auto found = adapters_.find(group.adapter);
+        require(found != adapters_.end(), "a step names an adapter that is not attached");
+        adapters.push_back(&found->second);
+    }
+    DecoderPass(*this, step, pages, threads, kernels, std::move(adapters)).run();
+}
+
+void Decoder::attach(std::int64_t adapter, DecoderAdapter updates) {
+    check_adapter(weights_, updates);
+    const std::lock_guard<std::mutex> held(busy_);
+    adapters_[adapter] = std::move(updates);
+}
+
+void Decoder::detach(std::int64_t adapter) {
+    const std::lock_guard<std::mutex> held(busy_);
+    adapters_.erase(adapter);
 }
 
 std::array<double, kPhases> Decoder::seconds() const {

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,6 +15,7 @@
 
 #include "cpu_isa.hpp"
 #include "cpu_kernels.hpp"
+#include "cpu_low_rank.hpp"
 #include "cpu_pages.hpp"
 
 namespace gearfall::cpu {
@@ -52,6 +55,21 @@ struct DecoderWeights {
     float eps;
 };
 
+// The products of a layer that an adapter may update.
+enum class Site : int { q, k, v, o, gate, up, down };
+constexpr int kSites = 7;
+
+// A LoRA adapter: what it adds, by layer and site.
+struct DecoderAdapter {
+    std::vector<std::array<std::optional<LowRank>, kSites>> layers;
+};
+
+// Tokens of a step that run with one adapter.
+struct AdapterTokens {
+    std::int64_t adapter;
+    TensorView tokens;  // i32[n]
+};
+
 // T tokens of S sequences side by side.
 struct DecoderStep {
     TensorView token_ids;  // i32[T]
@@ -63,6 +81,7 @@ struct DecoderStep {
     TensorView logit_rows;  // i32[L]: tokens whose logits are wanted
     TensorView logits;      // f32[L, N]
     bool is_rounded;        // tokens to bfloat16 before products with bfloat16 weights
+    std::vector<AdapterTokens> adapters;
 };
 
 // Sizes that all layers share.
@@ -89,6 +108,11 @@ public:
     Decoder(const Decoder &) = delete;
     Decoder &operator=(const Decoder &) = delete;
 
+    // Makes steps able to name `adapter`; refuses one that does not fit. The caller keeps its
+    // tensors alive until it is detached.
+    void attach(std::int64_t adapter, DecoderAdapter updates);
+    void detach(std::int64_t adapter);
+
     void run(const DecoderStep &step, int threads, const std::string &variant);
     // Seconds spent in each phase since the decoder was made.
     std::array<double, kPhases> seconds() const;
@@ -100,11 +124,13 @@ private:
     DecoderWeights weights_;
     DecoderSizes sizes_;
     std::unique_ptr<Buffers> buffers_;
+    std::map<std::int64_t, DecoderAdapter> adapters_;
     std::array<double, kPhases> seconds_{};
     mutable std::mutex busy_;  // buffers and times are one caller's at a time
 };
 
 DecoderSizes check_weights(const DecoderWeights &weights);
+void check_adapter(const DecoderWeights &weights, const DecoderAdapter &adapter);
 PageSizes check_step(const DecoderWeights &weights, const DecoderSizes &sizes,
                      const DecoderStep &step);
 

@@ -94,6 +94,21 @@ DecoderSizes check_weights(const DecoderWeights &weights) {
     return sizes;
 }
 
+void check_adapter(const DecoderWeights &weights, const DecoderAdapter &adapter) {
+    require(adapter.layers.size() == weights.layers.size(),
+            "an adapter must have as many layers as the decoder");
+    for (std::size_t i = 0; i < adapter.layers.size(); ++i) {
+        const DecoderLayer &layer = weights.layers[i];
+        const StoredLinear *const sites[kSites] = {&layer.q,    &layer.k,  &layer.v,   &layer.o,
+                                                   &layer.gate, &layer.up, &layer.down};
+        for (int site = 0; site < kSites; ++site) {
+            const auto &update = adapter.layers[i][site];
+            const TensorView &weight = sites[site]->weight;
+            if (update) check_low_rank(*update, weight.shape[1], weight.shape[0]);
+        }
+    }
+}
+
 PageSizes check_step(const DecoderWeights &weights, const DecoderSizes &sizes,
                      const DecoderStep &step) {
     require_dense(step.token_ids, 1, DType::i32);
@@ -113,6 +128,10 @@ PageSizes check_step(const DecoderWeights &weights, const DecoderSizes &sizes,
     require_dense(step.logit_rows, 1, DType::i32);
     check_ids(step.logit_rows, tokens);
     require(step.logit_rows.shape[0] <= tokens, "logit_rows must not be more than the tokens");
+    for (const AdapterTokens &group : step.adapters) {
+        require_dense(group.tokens, 1, DType::i32);
+        check_ids(group.tokens, tokens);
+    }
     require_dense(step.logits, 2, DType::f32);
     require_size(step.logits, 0, step.logit_rows.shape[0]);
     require_size(step.logits, 1, weights.head.outputs());

@@ -51,6 +51,30 @@ class Layer:
     softcap: float = 0.0
 
 
+SITES = ("q", "k", "v", "o", "gate", "up", "down")
+"""Products of a layer that an adapter may update."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What a LoRA adapter adds to a product of x: `scale * ((x @ a.T) @ b.T)`."""
+
+    a: torch.Tensor
+    """f32 | bf16 | f16 [rank, K]"""
+    b: torch.Tensor
+    """f32 | bf16 | f16 [N, rank]"""
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTokens:
+    """Tokens of a step that run with an adapter."""
+
+    adapter: int
+    tokens: torch.Tensor
+    """int32[n]"""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """T tokens of S sequences side by side."""
@@ -68,6 +92,8 @@ class Step:
     """int32[T]"""
     logit_rows: torch.Tensor
     """int32[L], L <= T: tokens whose logits are wanted."""
+    adapters: Sequence[AdapterTokens] = ()
+    """One for each adapter in the step, which must be attached; a token is in one at most."""
 
 
 class Decoder:
@@ -88,6 +114,7 @@ class Decoder:
         """
         self._kept = (embedding, tuple(layers), norm, head)
         self._outputs = head.weight.shape[0]
+        self._adapters: dict[int, Sequence[Mapping[str, LowRank]]] = {}
         self._native = _cuda_ext.CpuDecoder(
             view_of(embedding), [_parts(layer) for layer in layers], view_of(norm), _pair(head), eps
         )
@@ -114,8 +141,23 @@ class Decoder:
             threads,
             variant,
             is_rounded,
+            [(each.adapter, view_of(each.tokens)) for each in step.adapters],
         )
         return logits
+
+    def attach(self, adapter: int, layers: Sequence[Mapping[str, LowRank]]) -> None:
+        """Make steps able to name `adapter`: its updates of each layer, by `SITES`.
+
+        They are kept alive until it is detached. Raises ValueError for what does not fit.
+        """
+        updates = [tuple(_update(layer.get(site)) for site in SITES) for layer in layers]
+        self._native.attach(adapter, updates)
+        self._adapters[adapter] = layers
+
+    def detach(self, adapter: int) -> None:
+        """Forget an adapter. Idempotent."""
+        self._native.detach(adapter)
+        self._adapters.pop(adapter, None)
 
     def seconds(self) -> Mapping[str, float]:
         """Return the seconds spent since the decoder was made: row, projection, attention, mlp,
@@ -144,6 +186,10 @@ def _parts(layer: Layer) -> tuple[object, ...]:
         layer.sliding_window,
         layer.softcap,
     )
+
+
+def _update(update: LowRank | None) -> tuple[object, object, float] | None:
+    return None if update is None else (view_of(update.a), view_of(update.b), update.scale)
 
 
 def _pair(linear: Linear) -> tuple[object, object]:

@@ -54,6 +54,8 @@ class Adapters:
         self._ops = ops
         self._device = device
         self._attached: dict[str, Mapping[str, Factors]] = {}
+        self.on_drop: Callable[[str], None] = lambda _digest: None
+        """Called when an adapter is let go of: who else keeps its factors does so too."""
 
     @property
     def attached(self) -> frozenset[str]:
@@ -90,6 +92,12 @@ class Adapters:
             slot.factors = {**slot.factors, digest: factors}
         self._attached[digest] = updates
 
+    def updates(self, digest: str) -> Mapping[nn.Module, Factors]:
+        """Return what an attached adapter adds, by module."""
+        module = self._network.module
+        attached = self._attached[digest]
+        return {module.get_submodule(name): factors for name, factors in attached.items()}
+
     def begin_step(self, rows: Sequence[AdapterRows]) -> None:
         """Say which rows of the next forward pass run with which adapter."""
         self.step.groups = [
@@ -107,6 +115,7 @@ class Adapters:
 
     def drop(self, digest: str) -> None:
         """Let go of an adapter; no row of a later step may ask for it. Idempotent."""
+        self.on_drop(digest)
         hosts = self._hosts(self._attached.pop(digest, {}))
         for host in hosts.values():
             slot = self._slot_of(host)

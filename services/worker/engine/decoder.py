@@ -2,16 +2,26 @@
 
 Which kinds that is, is decided by the stand-ins that the model's first pass has left in place. The
 result has the bits that the stand-ins give one by one, so a model may change between both ways from
-step to step: rows with adapters go through the stand-ins.
+step to step: an adapter that updates the embedding or the head goes through the stand-ins.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from gearfall.infra.cpu_decoder import Decoder, Layer, Linear, Step
+from gearfall.infra.cpu_decoder import (
+    SITES,
+    AdapterTokens,
+    Decoder,
+    Layer,
+    Linear,
+    LowRank,
+    Step,
+)
+from services.worker.engine.lora import Factors
 from services.worker.engine.modules import GatedMlp, RmsNorm, StoredEmbedding, StoredLinear
 from services.worker.engine.ops import AttentionSpec, LayerCache, NativeOps, Ops
 from services.worker.engine.packing import PackedStep
@@ -22,19 +32,59 @@ _KINDS = frozenset(
 )
 """Classes that compute what `gearfall.infra.cpu_decoder` does, between embedding and head."""
 
+LayerSites = Mapping[str, nn.Module]
+"""Modules of a layer's products, by the decoder's `SITES`."""
 LayerCaches = Mapping[int, tuple[LayerCache, AttentionSpec]]
 
 
 class NativePass:
     """The forward pass of one model."""
 
-    def __init__(self, decoder: Decoder, rotary: RotaryTable, ops: NativeOps) -> None:
+    def __init__(
+        self, decoder: Decoder, rotary: RotaryTable, ops: NativeOps, sites: Sequence[LayerSites]
+    ) -> None:
         self._decoder = decoder
         self._rotary = rotary
         self._ops = ops
+        self._sites = sites
+        self._adapters: dict[str, int] = {}
+        self._strange: set[str] = set()
+        self._attached = 0
+
+    def knows(self, digest: str) -> bool:
+        """Whether an adapter was learnt and not forgotten."""
+        return digest in self._adapters or digest in self._strange
+
+    def learn(self, digest: str, updates: Mapping[nn.Module, Factors]) -> None:
+        """Know an adapter from now on."""
+        layers = [
+            {
+                site: LowRank(updates[module].a, updates[module].b, updates[module].scale)
+                for site, module in sites.items()
+                if module in updates
+            }
+            for sites in self._sites
+        ]
+        if sum(map(len, layers)) != len(updates):
+            self._strange.add(digest)
+            return
+        self._decoder.attach(self._attached, layers)
+        self._adapters[digest] = self._attached
+        self._attached += 1
+
+    def forget(self, digest: str) -> None:
+        """Let go of an adapter. Idempotent."""
+        self._strange.discard(digest)
+        number = self._adapters.pop(digest, None)
+        if number is not None:
+            self._decoder.detach(number)
+
+    def can_compute(self, step: PackedStep) -> bool:
+        """Whether all adapters of a step update only products of layers; they must be known."""
+        return all(group.adapter in self._adapters for group in step.adapters)
 
     def logits(self, step: PackedStep) -> torch.Tensor:
-        """Compute a step without adapters; return f32[R, vocabulary], R as in `logit_rows`."""
+        """Compute a step that can be; return f32[R, vocabulary], R as in `logit_rows`."""
         cos, sin = self._rotary.table(int(step.positions.max()) + 1)
         native = Step(
             token_ids=torch.from_numpy(step.token_ids.astype(np.int32)),
@@ -44,6 +94,13 @@ class NativePass:
             seq_index=torch.from_numpy(step.seq_index),
             positions=torch.from_numpy(step.positions),
             logit_rows=torch.from_numpy(step.logit_rows.astype(np.int32)),
+            adapters=[
+                AdapterTokens(
+                    self._adapters[group.adapter],
+                    torch.from_numpy(group.tokens.astype(np.int32)),
+                )
+                for group in step.adapters
+            ],
         )
         return self._decoder.run(native, threads=self._ops.threads, is_rounded=self._ops.is_rounded)
 
@@ -81,7 +138,7 @@ def find_native_pass(model: Any, caches: LayerCaches, ops: Ops) -> NativePass | 
         head=_linear(head),
         eps=norm.eps,
     )
-    return NativePass(decoder, rotary, ops)
+    return NativePass(decoder, rotary, ops, [_sites(layer) for layer in layers])
 
 
 def _is_known(layer: Any, eps: float) -> bool:
@@ -122,6 +179,15 @@ def _layer(layer: Any, cache: LayerCache, spec: AttentionSpec) -> Layer:
         sliding_window=spec.sliding_window,
         softcap=spec.softcap,
     )
+
+
+def _sites(layer: Any) -> LayerSites:
+    attention, mlp = layer.self_attn, layer.mlp
+    parts = (
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    )
+    return dict(zip(SITES, parts, strict=True))
 
 
 def _linear(module: StoredLinear) -> Linear:

@@ -58,7 +58,7 @@ class EngineModel:
         self._has_bf16 = has_bf16
         self._is_first_pass = True
         self.native: NativePass | None = None
-        """One call for a step without adapters, where there is one; known after the first pass."""
+        """One call for a whole step, where there is one; known after the first pass."""
         self.vocabulary_size = vocabulary_size
 
     @property
@@ -94,12 +94,22 @@ class EngineModel:
     @torch.inference_mode()
     def forward(self, step: PackedStep) -> NDArray[np.float32]:
         """Compute one step and return its logits [R, vocabulary], R as in `step.logit_rows`."""
-        if self.native is not None and not step.adapters and not step.exact_tokens:
-            logits = self.native.logits(step)
+        native = self._native_for(step)
+        if native is not None:
+            logits = native.logits(step)
         else:
             logits = self._logits(step)[: len(step.logit_rows)]
         rows: NDArray[np.float32] = logits.float().cpu().numpy()
         return rows
+
+    def _native_for(self, step: PackedStep) -> NativePass | None:
+        """Return the native pass if it can compute this step."""
+        if self.native is None or step.exact_tokens:
+            return None
+        for group in step.adapters:
+            if not self.native.knows(group.adapter):
+                self.native.learn(group.adapter, self.adapters.updates(group.adapter))
+        return self.native if self.native.can_compute(step) else None
 
     @torch.inference_mode()
     def reference_logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -144,6 +154,8 @@ class EngineModel:
         if self._is_first_pass:
             self._is_first_pass = False
             self.native = find_native_pass(self._model, self._cache.layers, self._ops)
+            if self.native is not None:
+                self.adapters.on_drop = self.native.forget
         logits: torch.Tensor = output.logits[0]
         return logits
 

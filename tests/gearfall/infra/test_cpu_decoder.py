@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gearfall.infra import cpu_kernels
-from gearfall.infra.cpu_decoder import Decoder, Layer, Linear, Step
+from gearfall.infra.cpu_decoder import AdapterTokens, Decoder, Layer, Linear, LowRank, Step
 
 WIDTH, HEADS, KV_HEADS, SIZE, INNER, VOCABULARY, BLOCK = 40, 4, 2, 20, 70, 33, 4
 
@@ -222,6 +222,52 @@ def test_weights_that_do_not_fit_are_refused(field, part, text):
     changed = replace(model.layers[1], **{field: part})
     with pytest.raises(ValueError, match=text):
         model.decoder(layers=[model.layers[0], changed])
+
+
+def low_rank(inputs: int, outputs: int, rank: int = 3) -> LowRank:
+    generator = torch.Generator().manual_seed(inputs)
+    a = torch.randn(rank, inputs, generator=generator).bfloat16()
+    return LowRank(a, torch.randn(outputs, rank, generator=generator).bfloat16(), 0.3)
+
+
+def test_an_adapter_changes_its_tokens_until_it_is_detached():
+    decoder = Model().decoder()
+    plain = decoder.run(step(), threads=2)
+    decoder.attach(7, [{}, {"up": low_rank(WIDTH, INNER)}])
+    some = replace(step(), adapters=(AdapterTokens(7, ints(0, 1, 2, 3, 4)),))
+    changed = decoder.run(some, threads=2)
+    assert same_bits(changed[0], plain[0])
+    assert (changed[1] - plain[1]).abs().max() > 0.01
+    assert same_bits(decoder.run(step(), threads=2), plain)
+    decoder.detach(7)
+    decoder.detach(7)
+    with pytest.raises(ValueError, match="not attached"):
+        decoder.run(some, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("updates", "text"),
+    [
+        ([{}], "as many layers"),
+        ([{}, {"q": low_rank(WIDTH + 1, HEADS * SIZE)}], "a must have size 40"),
+        ([{}, {"down": low_rank(INNER, WIDTH + 1)}], "b must have size 40"),
+        ([{}, {"k": low_rank(WIDTH, KV_HEADS * SIZE, 0)}], "at least one row"),
+        ([{"v": LowRank(torch.zeros(2, WIDTH), torch.zeros(40, 3), 1.0)}, {}], "must have size 2"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(updates, text):
+    with pytest.raises(ValueError, match=text):
+        Model().decoder().attach(1, updates)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"), [(ints(6), r"tokens\[0\] is 6"), (ints(-1), r"tokens\[0\] is -1")]
+)
+def test_tokens_of_an_adapter_that_are_not_there_are_refused(tokens, text):
+    decoder = Model().decoder()
+    decoder.attach(1, [{}, {}])
+    with pytest.raises(ValueError, match=text):
+        decoder.run(replace(step(), adapters=(AdapterTokens(1, tokens),)), threads=1)
 
 
 @pytest.mark.parametrize(

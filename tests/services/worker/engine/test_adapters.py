@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import Conflict, CorruptCheckpoint, GearfallError, InvalidRequest
 from gearfall.core.manifest import manifest_digest
 from services.worker.engine.kv_blocks import BLOCK_TOKENS
@@ -28,13 +29,16 @@ TARGETS = {
     "gemma3": ("k_proj", "up_proj"),
     "opt": ("q_proj", "fc2"),
 }
+LAYER_TARGETS = ("q_proj", "gate_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 PROMPTS = ([5, 9, 1, 33, 20, 4, 4, 60], [17, 50, 6], list(range(1, 21)), [3, 3, 40, 8])
 
 
 class Bench:
     """A base with two adapters, in memory."""
 
-    def __init__(self, family: str, home: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, family: str, home: Path, stack: ExitStack, targets: Sequence[str] = ()
+    ) -> None:
         self.model = random_model(family)
         self.checkpoint: TinyCheckpoint = stack.enter_context(tiny_checkpoint(self.model, home))
         self.adapters: list[TinyAdapter] = []
@@ -43,9 +47,12 @@ class Bench:
             {"alpha_pattern": {"q_proj": 5}},
         )
         for number, config in enumerate(configs):
-            targets = TARGETS[family][number:]
             source = save_adapter(
-                self.model, targets, home / f"adapter-{number}", seed=number, config=config
+                self.model,
+                (targets or TARGETS[family])[number:],
+                home / f"adapter-{number}",
+                seed=number,
+                config=config,
             )
             adapter = tiny_adapter(source, self.checkpoint.manifest, ranks=number + 1)
             self.adapters.append(stack.enter_context(adapter))
@@ -175,6 +182,47 @@ def test_rows_without_an_adapter_are_untouched(bench: Bench):
     model.adapters.drop(second)
     model.adapters.check()
     assert (model.forward(packed([(PROMPTS[0], "")]))[0] == beside[1]).all()
+
+
+@pytest.mark.parametrize("arithmetic", Arithmetic)
+def test_a_step_with_adapters_is_one_call_with_the_bits_of_the_stand_ins(
+    tmp_path: Path, arithmetic: Arithmetic
+):
+    with ExitStack() as stack:
+        bench = Bench("qwen3", tmp_path, stack, LAYER_TARGETS)
+        model = bench.build(NativeOps(3))
+        model.use(arithmetic)
+        first, second = (adapter.digest for adapter in bench.adapters)
+        step = packed(
+            [(PROMPTS[1], first), (PROMPTS[0], ""), (PROMPTS[3], second), (PROMPTS[2], first)]
+        )
+        model.forward(step)
+        native, model.native = model.native, None
+        assert native is not None
+        one_by_one = model.forward(step)
+        model.native, before = native, dict(native.seconds())
+        found = model.forward(step)
+        assert all(spent > before[phase] for phase, spent in native.seconds().items())
+        assert np.array_equal(found.view(np.int32), one_by_one.view(np.int32))
+        plain = packed([(prompt, "") for prompt in (PROMPTS[1], PROMPTS[0], PROMPTS[3])])
+        untouched = model.forward(plain)
+        assert np.array_equal(found[1].view(np.int32), untouched[1].view(np.int32))
+        assert np.abs(found[0] - untouched[0]).max() > 0.05
+        model.adapters.drop(first)
+        assert not native.knows(first)
+        assert native.knows(second)
+
+
+def test_an_adapter_on_the_head_or_the_embedding_takes_no_native_call(llama: Bench, tmp_path: Path):
+    with ExitStack() as stack:
+        for bench in (llama, Bench("llama-tied", tmp_path, stack)):
+            model = bench.build(NativeOps(1))
+            model.forward(packed([(PROMPTS[0], "")]))
+            assert model.native is not None
+            model.forward(packed([(PROMPTS[0], bench.adapters[0].digest)]))
+            before = dict(model.native.seconds())
+            model.forward(packed([(PROMPTS[0], bench.adapters[0].digest)]))
+            assert dict(model.native.seconds()) == before
 
 
 def test_attaching_and_dropping_in_any_order(llama: Bench):
