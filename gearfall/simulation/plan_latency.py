@@ -1,0 +1,80 @@
+"""The planner's view of latency: one gear at its highest load, replayed with bursty arrivals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gearfall.core.gear_plan import Gear
+from gearfall.core.ids import ModelName
+from gearfall.gears.placement import Host, Placement
+from gearfall.simulation.arrivals import gamma_times
+from gearfall.simulation.cascade_run import (
+    Arrival,
+    CascadeRun,
+    FixedReplica,
+    Query,
+    run_cascades,
+)
+from gearfall.simulation.figures import quantile
+from gearfall.simulation.site import EngineSpeed
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """How a replica of one model serves."""
+
+    speed: EngineSpeed
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLatency:
+    """Answers `build_plan`; the same question has the same answer."""
+
+    queries: Sequence[Query]
+    models: Mapping[str, ServedModel]
+    tokens: Mapping[str, float]
+    """By model: mean tokens of a request there."""
+    requests: int = 1000
+    """Replayed for each answer."""
+    cv: float = 2.0
+    """Of the gaps between arrivals: 1 is Poisson, above it is bursty."""
+    seed: int = 0
+
+    def __call__(self, gear: Gear, placement: Placement, hosts: Sequence[Host]) -> float:
+        """Return the p95 in seconds of whole answers at the gear's highest load."""
+        run = self.replay(gear, placement, hosts)
+        return quantile([each.total_s for each in run.answered], 0.95)
+
+    def replay(self, gear: Gear, placement: Placement, hosts: Sequence[Host]) -> CascadeRun:
+        """Replay the gear alone at its highest load."""
+        per_s = gear.max_load / self.tokens[gear.stages[0].model]
+        generator = np.random.default_rng(self.seed)
+        times = gamma_times(generator, per_s=per_s, cv=self.cv, duration_s=self.requests / per_s)
+        drawn = generator.integers(0, len(self.queries), len(times))
+        arrivals = [Arrival(at, int(query)) for at, query in zip(times, drawn, strict=True)]
+        nodes = {host.name: host.node for host in hosts}
+        used = {stage.model for stage in gear.stages}
+        replicas = [
+            FixedReplica(
+                ModelName(model),
+                nodes[worker],
+                self.models[model].speed,
+                self.models[model].slots,
+            )
+            for worker, model in placement.by_worker
+            if model in used
+        ]
+        return run_cascades(replicas, self.queries, arrivals, [gear])
+
+
+def tokens_per_s(served: ServedModel, prompt_tokens: float, output_tokens: float) -> float:
+    """Return what one replica computes with all its slots full, prompt and answer tokens.
+
+    A request takes its prompt's time from everybody and its share of the full batch's steps.
+    """
+    full_step_s = served.speed.step_s + served.speed.step_s_per_job * (served.slots - 1)
+    prompt_s = prompt_tokens * served.speed.prefill_s_per_token
+    request_s = prompt_s + output_tokens * full_step_s / served.slots
+    return (prompt_tokens + output_tokens) / request_s
