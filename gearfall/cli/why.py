@@ -26,9 +26,8 @@ def why(
     for item in reply.explanations:
         at = datetime.fromtimestamp(item.at_unix_s, UTC).strftime("%H:%M:%S.%f")[:-3]
         console.print(f"[dim]{at}[/] {item.subject} [bold]{item.decision}[/]: {item.reason}")
-        if item.predicted_s or item.measured_s:
-            measured = seconds_text(item.measured_s) if item.measured_s else "not yet known"
-            console.print(f"    predicted {seconds_text(item.predicted_s)}, measured {measured}")
+        if times := _times(item):
+            console.print(f"    {times}")
         for other in item.rejected:
             console.print(f"    not {other.choice}: {other.reason}")
 
@@ -40,3 +39,12 @@ def _explain(client: Client, subject: str) -> scheduler_pb2.ExplainReply:
         return client.explain_request(subject)
     except NotFound:
         raise NotFound(f"{subject!r} is neither a registered model nor a recent request") from None
+
+
+def _times(item: scheduler_pb2.Explanation) -> str:
+    """Return what was predicted and what it took, as far as there is either."""
+    predicted = f"predicted {seconds_text(item.predicted_s)}" if item.predicted_s else ""
+    measured = f"measured {seconds_text(item.measured_s)}" if item.measured_s else ""
+    if predicted and not measured and item.decision == "start":
+        measured = "not yet measured"
+    return ", ".join(part for part in (predicted, measured) if part)

@@ -96,7 +96,8 @@ class ChoiceRun:
     async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
         context, model = self._context, plan.host.name
         expected_s = context.expected_start_s(model)
-        context.note("queued", f"{model}, start expected in {expected_s:.2f} s")
+        waits = f"start expected in {expected_s:.2f} s" if expected_s > 0 else "a replica is ready"
+        context.note("queued", f"{model}, {waits}", model=model, predicted_s=expected_s)
         if expected_s > 0:
             context.emit(Wait(self._choice, model, expected_s))
         job = Job(
@@ -141,7 +142,11 @@ class ChoiceRun:
     ) -> None:
         """`report` takes whether the stage's answer is the one released."""
         self._state, effects = step(self._state, verdict)
-        self._reports.append(report(any(isinstance(effect, Finish) for effect in effects)))
+        done = report(any(isinstance(effect, Finish) for effect in effects))
+        self._reports.append(done)
+        self._context.note(
+            "answered", _in_words(done), model=done.model, measured_s=done.duration_s
+        )
         self._perform(effects)
 
     def _on_piece(self, piece: AnswerPiece) -> None:
@@ -193,6 +198,17 @@ def _report_of_unfit(plan: StageUnfit, measure: str) -> StageReport:
         epochs=0,
         is_accepted=False,
         error=plan.error.message,
+    )
+
+
+def _in_words(report: StageReport) -> str:
+    if report.error:
+        return f"{report.model} failed: {report.error}"
+    certainty = "" if report.certainty is None else f", certainty {report.certainty:.4f}"
+    owners = "" if report.epochs <= 1 else f", by {report.epochs} owners one after the other"
+    return (
+        f"{report.model}: {report.completion_tokens} tokens in {report.duration_s:.3f} s, "
+        f"{report.queued_s:.3f} s of them in the queue{owners}{certainty}"
     )
 
 

@@ -1,6 +1,7 @@
 """Converters between the router's values and `gearfall.v1` router messages."""
 
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.records import DecisionRecord
 from gearfall.core.usage import StageReport, Usage
 from gearfall.infra.convert import FINISH_TO_PB, priority_from_pb
 from gearfall.pb import common_pb2, scheduler_pb2
@@ -80,6 +81,23 @@ def explanation_to_pb(request_id: str, event: RequestEvent) -> scheduler_pb2.Exp
         subject=request_id,
         decision=event.decision,
         reason=event.reason,
+        predicted_s=event.predicted_s,
+        measured_s=event.measured_s,
+    )
+
+
+def decision_to_pb(decision: DecisionRecord) -> scheduler_pb2.Explanation:
+    """Return the message for what the scheduler decided about a model that a request waited for."""
+    return scheduler_pb2.Explanation(
+        at_unix_s=decision.at_unix_s,
+        subject=f"model {decision.model}",
+        decision=decision.decision,
+        reason=decision.reason,
+        rejected=[
+            scheduler_pb2.Alternative(choice=choice, reason=reason)
+            for choice, reason in decision.rejected
+        ],
+        predicted_s=decision.predicted_start_s,
     )
 
 

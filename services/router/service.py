@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
 from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
@@ -15,7 +16,7 @@ from services.router.choice_run import ChoiceRun, RunContext, cannot_start
 from services.router.generation import GenerationRequest
 from services.router.jobs import JobTable
 from services.router.metrics import RouterMetrics
-from services.router.request_log import RequestLog
+from services.router.request_log import RequestEvent, RequestLog
 from services.router.running_request import RunningRequest
 from services.router.stage_plan import plan_stages
 from services.router.starts import StartHistory, expected_start_s, is_ready
@@ -227,22 +228,32 @@ class RouterService:
             expected_start_s=self.expected_start_s,
             start_error=self._starts.error_of,
             emit=running.emit,
-            note=lambda decision, reason: self._note(request_id, decision, reason),
+            note=partial(self._note, request_id),
         )
 
     def _next_job_id(self) -> JobId:
         self._job_count += 1
         return JobId(f"{self.router_id}-{self._job_count}")
 
-    def _note(self, request_id: RequestId, decision: str, reason: str) -> None:
-        self.request_log.add(request_id, time.time(), decision, reason)
+    def _note(
+        self,
+        request_id: RequestId,
+        decision: str,
+        reason: str,
+        *,
+        model: str = "",
+        predicted_s: float = 0.0,
+        measured_s: float = 0.0,
+    ) -> None:
+        event = RequestEvent(time.time(), decision, reason, model, predicted_s, measured_s)
+        self.request_log.add(request_id, event)
 
     def _on_end(self, running: RunningRequest) -> None:
         duration_s = time.perf_counter() - running.started_s
         self._running.pop(running.request_id, None)
         self.admission.leave(running.choices, duration_s)
         outcome = _outcome(running)
-        self._note(running.request_id, outcome, f"after {duration_s:.3f} s")
+        self._note(running.request_id, outcome, f"after {duration_s:.3f} s", measured_s=duration_s)
         self._measure(running, outcome, duration_s)
         _log.info(
             "request ended",

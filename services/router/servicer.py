@@ -12,7 +12,13 @@ from gearfall.pb import router_pb2 as pb
 from services.router.catalogue import Catalogue
 from services.router.cluster_status import ClusterStatus
 from services.router.peers import Peers
-from services.router.router_convert import event_to_pb, explanation_to_pb, request_from_pb
+from services.router.request_log import decisions_within
+from services.router.router_convert import (
+    decision_to_pb,
+    event_to_pb,
+    explanation_to_pb,
+    request_from_pb,
+)
 from services.router.service import RouterService
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -112,8 +118,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         if request.WhichOneof("subject") == "model":
             return await self._peers.explain_model(request.model)
         events = self._service.request_log.events(request.request_id)
+        decisions = decisions_within(events, self._catalogue.view.decisions)
+        found = [explanation_to_pb(request.request_id, each) for each in events]
+        found += [decision_to_pb(each) for each in decisions]
         return scheduler_pb2.ExplainReply(
-            explanations=[explanation_to_pb(request.request_id, each) for each in events]
+            explanations=sorted(found, key=lambda each: -each.at_unix_s)
         )
 
     def _readiness(self, model: ModelName) -> "common_pb2.ModelReadiness.ValueType":

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from gearfall.core.certainty import measure_certainty
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
@@ -14,8 +15,21 @@ from services.router.cascade import StageDone, StageFailed, cost_flops
 from services.router.generation import GenerationRequest
 from services.router.stage_plan import StageReady
 
-Note = Callable[[str, str], None]
-"""Takes a decision and its reason into the request log."""
+
+class Note(Protocol):
+    """Takes a decision and its reason into the request log."""
+
+    def __call__(
+        self,
+        decision: str,
+        reason: str,
+        *,
+        model: str = "",
+        predicted_s: float = 0.0,
+        measured_s: float = 0.0,
+    ) -> None:
+        """Write it down."""
+        ...
 
 
 class StageRun:
@@ -57,22 +71,31 @@ class StageRun:
     def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
         """Count the owner and the time it took to find one."""
         self._owners += 1
-        self._queued_s += time.perf_counter() - self._waits_since_s
-        self._note("claimed", f"{self._plan.record.name} epoch {epoch} by worker {worker}")
+        waited_s = time.perf_counter() - self._waits_since_s
+        self._queued_s += waited_s
+        name = self._plan.record.name
+        self._note(
+            "claimed", f"{name} epoch {epoch} by worker {worker}", model=name, measured_s=waited_s
+        )
 
     def on_moved(self, worker: WorkerId, epoch: Epoch) -> None:
         """A migration: another owner, without a wait."""
         self._owners += 1
         tokens = len(self._logprobs)
+        name = self._plan.record.name
         self._note(
-            "moved", f"{self._plan.record.name} epoch {epoch} to worker {worker} at token {tokens}"
+            "moved", f"{name} epoch {epoch} to worker {worker} at token {tokens}", model=name
         )
 
     def on_lost(self, epoch: Epoch, reason: str) -> None:
         """The job waits again."""
         self._waits_since_s = time.perf_counter()
         tokens = len(self._logprobs)
-        self._note("lost", f"epoch {epoch} after {tokens} tokens: {reason}; put back in the queue")
+        self._note(
+            "lost",
+            f"epoch {epoch} after {tokens} tokens: {reason}; put back in the queue",
+            model=self._plan.record.name,
+        )
 
     def on_run(self, run: TokenRun) -> None:
         """Release text; end at a finish or a stop string."""

@@ -14,6 +14,7 @@ from gearfall.infra.service_main import ServiceParser, announce_ready, run_servi
 from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy, decide_step
+from services.scheduler.decision_log import DecisionLog
 from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.loop import LEASE_TTL_S, SchedulerLoop
 from services.scheduler.service import SchedulerService
@@ -98,13 +99,15 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         lease_ttl_s=settings.lease_ttl,
         learn_every_s=settings.learn_every,
     )
-    service = SchedulerService(cluster, loop, scheduler_id)
+    log = DecisionLog()
+    service = SchedulerService(cluster, loop, log, scheduler_id)
     server = await start_server(
         settings.listen,
         lambda s: add_SchedulerServicer_to_server(SchedulerServicer(service), s),
         ("gearfall.v1.Scheduler",),
     )
     address = settings.advertise or server.address
+    following = asyncio.create_task(log.run(cluster), name="decision-log")
     loop.start(SchedulerRecord(scheduler_id, address))
     try:
         async with serving_metrics(settings.metrics, loop.render_metrics) as metrics:
@@ -112,6 +115,8 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
             await _until_stopped(stop, loop)
     finally:
         await loop.stop()
+        following.cancel()
+        await asyncio.wait({following})
         await server.stop()
         await cluster.stop()
         await state.close()

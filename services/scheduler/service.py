@@ -4,8 +4,15 @@ from dataclasses import dataclass
 
 from gearfall.core.errors import NotFound
 from gearfall.core.ids import ModelName
-from gearfall.core.records import DecisionRecord, ReplicaRecord, ReplicaState
+from gearfall.core.records import (
+    DemandRecord,
+    MoveRecord,
+    PrefetchRecord,
+    ReplicaRecord,
+    ReplicaState,
+)
 from gearfall.infra.cluster import Cluster
+from services.scheduler.decision_log import Decided, DecisionLog
 from services.scheduler.loop import SchedulerLoop
 
 
@@ -37,9 +44,13 @@ class Explanation:
 class SchedulerService:
     """Answers from the view; never writes."""
 
-    def __init__(self, cluster: Cluster, loop: SchedulerLoop, scheduler_id: str) -> None:
+    def __init__(
+        self, cluster: Cluster, loop: SchedulerLoop, log: DecisionLog, scheduler_id: str
+    ) -> None:
+        """`log` is fed by its owner."""
         self._cluster = cluster
         self._loop = loop
+        self._log = log
         self._scheduler_id = scheduler_id
 
     def status(self) -> Status:
@@ -53,19 +64,23 @@ class SchedulerService:
         )
 
     def explain(self, model: ModelName) -> tuple[Explanation, ...]:
-        """Return the last decision about a model and its replicas' starts, newest first.
+        """Return what is known about a model, newest first.
 
-        For a LoRA adapter those of its base, on whose replicas it runs. Raises NotFound for a model
-        that is not registered.
+        The last decisions with what was rejected, starts as predicted and as they went, moves that
+        are under way, wishes to have it near, and who waits for it. For a LoRA adapter those of its
+        base, on whose replicas it runs. Raises NotFound for a model that is not registered.
         """
         view = self._cluster.view
         if model not in view.models:
             raise NotFound(f"model {model!r} is not registered", param="model")
         model = ModelName(view.models[model].base) or model
-        replicas = [record for record in view.replicas.values() if record.model == model]
-        found = [self._of_replica(record) for record in replicas]
-        if decision := view.decisions.get(model):
-            found.append(_of_decision(decision, replicas))
+        found = [
+            *(self._of_replica(each) for each in view.replicas.values() if each.model == model),
+            *(_of_decided(each) for each in self._log.of(model)),
+            *(_of_move(each) for each in view.moves.values() if model in _models_of(each)),
+            *(_of_wish(each) for each in view.prefetch.values() if each.model == model),
+            *(_of_demand(each) for each in view.demand.values() if each.model == model),
+        ]
         return tuple(sorted(found, key=lambda e: -e.at_unix_s))
 
     def _of_replica(self, record: ReplicaRecord) -> Explanation:
@@ -81,10 +96,8 @@ class SchedulerService:
         )
 
 
-def _of_decision(decision: DecisionRecord, replicas: list[ReplicaRecord]) -> Explanation:
-    measured_s = next(
-        (r.timeline.total_s for r in replicas if r.worker_id == decision.worker_id), 0.0
-    )
+def _of_decided(decided: Decided) -> Explanation:
+    decision = decided.decision
     return Explanation(
         at_unix_s=decision.at_unix_s,
         subject=f"model {decision.model}",
@@ -92,7 +105,40 @@ def _of_decision(decision: DecisionRecord, replicas: list[ReplicaRecord]) -> Exp
         reason=decision.reason,
         rejected=decision.rejected,
         predicted_s=decision.predicted_start_s,
-        measured_s=measured_s if decision.decision == "start" else 0.0,
+        measured_s=decided.measured_s,
+    )
+
+
+def _models_of(move: MoveRecord) -> tuple[ModelName, ModelName]:
+    return move.model, move.for_model
+
+
+def _of_move(move: MoveRecord) -> Explanation:
+    return Explanation(
+        at_unix_s=move.began_unix_s,
+        subject=f"replica {move.model} on worker {move.worker_id}",
+        decision="moves",
+        reason=f"to worker {move.target}, so that {move.for_model} can start: {move.reason}",
+        predicted_s=move.predicted_s,
+    )
+
+
+def _of_wish(wish: PrefetchRecord) -> Explanation:
+    return Explanation(
+        at_unix_s=wish.wished_unix_s,
+        subject=f"model {wish.model} on node {wish.node_id}",
+        decision=f"wished for in {wish.tier.value}",
+        reason=wish.reason,
+    )
+
+
+def _of_demand(demand: DemandRecord) -> Explanation:
+    batch = f", {demand.batch_jobs} of them batch" if demand.batch_jobs else ""
+    return Explanation(
+        at_unix_s=demand.since_unix_s,
+        subject=f"model {demand.model}",
+        decision="waits",
+        reason=f"{demand.waiting_jobs} jobs at router {demand.router_id}{batch}",
     )
 
 

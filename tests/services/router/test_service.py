@@ -132,8 +132,12 @@ async def test_cascade_goes_up_and_shows_nothing_of_the_draft():
         assert outcome.ends[0].usage.cost_flops == 2 * 10 * 9 + 2 * 100 * 9
         assert outcome.ends[0].usage.total_completion_tokens == 12
         decisions = [event.decision for event in _events_of_last(rig)]
-        assert decisions[:2] == ["finished", "claimed"]
+        assert decisions[:3] == ["finished", "answered", "claimed"]
         assert "escalated" in decisions
+        (answered, _) = (each for each in _events_of_last(rig) if each.decision == "answered")
+        assert answered.model == "large"
+        assert answered.reason.startswith("large: ")
+        assert answered.measured_s > 0
 
 
 async def test_a_stage_that_fails_goes_up_and_is_reported():

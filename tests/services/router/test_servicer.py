@@ -53,6 +53,9 @@ async def test_generate_through_the_client(rig, client):
     assert decisions[0] == "finished"
     assert decisions[-1] == "admitted"
     assert "escalated" in decisions
+    assert decisions.count("answered") == decisions.count("claimed") == 2
+    times = {each.decision: each.measured_s for each in explained.explanations}
+    assert times["finished"] > times["answered"] > 0
 
 
 async def test_events_of_the_wire(rig):

@@ -8,11 +8,13 @@ import pytest
 from gearfall.core.errors import Conflict
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState, SchedulerRecord
+from gearfall.infra.change_feed import Changes
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.failpoints import RULES_VARIABLE, arm_failpoints
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.start_costs import median_error
+from services.scheduler.decision_log import DecisionLog
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.reachability import LEASE_GRACE_S
 from services.scheduler.service import SchedulerService
@@ -91,6 +93,12 @@ class Fleet:
         loop.start(SchedulerRecord(name, f"127.0.0.1:{name[-1]}"))
         self.stack.push_async_callback(loop.stop)
         return loop
+
+    def service(self, loop: SchedulerLoop) -> SchedulerService:
+        """What a scheduler answers that has seen the cluster as it is now."""
+        log = DecisionLog()
+        log.take_in(Changes(self.cluster.view, (), self.cluster.revision))
+        return SchedulerService(self.cluster, loop, log, "s1")
 
     async def until(self, holds):
         """Return once the view satisfies `holds`."""
@@ -223,7 +231,7 @@ async def test_a_failing_replica_is_tried_elsewhere_and_explained(fleet):
     )
     await fleet.cluster.put_worker(worker("worker-b"), lease=fleet.lease)
     await fleet.until(lambda v: ("worker-b", "small") in v.assignments)
-    explained = SchedulerService(fleet.cluster, loop, "s1").explain(ModelName("small"))
+    explained = fleet.service(loop).explain(ModelName("small"))
     assert "canary differs" in {each.reason for each in explained}
 
 
@@ -264,9 +272,9 @@ async def test_learns_from_a_start_and_explains_it(fleet):
     assert median_error(loop.starts.costs) == pytest.approx((1.0 + 10 * MIB / 1e9 - 0.7) / 0.7)
     large = view.assignments[WORKER, ModelName("large")]
     assert large.predicted_start_s == pytest.approx(0.7 + 10 * MIB / 1e9)
-    explained = SchedulerService(fleet.cluster, loop, "s1").explain(ModelName("small"))
-    assert {e.decision for e in explained} == {"start", ReplicaState.READY.value}
-    assert {e.measured_s for e in explained} == {0.7}
+    explained = fleet.service(loop).explain(ModelName("small"))
+    assert {e.decision for e in explained} == {"waits", "start", ReplicaState.READY.value}
+    assert {e.measured_s for e in explained if e.decision != "waits"} == {0.7}
 
 
 async def test_goes_on_when_cluster_state_comes_back(fleet):

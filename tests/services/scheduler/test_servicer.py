@@ -1,5 +1,6 @@
 """The scheduler's gRPC face over a real channel."""
 
+import asyncio
 from contextlib import AsyncExitStack
 
 import grpc
@@ -9,6 +10,7 @@ from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.grpc_server import start_server
 from gearfall.pb import scheduler_pb2 as pb
 from gearfall.pb.scheduler_pb2_grpc import SchedulerStub, add_SchedulerServicer_to_server
+from services.scheduler.decision_log import DecisionLog
 from services.scheduler.service import SchedulerService
 from services.scheduler.servicer import SchedulerServicer
 from tests.gearfall.scheduling.clusters import demand
@@ -20,7 +22,10 @@ async def fleet():
     async with AsyncExitStack() as stack:
         opened = await Fleet(stack).open()
         loop = await opened.scheduler("s1")
-        servicer = SchedulerServicer(SchedulerService(opened.cluster, loop, "s1"))
+        log = DecisionLog()
+        following = asyncio.create_task(log.run(opened.cluster))
+        stack.callback(following.cancel)
+        servicer = SchedulerServicer(SchedulerService(opened.cluster, loop, log, "s1"))
         server = await start_server(
             "127.0.0.1:0",
             lambda s: add_SchedulerServicer_to_server(servicer, s),
@@ -45,7 +50,8 @@ async def test_explain_gives_the_decision_with_its_alternatives(fleet):
     await fleet.cluster.put_demand(demand(), lease=fleet.lease)
     await fleet.until(lambda v: "small" in v.decisions)
     reply = await fleet.stub.Explain(pb.ExplainRequest(model="small"), timeout=5)
-    (explanation,) = reply.explanations
+    decided = [each for each in reply.explanations if each.decision != "waits"]
+    (explanation,) = decided
     assert explanation.decision == "start"
     assert "worker-a" in explanation.reason
     assert explanation.predicted_s > 0
