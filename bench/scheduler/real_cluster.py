@@ -1,0 +1,190 @@
+"""The cluster of `bench.scheduler real` and `calibrate`: three nodes, each with a slow disk.
+
+Stores, workers, router, etcd and Redis stay; a scheduler with another policy takes over for each
+run, and every run begins with nothing in memory.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from bench.load_model import VOCABULARY, write_llama
+from bench.scheduler.starts_cluster import environment
+from gearfall.client import AsyncClient, TextDelta
+from gearfall.core.ids import ModelName
+from gearfall.core.records import NodeRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.infra.etcd_state import EtcdState
+from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.launcher import (
+    LocalCluster,
+    LocalClusterSettings,
+    service_commands,
+)
+from gearfall.infra.supervised_process import ProcessSpec, SupervisedProcess
+from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
+from gearfall.simulation.requests import Request
+
+if TYPE_CHECKING:
+    from gearfall.pb.store_pb2_grpc import StoreAsyncStub
+
+_WAIT_S = 60.0
+_PROMPT_WORD = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the cluster is made of."""
+
+    nodes: int = 3
+    models: int = 6
+    model_bytes: int = 120_000_000
+    ssd_bytes_per_s: int = 60_000_000
+    dram_models: int = 3
+    """That fit into each node's pool."""
+    slots: int = 4
+    keep_alive_s: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request, timed at the client from the moment when the trace has it come."""
+
+    number: int
+    model: str
+    first_token_s: float
+    total_s: float
+
+
+class RealSite:
+    """A running cluster without a scheduler."""
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        cluster: Cluster,
+        stores: "Sequence[StoreAsyncStub]",
+        settings: LocalClusterSettings,
+        models: Sequence[ModelName],
+    ) -> None:
+        self.client, self.cluster, self.models = client, cluster, models
+        self._stores, self._settings = stores, settings
+
+    @contextlib.asynccontextmanager
+    async def scheduled_by(self, policy: str) -> AsyncIterator[None]:
+        """Have a scheduler with this policy lead."""
+        (spec,) = service_commands(replace(self._settings, policy=policy))[2]
+        scheduler = SupervisedProcess(spec)
+        await scheduler.start()
+        try:
+            yield
+        finally:
+            await scheduler.stop()
+
+    async def empty(self) -> None:
+        """Return when no replica is left and nothing is in any node's memory."""
+        async with asyncio.timeout(_WAIT_S):
+            async for _ in self.cluster.changes():
+                if not self.cluster.view.replicas and not self.cluster.view.assignments:
+                    break
+            for store, node in zip(self._stores, self._nodes(), strict=True):
+                for model in node.resident:
+                    await store.UnloadModel(store_pb2.UnloadModelRequest(model=model))
+            async for _ in self.cluster.changes():
+                if not any(node.resident for node in self._nodes()):
+                    return
+
+    async def replay(self, requests: Sequence[Request]) -> list[Answer]:
+        """Send each request when it is due, whatever became of the others."""
+        begun_s = time.perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            sent = [tasks.create_task(self._ask(each, begun_s)) for each in requests]
+        return [task.result() for task in sent]
+
+    async def _ask(self, request: Request, begun_s: float) -> Answer:
+        due_s = begun_s + request.at_s
+        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+        (work,) = request.stages
+        first_s = 0.0
+        events = self.client.stream(
+            work.model,
+            [_PROMPT_WORD] * work.prompt_tokens,
+            max_tokens=work.output_tokens,
+            temperature=0.0,
+            ignore_eos=True,
+            logprobs=True,
+        )
+        async with contextlib.aclosing(events) as opened:  # type: ignore[type-var]
+            async for event in opened:
+                if isinstance(event, TextDelta) and event.logprobs and not first_s:
+                    first_s = time.perf_counter() - due_s
+        return Answer(request.number, work.model, first_s, time.perf_counter() - due_s)
+
+    def _nodes(self) -> Sequence[NodeRecord]:
+        view = self.cluster.view
+        return [view.nodes[name] for name in sorted(view.nodes)]
+
+
+@contextlib.asynccontextmanager
+async def running_real_site(home: Path, scratch: Path, shape: Shape) -> AsyncIterator[RealSite]:
+    """Start the cluster with all models on every node's disk; `home` keeps the source model."""
+    source = _source(home, shape.model_bytes)
+    size_bytes = (source / "model.safetensors").stat().st_size
+    settings = LocalClusterSettings(
+        runtime_dir=scratch / "run",
+        data_dir=scratch / "data",
+        rest_listen="127.0.0.1:0",
+        grpc_listen="127.0.0.1:0",
+        nodes=shape.nodes,
+        dram_bytes=int(size_bytes * (shape.dram_models + 0.5)),
+        max_replicas=1,
+        slots=shape.slots,
+        keep_alive_s=shape.keep_alive_s,
+    )
+    limits = {
+        "GEARFALL_SSD_BYTES_PER_S_LIMIT": str(shape.ssd_bytes_per_s),
+        # What is faulted in ahead is memory of three nodes at once.
+        "GEARFALL_SPARE_BYTES": str(size_bytes),
+    }
+    cluster = LocalCluster(settings, commands=_without_scheduler)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(environment(limits))
+        stack.push_async_callback(cluster.stop)
+        await cluster.start()
+        client = await stack.enter_async_context(AsyncClient(cluster.grpc_address))
+        models = tuple(ModelName(f"model-{number}") for number in range(shape.models))
+        for name in models:
+            async for _ in client.register_model(name, str(source)):
+                pass
+        state = EtcdState(cluster.settings.etcd_url)
+        stack.push_async_callback(state.close)
+        view = Cluster(state)
+        await view.start()
+        stack.push_async_callback(view.stop)
+        stores = []
+        for _, node in sorted(view.view.nodes.items()):
+            channel = await stack.enter_async_context(open_channel(node.address))
+            stores.append(StoreStub(channel))
+        yield RealSite(client, view, stores, cluster.settings, models)
+
+
+def _without_scheduler(settings: LocalClusterSettings) -> Sequence[Sequence[ProcessSpec]]:
+    stores, workers, _, routers = service_commands(settings)
+    return (stores, workers, routers)
+
+
+def _source(home: Path, size_bytes: int) -> Path:
+    source = home / f"llama-{size_bytes}"
+    if not source.exists():
+        write_llama(source, size_bytes)
+        words = {f"w{number}": number for number in range(VOCABULARY)}
+        Tokenizer(WordLevel(words, unk_token="w0")).save(str(source / "tokenizer.json"))
+    return source
