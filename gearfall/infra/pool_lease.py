@@ -1,6 +1,6 @@
 """Leases on models in the node's DRAM pool: descriptors over a Unix socket, mapped without a copy.
 
-Client and framing of the attach protocol (docs/protocol.md), served by the store's attach_server.
+Client of the attach protocol (docs/protocol.md), served by the store's attach_server.
 The mapping half (`map_partition`) is all that an engine process needs; nothing here imports grpc.
 """
 
@@ -9,21 +9,16 @@ import asyncio
 import mmap
 import os
 import socket
-import struct
 from functools import cached_property
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import msgspec
 
 from gearfall.core.errors import (
-    Conflict,
     CorruptCheckpoint,
     DeadlineExceeded,
-    GearfallError,
     Internal,
-    InvalidRequest,
-    NotFound,
     Unavailable,
 )
 from gearfall.core.manifest import (
@@ -33,66 +28,16 @@ from gearfall.core.manifest import (
     manifest_digest,
     parse_manifest,
 )
+from gearfall.infra.attach_protocol import (
+    LENGTH,
+    MAX_FRAME_BYTES,
+    AttachReply,
+    AttachRequest,
+    read_exactly,
+    write_frame,
+)
 
 DEFAULT_TIMEOUT_S = 5.0
-MAX_FRAME_BYTES = 64 * 1024
-_LENGTH = struct.Struct("<I")
-_ERRORS: dict[str, type[GearfallError]] = {
-    error.__name__: error
-    for error in (Conflict, CorruptCheckpoint, InvalidRequest, NotFound, Unavailable)
-}
-
-
-class AttachRequest(msgspec.Struct, frozen=True):
-    """Asks for a lease on a resident model."""
-
-    model: str
-    digest: str
-    """Of the manifest that the caller expects."""
-    holder: str
-    """Who asks, for logs and status: a worker_id."""
-    accepts_filling: bool = False
-    """Whether memory that is still being filled will do."""
-
-
-class AttachReply(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The lease (its descriptors travel beside it, the manifest's bytes behind it) or an error."""
-
-    manifest_bytes: int = 0
-    partitions: tuple[int, ...] = ()
-    """Size of each partition; descriptors come in the same order."""
-    error: str = ""
-    kind: str = ""
-    """Class name of the error in gearfall's tree."""
-    is_filling: bool = False
-    """Whether the memory is still being filled: `FillNews` follow behind the manifest."""
-
-    @classmethod
-    def refusal(cls, error: GearfallError) -> "AttachReply":
-        """Return the reply that raises the same error at the client."""
-        return cls(error=error.message, kind=type(error).__name__)
-
-
-class FillNews(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far a load is, or how it ended: the last has `is_done` or an error."""
-
-    verified_bytes: tuple[int, ...] = ()
-    """Of each partition from its front on; what lies behind may be anything."""
-    is_done: bool = False
-    """All is verified, and nobody can change it any more."""
-    error: str = ""
-    kind: str = ""
-    """Class name of the error in gearfall's tree."""
-
-    @classmethod
-    def failure(cls, error: GearfallError) -> "FillNews":
-        """Return the news that raise the same error at the holder."""
-        return cls(error=error.message, kind=type(error).__name__)
-
-    def check(self) -> None:
-        """Raise the error that the load ended with, if it did."""
-        if self.error:
-            raise _ERRORS.get(self.kind, Internal)(self.error)
 
 
 class PoolLease:
@@ -199,42 +144,18 @@ def map_partition(fd: int, size_bytes: int, *, is_private: bool = True) -> mmap.
     return mmap.mmap(fd, size_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
-async def write_frame(connection: socket.socket, message: msgspec.Struct) -> None:
-    """Send one framed JSON message."""
-    await asyncio.get_running_loop().sock_sendall(connection, pack_frame(message))
-
-
-def pack_frame(message: msgspec.Struct) -> bytes:
-    """Return a 4-byte little-endian length and the message's JSON."""
-    body = msgspec.json.encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-async def read_request(connection: socket.socket) -> AttachRequest:
-    """Read the client's request. Raises InvalidRequest when it is malformed, EOFError at EOF."""
-    loop = asyncio.get_running_loop()
-    (size,) = _LENGTH.unpack(await _read_exactly(loop, connection, _LENGTH.size))
-    if not 0 < size <= MAX_FRAME_BYTES:
-        raise InvalidRequest(f"an attach request of {size} bytes")
-    try:
-        return msgspec.json.decode(await _read_exactly(loop, connection, size), type=AttachRequest)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"malformed attach request: {error}") from None
-
-
 async def _receive_lease(connection: socket.socket, digest: str, fds: list[int]) -> PoolLease:
     loop = asyncio.get_running_loop()
     head = await _read_with_fds(loop, connection, fds)
-    head += await _read_exactly(loop, connection, _LENGTH.size - len(head))
-    (size,) = _LENGTH.unpack(head)
+    head += await read_exactly(loop, connection, LENGTH.size - len(head))
+    (size,) = LENGTH.unpack(head)
     if not 0 < size <= MAX_FRAME_BYTES:
         raise Internal(f"the store answered with a frame of {size} bytes")
-    reply = msgspec.json.decode(await _read_exactly(loop, connection, size), type=AttachReply)
-    if reply.error:
-        raise _ERRORS.get(reply.kind, Internal)(reply.error)
+    reply = msgspec.json.decode(await read_exactly(loop, connection, size), type=AttachReply)
+    reply.check()
     if not 0 < reply.manifest_bytes <= MAX_MANIFEST_BYTES or len(fds) != len(reply.partitions):
         raise Internal("the store answered with an incomplete lease")
-    manifest_json = await _read_exactly(loop, connection, reply.manifest_bytes)
+    manifest_json = await read_exactly(loop, connection, reply.manifest_bytes)
     if manifest_digest(manifest_json) != digest:
         raise CorruptCheckpoint("the leased manifest is not the one that was asked for")
     lease = PoolLease(
@@ -272,7 +193,7 @@ async def _read_with_fds(
     room = socket.CMSG_SPACE(MAX_PARTITIONS * slots.itemsize)
     while True:
         try:
-            data, ancillary, _, _ = connection.recvmsg(_LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = connection.recvmsg(LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
             break
         except BlockingIOError:
             await _wait_readable(loop, connection)
@@ -298,20 +219,6 @@ async def _wait_readable(loop: asyncio.AbstractEventLoop, connection: socket.soc
 def _resolve(future: "asyncio.Future[None]") -> None:
     if not future.done():
         future.set_result(None)
-
-
-async def _read_exactly(
-    loop: asyncio.AbstractEventLoop, connection: socket.socket, size: int
-) -> bytes:
-    content = bytearray(size)
-    view: Any = memoryview(content)
-    done = 0
-    while done < size:
-        count = await loop.sock_recv_into(connection, view[done:])
-        if count == 0:
-            raise EOFError("the peer closed the connection")
-        done += count
-    return bytes(content)
 
 
 def _raise_gearfall(error: BaseException, socket_path: str) -> NoReturn:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gearfall.core.errors import GearfallError, InvalidRequest
 from gearfall.core.ids import ModelName
-from gearfall.infra.pool_lease import (
+from gearfall.infra.attach_protocol import (
     AttachReply,
     FillNews,
     pack_frame,

@@ -23,8 +23,9 @@ from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName
 from gearfall.core.records import ModelRecord
 from gearfall.core.sampling import SamplingParams
+from gearfall.infra.attach_protocol import FillNews, pack_frame
 from gearfall.infra.memory_state import MemoryStateServer
-from gearfall.infra.pool_lease import FillNews, pack_frame, take_lease
+from gearfall.infra.pool_lease import take_lease
 from services.store.canary_process import CanaryRequest
 from services.store.canary_reference import compute_canary
 from services.store.model_registry import record_of

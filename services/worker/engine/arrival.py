@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from gearfall.core.errors import Internal, Unavailable
-from gearfall.infra.pool_lease import FillNews
+from gearfall.infra.attach_protocol import FillNews
 from services.worker.engine_link.frames import FrameDecoder
 
 _READ_BYTES = 1 << 16

@@ -14,7 +14,8 @@ import pytest
 
 from gearfall.core.errors import Conflict, CorruptCheckpoint, NotFound, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.infra.pool_lease import FillNews, PoolLease, map_partition, take_lease
+from gearfall.infra.attach_protocol import FillNews
+from gearfall.infra.pool_lease import PoolLease, map_partition, take_lease
 from gearfall.pb import store_pb2 as pb
 from services.worker.engine.arrival import LoadNews
 from tests.services.store.checkpoints import many_tensors
