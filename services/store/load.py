@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from gearfall.core.errors import GearfallError
+from gearfall.core.errors import GearfallError, Internal, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline, Tier
 from services.store.filling import Filling
 from services.store.flight import Flight
 from services.store.pool import Resident
+
+
+class GivenUp(Exception):  # noqa: N818 - not an error: another load goes first
+    """A load ended because it was told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,18 @@ class Load:
         now = self.flight.progress
         done_bytes = now.done_bytes + size_bytes
         self.flight.publish(LoadProgress(now.tier, done_bytes, now.total_bytes))
+
+    def failure_of(self, error: BaseException) -> GearfallError:
+        """Return what those who wait for the load are told about what ended it."""
+        if isinstance(error, GearfallError):
+            return error
+        if isinstance(error, OSError):
+            return Unavailable(f"model {self.model!r} cannot be read: {error}")
+        if isinstance(error, GivenUp):
+            return Unavailable(f"the load of {self.model!r} gave way to another")
+        if isinstance(error, asyncio.CancelledError):
+            return Unavailable(f"the load of {self.model!r} was cancelled")
+        return Internal(f"loading {self.model!r} failed: {type(error).__name__}")
 
     def begin_filling(self, filling: Filling) -> None:
         """Let holders in, and say so to those who follow the load."""

@@ -10,17 +10,16 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from statistics import median
 
-from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal, Unavailable
+from gearfall.core.errors import CorruptCheckpoint, GearfallError, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline, Tier
 from services.store.filling import Filling
 from services.store.flight import Flight
 from services.store.load import (
     Far,
+    GivenUp,
     Load,
     Loaded,
     LoadEnd,
@@ -32,12 +31,10 @@ from services.store.load import (
 )
 from services.store.pool import Pool, Resident
 from services.store.pool_memory import ReadChunks
-from services.store.pool_read import GivenUp, read_model
+from services.store.pool_read import read_model
+from services.store.recent_speeds import RecentSpeeds
 from services.store.ssd_tier import SsdTier
 
-_RECENT_LOADS = 8
-_MIN_MEASURED_BYTES = 2**20
-"""The time of a smaller load is latency and says nothing about bandwidth."""
 _log = logging.getLogger(__name__)
 
 
@@ -65,9 +62,7 @@ class Loader:
         self._counter = itertools.count()
         self._changed = asyncio.Event()
         self._is_stopped = False
-        self._recent: dict[Tier, deque[float]] = {
-            tier: deque(maxlen=_RECENT_LOADS) for tier in (Tier.REMOTE, Tier.SSD)
-        }
+        self._speeds = RecentSpeeds((Tier.REMOTE, Tier.SSD))
 
     @property
     def bytes_per_s(self) -> float:
@@ -86,8 +81,7 @@ class Loader:
 
     def bandwidth_of(self, tier: Tier) -> float:
         """Median bytes per second of recent loads out of a tier; 0 before the first."""
-        recent = self._recent[tier]
-        return median(recent) if recent else 0.0
+        return self._speeds.of(tier)
 
     def is_loading(self, model: ModelName) -> bool:
         """Whether a load of the model waits or runs."""
@@ -239,13 +233,13 @@ class Loader:
             if resident is not None:
                 self._commit(load, resident)
         except BaseException as error:
-            load.end_filling(_failure(load, error))
+            load.end_filling(load.failure_of(error))
             raise
         finally:
             self._pool.cancel(load.model)
         load.is_far = False
         load.remote_s = time.monotonic() - began_s
-        self._measure(Tier.REMOTE, size_bytes, load.remote_s)
+        self._speeds.note(Tier.REMOTE, size_bytes, load.remote_s)
 
     async def _read_near(self, load: Load) -> None:
         stored = self._ssd.get(load.model)
@@ -263,7 +257,7 @@ class Loader:
             )
             self._commit(load, await read)
         except BaseException as error:
-            load.end_filling(_failure(load, error))
+            load.end_filling(load.failure_of(error))
             if isinstance(error, CorruptCheckpoint):
                 self._ssd.mark_broken(load.model, error)
                 self._on_broken()
@@ -271,7 +265,7 @@ class Loader:
         finally:
             self._pool.cancel(load.model)
         load.ssd_s = time.monotonic() - began_s
-        self._measure(Tier.SSD, size_bytes, load.ssd_s)
+        self._speeds.note(Tier.SSD, size_bytes, load.ssd_s)
 
     def _commit(self, load: Load, resident: Resident) -> None:
         """Make a model visible; who holds it already leases it from here on."""
@@ -281,10 +275,6 @@ class Loader:
             for holder in filling.holders:
                 self._pool.lease(resident.model, resident.digest, holder)
             filling.succeed(resident)
-
-    def _measure(self, tier: Tier, size_bytes: int, seconds: float) -> None:
-        if size_bytes >= _MIN_MEASURED_BYTES:
-            self._recent[tier].append(size_bytes / max(seconds, 1e-9))
 
     def _start_over(self, load: Load) -> None:
         if self._loads.get(load.model) is load:
@@ -312,21 +302,8 @@ class Loader:
     def _fail(self, load: Load, error: Exception) -> None:
         if not isinstance(error, (GearfallError, OSError)):
             _log.exception("unexpected error in a load", extra={"model": load.model})
-        failure = _failure(load, error)
+        failure = load.failure_of(error)
         _log.warning("load failed", extra={"model": load.model, "error": failure.message})
         is_corrupt = isinstance(failure, CorruptCheckpoint)
         self._end(load, LoadOutcome.CORRUPT if is_corrupt else LoadOutcome.FAILED)
         load.flight.fail(failure)
-
-
-def _failure(load: Load, error: BaseException) -> GearfallError:
-    """Return what those who wait for a load are told about what ended it."""
-    if isinstance(error, GearfallError):
-        return error
-    if isinstance(error, OSError):
-        return Unavailable(f"model {load.model!r} cannot be read: {error}")
-    if isinstance(error, GivenUp):
-        return Unavailable(f"the load of {load.model!r} gave way to another")
-    if isinstance(error, asyncio.CancelledError):
-        return Unavailable(f"the load of {load.model!r} was cancelled")
-    return Internal(f"loading {load.model!r} failed: {type(error).__name__}")

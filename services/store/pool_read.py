@@ -9,13 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gearfall.infra.native import PoolFile
 from services.store.filling import Filling
+from services.store.load import GivenUp
 from services.store.pool import Resident
 from services.store.pool_memory import Allocate, ReadChunks, fill_partition
 from services.store.stored_model import StoredModel
-
-
-class GivenUp(Exception):  # noqa: N818 - not an error: another load goes first
-    """The read ended because it was told to."""
 
 
 async def read_model(
