@@ -12,7 +12,8 @@ from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, 
 from gearfall.infra.cluster import Cluster
 from services.worker.migration.evacuation import Departure
 from services.worker.registration import Registration
-from services.worker.replicas.replica import DrainOutcome, Replica
+from services.worker.replicas.draining import DrainOutcome
+from services.worker.replicas.replica import Replica
 
 UNASSIGNED_DRAIN_S = 30.0
 """How long jobs may finish on a replica whose assignment was taken back."""

@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError
-from gearfall.core.ids import JobId, ModelName
-from gearfall.core.job import Priority
+from gearfall.core.ids import ModelName
 from gearfall.core.ports import JobQueue
 from gearfall.core.records import (
     AssignmentRecord,
@@ -30,11 +29,12 @@ from services.worker.jobs.claim_loop import ClaimLoop
 from services.worker.jobs.job_board import JobBoard
 from services.worker.metrics import WorkerMetrics
 from services.worker.migration.cost import UNKNOWN_COST, Line
-from services.worker.migration.evacuation import Departure, Evacuation
+from services.worker.migration.evacuation import Evacuation
 from services.worker.ports import EngineProcess, LoadedModel
 from services.worker.processes.adapter_engine import AdapterEngine, adapting
 from services.worker.processes.adapter_source import StoreAdapters
 from services.worker.processes.watchdog import watching
+from services.worker.replicas.draining import Drain, DrainOutcome
 from services.worker.replicas.publisher import ReplicaPublisher
 from services.worker.replicas.replica_start import (
     EXIT_TIMEOUT_S,
@@ -50,9 +50,6 @@ from services.worker.replicas.restarts import restart_delay_s
 from services.worker.replicas.start_clock import StartClock
 from services.worker.replicas.waiting_jobs import find_waiting
 from services.worker.replicas.workload import JobNews, RecentSteps, running_jobs
-
-SETTLE_TIMEOUT_S = 5.0
-"""How long an emptied replica waits to hear of the jobs that have just left it."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,16 +72,6 @@ class ReplicaPorts:
     """Seconds that moving one of a model's jobs takes, by its tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class DrainOutcome:
-    """What became of the jobs that ran when a drain began."""
-
-    finished_jobs: int = 0
-    lost_job_ids: tuple[JobId, ...] = ()
-    departures: tuple[Departure, ...] = ()
-    """Jobs that were offered to other workers."""
-
-
 class Replica:
     """Owner of one model's engine process on this worker, for as long as it is assigned."""
 
@@ -104,7 +91,6 @@ class Replica:
         self._adapted: AdapterEngine | None = None
         self._has_produced = False
         self._task: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
         self._steps = RecentSteps()
         self._news = JobNews(self._publish, self._monotonic)
         self._claims = ClaimLoop(
@@ -117,9 +103,13 @@ class Replica:
             block_s=settings.claim_block_s,
         )
         self.is_draining = False
-        self._yields_batch = False
-        self._yielded: tuple[JobId, ...] = ()
-        """Batch jobs that were handed back when the replica was taken back."""
+        self._drain = Drain(
+            self.model,
+            ports.board,
+            self._claims,
+            evacuate=ports.evacuate,
+            has_engine=lambda: self._engine is not None,
+        )
         self.record = ReplicaRecord(
             worker_id=settings.worker_id,
             node_id=settings.node_id,
@@ -174,53 +164,18 @@ class Replica:
             self._adapted.retire(is_registered)
 
     async def drain(self, deadline_s: float, *, yields: bool = False) -> DrainOutcome:
-        """Claim nothing more and move jobs to other workers; those that stay may finish until
-        `deadline_s` from now, what is left then is handed back; end.
+        """Have the jobs leave, see `Drain.run`, and end.
 
-        `yields`: batch jobs are handed back at once with their tokens so far, for whoever has room.
         The record is withdrawn when the engine is gone and its lease given back.
         """
         self.is_draining = True
         self._publish(state=ReplicaState.DRAINING)
-        running = self.running_jobs
-        self._ports.board.drop_incoming(self.model)
-        self._yields_batch = yields
-        self._yield_batch()
-        departures = await self._empty(deadline_s)
-        lost = (*self._yielded, *self._ports.board.give_back(self.model))
+        outcome = await self._drain.run(deadline_s, yields=yields)
         await self._stop_engine()
         self._ports.board.unwatch(self.model)
         self._news.stop()
         self._ports.publisher.withdraw(self.model)
-        moved = sum(1 for each in departures if each.moved)
-        _log.info(
-            "replica drained",
-            extra={"model": self.model, "moved_jobs": moved, "lost_jobs": len(lost)},
-        )
-        return DrainOutcome(max(0, running - len(lost) - moved), lost, departures)
-
-    async def _empty(self, deadline_s: float) -> tuple[Departure, ...]:
-        """Return how jobs left, once nothing runs here or the deadline has come."""
-        if self._engine is None or self._ports.evacuate is None:
-            await self._claims.stop()
-            await self._wait_quiet(deadline_s)
-            return ()
-        evacuation = self._ports.evacuate(self.model)
-        moving = asyncio.create_task(evacuation.run(deadline_s), name=f"evacuation-{self.model}")
-        # A claim under way may still bring jobs.
-        stopping = asyncio.create_task(self._claims.stop(), name=f"stop-claims-{self.model}")
-        stopping.add_done_callback(lambda _: evacuation.wake())
-        await stopping
-        await self._wait_quiet(deadline_s)
-        if self.running_jobs == 0:
-            with contextlib.suppress(DeadlineExceeded):
-                await within(SETTLE_TIMEOUT_S, evacuation.settled(), "the last move's end")
-        # What was asked of a router is settled between it and the target.
-        moving.cancel()
-        await asyncio.wait({moving})
-        if not moving.cancelled() and (error := moving.exception()):
-            _log.error("evacuation failed", extra={"model": self.model}, exc_info=error)
-        return tuple(evacuation.departures.values())
+        return outcome
 
     async def _run(self) -> None:
         failures = 0
@@ -327,19 +282,6 @@ class Replica:
             self._engine = None
             self._ports.board.detach_engine(self.model)
 
-    async def _wait_quiet(self, deadline_s: float) -> None:
-        """Return when nothing runs here, or at the deadline."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(deadline_s):
-                while self.running_jobs > 0 and self._engine is not None:
-                    self._changed.clear()
-                    self._yield_batch()  # one that was claimed just before may have begun to run
-                    await self._changed.wait()
-
-    def _yield_batch(self) -> None:
-        if self._yields_batch:
-            self._yielded += self._ports.board.give_back(self.model, (Priority.BATCH,))
-
     async def _stop_engine(self) -> None:
         """Have the engine exit by itself if it does so soon; return when it is gone."""
         if self._engine is not None:
@@ -360,7 +302,7 @@ class Replica:
         self._news.jobs_changed()
 
     def _on_claims_changed(self) -> None:
-        self._changed.set()
+        self._drain.note_changed()
         self._claims.wake()
         self._news.jobs_changed()
         was_idle, is_idle = self.record.idle_since_unix_s > 0.0, self.running_jobs == 0
