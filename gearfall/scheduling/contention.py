@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gearfall.core.ids import ModelName
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.placement import Option
+from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.wants import Urgency, Want
 
 NOWHERE_S = 60.0
@@ -25,6 +26,7 @@ class Contender:
     """A want with the places that are left for it, best first."""
 
     want: Want
+    search: Search
     options: list[Option]
 
 

@@ -26,6 +26,10 @@ class DueTimes(Generic[Subject]):
             self._heap = [(at, each) for each, at in self._at.items()]
             heapq.heapify(self._heap)
 
+    def get(self, subject: Subject) -> float | None:
+        """Return a subject's time."""
+        return self._at.get(subject)
+
     def take(self, now_unix_s: float) -> set[Subject]:
         """Return the subjects whose time has come, and forget their times."""
         taken = set()

@@ -55,6 +55,7 @@ def _note_model(fleet: FleetState, before: ModelRecord | None, now: ModelRecord 
             continue
         for name in (record.name, ModelName(record.base or record.name)):
             fleet.forget_limits(name)
+            fleet.forget_needs(name)
             fleet.dirty_models.add(name)
         for worker_id in fleet.index.holders.get(record.name, ()):
             fleet.touch_worker(worker_id)
@@ -89,9 +90,9 @@ def _note_membership(fleet: FleetState, node: NodeRecord) -> None:
     for name in fleet.blocked:
         if node.node_id in fleet.index.listed.get(name, ()):
             fleet.dirty_models.add(name)
-    for node_id in fleet.index.workers:
-        if fleet.loading_on(node_id):
-            fleet.touch_node(node_id)
+    for worker_id, _ in fleet.index.loading:
+        if (worker := fleet.records.workers.get(worker_id)) is not None:
+            fleet.touch_node(worker.node_id)
 
 
 def _note_worker(fleet: FleetState, before: WorkerRecord | None, now: WorkerRecord | None) -> None:

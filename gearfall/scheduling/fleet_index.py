@@ -13,6 +13,7 @@ from gearfall.core.records import (
     MoveRecord,
     NodeRecord,
     ReplicaRecord,
+    ReplicaState,
     Tier,
     WorkerRecord,
 )
@@ -32,6 +33,8 @@ class FleetIndex:
         """Workers where a model is assigned or still there."""
         self.held: dict[WorkerId, set[ModelName]] = {}
         """The other way round."""
+        self.loading: set[ReplicaKey] = set()
+        """Assigned, and not known to have its bytes in memory."""
         self.workers: dict[NodeId, set[WorkerId]] = {}
         """Live workers by node."""
         self.demand: dict[ModelName, dict[RouterId, DemandRecord]] = {}
@@ -97,6 +100,9 @@ class FleetIndex:
     ) -> None:
         """An assignment, its replica, or what is left of either."""
         worker_id, model = key
+        self.loading.discard(key)
+        if assignment and (replica is None or replica.state is ReplicaState.LOADING):
+            self.loading.add(key)
         if assignment is not None:
             self.hosted.setdefault(model, {})[key] = Hosted(assignment, replica)
         elif model in self.hosted:

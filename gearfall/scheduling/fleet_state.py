@@ -1,7 +1,7 @@
 """What the fleet's owner keeps, and what can be read from it."""
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import ModelRecord, ReplicaState, Tier
+from gearfall.core.records import ModelRecord, Tier
 from gearfall.scheduling.autoscaler import ModelLimits, SchedulerPolicy, limits_by_model
 from gearfall.scheduling.autoscaler_load import ModelLoad
 from gearfall.scheduling.claims import Claims
@@ -11,7 +11,7 @@ from gearfall.scheduling.fleet_records import FleetRecords
 from gearfall.scheduling.label_masks import LabelMasks
 from gearfall.scheduling.snapshot import Hosted, on_bases
 from gearfall.scheduling.victims import Victim
-from gearfall.scheduling.wants import PlacementRules, Want, rules_of
+from gearfall.scheduling.wants import PlacementRules, Want, replica_bytes, rules_of
 from gearfall.scheduling.worker_rows import WorkerRows
 
 
@@ -37,6 +37,7 @@ class FleetState:
         self.loads: dict[ModelName, ModelLoad] = {}
         self.prefetch_due_unix_s = 0.0
         self.policy = SchedulerPolicy()
+        self._needs: dict[ModelName, dict[tuple[int, int], int]] = {}
         self._limits: dict[ModelName, tuple[ModelLimits, PlacementRules]] = {}
 
     def touch_worker(self, worker_id: WorkerId) -> None:
@@ -46,6 +47,18 @@ class FleetState:
     def touch_node(self, node_id: NodeId) -> None:
         """Have the rows of all workers of a node made anew."""
         self.dirty_workers |= self.index.workers.get(node_id, set())
+
+    def needed_bytes(self, model: ModelRecord, slots: int, accelerators: int) -> int:
+        """Return what a replica reserves on a worker of so many slots; see `replica_bytes`."""
+        known = self._needs.setdefault(model.name, {})
+        size_bytes = known.get((slots, accelerators))
+        if size_bytes is None:
+            size_bytes = known[slots, accelerators] = replica_bytes(model, slots, accelerators)
+        return size_bytes
+
+    def forget_needs(self, model: ModelName) -> None:
+        """Have what a model needs worked out anew from its record."""
+        self._needs.pop(model, None)
 
     def forget_limits(self, model: ModelName) -> None:
         """Have a model's limits and rules read anew from its deployments."""
@@ -87,10 +100,8 @@ class FleetState:
         found: dict[ModelName, float] = {}
         for worker_id in self.index.workers.get(node_id, ()):
             for model in self.index.held.get(worker_id, ()):
-                assignment = self.records.assignments.get((worker_id, model))
-                replica = self.records.replicas.get((worker_id, model))
-                if assignment and (replica is None or replica.state is ReplicaState.LOADING):
-                    since_unix_s = assignment.assigned_unix_s
+                if (worker_id, model) in self.index.loading:
+                    since_unix_s = self.records.assignments[worker_id, model].assigned_unix_s
                     found[model] = min(since_unix_s, found.get(model, since_unix_s))
         return found
 

@@ -13,12 +13,14 @@ from gearfall.scheduling.estimator import StartPrediction
 from gearfall.scheduling.groups import find_groups
 from gearfall.scheduling.placement_search import EXAMINED, Search
 from gearfall.scheduling.room_making import Way, room_on
-from gearfall.scheduling.scene import Scene, is_crowded, needed_bytes, predict
+from gearfall.scheduling.scene import Scene, claimed_bytes, is_crowded, needed_bytes, predict
 from gearfall.scheduling.transfers import Transfer
 from gearfall.scheduling.victims import Victim
 from gearfall.scheduling.wants import Urgency, Want
 
-_FULL_EXAMINED = 8
+CLAIMED_S = 0.5
+"""What has to be gained to leave a place where room is being made already for another one."""
+_FULL_EXAMINED = 4
 _NEVER_S = float("inf")
 
 
@@ -66,9 +68,8 @@ class Option:
         return {*self.workers, *(each.target for each in self.transfers)}
 
 
-def find_options(scene: Scene, want: Want) -> list[Option]:
+def find_options(scene: Scene, want: Want, search: Search) -> list[Option]:
     """Return the places worth considering, best first; empty when nothing can be had now."""
-    search = Search(scene.fleet, want)
     if want.rules.accelerators > 1:
         sites = find_groups(scene, want, search)
         found = [assess(scene, want, workers) for workers in sites]
@@ -112,11 +113,14 @@ def assess(
     prediction = predict(scene, want.model, node_id)
     if prediction is None:
         return None
-    sooner_than_s = below_s - prediction.total_s
+    sooner_than_s = below_s - prediction.total_s + CLAIMED_S
+    if sooner_than_s <= 0:
+        return None
     rooms = [room_on(scene, want, worker_id, sooner_than_s) for worker_id in workers]
     found = [room for room in rooms if room is not None]
     if len(found) < len(rooms):
         return None
+    own = [claimed_bytes(fleet, want.model.name, each) for each in workers]
     way = max(room.way for room in found)
     if any(room.ending for room in found):
         way = Way.AWAIT
@@ -127,8 +131,8 @@ def assess(
         memory_bytes={each: needed_bytes(fleet, want, each) for each in workers},
         prediction=prediction,
         wait_s=max(room.wait_s for room in found),
-        cost_s=sum(room.cost_s for room in found),
-        free_bytes=min(fleet.rows.get(each).free_bytes for each in workers),
+        cost_s=sum(room.cost_s for room in found) - CLAIMED_S * (None not in own),
+        free_bytes=min(fleet.rows.number(each, "free_bytes") for each in workers),
         is_crowded=want.rules.spread and is_crowded(fleet, want.model.name, node_id),
         victims=tuple(victim for room in found for victim in room.victims if gives),
         transfers=tuple(each for room in found for each in room.transfers if gives),

@@ -48,15 +48,15 @@ def why_not(option: Option) -> tuple[str, str]:
     return place, f"{how}: room in {option.wait_s:.2f} s, then {terms}{cost}"
 
 
-def rejected_by(scene: Scene, want: Want, chosen: Option | None, others: list[Option]) -> Rejected:
+def rejected_by(
+    scene: Scene, want: Want, search: Search, chosen: Option | None, others: list[Option]
+) -> Rejected:
     """Return what was not chosen and why: the other options, the full, those that never can."""
     notes = [why_not(option) for option in others[:KEPT_REJECTED]]
     left = KEPT_REJECTED - len(notes)
     if left > 0:
         known = [each for option in others for each in option.workers]
-        full, never = Search(scene.fleet, want).left_out(
-            left, (*known, *(chosen.workers if chosen else ()))
-        )
+        full, never = search.left_out(left, (*known, *(chosen.workers if chosen else ())))
         notes += sorted((name_of((each,)), _why_full(scene, want, each)) for each in full)
         notes += sorted((name_of((each,)), _why_never(scene, want, each)) for each in never)
     return tuple(notes[:KEPT_REJECTED])

@@ -12,11 +12,11 @@ from gearfall.core.ids import NodeId, WorkerId, is_url
 from gearfall.core.records import Tier
 from gearfall.scheduling.fleet_state import FleetState
 from gearfall.scheduling.scene import is_crowded
-from gearfall.scheduling.wants import Want, replica_bytes
+from gearfall.scheduling.wants import Want
 from gearfall.scheduling.worker_rows import Floats, Mask, Rows
 
-EXAMINED = 16
-"""Workers with room that are looked at closely, and as many without."""
+EXAMINED = 8
+"""Workers with room that are looked at closely."""
 _PER_USED_BYTE = 1e-15
 """Seconds; the emptier of equals comes first."""
 _CROWDED_S = 1e6
@@ -39,6 +39,11 @@ class Search:
         if want.rules.spread:
             self._score[_on_crowded_nodes(fleet, want)] += _CROWDED_S
 
+    @property
+    def finds_any(self) -> bool:
+        """Whether any worker could host it if it had room."""
+        return bool(self._can_host.any())
+
     def has_room(self, kind: str) -> Mask:
         """Return where it fits now (`free`), once idle ones went (`idle`), or busy ones too."""
         rows = self._rows
@@ -59,7 +64,7 @@ class Search:
         """Return workers where it fits now, soonest start first."""
         return self._best(self.has_room("free"), self._score, most)
 
-    def full(self, below_s: float, *, also_busy: bool, most: int = EXAMINED) -> list[WorkerId]:
+    def full(self, below_s: float, *, also_busy: bool, most: int) -> list[WorkerId]:
         """Return workers where it would fit later and starts sooner than in `below_s` seconds."""
         idle = self.has_room("idle")
         room = self.has_room("busy") if also_busy else idle
@@ -166,7 +171,8 @@ def _matching(fleet: FleetState, want: Want) -> Mask:
 
 def _needs(fleet: FleetState, want: Want) -> Floats | float:
     kinds = fleet.rows.kinds_of_slots()
-    needs = [float(_need(want, slots)) for slots in kinds]
+    accelerators = want.rules.accelerators
+    needs = [float(fleet.needed_bytes(want.model, slots, accelerators)) for slots in kinds]
     if len(kinds) <= 1:
         return needs[0] if needs else 0.0
     column = fleet.rows.column("slots")
@@ -174,10 +180,6 @@ def _needs(fleet: FleetState, want: Want) -> Floats | float:
     for slots, need in zip(kinds, needs, strict=True):
         found[column == slots] = need
     return found
-
-
-def _need(want: Want, slots: int) -> int:
-    return replica_bytes(want.model, slots, want.rules.accelerators)
 
 
 def _on_crowded_nodes(fleet: FleetState, want: Want) -> Rows:

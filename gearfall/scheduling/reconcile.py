@@ -46,16 +46,20 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
     records stay as they are: the caller puts what it has written.
     """
     fleet.refresh(policy, now_unix_s)
-    models = sorted(fleet.take_dirty(now_unix_s) | reopen(fleet))
+    dirty, reopened = fleet.take_dirty(now_unix_s), reopen(fleet)
+    models = sorted(dirty | reopened.keys())
     step = Step(Scene(fleet, costs, policy, now_unix_s), fleet)
     for model in models:
         _drop_what_cannot_hold(step, model)
     fleet.refresh(policy, now_unix_s)
     for key in sorted({key for model in models for key in fleet.index.moves.get(model, ())}):
         _go_on_with_move(step, fleet.records.moves[key])
-    place_all(step, [want for model in models for want in _scale(step, model)])
+    wants = [want for model in models for want in _scale(step, model)]
+    place_all(step, wants, {model: reopened[model] for model in reopened.keys() - dirty})
     for model in models:
-        fleet.model_due.put(model, step.due_unix_s.get(model))
+        known = None if model in dirty else fleet.model_due.get(model)
+        due = [each for each in (known, step.due_unix_s.get(model)) if each is not None]
+        fleet.model_due.put(model, min(due, default=None))
     fleet.retract()
     wishes, look_unix_s = prefetch_step(fleet, policy.prefetch, now_unix_s)
     due = [each for each in (fleet.next_due_unix_s(), look_unix_s) if each is not None]

@@ -9,7 +9,9 @@ from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.estimator import StartPrediction, bytes_left, predict_start
 from gearfall.scheduling.fleet_state import FleetState
 from gearfall.scheduling.start_costs import StartCosts
-from gearfall.scheduling.wants import Want, replica_bytes
+from gearfall.scheduling.wants import Want
+
+_QUEUED = (Tier.SSD, Tier.REMOTE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPredictio
     if tier is None:
         return None
     queued_bytes = 0.0
-    if tier is not Tier.DRAM:
+    if tier is not Tier.DRAM and _has_queue(fleet, node_id):
         bytes_per_s = bandwidth_out_of(tier, node).bytes_per_s
         for name, since_unix_s in fleet.loading_on(node_id).items():
             other = fleet.model(name)
@@ -42,10 +44,16 @@ def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPredictio
     return predict_start(model, node, tier, scene.costs, queued_bytes=queued_bytes)
 
 
+def _has_queue(fleet: FleetState, node_id: NodeId) -> bool:
+    worker_id = next(iter(fleet.index.workers[node_id]))
+    rows = fleet.rows
+    return any(rows.number(worker_id, f"{each.value}_queued_s") > 0 for each in _QUEUED)
+
+
 def needed_bytes(fleet: FleetState, want: Want, worker_id: WorkerId) -> int:
     """Return what a wanted replica reserves on a worker."""
     slots = fleet.records.workers[worker_id].slots
-    return replica_bytes(want.model, slots, want.rules.accelerators)
+    return fleet.needed_bytes(want.model, slots, want.rules.accelerators)
 
 
 def claimed_bytes(fleet: FleetState, model: ModelName, worker_id: WorkerId) -> int | None:

@@ -1,21 +1,29 @@
 """Placing all that is missing together, and what each chosen place needs done."""
 
+from collections.abc import Mapping
+
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, MoveRecord
 from gearfall.scheduling.contention import Contender, take_next
 from gearfall.scheduling.placement import Option, assess, find_options
-from gearfall.scheduling.placement_reasons import rejected_by, why_chosen
+from gearfall.scheduling.placement_reasons import Rejected, rejected_by, why_chosen
+from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.room_making import EVICTION_S, Way
 from gearfall.scheduling.scene import predict
 from gearfall.scheduling.step import CLAIM_S, Step
 from gearfall.scheduling.wants import Urgency, Want
 
+Sites = Mapping[ModelName, list[WorkerId]]
+
 TOGETHER = 16
 """Models that are placed together; of more, the longest wait first."""
 
 
-def place_all(step: Step, wants: list[Want]) -> None:
-    """Place what is missing; one model's replicas one after the other."""
+def place_all(step: Step, wants: list[Want], sites: Sites) -> None:
+    """Place what is missing; one model's replicas one after the other.
+
+    `sites`: for models of which nothing changed, the only workers that are worth a look.
+    """
     left = sorted(wants, key=lambda want: (-want.urgency, want.since_unix_s, want.model.name))
     while left:
         chunk: dict[ModelName, Want] = {}
@@ -25,18 +33,21 @@ def place_all(step: Step, wants: list[Want]) -> None:
                 later.append(want)
             else:
                 chunk[want.model.name] = want
-        stuck = _place_together(step, list(chunk.values()))
+        stuck = _place_together(step, list(chunk.values()), sites)
         left = [want for want in later if want.model.name not in stuck]
 
 
-def _place_together(step: Step, wants: list[Want]) -> set[ModelName]:
+def _place_together(step: Step, wants: list[Want], sites: Sites) -> set[ModelName]:
     """Place at most one replica each; return the models that could not start one now."""
     step.refresh()
-    contenders = [Contender(want, _options(step, want)) for want in wants]
+    contenders = [_contender(step, want, sites.get(want.model.name)) for want in wants]
     stuck = set()
     while contenders:
         chosen = take_next(contenders, step.scene.policy, step.now_unix_s)
-        touched = _take(step, chosen)
+        if not chosen.options and chosen.want.model.name in sites:
+            touched = _block(step, chosen.want)
+        else:
+            touched = _take(step, chosen)
         if not chosen.options or chosen.options[0].way is not Way.FREE:
             stuck.add(chosen.want.model.name)
         if touched and contenders:
@@ -46,9 +57,18 @@ def _place_together(step: Step, wants: list[Want]) -> set[ModelName]:
     return stuck
 
 
-def _options(step: Step, want: Want) -> list[Option]:
-    """Return the options; while a move is under way, only those that are sooner than its end."""
-    options = find_options(step.scene, want)
+def _contender(step: Step, want: Want, workers: list[WorkerId] | None) -> Contender:
+    search = Search(step.fleet, want)
+    if workers is None or want.rules.accelerators > 1:
+        options = find_options(step.scene, want, search)
+    else:
+        found = [assess(step.scene, want, (each,)) for each in workers]
+        options = sorted(filter(None, found), key=lambda option: option.rank)
+    return Contender(want, search, _while_moving(step, want, options))
+
+
+def _while_moving(step: Step, want: Want, options: list[Option]) -> list[Option]:
+    """Return, while a move is under way for it, only the options that are sooner than its end."""
     moves = [
         move
         for key in step.fleet.index.moves.get(want.model.name, ())
@@ -75,7 +95,9 @@ def _look_again(step: Step, contender: Contender, touched: set[WorkerId]) -> Non
         elif (again := assess(step.scene, contender.want, option.workers)) is not None:
             kept.append(again)
     if contender.options and not kept:
-        kept = _options(step, contender.want)
+        contender.search = Search(step.fleet, contender.want)
+        found = find_options(step.scene, contender.want, contender.search)
+        kept = _while_moving(step, contender.want, found)
     contender.options = sorted(kept, key=lambda option: option.rank)
 
 
@@ -83,17 +105,14 @@ def _take(step: Step, contender: Contender) -> set[WorkerId]:
     """Do what the best option needs; return the workers that it touches."""
     want, options = contender.want, contender.options
     model = want.model.name
-    if not options:
-        _wait(step, want, None, [])
-        return set()
-    best, *others = options
+    best = options[0] if options else None
+    if best is None or best.way is Way.AWAIT:
+        _wait(step, contender, best)
+        return set() if best is None or best.ending else set(best.workers)
     if best.way is Way.FREE:
         step.forget(model)
-        _assign(step, want, best, others)
+        _assign(step, contender, best)
         return set(best.workers)
-    if best.way is Way.AWAIT:
-        _wait(step, want, best, others)
-        return set(best.workers) if not best.ending else set()
     for victim in best.victims:
         why = f"makes room for {model}"
         step.unassign(victim.key, why)
@@ -101,14 +120,15 @@ def _take(step: Step, contender: Contender) -> set[WorkerId]:
     _begin_moves(step, want, best)
     _block(step, want)
     step.claim(want, best.workers, step.now_unix_s + best.wait_s + CLAIM_S)
-    _note(step, want, "wait" if best.way is Way.EVICT else "move", best, others)
+    _note(step, contender, "wait" if best.way is Way.EVICT else "move", best)
     return best.touches
 
 
-def _assign(step: Step, want: Want, option: Option, others: list[Option]) -> None:
+def _assign(step: Step, contender: Contender, option: Option) -> None:
+    want = contender.want
     reason = why_chosen(option)
     group = option.workers if len(option.workers) > 1 else ()
-    rejected = rejected_by(step.scene, want, option, others)
+    rejected = _rejected(step, contender, option)
     for worker_id in option.workers:
         step.assign(
             AssignmentRecord(
@@ -148,7 +168,8 @@ def _begin_moves(step: Step, want: Want, option: Option) -> None:
             step.end_move(transfer.key, f"worker {transfer.target} has no room any more")
 
 
-def _wait(step: Step, want: Want, option: Option | None, others: list[Option]) -> None:
+def _wait(step: Step, contender: Contender, option: Option | None) -> None:
+    want = contender.want
     _block(step, want)
     moves = step.fleet.index.moves.get(want.model.name, ())
     if any(step.fleet.records.moves[key].for_model == want.model.name for key in moves):
@@ -157,11 +178,11 @@ def _wait(step: Step, want: Want, option: Option | None, others: list[Option]) -
         step.look_again(want.model.name, step.now_unix_s + option.wait_s)
     elif option is not None:
         step.claim(want, option.workers, step.now_unix_s + option.wait_s + CLAIM_S)
-    _note(step, want, "wait", option, others)
+    _note(step, contender, "wait", option)
 
 
-def _block(step: Step, want: Want) -> None:
-    """Remember who waits; what it may do then depends on how long it has waited."""
+def _block(step: Step, want: Want) -> set[WorkerId]:
+    """Remember who waits, and when it may do more as it waited long; touches no worker."""
     step.fleet.blocked[want.model.name] = want
     if want.urgency is Urgency.INTERACTIVE:
         policy = step.scene.policy
@@ -170,23 +191,29 @@ def _block(step: Step, want: Want) -> None:
             if at_unix_s > step.now_unix_s:
                 step.look_again(want.model.name, at_unix_s)
                 break
+    return set()
 
 
-def _note(
-    step: Step, want: Want, decision: str, option: Option | None, others: list[Option]
-) -> None:
-    rejected = rejected_by(step.scene, want, option, others)
+def _note(step: Step, contender: Contender, decision: str, option: Option | None) -> None:
+    name = contender.want.model.name
     if option is not None:
         reason = why_chosen(option)
-    elif any("needs" in why or "hosts" in why for _, why in rejected):
+    elif contender.search.finds_any:
         reason = "no worker has room and nothing may leave yet"
     else:
         reason = "no worker can host it"
+    if step.stands(name, decision, reason):
+        return
     step.decide(
-        want.model.name,
+        name,
         decision,
         reason,
         worker_id=option.workers[0] if option else "",
         predicted_start_s=option.seconds if option else 0.0,
-        rejected=rejected,
+        rejected=_rejected(step, contender, option),
     )
+
+
+def _rejected(step: Step, contender: Contender, option: Option | None) -> Rejected:
+    others = [each for each in contender.options if each is not option]
+    return rejected_by(step.scene, contender.want, contender.search, option, others)

@@ -110,6 +110,12 @@ class Step:
         """Have what was assumed count for what is looked at next."""
         self.fleet.refresh(self.scene.policy, self.now_unix_s)
 
+    def stands(self, model: ModelName, decision: str, reason: str) -> bool:
+        """Whether this is a wait that is written down already, for the same reason."""
+        last = self.fleet.records.decisions.get(model)
+        is_known = last is not None and (last.decision, last.reason) == (decision, reason)
+        return decision == "wait" and is_known
+
     def decide(
         self,
         model: ModelName,
@@ -121,9 +127,7 @@ class Step:
         rejected: Rejected = (),
     ) -> None:
         """Note a decision, unless it is a wait that stands already for the same reason."""
-        last = self.fleet.records.decisions.get(model)
-        stands = last is not None and (last.decision, last.reason) == (decision, reason)
-        if stands and decision == "wait":
+        if self.stands(model, decision, reason):
             return
         self.actions.append(
             Decide(

@@ -11,6 +11,7 @@ from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.placement import find_options
 from gearfall.scheduling.placement_reasons import rejected_by, why_not
+from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.room_making import Way
 from gearfall.scheduling.scene import Scene
 from gearfall.scheduling.start_costs import StartCosts
@@ -49,10 +50,13 @@ class World:
         return Want(found, urgency, since, rules=self.fleet.rules_of(SMALL))
 
     def options(self, urgency=Urgency.INTERACTIVE, since=NOW):
-        return find_options(self.scene, self.want(urgency, since))
+        want = self.want(urgency, since)
+        return find_options(self.scene, want, Search(self.fleet, want))
 
     def rejected(self, *others):
-        return dict(rejected_by(self.scene, self.want(), None, list(others)))
+        want = self.want()
+        search = Search(self.fleet, want)
+        return dict(rejected_by(self.scene, want, search, None, list(others)))
 
 
 KINDS = {
