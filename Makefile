@@ -55,10 +55,10 @@ test-gpu: gen
 faults: gen
 	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_migration_matrix.py $(PYTEST_ARGS)
 
-# Every write of the scheduler's leader and what strikes it there; etcd gone for a minute.
+# Every write of the leader and what strikes it there; etcd gone for a minute; nodes cut off (as root).
 faults-scheduler: gen
 	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_scheduler_matrix.py \
-		tests/faults/test_etcd_gone.py $(PYTEST_ARGS)
+		tests/faults/test_etcd_gone.py tests/faults/test_partition.py $(PYTEST_ARGS)
 
 # A whole cluster in containers: deploy/compose/README.md.
 compose-up:

@@ -8,8 +8,7 @@ what was forgotten is known again. The normal run stops etcd for longer than eve
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
 
@@ -28,12 +27,12 @@ from gearfall.infra.local_servers import LocalServer, start_etcd
 from tests.cluster_host import ClusterHost
 from tests.faults.fault_cluster import until
 from tests.faults.state_recorder import recording
+from tests.faults.warm_traffic import PROMPT, WarmTraffic
 
 ALL = os.environ.get("GEARFALL_FAULTS") == "all"
 STOPPED_S = 60.0 if ALL else 6.0
 WARM = ("arith-small", "arith")
 """A model and a cascade, both used all the time."""
-PROMPT = "12+34="
 
 
 class Site:
@@ -84,50 +83,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     assert status == 0
 
 
-class Traffic:
-    """Asks without a pause and keeps what was answered and what failed."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-        self.answers: dict[str, set[str]] = {name: set() for name in WARM}
-        self.asked = 0
-        self.failures: list[str] = []
-
-    @asynccontextmanager
-    async def flowing(self) -> AsyncIterator[None]:
-        """Ask everything that is warm, over and over; raises nothing before its end."""
-        for name in WARM:
-            await self._ask(name)
-        tasks = [asyncio.create_task(self._ask_for_ever(name)) for name in WARM]
-        yield
-        for task in tasks:
-            task.cancel()
-        for each in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(each, asyncio.CancelledError), each
-
-    async def after_more(self, answers: int) -> None:
-        """Return when so many more questions were answered or failed."""
-        wanted = self.asked + answers
-
-        async def look() -> int:
-            return self.asked
-
-        await until(look, lambda asked: asked >= wanted)
-
-    async def _ask_for_ever(self, name: str) -> None:
-        while True:
-            await self._ask(name)
-
-    async def _ask(self, name: str) -> None:
-        try:
-            answer = await self._client.generate(name, PROMPT, temperature=0.0, max_tokens=8)
-        except Exception as error:  # whatever a client would see
-            self.failures.append(f"{name}: {error!r}")
-        else:
-            self.answers[name].add(answer.text)
-        self.asked += 1
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", ["stopped", "compacted", "wiped"])
 async def test_warm_traffic_goes_on_and_state_heals(site: Site, fault: str) -> None:
@@ -135,7 +90,7 @@ async def test_warm_traffic_goes_on_and_state_heals(site: Site, fault: str) -> N
     cluster = Cluster(state)
     await cluster.start()
     async with AsyncClient(site.host.addresses["grpc"]) as client, recording(state) as recorded:
-        traffic = Traffic(client)
+        traffic = WarmTraffic(client, *WARM)
         async with traffic.flowing():
             await traffic.after_more(10)
             losses = cluster.view.losses
