@@ -53,7 +53,7 @@ def fit_calibration(
     means, scales = raw.mean(axis=0), raw.std(axis=0)
     scales[scales < 1e-9] = 1.0
     scaled = (raw - means) / scales
-    model = LogisticRegression(C=1.0, max_iter=1000)
+    model = LogisticRegression(C=1.0, max_iter=1000, solver="newton-cholesky")
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     unseen = cross_val_predict(model, scaled, right, cv=folds, method="predict_proba")[:, 1]
     model.fit(scaled, right)

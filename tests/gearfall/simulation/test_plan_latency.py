@@ -65,7 +65,7 @@ def latency() -> PlanLatency:
         }
         for at in range(COUNT)
     ]
-    return PlanLatency(queries, SERVED, TOKENS, requests=300)
+    return PlanLatency(queries, SERVED, TOKENS, requests=120)
 
 
 def test_quality_gives_way_to_load_and_every_promise_is_kept(latency):

@@ -1,0 +1,157 @@
+"""A profile: how fast models compute and how well they answer, as `gearfall profile` writes it.
+
+One JSON document; docs/cascades.md describes it for other programs that write such files.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from gearfall.core.errors import InvalidRequest
+
+FORMAT_VERSION = 1
+MAX_PROFILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How a replica computes. A decode step with n jobs takes step_s + (n - 1) step_s_per_job."""
+
+    prefill_s_per_token: float
+    step_s: float
+    step_s_per_job: float
+    steps: tuple[tuple[int, float], ...] = ()
+    """(jobs at once, seconds a step) as measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One model's answer to one query."""
+
+    quality: float
+    """In [0, 1]: 1 right, 0 wrong."""
+    cost: float
+    prompt_tokens: int
+    output_tokens: int
+    logprobs: tuple[float, ...] = ()
+    """Of each token, nats."""
+    margins: tuple[float, ...] = ()
+    """log p(token) - log p(second most likely) of each token."""
+    certainty: float | None = None
+    """Where only this is known: an imported profile."""
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledModel:
+    """One model; `generations` has one entry a query, in the queries' order."""
+
+    name: str
+    digest: str = ""
+    """Of the checkpoint; empty for an imported profile."""
+    memory_bytes: int = 0
+    """Of one replica: weights, keys and values, process."""
+    slots: int = 0
+    speeds: dict[str, Speed] = field(default_factory=dict)
+    """By device kind."""
+    start_s: dict[str, float] = field(default_factory=dict)
+    """By the tier that the bytes were in."""
+    generations: tuple[Generation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """All models over the same queries."""
+
+    made_unix_s: float
+    cost_unit: str
+    queries: tuple[str, ...]
+    """Names of the queries."""
+    models: tuple[ProfiledModel, ...]
+    format_version: int = FORMAT_VERSION
+
+    def model(self, name: str) -> ProfiledModel:
+        """Return one model. Raises InvalidRequest naming those that are there."""
+        for each in self.models:
+            if each.name == name:
+                return each
+        known = ", ".join(each.name for each in self.models)
+        raise InvalidRequest(f"model {name} is not in the profile; it has {known}", param="model")
+
+
+def parse_profile(text: str | bytes) -> Profile:
+    """Return the profile that a file holds. Raises InvalidRequest saying what to change."""
+    if len(text) > MAX_PROFILE_BYTES:
+        raise InvalidRequest(f"a profile has at most {MAX_PROFILE_BYTES} bytes", param="profile")
+    try:
+        profile = msgspec.json.decode(text, type=Profile)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise InvalidRequest(f"this is no profile: {error}", param="profile") from error
+    check_profile(profile)
+    return profile
+
+
+def profile_text(profile: Profile) -> bytes:
+    """Return the profile as the file that `parse_profile` reads."""
+    return msgspec.json.encode(profile)
+
+
+def check_profile(profile: Profile) -> None:
+    """Raise InvalidRequest for a profile that nothing could be planned from."""
+    if profile.format_version != FORMAT_VERSION:
+        raise _broken("format_version", f"{profile.format_version}; this reads {FORMAT_VERSION}")
+    if not profile.models:
+        raise _broken("models", "there is none")
+    _check_unique("queries", profile.queries)
+    _check_unique("models", [each.name for each in profile.models])
+    for model in profile.models:
+        where = f"models.{model.name}"
+        if len(model.generations) != len(profile.queries):
+            raise _broken(
+                f"{where}.generations",
+                f"{len(model.generations)} for {len(profile.queries)} queries; each query needs an "
+                "answer of every model",
+            )
+        for name, speed in model.speeds.items():
+            for at in ("prefill_s_per_token", "step_s", "step_s_per_job"):
+                _check_number(f"{where}.speeds.{name}.{at}", getattr(speed, at))
+            if speed.step_s <= 0:
+                raise _broken(f"{where}.speeds.{name}.step_s", "must be above 0")
+        for tier, seconds in model.start_s.items():
+            _check_number(f"{where}.start_s.{tier}", seconds)
+        for query, generation in zip(profile.queries, model.generations, strict=True):
+            _check_generation(f"{where}, query {query}", generation)
+
+
+def _check_generation(where: str, each: Generation) -> None:
+    _check_number(f"{where}: quality", each.quality, most=1.0)
+    _check_number(f"{where}: cost", each.cost)
+    _check_number(f"{where}: latency_s", each.latency_s)
+    if each.cost <= 0:
+        raise _broken(f"{where}: cost", f"{each.cost:g}; it must be above 0")
+    if each.prompt_tokens < 0 or each.output_tokens < 0:
+        raise _broken(f"{where}: tokens", "must not be negative")
+    if len(each.logprobs) != len(each.margins):
+        raise _broken(where, f"{len(each.logprobs)} logprobs and {len(each.margins)} margins")
+    if each.certainty is not None:
+        _check_number(f"{where}: certainty", each.certainty, most=1.0)
+    elif not each.logprobs and each.output_tokens:
+        raise _broken(where, "neither logprobs nor a certainty: one of them is needed")
+
+
+def _check_unique(where: str, names: Sequence[str]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _broken(where, f"{twice} is there twice")
+
+
+def _check_number(where: str, value: float, most: float = math.inf) -> None:
+    if not math.isfinite(value) or not 0.0 <= value <= most:
+        allowed = f"in 0 to {most:g}" if most < math.inf else "finite and not negative"
+        raise _broken(where, f"{value}; it must be {allowed}")
+
+
+def _broken(where: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"profile, {where}: {what}", param="profile")

@@ -1,0 +1,1 @@
+"""Measures models for the planner: how fast they compute, how well they answer, how certainly."""

@@ -1,0 +1,233 @@
+"""From a profile to a gear plan: certainties calibrated, models sized, latencies simulated."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gearfall.core.calibration import Calibration, calibrated
+from gearfall.core.certainty import measure_certainty
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.gear_plan import GearPlan
+from gearfall.core.ids import ModelName
+from gearfall.core.profile import Generation, Profile, ProfiledModel, Speed
+from gearfall.gears.answers import ModelAnswers
+from gearfall.gears.calibrate import fit_calibration
+from gearfall.gears.choice import LEARN_SHARE
+from gearfall.gears.placement import Host, Placeable
+from gearfall.gears.plan_build import PlanInputs, Target, build_plan
+from gearfall.simulation.cascade_run import Answer, Query
+from gearfall.simulation.plan_latency import PlanLatency, ServedModel, tokens_per_s
+from gearfall.simulation.site import EngineSpeed
+
+LEVELS = 6
+"""Of load, where none are given: each twice the one below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What a plan is asked for."""
+
+    name: str
+    version: int
+    made_unix_s: float
+    target: Target
+    loads: tuple[float, ...] = ()
+    """Tokens a second; empty: LEVELS up to what the cheapest model could serve alone."""
+    measure: str = "sequence_probability"
+    """Certainty of models without a calibration."""
+    is_calibrated: bool = True
+    seed: int = 0
+    requests: int = 1000
+    """Simulated for each gear."""
+    cv: float = 2.0
+
+
+def plan_from_profile(
+    profile: Profile, hosts: Mapping[Host, str], request: PlanRequest
+) -> GearPlan:
+    """Return the plan for workers, by the device kind of each. Raises InvalidRequest.
+
+    The part of the queries that chooses cascades also fits the calibrations: a certificate stands
+    on queries that neither has seen.
+    """
+    if not hosts:
+        raise InvalidRequest("there is no worker to plan for", param="nodes")
+    order = np.random.default_rng(request.seed).permutation(len(profile.queries))
+    learn = [int(at) for at in order[: int(len(order) * LEARN_SHARE)]]
+    calibrations = _calibrations(profile, learn) if request.is_calibrated else {}
+    certainties = {
+        model.name: _certainties(model, calibrations.get(model.name), request.measure)
+        for model in profile.models
+    }
+    served = {model.name: _served(model, set(hosts.values())) for model in profile.models}
+    tokens = {model.name: _mean_tokens(model) for model in profile.models}
+    capacity = {
+        model.name: {
+            host.name: tokens_per_s(served[model.name][device], *_means(model))
+            for host, device in hosts.items()
+        }
+        for model in profile.models
+    }
+    # One speed a model in the simulation: that of the slowest device kind that it may run on.
+    slowest = {
+        name: max(by_device.values(), key=lambda each: each.speed.step_s)
+        for name, by_device in served.items()
+    }
+    latency = PlanLatency(
+        _queries(profile, certainties),
+        slowest,
+        tokens,
+        requests=request.requests,
+        cv=request.cv,
+        seed=request.seed,
+    )
+    inputs = PlanInputs(
+        name=request.name,
+        version=request.version,
+        made_unix_s=request.made_unix_s,
+        target=request.target,
+        loads=request.loads or _loads(capacity),
+        answers=tuple(_answers(model, certainties[model.name]) for model in profile.models),
+        tokens=tokens,
+        order=order,
+        models=tuple(
+            Placeable(model.name, model.memory_bytes, capacity[model.name])
+            for model in profile.models
+        ),
+        hosts=tuple(hosts),
+        digests={model.name: model.digest for model in profile.models},
+        cost_unit=profile.cost_unit,
+        assumptions=_assumptions(profile, request, calibrations),
+        calibrations=calibrations,
+        certainty=request.measure,
+    )
+    return _pruned(build_plan(inputs, latency))
+
+
+def _pruned(plan: GearPlan) -> GearPlan:
+    """Name only models and calibrations that some gear uses."""
+    gears = (*plan.gears, *(gear for variant in plan.variants for gear in variant.gears))
+    used = {stage.model for gear in gears for stage in gear.stages}
+    judged = {stage.model for gear in gears for stage in gear.stages[:-1]}
+    return replace(
+        plan,
+        models={name: digest for name, digest in plan.models.items() if name in used},
+        calibrations={name: each for name, each in plan.calibrations.items() if name in judged},
+    )
+
+
+def _calibrations(profile: Profile, learn: Sequence[int]) -> dict[str, Calibration]:
+    """Fit what can be fitted: models with log-probabilities, and right and wrong answers."""
+    found = {}
+    for model in profile.models:
+        seen = [model.generations[at] for at in learn]
+        if not all(each.logprobs for each in seen):
+            continue
+        right = np.array([each.quality for each in seen])
+        try:
+            found[model.name] = fit_calibration(
+                [each.logprobs for each in seen], [each.margins for each in seen], right
+            )
+        except InvalidRequest:
+            # Too few answers of one kind: the plain measure stands, and the plan says so.
+            continue
+    return found
+
+
+def _certainties(
+    model: ProfiledModel, calibration: Calibration | None, measure: str
+) -> list[float]:
+    return [_certainty(each, calibration, measure) for each in model.generations]
+
+
+def _certainty(each: Generation, calibration: Calibration | None, measure: str) -> float:
+    if each.certainty is not None:
+        return each.certainty
+    if calibration is not None:
+        return calibrated(calibration, each.logprobs, each.margins)
+    return measure_certainty(measure, each.logprobs, each.margins)
+
+
+def _answers(model: ProfiledModel, certainty: Sequence[float]) -> ModelAnswers:
+    return ModelAnswers(
+        ModelName(model.name),
+        np.array([each.quality for each in model.generations]),
+        np.array(certainty),
+        np.array([each.cost for each in model.generations]),
+    )
+
+
+def _queries(profile: Profile, certainties: Mapping[str, Sequence[float]]) -> list[Query]:
+    return [
+        {
+            ModelName(model.name): Answer(
+                max(1, each.prompt_tokens),
+                max(1, each.output_tokens),
+                certainties[model.name][at],
+                each.quality,
+                each.cost,
+            )
+            for model in profile.models
+            for each in (model.generations[at],)
+        }
+        for at in range(len(profile.queries))
+    ]
+
+
+def _means(model: ProfiledModel) -> tuple[float, float]:
+    """Return the mean prompt and answer tokens."""
+    prompts = [max(1, each.prompt_tokens) for each in model.generations]
+    outputs = [max(1, each.output_tokens) for each in model.generations]
+    return sum(prompts) / len(prompts), sum(outputs) / len(outputs)
+
+
+def _mean_tokens(model: ProfiledModel) -> float:
+    return sum(_means(model))
+
+
+def _served(model: ProfiledModel, devices: set[str]) -> dict[str, ServedModel]:
+    missing = sorted(devices - model.speeds.keys())
+    if missing:
+        raise InvalidRequest(
+            f"{model.name} was not profiled on {missing[0]}: its speed there is not known. Run "
+            "`gearfall profile` on a cluster with such a worker",
+            param="profile",
+        )
+    if model.memory_bytes <= 0 or model.slots < 1:
+        raise InvalidRequest(
+            f"{model.name}: {model.memory_bytes} bytes and {model.slots} slots; a profile that is "
+            "planned from says what a replica needs",
+            param="profile",
+        )
+    return {
+        device: ServedModel(_engine_speed(model, model.speeds[device]), model.slots)
+        for device in sorted(devices)
+    }
+
+
+def _engine_speed(model: ProfiledModel, speed: Speed) -> EngineSpeed:
+    start_s = min(model.start_s.values(), default=0.3)
+    return EngineSpeed(
+        speed.prefill_s_per_token, speed.step_s, speed.step_s_per_job, start_s=start_s
+    )
+
+
+def _loads(capacity: Mapping[str, Mapping[str, float]]) -> tuple[float, ...]:
+    """Return levels up to half of what the fastest model could serve on every worker."""
+    fastest = max(sum(by_host.values()) for by_host in capacity.values())
+    return tuple(fastest / 2 / 2**number for number in reversed(range(LEVELS)))
+
+
+def _assumptions(
+    profile: Profile, request: PlanRequest, calibrations: Mapping[str, Calibration]
+) -> tuple[str, ...]:
+    plain = [model.name for model in profile.models if model.name not in calibrations]
+    certainty = f"plain {request.measure} for {', '.join(plain)}" if plain else "all calibrated"
+    return (
+        f"requests like the profile's {len(profile.queries)} queries",
+        f"gaps between arrivals with a CV of {request.cv:g}",
+        f"p95 over {request.requests} simulated requests a gear",
+        "each replica has its worker's cores for itself; models stay where they are placed",
+        f"certainty: {certainty}",
+    )

@@ -1,0 +1,68 @@
+import math
+from dataclasses import replace
+
+import pytest
+
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.profile import (
+    Generation,
+    Profile,
+    ProfiledModel,
+    Speed,
+    check_profile,
+    parse_profile,
+    profile_text,
+)
+
+RIGHT = Generation(1.0, 5.0, 10, 2, (-0.1, -0.2), (3.0, 4.0))
+WRONG = Generation(0.0, 5.0, 10, 1, (-2.0,), (0.1,))
+SMALL = ProfiledModel(
+    "small", "d" * 32, 10**6, 16, {"cpu": Speed(1e-4, 0.01, 1e-3)}, {"dram": 0.2}, (RIGHT, WRONG)
+)
+PROFILE = Profile(1.0, "FLOP", ("q1", "q2"), (SMALL,))
+
+
+def with_model(**changes) -> Profile:
+    return replace(PROFILE, models=(replace(SMALL, **changes),))
+
+
+def with_first(**changes) -> Profile:
+    return with_model(generations=(replace(RIGHT, **changes), WRONG))
+
+
+def test_a_profile_is_read_as_it_was_written():
+    assert parse_profile(profile_text(PROFILE)) == PROFILE
+    assert PROFILE.model("small") is SMALL
+    with pytest.raises(InvalidRequest, match="it has small"):
+        PROFILE.model("large")
+
+
+@pytest.mark.parametrize(
+    ("profile", "says"),
+    [
+        (replace(PROFILE, format_version=9), "format_version: 9"),
+        (replace(PROFILE, models=()), "there is none"),
+        (replace(PROFILE, models=(SMALL, SMALL)), "small is there twice"),
+        (replace(PROFILE, queries=("q1", "q1")), "q1 is there twice"),
+        (with_model(generations=(RIGHT,)), "1 for 2 queries"),
+        (with_model(speeds={"cpu": Speed(math.nan, 1.0, 1.0)}), "prefill_s_per_token: nan"),
+        (with_model(speeds={"cpu": Speed(0.0, 0.0, 0.0)}), "step_s: must be above 0"),
+        (with_model(start_s={"ssd": -1.0}), "start_s.ssd: -1.0"),
+        (with_first(quality=2.0), "query q1: quality: 2.0"),
+        (with_first(cost=0.0), "above 0"),
+        (with_first(cost=math.inf), "cost: inf"),
+        (with_first(output_tokens=-1), "not be negative"),
+        (with_first(margins=()), "2 logprobs and 0 margins"),
+        (with_first(logprobs=(), margins=()), "one of them is needed"),
+        (with_first(certainty=math.nan), "certainty: nan"),
+    ],
+)
+def test_what_nothing_can_be_planned_from_is_refused(profile, says):
+    with pytest.raises(InvalidRequest, match=says):
+        check_profile(profile)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 5000, b"\xff"])
+def test_what_is_no_profile(text):
+    with pytest.raises(InvalidRequest, match="no profile"):
+        parse_profile(text)

@@ -1,0 +1,77 @@
+"""From measured answers to a plan, and what can't be planned from."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.gear_plan_checks import check_plan
+from gearfall.core.profile import Generation, Profile, ProfiledModel, Speed
+from gearfall.gears.placement import Host
+from gearfall.gears.plan_build import Target
+from gearfall.simulation.profile_plan import PlanRequest, plan_from_profile
+
+COUNT = 400
+HOSTS = {Host("w1", "n1", 10**10, 4): "cpu", Host("w2", "n2", 10**10, 4): "cpu"}
+REQUEST = PlanRequest("chat", 1, 1.0, Target(p95_s=2.0), requests=100, loads=(200.0, 4000.0))
+
+
+def profiled(name, skill, cost, step_s, hardness, seed) -> ProfiledModel:
+    """Answers of three tokens whose log-probabilities tell of their chance to be right."""
+    random = np.random.default_rng(seed)
+    chance = np.clip(skill + 0.3 - 0.6 * hardness, 0.02, 0.98)
+    right = random.random(COUNT) < chance
+    found = []
+    for is_right, each in zip(right, chance, strict=True):
+        logprobs = tuple(float(x) for x in np.log(each) * random.uniform(0.2, 1.0, 3))
+        margins = tuple(float(x) for x in random.exponential(each * 5, 3))
+        found.append(Generation(float(is_right), cost, 12, 3, logprobs, margins))
+    speed = {"cpu": Speed(step_s / 100, step_s, step_s / 20)}
+    return ProfiledModel(name, "d" * 32, 10**9, 8, speed, {"ssd": 0.5}, tuple(found))
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    hardness = np.random.default_rng(0).random(COUNT)
+    models = (
+        profiled("small", 0.6, 1.0, 0.005, hardness, 1),
+        profiled("large", 0.9, 20.0, 0.08, hardness, 2),
+    )
+    return Profile(1.0, "FLOP", tuple(f"q{n}" for n in range(COUNT)), models)
+
+
+def test_a_profile_becomes_a_plan_that_can_be_followed(profile):
+    plan = plan_from_profile(profile, HOSTS, REQUEST)
+    check_plan(plan)
+    assert len(plan.gears) == 2
+    assert plan.gears[0].promise.quality > plan.gears[-1].promise.quality
+    assert plan.calibrations.keys() <= {"small"}
+    assert any("400 queries" in line for line in plan.assumptions)
+
+
+def test_without_calibration_the_plain_measure_decides(profile):
+    plan = plan_from_profile(profile, HOSTS, replace(REQUEST, is_calibrated=False))
+    assert not plan.calibrations
+    assert plan.certainty == "sequence_probability"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"speeds": {}}, "not profiled on cpu"),
+        ({"memory_bytes": 0}, "0 bytes and 8 slots"),
+        ({"slots": 0}, "what a replica needs"),
+        ({"memory_bytes": 10**12}, "largest worker has"),
+    ],
+)
+def test_what_can_not_be_planned_from_is_refused(profile, change, says):
+    small, large = profile.models
+    broken = replace(profile, models=(replace(small, **change), large))
+    with pytest.raises(InvalidRequest, match=says):
+        plan_from_profile(broken, HOSTS, REQUEST)
+
+
+def test_no_workers(profile):
+    with pytest.raises(InvalidRequest, match="no worker"):
+        plan_from_profile(profile, {}, REQUEST)
