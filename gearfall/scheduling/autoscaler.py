@@ -210,7 +210,7 @@ class _Scale:
 
 def _rested(hosted: Hosted, policy: SchedulerPolicy) -> float:
     """Return when a replica has stayed long enough to have been worth its start."""
-    stay_s = max(policy.min_residency_s, policy.residency_per_start * hosted.start_s)
+    stay_s = max(policy.min_residency_s, policy.residency_per_start * hosted.return_s)
     return hosted.assignment.assigned_unix_s + hosted.start_s + stay_s
 
 

@@ -20,7 +20,8 @@ class SchedulerPolicy:
     min_residency_s: float = 0.25
     """A replica that became ready stays at least this long whatever waits for its room."""
     residency_per_start: float = 1.0
-    """It also stays this many times as long as its start took: what thrashing may cost at most."""
+    """It also stays this many times as long as it takes to come back from memory, where its bytes
+    stay for now: what thrashing may cost at most."""
     patience_s: float = 20.0
     """A model that waited this long may take the room of a busy one."""
     starvation_s: float = 60.0

@@ -92,6 +92,15 @@ class Hosted:
         return self.replica.timeline.total_s if self.replica else 0.0
 
     @property
+    def return_s(self) -> float:
+        """Seconds of a start from memory, where the bytes of one that leaves are for now."""
+        if self.replica is None:
+            return 0.0
+        spent = self.replica.timeline
+        elsewhere_s = spent.remote_s + spent.ssd_s + spent.waited_s + spent.prepare_s
+        return max(0.0, spent.total_s - elsewhere_s)
+
+    @property
     def come_back_s(self) -> float:
         """Seconds that its start would take again: without queue and first canary; 0 unknown."""
         if self.replica is None:

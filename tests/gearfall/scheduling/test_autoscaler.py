@@ -89,6 +89,20 @@ def test_minimum_residency_holds_back_an_expired_keep_alive():
     assert (decision.surplus, decision.next_due_unix_s) == ((), 105.25)
 
 
+def test_residency_follows_the_way_back_from_memory_and_not_the_disk_it_once_came_from():
+    record = replica(idle_since=109.0, total_s=8.0)
+    from_disk = replace(record, timeline=replace(record.timeline, ssd_s=7.0, waited_s=0.2))
+    at = evictable_at(
+        Hosted(assignment(at=100.0), from_disk),
+        has_demand=False,
+        spare=True,
+        wanted_since_unix_s=109.0,
+        policy=POLICY,
+    )
+    # Ready at 108 s; ten times the 0.8 s that neither the disk nor other loads took.
+    assert at == pytest.approx(116.0)
+
+
 def test_min_replicas_are_started_and_kept():
     limits = ModelLimits(1, 3, 60.0)
     assert scale_model((), None, limits, ModelLoad(), policy=POLICY, now_unix_s=0.0).missing == 1
