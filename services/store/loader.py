@@ -59,6 +59,8 @@ class Loader:
         self._on_ended = on_ended
         self.far: Far = far or NothingFar()
         self._loads: dict[ModelName, Load] = {}
+        self._ending: dict[ModelName, asyncio.Task[None]] = {}
+        """Tasks of cancelled loads, which hold memory and files until they have ended."""
         self._counter = itertools.count()
         self._changed = asyncio.Event()
         self._is_stopped = False
@@ -120,10 +122,17 @@ class Loader:
             return False
         self._end(load, LoadOutcome.CANCELLED)
         load.gives_up.set()
-        if load.task is not None:
+        if load.task is not None and not load.task.done():
             load.task.cancel()
+            self._ending[model] = load.task
+            load.task.add_done_callback(lambda task: self._note_ended(model, task))
         load.flight.fail(Unavailable(f"the prefetch of {model!r} was cancelled"))
         return True
+
+    def _note_ended(self, model: ModelName, task: asyncio.Task[None]) -> None:
+        if self._ending.get(model) is task:
+            del self._ending[model]
+        self._changed.set()
 
     async def run(self) -> None:
         """Carry out loads until cancelled."""
@@ -189,6 +198,8 @@ class Loader:
                 load.may_go_on.clear()
 
     def _may_start(self, load: Load, is_anyone_waiting: bool) -> bool:
+        if load.model in self._ending:
+            return False
         alike = [
             other
             for other in self._loads.values()

@@ -14,6 +14,7 @@ from prometheus_client import (
 
 from gearfall.core.records import Tier
 from services.store.load import LoadEnd, LoadOutcome
+from services.store.wishes import WishOutcome
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TIERS = (Tier.REMOTE, Tier.SSD, Tier.DRAM)
@@ -34,6 +35,8 @@ class StoreFigures:
     leases: int
     broken_models: int
     """Registered models whose bytes failed their check."""
+    pending_wishes: int = 0
+    """Models that the scheduler wishes for and that are not there yet."""
 
 
 class StoreMetrics:
@@ -61,6 +64,14 @@ class StoreMetrics:
             ["tier"],
             registry=registry,
         )
+        self._wishes = Counter(
+            "gearfall_store_wishes",
+            "Attempts to fetch ahead what the scheduler wished for",
+            ["outcome"],
+            registry=registry,
+        )
+        for wish_outcome in WishOutcome:
+            self._wishes.labels(wish_outcome.value)
         for tier in _TIERS:
             # Present from the first scrape on, so that a rate sees the first one.
             for outcome in LoadOutcome:
@@ -80,6 +91,11 @@ class StoreMetrics:
         self._leases = Gauge(
             "gearfall_store_leases", "Leases of workers on resident models", registry=registry
         )
+        self._pending_wishes = Gauge(
+            "gearfall_store_pending_wishes",
+            "Models to fetch ahead that are not there yet",
+            registry=registry,
+        )
         self._broken = Gauge(
             "gearfall_store_broken_models",
             "Models that can't be loaded before they are registered again",
@@ -96,6 +112,10 @@ class StoreMetrics:
         elif end.outcome is LoadOutcome.CORRUPT:
             self._corrupt.labels(tier).inc()
 
+    def count_wish(self, outcome: WishOutcome) -> None:
+        """Take the end of one attempt at a wish in."""
+        self._wishes.labels(outcome.value).inc()
+
     def render(self, figures: StoreFigures) -> bytes:
         """Return the exposition text."""
         for name, by_tier in (
@@ -109,4 +129,5 @@ class StoreMetrics:
                 self._gauges[name].labels(tier.value).set(value)
         self._leases.set(figures.leases)
         self._broken.set(figures.broken_models)
+        self._pending_wishes.set(figures.pending_wishes)
         return generate_latest(self._registry)

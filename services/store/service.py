@@ -34,6 +34,7 @@ from services.store.ssd_room import SsdRoom
 from services.store.ssd_tier import SsdTier
 from services.store.stored_model import StoredModel
 from services.store.transfers import Transfers
+from services.store.wishes import Wishes
 
 _log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class StoreService:
         self._presence = Presence(
             cluster, self._registry, self.describe, self._stored, self._drop_removed
         )
+        self._wishes = Wishes(cluster, settings.node_id, self, on_ended=self.metrics.count_wish)
         self._tasks: asyncio.Task[None] | None = None
         self._locks: WeakValueDictionary[ModelName, asyncio.Lock] = WeakValueDictionary()
         self._removing: set[ModelName] = set()
@@ -191,6 +193,12 @@ class StoreService:
     def cancel_prefetch(self, name_text: str) -> bool:
         """Give up a load that nobody waits for; False when there is none."""
         return self.loader.cancel_prefetch(ModelName(parse_name(name_text, param="model")))
+
+    def has(self, model: ModelName, tier: Tier) -> bool:
+        """Whether the whole model is in the pool, or on SSD."""
+        if tier is Tier.DRAM:
+            return self.pool.peek(model) is not None
+        return model in self.ssd.models
 
     def open_transfer(
         self, name_text: str, digest: str, connections: int
@@ -283,6 +291,7 @@ class StoreService:
                 bytes_per_s={t: loader.bandwidth_of(t) for t in (Tier.REMOTE, Tier.SSD)},
                 leases=sum(len(pool.holders(each.model)) for each in pool.residents),
                 broken_models=len(self.ssd.broken),
+                pending_wishes=len(self._wishes.pending),
             )
         )
 
@@ -291,6 +300,7 @@ class StoreService:
             tasks.create_task(self.loader.run())
             tasks.create_task(self.attach.run())
             tasks.create_task(self._presence.run())
+            tasks.create_task(self._wishes.run())
 
     async def _drop_removed(self, name: ModelName) -> None:
         """Drop a model that the cluster has forgotten, unless it is in use: then later."""

@@ -11,6 +11,7 @@ from gearfall.core.records import Tier
 from gearfall.pb import store_pb2 as pb
 from services.store.load import LoadEnd, LoadOutcome
 from services.store.metrics import StoreFigures, StoreMetrics
+from services.store.wishes import WishOutcome
 from tests.gearfall.infra.metric_samples import Samples, samples_of
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
 from tests.services.store.sources import write_source
@@ -31,6 +32,7 @@ FIGURES = StoreFigures(
     bytes_per_s={Tier.REMOTE: 2.5},
     leases=3,
     broken_models=1,
+    pending_wishes=5,
 )
 
 
@@ -44,6 +46,9 @@ FIGURES = StoreFigures(
         (("gearfall_store_bytes_per_second", "remote"), 2.5),
         (("gearfall_store_leases",), 3),
         (("gearfall_store_broken_models",), 1),
+        (("gearfall_store_pending_wishes",), 5),
+        (("gearfall_store_wishes_total", "brought"), 1),
+        (("gearfall_store_wishes_total", "failed"), 0),
         (("gearfall_store_loads_total", "done", "ssd"), 2),
         (("gearfall_store_loads_total", "corrupt", "remote"), 1),
         (("gearfall_store_loads_total", "failed", "remote"), 0),
@@ -56,6 +61,7 @@ FIGURES = StoreFigures(
 )
 def test_what_is_counted_is_rendered(sample, value):
     metrics = StoreMetrics()
+    metrics.count_wish(WishOutcome.BROUGHT)
     metrics.count_load(LoadEnd(NAME, Tier.SSD, LoadOutcome.DONE, 10, 0.3))
     metrics.count_load(LoadEnd(NAME, Tier.SSD, LoadOutcome.DONE, 20, 3.0))
     metrics.count_load(LoadEnd(NAME, Tier.REMOTE, LoadOutcome.CORRUPT, 5, 1.0))
