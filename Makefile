@@ -58,7 +58,8 @@ faults: gen
 # Every write of the leader and what strikes it there; etcd gone for a minute; nodes cut off (as root).
 faults-scheduler: gen
 	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_scheduler_matrix.py \
-		tests/faults/test_etcd_gone.py tests/faults/test_partition.py $(PYTEST_ARGS)
+		tests/faults/test_etcd_gone.py tests/faults/test_partition.py tests/faults/test_spot_notice.py \
+		$(PYTEST_ARGS)
 
 # A whole cluster in containers: deploy/compose/README.md.
 compose-up:

@@ -78,12 +78,12 @@ class FaultCluster:
         self.histories = home / "histories"
         self.reference: Received | None = None
         """The undisturbed answer, once somebody has read it."""
-        self._source = home / "source"
+        self.source = home / "source"
         for directory in (self.points, self.histories):
             directory.mkdir(parents=True)
-        wanderer().save_pretrained(self._source)
-        shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", self._source)
-        self._log = HistoryLog(self.histories, "client")
+        wanderer().save_pretrained(self.source)
+        shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", self.source)
+        self.log = HistoryLog(self.histories, "client")
         environment = {
             DIRECTORY_VARIABLE: str(self.points),
             HISTORY_VARIABLE: str(self.histories),
@@ -95,7 +95,7 @@ class FaultCluster:
     def close(self) -> Verdict:
         """Stop the cluster and return the verdict on its whole run."""
         status = self.host.stop()
-        self._log.close()
+        self.log.close()
         assert status == 0
         histories = read_histories(self.histories)
         return judge(histories, alive_pids(histories) - {os.getpid()})
@@ -134,8 +134,8 @@ class FaultCluster:
     async def connected(self) -> AsyncIterator["FaultClient"]:
         """A client of the cluster, with the model served by both workers."""
         async with AsyncClient(self.host.addresses["grpc"]) as client:
-            opened = FaultClient(self, client, self._log)
-            await opened.prepare(self._source)
+            opened = FaultClient(self, client, self.log)
+            await opened.prepare(self.source)
             yield opened
 
 
