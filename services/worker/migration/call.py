@@ -131,6 +131,8 @@ class MigrationCall:
                     reader.cancel()
                     await asyncio.gather(reader, return_exceptions=True)
                     call.cancel()
+                    # gRPC reads on from the frames of a call that broke by itself.
+                    self._frames.put_nowait(None)
         finally:
             if self._sender is not None:
                 self._sender.close()
