@@ -1,5 +1,11 @@
 """What every test shares: Hypothesis without a deadline of its own, and the cluster's fixtures."""
 
+import os
+
+# Read when gRPC is imported: a test that forks has no use for gRPC's threads in the child, which
+# die of it now and then.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 from hypothesis import settings
 
 from tests.cluster_host import client, demo_family, doors, host, rest_url
