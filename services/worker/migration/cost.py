@@ -3,8 +3,8 @@
 By tokens the target computes what the source has: a * (t_in + t_out) + b, ServerlessLLM's estimate
 (arXiv 2401.14351, section 6). By KV it is sent: bytes / bandwidth + overhead. Both are lines,
 fitted by Theil and Sen (the median of the slopes between all pairs), which a quarter of outliers
-does not bend. A path is tried until it was measured, first by KV, and by tokens with short jobs
-only: recomputing a long one is what KV is sent for. From then on the path that is expected to be
+does not bend. KV is tried until one slow move among them says nothing, tokens once and with a short
+job: recomputing a long one is what KV is sent for. From then on the path that is expected to be
 faster is taken.
 """
 
@@ -19,7 +19,9 @@ from gearfall.core.ids import ModelName
 KEPT = 32
 """Newest migrations of one path to one target that a fit looks at."""
 MEASURED = 2
-"""So many migrations make a path measured."""
+"""So many migrations make a line; one alone is taken to be proportional to its size."""
+TRIED = 3
+"""So many first migrations go by KV where it can be sent."""
 TRIED_TOKENS = 512
 """Longest job that goes by tokens to find out how long that takes, where KV can be sent."""
 
@@ -101,10 +103,8 @@ class MigrationCosts:
 
     def predict(self, model: ModelName, target: str, path: DataPath, size: float) -> float:
         """Return the expected seconds; 0 when that was not measured yet, to any target."""
-        samples = tuple(self._samples.get((model, target, path), ()))
-        if len(samples) < MEASURED:
-            samples = self._pooled(model, path)
-        return fit_line(samples).at(size) if len(samples) >= MEASURED else 0.0
+        samples = self._known(model, target, path)
+        return fit_line(samples).at(size) if samples else 0.0
 
     def choose(
         self,
@@ -123,9 +123,13 @@ class MigrationCosts:
         if kv_path is None:
             return Choice(DataPath.TOKENS, predicted_s=by_tokens_s, other_s=0.0)
         by_kv_s = self.predict(model, target, kv_path, kv_bytes)
-        is_tried = by_tokens_s == 0.0 and tokens <= TRIED_TOKENS
-        is_faster = not is_tried and not 0.0 < by_tokens_s < by_kv_s
-        if by_kv_s == 0.0 or is_faster:
+        if len(self._known(model, target, kv_path)) < TRIED:
+            is_kv = True
+        elif by_tokens_s == 0.0:
+            is_kv = tokens > TRIED_TOKENS
+        else:
+            is_kv = by_kv_s <= by_tokens_s
+        if is_kv:
             return Choice(kv_path, predicted_s=by_kv_s, other_s=by_tokens_s)
         return Choice(DataPath.TOKENS, predicted_s=by_tokens_s, other_s=by_kv_s)
 
@@ -145,6 +149,11 @@ class MigrationCosts:
             lines.append(Line(line.per_unit_s * unit_bytes, line.fixed_s))
             sizes += [size / unit_bytes for size, _ in samples]
         return min(lines, key=lambda line: line.at(median(sizes)), default=UNKNOWN_COST)
+
+    def _known(self, model: ModelName, target: str, path: DataPath) -> tuple[Sample, ...]:
+        """Return what was measured to this target, to all while that is not enough for a line."""
+        samples = tuple(self._samples.get((model, target, path), ()))
+        return samples if len(samples) >= MEASURED else self._pooled(model, path)
 
     def _pooled(self, model: ModelName, path: DataPath) -> tuple[Sample, ...]:
         """Return what was measured to all targets."""

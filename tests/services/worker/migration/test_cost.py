@@ -57,12 +57,12 @@ def choose(costs: MigrationCosts, tokens: int, *, can_kv: bool = True, target=TA
 def test_each_path_is_tried_until_it_was_measured():
     costs = MigrationCosts()
     ways = []
-    for tokens in (100, 1000, 100, 4000, 500):
+    for tokens in (100, 1000, 100, 4000, 500, 100):
         path = choose(costs, tokens).path
         ways.append(path)
         size = tokens * KV_BYTES if path is KV else tokens
         costs.note(MODEL, TARGET, path, size, 0.001 * tokens)
-    assert ways == [KV, KV, TOKENS, KV, TOKENS]
+    assert ways == [KV, KV, KV, KV, TOKENS, KV]
     assert choose(MigrationCosts(), 100, can_kv=False) == Choice(TOKENS, 0.0, 0.0)
 
 
@@ -107,8 +107,21 @@ def test_a_stream_is_not_expected_to_be_as_fast_as_the_socket():
     streamed = costs.choose(
         MODEL, ELSEWHERE, tokens=4096, kv_bytes=4096 * KV_BYTES, kv_path=KV_STREAM
     )
+    assert streamed == Choice(KV_STREAM, pytest.approx(40.96), pytest.approx(4.106))
+    costs.note(MODEL, ELSEWHERE, KV_STREAM, 2048 * KV_BYTES, 20.48)
+    streamed = costs.choose(
+        MODEL, ELSEWHERE, tokens=4096, kv_bytes=4096 * KV_BYTES, kv_path=KV_STREAM
+    )
     assert streamed.path is TOKENS
     assert streamed.other_s == pytest.approx(40.96)
+
+
+def test_one_slow_move_does_not_keep_jobs_from_the_faster_path():
+    costs = MigrationCosts()
+    for tokens, seconds in ((128, 9.0), (1024, 0.3), (256, 0.1)):
+        costs.note(MODEL, TARGET, KV, tokens * KV_BYTES, seconds)
+    costs.note(MODEL, TARGET, TOKENS, 128, 0.4)
+    assert [choose(costs, tokens).path for tokens in (128, 1024, 4096)] == [KV, KV, KV]
 
 
 def test_what_a_move_costs_is_the_line_of_the_path_that_is_faster_for_most():
