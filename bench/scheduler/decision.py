@@ -2,11 +2,11 @@
 
 Each node has four workers with room for one replica each, which is harder than one worker with room
 for four: there are four times as many places to look at. Nine in ten workers host something, three
-in four of all run jobs. Then a steady stream: models that nobody hosts are asked for, starts get
-ready, replicas go idle and get work, jobs make progress, stores say what they have, what was given
-back leaves. Every change is one sample, `put` and `decide` together; so is every round in which the
-fleet hears what the last decision wrote (`written`). Wall time, and the thread's processor time
-beside it, which other work on the machine disturbs less.
+in four of all run jobs. Then a steady stream: models are asked for that nobody hosts, or not
+enough, starts get ready, replicas go idle and get work, jobs make progress, stores say what they
+have, what was given back leaves. Every change is one sample, `put` and `decide` together; so is
+every round in which the fleet hears what the last decision wrote (`written`). Wall time, and the
+thread's processor time beside it, which other work on the machine disturbs less.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for kind, measured in sorted(samples.items()):
             table.add_row("", "", "", kind, *_figures(measured))
         table.add_section()
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 def _measure(nodes: int, models: int, events: int, seed: int) -> Samples:

@@ -5,16 +5,18 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from gearfall.core.ids import JobId, ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.ids import DeploymentName, JobId, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.records import (
     AssignmentRecord,
     DemandRecord,
+    DeploymentRecord,
     ModelRecord,
     NodeRecord,
     ReplicaRecord,
     ReplicaState,
     RunningJob,
+    Stage,
     StartTimeline,
     WorkerRecord,
 )
@@ -62,6 +64,8 @@ def make_fleet(nodes: int, models: int, random: Random) -> Fleet:
         for node_id in holders:
             held[node_id].append(name)
         fleet.put("models", _model(name, holders, random))
+        stages = (Stage(name),)
+        fleet.put("deployments", DeploymentRecord(DeploymentName(name), stages, max_replicas=64))
     for node_id in node_ids:
         fleet.put("nodes", _node(node_id, held[node_id], random))
         for number in range(WORKERS_PER_NODE):
@@ -205,12 +209,12 @@ class Stream:
         return "ready", Change("replicas", key, fresh)
 
     def _arrival(self) -> tuple[str, Change]:
-        """Let a model be asked for, or have one served whose start got ready."""
+        """Let a model be asked for that is hosted nowhere, or not enough; or have one served."""
         if len(self._waiting) > 4 and self._random.random() < 0.5:
             name = self._waiting.popleft()
             return "served", Change("demand", (name, _ROUTER), None)
         name = self._random.choice(self._names)
-        if self._fleet.index.hosted.get(name) or name in self._waiting:
+        if name in self._waiting:
             return self._job_change()
         self._waiting.append(name)
         demand = DemandRecord(name, _ROUTER, 1, self.now_unix_s, 200, 400)

@@ -26,8 +26,9 @@ class Contender:
     """A want with the places that are left for it, best first."""
 
     want: Want
-    search: Search
     options: list[Option]
+    search: Search | None = None
+    """All workers as they were looked at for the options; None where only some were."""
 
 
 def take_next(contenders: list[Contender], policy: SchedulerPolicy, now_unix_s: float) -> Contender:

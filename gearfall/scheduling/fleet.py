@@ -13,10 +13,8 @@ from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet_changes import note_change
 from gearfall.scheduling.fleet_records import ID_FIELDS, id_of
 from gearfall.scheduling.fleet_rows import row_of
-from gearfall.scheduling.fleet_state import FleetState
+from gearfall.scheduling.fleet_state import FleetState, ModelFlags
 from gearfall.scheduling.snapshot import ClusterSnapshot, on_bases, placeable
-
-_ModelFlags = tuple[bool, bool, bool]
 
 
 class Fleet(FleetState):
@@ -24,7 +22,6 @@ class Fleet(FleetState):
 
     def __init__(self) -> None:
         super().__init__()
-        self._flags: dict[ModelName, _ModelFlags] = {}
         self._has_rows = False
         self._now_unix_s = 0.0
         self._assumed: list[tuple[str, Any, Any]] = []
@@ -153,12 +150,12 @@ class Fleet(FleetState):
     def _refresh_flags(self, model: ModelName) -> None:
         waiting = self.index.waiting.get(model)
         is_interactive = waiting is not None and waiting.batch_jobs < waiting.jobs
-        flags = (waiting is not None, is_interactive, self.is_spare(model))
-        if self._flags.get(model) != flags:
+        flags = ModelFlags(waiting is not None, is_interactive, self.is_spare(model))
+        if self.flags.get(model) != flags:
             self.dirty_workers |= self.index.holders.get(model, set())
-            self._flags[model] = flags
+            self.flags[model] = flags
         if model not in self.records.models and model not in self.index.holders:
-            self._flags.pop(model, None)
+            del self.flags[model]
 
     def _refresh_row(self, worker_id: WorkerId) -> None:
         worker = self.records.workers.get(worker_id)

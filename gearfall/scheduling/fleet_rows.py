@@ -72,7 +72,7 @@ def _victim(fleet: FleetState, key: ReplicaKey, size_bytes: int) -> Victim | Non
         hosted,
         fleet.index.waiting.get(key[1]),
         size_bytes,
-        spare=fleet.is_spare(key[1]),
+        spare=fleet.flags[key[1]].is_spare,
         policy=fleet.policy,
     )
 

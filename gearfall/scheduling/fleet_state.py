@@ -1,5 +1,7 @@
 """What the fleet's owner keeps, and what can be read from it."""
 
+from typing import NamedTuple
+
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import ModelRecord, Tier
 from gearfall.scheduling.autoscaler import ModelLimits, SchedulerPolicy, limits_by_model
@@ -13,6 +15,15 @@ from gearfall.scheduling.snapshot import Hosted, on_bases
 from gearfall.scheduling.victims import Victim
 from gearfall.scheduling.wants import PlacementRules, Want, replica_bytes, rules_of
 from gearfall.scheduling.worker_rows import WorkerRows
+
+
+class ModelFlags(NamedTuple):
+    """What one model means for the rows of all workers that host it."""
+
+    waits: bool = False
+    waits_interactively: bool = False
+    is_spare: bool = False
+    """Whether it would keep its min_replicas with one replica less."""
 
 
 class FleetState:
@@ -37,6 +48,8 @@ class FleetState:
         self.loads: dict[ModelName, ModelLoad] = {}
         self.prefetch_due_unix_s = 0.0
         self.policy = SchedulerPolicy()
+        self.flags: dict[ModelName, ModelFlags] = {}
+        """What other workers' rows depend on, as of the last time they were brought up to date."""
         self._needs: dict[ModelName, dict[tuple[int, int], int]] = {}
         self._limits: dict[ModelName, tuple[ModelLimits, PlacementRules]] = {}
 
@@ -88,7 +101,7 @@ class FleetState:
             and key[0] not in records.unreachable
             and not hosted[key].is_failing
             and not _is_follower(hosted[key])
-            and not self._is_arriving(hosted[key])
+            and not (key in self.index.arriving and self._is_arriving(hosted[key]))
         )
 
     def source_tier(self, model: ModelRecord, node_id: NodeId) -> Tier | None:

@@ -113,14 +113,15 @@ def assess(
     prediction = predict(scene, want.model, node_id)
     if prediction is None:
         return None
-    sooner_than_s = below_s - prediction.total_s + CLAIMED_S
+    own = [claimed_bytes(fleet, want.model.name, each) for each in workers]
+    bonus_s = CLAIMED_S * (None not in own)
+    sooner_than_s = below_s - prediction.total_s + bonus_s
     if sooner_than_s <= 0:
         return None
     rooms = [room_on(scene, want, worker_id, sooner_than_s) for worker_id in workers]
     found = [room for room in rooms if room is not None]
     if len(found) < len(rooms):
         return None
-    own = [claimed_bytes(fleet, want.model.name, each) for each in workers]
     way = max(room.way for room in found)
     if any(room.ending for room in found):
         way = Way.AWAIT
@@ -131,7 +132,7 @@ def assess(
         memory_bytes={each: needed_bytes(fleet, want, each) for each in workers},
         prediction=prediction,
         wait_s=max(room.wait_s for room in found),
-        cost_s=sum(room.cost_s for room in found) - CLAIMED_S * (None not in own),
+        cost_s=sum(room.cost_s for room in found) - bonus_s,
         free_bytes=min(fleet.rows.number(each, "free_bytes") for each in workers),
         is_crowded=want.rules.spread and is_crowded(fleet, want.model.name, node_id),
         victims=tuple(victim for room in found for victim in room.victims if gives),

@@ -11,6 +11,8 @@ Rejected = tuple[tuple[str, str], ...]
 """(alternative, why not), best first."""
 
 KEPT_REJECTED = 16
+_EXAMPLES = 3
+"""Of a large fleet's workers that are full, and of those that never can, named as examples."""
 _SHOWN_ERROR_CHARACTERS = 200
 
 
@@ -53,7 +55,8 @@ def rejected_by(
 ) -> Rejected:
     """Return what was not chosen and why: the other options, the full, those that never can."""
     notes = [why_not(option) for option in others[:KEPT_REJECTED]]
-    left = KEPT_REJECTED - len(notes)
+    is_small = len(scene.fleet.rows) <= KEPT_REJECTED
+    left = KEPT_REJECTED - len(notes) if is_small else _EXAMPLES
     if left > 0:
         known = [each for option in others for each in option.workers]
         full, never = search.left_out(left, (*known, *(chosen.workers if chosen else ())))

@@ -58,13 +58,13 @@ def _place_together(step: Step, wants: list[Want], sites: Sites) -> set[ModelNam
 
 
 def _contender(step: Step, want: Want, workers: list[WorkerId] | None) -> Contender:
-    search = Search(step.fleet, want)
     if workers is None or want.rules.accelerators > 1:
+        search = Search(step.fleet, want)
         options = find_options(step.scene, want, search)
-    else:
-        found = [assess(step.scene, want, (each,)) for each in workers]
-        options = sorted(filter(None, found), key=lambda option: option.rank)
-    return Contender(want, search, _while_moving(step, want, options))
+        return Contender(want, _while_moving(step, want, options), search)
+    found = [assess(step.scene, want, (each,)) for each in workers]
+    options = sorted(filter(None, found), key=lambda option: option.rank)
+    return Contender(want, _while_moving(step, want, options))
 
 
 def _while_moving(step: Step, want: Want, options: list[Option]) -> list[Option]:
@@ -198,7 +198,7 @@ def _note(step: Step, contender: Contender, decision: str, option: Option | None
     name = contender.want.model.name
     if option is not None:
         reason = why_chosen(option)
-    elif contender.search.finds_any:
+    elif _search_of(step, contender).finds_any:
         reason = "no worker has room and nothing may leave yet"
     else:
         reason = "no worker can host it"
@@ -216,4 +216,11 @@ def _note(step: Step, contender: Contender, decision: str, option: Option | None
 
 def _rejected(step: Step, contender: Contender, option: Option | None) -> Rejected:
     others = [each for each in contender.options if each is not option]
-    return rejected_by(step.scene, contender.want, contender.search, option, others)
+    search = _search_of(step, contender)
+    return rejected_by(step.scene, contender.want, search, option, others)
+
+
+def _search_of(step: Step, contender: Contender) -> Search:
+    if contender.search is None:
+        contender.search = Search(step.fleet, contender.want)
+    return contender.search

@@ -7,11 +7,12 @@ and the jobs have moved there, each for a * (t_in + t_out) + b.
 from dataclasses import dataclass, replace
 
 from gearfall.core.ids import WorkerId
-from gearfall.core.records import ReplicaRecord
+from gearfall.core.records import ModelRecord, ReplicaRecord, Tier
 from gearfall.scheduling.estimator import StartPrediction
 from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.scene import Scene, needed_bytes, predict
 from gearfall.scheduling.snapshot import ReplicaKey
+from gearfall.scheduling.start_costs import ANY_NODE, fixed_s
 from gearfall.scheduling.victims import Victim, VictimKind
 from gearfall.scheduling.wants import Urgency, Want
 from gearfall.scheduling.work_ahead import move_estimate
@@ -38,17 +39,20 @@ def find_transfer(
     fleet, key = scene.fleet, victim.key
     replica = fleet.records.replicas.get(key)
     hosted = fleet.index.hosted[key[1]][key]
-    if replica is None or hosted.assignment.group or key in fleet.records.moves:
+    model = fleet.model(key[1])
+    if replica is None or model is None or hosted.assignment.group or key in fleet.records.moves:
         return None
-    if replica.running_jobs and not replica.jobs:
-        return None  # its worker does not say what runs
+    # A worker that does not say what runs can't be asked to move it.
+    is_known = bool(replica.jobs) or not replica.running_jobs
     moving_s = move_estimate(replica, scene.now_unix_s).total_s
-    if moving_s >= sooner_than_s:
+    if moving_s >= sooner_than_s or not is_known:
         return None
     ready = _ready_elsewhere(scene, replica) if victim.kind is not VictimKind.KEPT else None
     if ready is not None:
         return Transfer(key, ready, moving_s)
-    started = _started_elsewhere(scene, key, avoid)
+    least_s = fixed_s(scene.costs, key[1], model.size_bytes, Tier.DRAM, ANY_NODE)
+    can_pay = least_s + moving_s < sooner_than_s
+    started = _started_elsewhere(scene, key, model, avoid) if can_pay else None
     if started is None or started.seconds + moving_s >= sooner_than_s:
         return None
     # What runs on until the target is ready has longer answers to move by then.
@@ -73,12 +77,9 @@ def _ready_elsewhere(scene: Scene, leaving: ReplicaRecord) -> WorkerId | None:
 
 
 def _started_elsewhere(
-    scene: Scene, key: ReplicaKey, avoid: frozenset[WorkerId]
+    scene: Scene, key: ReplicaKey, model: ModelRecord, avoid: frozenset[WorkerId]
 ) -> Transfer | None:
     fleet = scene.fleet
-    model = fleet.model(key[1])
-    if model is None:
-        return None
     want = Want(model, Urgency.KEEP, scene.now_unix_s, rules=fleet.rules_of(key[1]))
     found = []
     for worker_id in Search(fleet, want).free(most=2 + len(avoid)):

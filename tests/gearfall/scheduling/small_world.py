@@ -130,7 +130,9 @@ class SmallWorld:
                 self.fleet.put("decisions", decision)
 
     def _check_residency(self, key, reason):
-        replica, assignment = self.records.replicas.get(key), self.records.assignments[key]
+        assignment = self.records.assignments[key]
+        key = (assignment.group[0], key[1]) if assignment.group else key
+        replica = self.records.replicas.get(key)
         is_batch = all(job.priority is Priority.BATCH for job in self.jobs if job.key == key)
         if "makes room" not in reason or (is_batch and replica and replica.jobs):
             return

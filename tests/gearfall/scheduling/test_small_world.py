@@ -82,7 +82,7 @@ def fits_alone(records, name):
     return any(isinstance(each, Assign) and each.assignment.model == name for each in plan.actions)
 
 
-SOME = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def play(world, requests, until):
