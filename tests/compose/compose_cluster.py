@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gearfall.demo.catalogue import CHECKPOINTS
 from gearfall.infra.local_servers import free_ports
 from tests.compose.docker_engine import MissingError
 from tests.compose.images import ROOT, SERVERS_IMAGE, SERVICE_IMAGE
@@ -161,7 +162,7 @@ class ComposeCluster:
             "GEARFALL_MAX_REPLICAS": "32",
             "GEARFALL_SLOTS": str(SLOTS),
             "GEARFALL_THREADS": "1",
-            "GEARFALL_TEST_DEMO": str(ROOT / "gearfall/demo/checkpoints"),
+            "GEARFALL_TEST_DEMO": str(CHECKPOINTS),
             "GEARFALL_TEST_FAILPOINTS": PACE,
         }
 

@@ -8,6 +8,7 @@ images for the next run.
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -104,4 +105,6 @@ def _timed(what: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
+    # An end from outside takes the engine down too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main(sys.argv[1:]))
