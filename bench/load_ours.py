@@ -26,7 +26,8 @@ from gearfall.infra.memory_state import MemoryState
 from gearfall.infra.pool_lease import map_partition, take_lease
 from services.store.canary_process import CanaryRequest
 from services.store.main import SWITCH_INTERVAL_S
-from services.store.service import StoreService, StoreSettings
+from services.store.service import StoreService
+from services.store.settings import StoreSettings
 from services.store.spare_memory import SpareMemory
 from services.worker.engine.weights import StoredTensors
 

@@ -40,8 +40,9 @@ from gearfall.infra.memory_state import MemoryState
 from gearfall.infra.pool_lease import take_lease
 from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from services.store.model_registry import record_of
-from services.store.service import StoreService, StoreSettings
+from services.store.service import StoreService
 from services.store.servicer import StoreServicer
+from services.store.settings import StoreSettings
 from services.worker.engine_link.messages import SubmitJob
 from services.worker.ports import EngineProcess
 from services.worker.processes.zygote_client import Zygote

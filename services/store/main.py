@@ -18,8 +18,9 @@ from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.native import read_chunks
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
-from services.store.service import StoreService, StoreSettings
+from services.store.service import StoreService
 from services.store.servicer import StoreServicer
+from services.store.settings import StoreSettings
 from services.store.spare_memory import SPARE_BYTES
 from services.store.throttle import PacedRead
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 from gearfall.core.errors import (
@@ -11,7 +9,7 @@ from gearfall.core.errors import (
     InvalidRequest,
     NotFound,
 )
-from gearfall.core.ids import ModelName, NodeId, parse_name
+from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.records import NodeRecord, Tier
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.native import read_chunks
@@ -29,7 +27,9 @@ from services.store.pool import Pool
 from services.store.pool_memory import ReadChunks
 from services.store.presence import Presence
 from services.store.registration import RegisterFlight, Registrations
-from services.store.spare_memory import SPARE_BYTES, SpareMemory
+from services.store.settings import StoreSettings
+from services.store.side_files import SideFiles
+from services.store.spare_memory import SpareMemory
 from services.store.ssd_room import SsdRoom
 from services.store.ssd_tier import SsdTier
 from services.store.stored_model import StoredModel
@@ -37,25 +37,6 @@ from services.store.transfers import Transfers
 from services.store.wishes import Wishes
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class StoreSettings:
-    """How one store is run."""
-
-    node_id: NodeId
-    data_dir: Path
-    """SSD tier; one store at a time may use it."""
-    attach_dir: Path
-    """Private directory of the attach socket; workers of the node must reach it."""
-    dram_bytes: int
-    """Capacity of the DRAM pool."""
-    ssd_bytes: int = 0
-    """Most bytes of models on the SSD tier; 0 for what its file system has."""
-    spare_bytes: int = SPARE_BYTES
-    """Most memory of the pool's free room that is kept ready for the next load; 0 for none."""
-    bulk_host: str = "127.0.0.1"
-    """Where neighbours reach the bulk socket: the host that gRPC listens on."""
 
 
 class StoreService:
@@ -106,7 +87,7 @@ class StoreService:
             expected_use=self.pool.expected_use,
             bandwidth=lambda: self.loader.bandwidth_of(Tier.REMOTE),
         )
-        self._elsewhere = self.loader.far = Elsewhere(
+        elsewhere = self.loader.far = Elsewhere(
             cluster,
             self._registry,
             catalogue=self.catalogue,
@@ -115,6 +96,7 @@ class StoreService:
             on_arrived=self._notify,
             memory_for=self.pool.memory_for,
         )
+        self._side_files = SideFiles(self.ssd, self.catalogue, elsewhere, self._canaries)
         self._presence = Presence(
             cluster, self._registry, self.describe, self._stored, self._drop_removed
         )
@@ -230,35 +212,15 @@ class StoreService:
                 self._removing.discard(name)
 
     async def read_file(self, name_text: str, file: str) -> bytes:
-        """Return a small file that the model's manifest lists. Raises NotFound.
-
-        One of a model that is not here comes from where the model is.
-        """
-        name = ModelName(parse_name(name_text, param="model"))
-        model = self.catalogue.models.get(name)
-        if model is None and self._is_far(name):
-            return await self._elsewhere.read_file(name, file)
-        if model is None or name in self.ssd.models:
-            model = self.ssd.get(name)
-        return await asyncio.to_thread(model.read_file, file)
+        """Return a small file; see `SideFiles`."""
+        return await self._side_files.read_file(
+            ModelName(parse_name(name_text, param="model")), file
+        )
 
     async def read_canary(self, name_text: str) -> bytes:
-        """Return a model's canary as JSON, once it is recorded. Raises NotFound, InvalidRequest."""
+        """Return a model's canary as JSON; see `SideFiles`."""
         name = ModelName(parse_name(name_text, param="model"))
-        if self._is_far(name):
-            entry = self.catalogue.models.get(name)
-            recorded = await self._canaries.find(entry) if entry is not None else None
-            # The engine computes it behind the bytes: it had better not wait for them.
-            recorded = recorded or await self._elsewhere.read_canary(name)
-            if recorded is not None:
-                return recorded
-            # It is computed from the bytes, which the load that it guards is about to need too.
-            # All the way up: a load to SSD alone would be read a second time from there.
-            await self.load(name).wait()
-        if name not in self.ssd.models:
-            # In memory only: its file made room for another on the disk.
-            await self.load(name, target=Tier.SSD).wait()
-        return await self._canaries.read(self.ssd.get(name))
+        return await self._side_files.read_canary(name, lambda tier: self.load(name, target=tier))
 
     def describe(self) -> NodeRecord:
         """Return the node's record as it is now."""
@@ -311,9 +273,6 @@ class StoreService:
         await asyncio.to_thread(self._registrations.discard, name)
         self._registry.forget(name)
         _log.info("model dropped: it was removed from the cluster", extra={"model": name})
-
-    def _is_far(self, name: ModelName) -> bool:
-        return name not in self.ssd.models and self.loader.far.size_of(name) is not None
 
     def _is_busy(self, name: ModelName) -> bool:
         return bool(self.pool.holders(name)) or self.loader.is_loading(name)

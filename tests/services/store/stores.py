@@ -25,8 +25,9 @@ from gearfall.pb.store_pb2_grpc import StoreStub, add_StoreServicer_to_server
 from services.store.canaries import ComputeCanary
 from services.store.canary_process import CanaryRequest
 from services.store.pool_memory import ReadChunks
-from services.store.service import StoreService, StoreSettings
+from services.store.service import StoreService
 from services.store.servicer import StoreServicer
+from services.store.settings import StoreSettings
 from services.store.spare_memory import SPARE_BYTES
 
 if TYPE_CHECKING:
