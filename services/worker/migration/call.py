@@ -32,7 +32,7 @@ from services.worker.migration.kv_carriers import Connect, SocketCarrier, Stream
 from services.worker.migration.kv_groups import kv_shape
 from services.worker.migration.kv_sender import KvSender
 from services.worker.migration.source import MigrationSource
-from services.worker.migration.table import Terms
+from services.worker.migration.terms import Terms
 
 RESUME_LIMIT_S = 5.0
 """How long the source waits to hear that the target goes on; the job is not its own by then."""

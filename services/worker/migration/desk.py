@@ -19,7 +19,7 @@ from services.worker.migration.cost import Choice, DataPath, Line, MigrationCost
 from services.worker.migration.kv_carriers import StreamDoor
 from services.worker.migration.kv_groups import kv_shape
 from services.worker.migration.reception import MigrationReception
-from services.worker.migration.table import Terms
+from services.worker.migration.terms import Terms
 
 NO_FIT = "the keys and values do not fit the cache here"
 SOCKET_RETRY_S = 60.0

@@ -1,4 +1,4 @@
-"""Groups of blocks: how keys and values travel from one engine's memory into another's. Pure.
+"""Groups of blocks: how keys and values travel from one engine's memory into another's.
 
 A group is a header, first and last token (end exclusive) and xxh3_64 of the bytes, then the bytes,
 block by block in the order of `KvLayout.ranges`. The target answers each group that lies in its

@@ -15,8 +15,8 @@ from services.worker.jobs.job_board import JobBoard
 from services.worker.migration.events import Aborted, Expired, Refused, SourceLost
 from services.worker.migration.kv_groups import WINDOW_GROUPS
 from services.worker.migration.kv_inlet import KvInlet
-from services.worker.migration.table import Terms
 from services.worker.migration.target import MigrationTarget
+from services.worker.migration.terms import Terms
 
 _log = logging.getLogger(__name__)
 

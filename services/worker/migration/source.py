@@ -41,7 +41,8 @@ from services.worker.migration.events import (
     Stored,
     TargetLost,
 )
-from services.worker.migration.table import Source, SourceState, Terms, step_source
+from services.worker.migration.source_table import Source, SourceState, step_source
+from services.worker.migration.terms import Terms
 
 
 class SourceWire(Protocol):

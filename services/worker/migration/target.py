@@ -42,7 +42,8 @@ from services.worker.migration.events import (
     TargetEvent,
     TokensCame,
 )
-from services.worker.migration.table import Target, TargetState, Terms, step_target
+from services.worker.migration.target_table import Target, TargetState, step_target
+from services.worker.migration.terms import Terms
 
 RESERVED_TOKENS = 128
 """Room that is set aside for what the source produces while the job moves."""

@@ -35,8 +35,9 @@ from services.worker.migration.events import (
     TargetLost,
 )
 from services.worker.migration.source import MigrationSource
-from services.worker.migration.table import SourceState, Terms
+from services.worker.migration.source_table import SourceState
 from services.worker.migration.target import MigrationTarget
+from services.worker.migration.terms import Terms
 from tests.services.worker.counting_model import CountingModel, answer
 
 MODEL = ModelName("counter")

@@ -13,7 +13,8 @@ import pytest
 
 from gearfall.core.ids import Epoch, JobId
 from services.worker.engine.kv_blocks import BLOCK_TOKENS
-from services.worker.migration.table import SourceState, TargetState
+from services.worker.migration.source_table import SourceState
+from services.worker.migration.target_table import TargetState
 from tests.services.worker.migration.migration_world import MODEL, Line, World
 
 FOLDER = Path(__file__).parent / "scenarios"

@@ -4,7 +4,7 @@ import pytest
 
 from gearfall.core.errors import Unavailable
 from gearfall.infra.failpoints import arm_failpoints
-from services.worker.migration.table import SourceState
+from services.worker.migration.source_table import SourceState
 from tests.services.worker.migration.migration_world import World
 
 
