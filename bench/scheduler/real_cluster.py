@@ -45,10 +45,12 @@ class Shape:
     """What the cluster is made of."""
 
     nodes: int = 3
-    models: int = 6
+    places: int = 2
+    """Models that a worker hosts at once; one worker a node."""
+    models: int = 8
     model_bytes: int = 120_000_000
     ssd_bytes_per_s: int = 60_000_000
-    dram_models: int = 3
+    dram_models: int = 4
     """That fit into each node's pool."""
     slots: int = 4
     keep_alive_s: float = 4.0
@@ -60,6 +62,7 @@ class Answer:
 
     number: int
     model: str
+    at_s: float
     first_token_s: float
     total_s: float
 
@@ -126,7 +129,9 @@ class RealSite:
             async for event in opened:
                 if isinstance(event, TextDelta) and event.logprobs and not first_s:
                     first_s = time.perf_counter() - due_s
-        return Answer(request.number, work.model, first_s, time.perf_counter() - due_s)
+        return Answer(
+            request.number, work.model, request.at_s, first_s, time.perf_counter() - due_s
+        )
 
     def _nodes(self) -> Sequence[NodeRecord]:
         view = self.cluster.view
@@ -145,7 +150,7 @@ async def running_real_site(home: Path, scratch: Path, shape: Shape) -> AsyncIte
         grpc_listen="127.0.0.1:0",
         nodes=shape.nodes,
         dram_bytes=int(size_bytes * (shape.dram_models + 0.5)),
-        max_replicas=1,
+        max_replicas=shape.places,
         slots=shape.slots,
         keep_alive_s=shape.keep_alive_s,
     )

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--slots", nargs="+", type=int, default=[1])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--duration", type=float, default=600.0, help="simulated seconds")
-    parser.add_argument("--nodes", nargs="*", type=int, default=[10, 100, 1000])
+    parser.add_argument("--nodes", nargs="*", type=int, default=[10, 100, 1000, 10_000])
     parser.add_argument("--out", type=Path, default=RESULTS)
     settings = parser.parse_args(argv)
     console = Console(width=max(Console().width, 130))
