@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet_changes import note_change
 from gearfall.scheduling.fleet_records import ID_FIELDS, id_of
-from gearfall.scheduling.fleet_rows import row_of
+from gearfall.scheduling.fleet_rows import NodeFigures, node_figures, row_of
 from gearfall.scheduling.fleet_state import FleetState, ModelFlags
 from gearfall.scheduling.snapshot import ClusterSnapshot, on_bases, placeable
 
@@ -106,14 +106,14 @@ class Fleet(FleetState):
         self.dirty_workers |= self.claims.drop_expired(now_unix_s)
         for model in self.dirty_models:
             self._refresh_flags(model)
+        figures: dict[NodeId, NodeFigures | None] = {}
         for worker_id in self.dirty_workers:
-            self._refresh_row(worker_id)
+            self._refresh_row(worker_id, figures)
         self.dirty_workers.clear()
 
-    def take_dirty(self, now_unix_s: float) -> set[ModelName]:
-        """Return the models that changed or are due, and forget that they do."""
-        taken = self.dirty_models | self.model_due.take(now_unix_s)
-        self.dirty_models = set()
+    def take_dirty(self) -> set[ModelName]:
+        """Return the models that changed, and forget that they did."""
+        taken, self.dirty_models = self.dirty_models, set()
         return taken
 
     def next_due_unix_s(self) -> float | None:
@@ -157,15 +157,21 @@ class Fleet(FleetState):
         if model not in self.records.models and model not in self.index.holders:
             del self.flags[model]
 
-    def _refresh_row(self, worker_id: WorkerId) -> None:
+    def _refresh_row(self, worker_id: WorkerId, figures: dict[NodeId, NodeFigures | None]) -> None:
         worker = self.records.workers.get(worker_id)
         if worker is None:
             self.rows.drop(worker_id)
+            for model in tuple(self.claims.on(worker_id)):
+                self.dirty_models.add(model)
+                self.claims.drop(model)
             self.victims.pop(worker_id, None)
             self.worker_due.put(worker_id, None)
             return
         before = self.rows.get(worker_id)
-        row, victims, due_unix_s = row_of(self, worker, self._now_unix_s)
+        if worker.node_id not in figures:
+            node = self.records.nodes.get(worker.node_id)
+            figures[worker.node_id] = node_figures(self, node) if node else None
+        row, victims, due_unix_s = row_of(self, worker, figures[worker.node_id], self._now_unix_s)
         number = self.rows.put(worker_id, row)
         self.label_masks.note(number, worker)
         self.worker_due.put(worker_id, due_unix_s)
@@ -173,7 +179,6 @@ class Fleet(FleetState):
             self.victims[worker_id] = victims
         else:
             self.victims.pop(worker_id, None)
-        if row.offers_more_than(before):
+        # Who claims room is looked at whatever changed: its own claim hides what came free.
+        if row.offers_more_than(before) or (row != before and self.claims.on(worker_id)):
             self.grown.add(worker_id)
-        if row != before:
-            self.dirty_models |= self.claims.on(worker_id).keys()

@@ -13,6 +13,7 @@ from gearfall.core.records import (
     NodeRecord,
     ReplicaRecord,
     ReplicaState,
+    Tier,
     WorkerRecord,
 )
 from gearfall.scheduling.fleet_state import FleetState
@@ -136,9 +137,11 @@ def _touch_hosting(fleet: FleetState, key: ReplicaKey, loads_change: bool) -> No
         fleet.dirty_models.add(fleet.records.moves[move].for_model)
     if key in fleet.records.moves:
         fleet.dirty_models.add(fleet.records.moves[key].for_model)
-    worker = fleet.records.workers.get(key[0])
+    worker, model = fleet.records.workers.get(key[0]), fleet.model(key[1])
     if loads_change and worker is not None:
-        fleet.touch_node(worker.node_id)
+        is_queued = model and fleet.source_tier(model, worker.node_id) is not Tier.DRAM
+        if is_queued or model is None:
+            fleet.touch_node(worker.node_id)
 
 
 def _note_demand(fleet: FleetState, before: DemandRecord | None, now: DemandRecord | None) -> None:

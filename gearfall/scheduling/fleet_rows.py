@@ -1,6 +1,7 @@
 """One worker's numbers and victims, made from the records."""
 
-from gearfall.core.ids import NodeId
+from typing import NamedTuple
+
 from gearfall.core.origin import bandwidth_out_of
 from gearfall.core.records import NodeRecord, Tier, WorkerRecord
 from gearfall.scheduling.fleet_state import FleetState
@@ -9,10 +10,23 @@ from gearfall.scheduling.victims import Victim, victim_of
 from gearfall.scheduling.worker_rows import WorkerRow
 
 
+class NodeFigures(NamedTuple):
+    """What the rows of all workers of a node have in common."""
+
+    pool_bytes: float = 0.0
+    remote_s_per_byte: float = 0.0
+    remote_queued_s: float = 0.0
+    ssd_s_per_byte: float = 0.0
+    ssd_queued_s: float = 0.0
+
+
 def row_of(
-    fleet: FleetState, worker: WorkerRecord, now_unix_s: float
+    fleet: FleetState, worker: WorkerRecord, figures: NodeFigures | None, now_unix_s: float
 ) -> tuple[WorkerRow, tuple[Victim, ...], float | None]:
-    """Return a worker's row, its victims, and when the row changes though nothing happens."""
+    """Return a worker's row, its victims, and when the row changes though nothing happens.
+
+    `figures`: of its node; None while the node's store is not there.
+    """
     records, worker_id = fleet.records, worker.worker_id
     used = leaving = idle = busy = 0
     held = leaving_replicas = idle_replicas = busy_replicas = 0
@@ -42,22 +56,20 @@ def row_of(
     claims = fleet.claims.on(worker_id)
     free_bytes = worker.memory_bytes - used - sum(claims.values())
     free_replicas = worker.max_replicas - held - len(claims)
-    node = records.nodes.get(worker.node_id)
-    takes = node is not None and worker.max_replicas > 0 and worker_id not in records.unreachable
+    takes = figures is not None and worker.max_replicas > 0 and worker_id not in records.unreachable
     soon, soon_replicas = leaving + idle, leaving_replicas + idle_replicas
     row = WorkerRow(
-        free_bytes=free_bytes,
-        free_replicas=free_replicas * takes,
-        idle_bytes=free_bytes + soon,
-        idle_replicas=(free_replicas + soon_replicas) * takes,
-        busy_bytes=free_bytes + soon + busy,
-        busy_replicas=(free_replicas + soon_replicas + busy_replicas) * takes,
-        used_bytes=used,
-        slots=worker.slots,
-        node=fleet.rows.number_of_node(worker.node_id),
+        free_bytes,
+        free_replicas * takes,
+        free_bytes + soon,
+        (free_replicas + soon_replicas) * takes,
+        free_bytes + soon + busy,
+        (free_replicas + soon_replicas + busy_replicas) * takes,
+        used,
+        *(figures or NodeFigures()),
+        worker.slots,
+        fleet.rows.number_of_node(worker.node_id),
     )
-    if node is not None:
-        row = _with_node(row, fleet, node, worker.node_id)
     return row, tuple(victims), min(due, default=None)
 
 
@@ -77,19 +89,20 @@ def _victim(fleet: FleetState, key: ReplicaKey, size_bytes: int) -> Victim | Non
     )
 
 
-def _with_node(row: WorkerRow, fleet: FleetState, node: NodeRecord, node_id: NodeId) -> WorkerRow:
+def node_figures(fleet: FleetState, node: NodeRecord) -> NodeFigures:
+    """Return a live node's figures."""
     queued_bytes = {Tier.REMOTE: 0, Tier.SSD: 0, Tier.DRAM: 0}
-    for name in fleet.loading_on(node_id):
+    for name in fleet.loading_on(node.node_id):
         model = fleet.model(name)
-        tier = fleet.source_tier(model, node_id) if model else None
+        tier = fleet.source_tier(model, node.node_id) if model else None
         if model and tier:
             queued_bytes[tier] += model.size_bytes
     remote_s = 1.0 / bandwidth_out_of(Tier.REMOTE, node).bytes_per_s
     ssd_s = 1.0 / bandwidth_out_of(Tier.SSD, node).bytes_per_s
-    return row._replace(
-        pool_bytes=node.dram_capacity_bytes,
-        remote_s_per_byte=remote_s,
-        remote_queued_s=remote_s * queued_bytes[Tier.REMOTE],
-        ssd_s_per_byte=ssd_s,
-        ssd_queued_s=ssd_s * queued_bytes[Tier.SSD],
+    return NodeFigures(
+        node.dram_capacity_bytes,
+        remote_s,
+        remote_s * queued_bytes[Tier.REMOTE],
+        ssd_s,
+        ssd_s * queued_bytes[Tier.SSD],
     )

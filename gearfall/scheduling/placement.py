@@ -20,7 +20,7 @@ from gearfall.scheduling.wants import Urgency, Want
 
 CLAIMED_S = 0.5
 """What has to be gained to leave a place where room is being made already for another one."""
-_FULL_EXAMINED = 4
+_FULL_EXAMINED = 3
 _NEVER_S = float("inf")
 
 
@@ -109,6 +109,8 @@ def assess(
     `below_s`: options that take longer than this need not be found.
     """
     fleet = scene.fleet
+    if any(each not in fleet.rows for each in workers):
+        return None
     node_id = fleet.records.workers[workers[0]].node_id
     prediction = predict(scene, want.model, node_id)
     if prediction is None:

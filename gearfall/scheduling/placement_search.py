@@ -15,7 +15,7 @@ from gearfall.scheduling.scene import is_crowded
 from gearfall.scheduling.wants import Want
 from gearfall.scheduling.worker_rows import Floats, Mask, Rows
 
-EXAMINED = 8
+EXAMINED = 5
 """Workers with room that are looked at closely."""
 _PER_USED_BYTE = 1e-15
 """Seconds; the emptier of equals comes first."""

@@ -46,8 +46,13 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
     records stay as they are: the caller puts what it has written.
     """
     fleet.refresh(policy, now_unix_s)
-    dirty, reopened = fleet.take_dirty(now_unix_s), reopen(fleet)
-    models = sorted(dirty | reopened.keys())
+    due, dirty, sites = fleet.model_due.take(now_unix_s), fleet.take_dirty(), reopen(fleet)
+    models = sorted(due | dirty | sites.keys())
+    for model in dirty & fleet.blocked.keys() - due:
+        if (claim := fleet.claims.of(model)) is not None:
+            # Room is being made for it: until that ends, only what grew can be better.
+            sites.setdefault(model, sorted(claim.bytes_by_worker))
+            dirty.discard(model)
     step = Step(Scene(fleet, costs, policy, now_unix_s), fleet)
     for model in models:
         _drop_what_cannot_hold(step, model)
@@ -55,15 +60,15 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
     for key in sorted({key for model in models for key in fleet.index.moves.get(model, ())}):
         _go_on_with_move(step, fleet.records.moves[key])
     wants = [want for model in models for want in _scale(step, model)]
-    place_all(step, wants, {model: reopened[model] for model in reopened.keys() - dirty})
+    place_all(step, wants, {model: sites[model] for model in sites.keys() - dirty - due})
     for model in models:
-        known = None if model in dirty else fleet.model_due.get(model)
-        due = [each for each in (known, step.due_unix_s.get(model)) if each is not None]
-        fleet.model_due.put(model, min(due, default=None))
+        known = fleet.model_due.get(model) if model in sites.keys() - dirty else None
+        times = [each for each in (known, step.due_unix_s.get(model)) if each is not None]
+        fleet.model_due.put(model, min(times, default=None))
     fleet.retract()
     wishes, look_unix_s = prefetch_step(fleet, policy.prefetch, now_unix_s)
-    due = [each for each in (fleet.next_due_unix_s(), look_unix_s) if each is not None]
-    return Plan((*step.actions, *wishes), min(due, default=None))
+    times = [each for each in (fleet.next_due_unix_s(), look_unix_s) if each is not None]
+    return Plan((*step.actions, *wishes), min(times, default=None))
 
 
 def _drop_what_cannot_hold(step: Step, model: ModelName) -> None:

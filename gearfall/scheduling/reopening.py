@@ -12,7 +12,7 @@ from gearfall.scheduling.fleet_state import FleetState
 from gearfall.scheduling.scene import claimed_bytes, needed_bytes
 from gearfall.scheduling.wants import Urgency, Want
 
-_KINDS = {"free": 3, "idle": 3, "busy": 2}
+_KINDS = {"free": 2, "idle": 2, "busy": 1}
 """How many a grown worker is offered to, by kind of room."""
 
 
@@ -22,9 +22,11 @@ def reopen(fleet: FleetState) -> dict[ModelName, list[WorkerId]]:
     fleet.grown.clear()
     if not fleet.blocked or not grown:
         return {}
-    found: dict[ModelName, list[WorkerId]] = {}
+    found = _claimants(fleet, grown)
     left = {kind: most * len(grown) for kind, most in _KINDS.items()}
     for model, want in fleet.blocked.items():
+        if model in found:
+            continue
         kind, workers = _best_room(fleet, want, grown)
         if workers and left[kind] > 0:
             left[kind] -= 1
@@ -32,6 +34,17 @@ def reopen(fleet: FleetState) -> dict[ModelName, list[WorkerId]]:
             found[model] = sorted({*workers, *(claim.bytes_by_worker if claim else ())})
             if not any(left.values()):
                 break
+    return found
+
+
+def _claimants(fleet: FleetState, workers: Iterable[WorkerId]) -> dict[ModelName, list[WorkerId]]:
+    """Return those whom room is being made for on one of these workers, and where."""
+    found = {}
+    for worker_id in workers:
+        for model in fleet.claims.on(worker_id):
+            claim = fleet.claims.of(model)
+            if model in fleet.blocked and claim is not None:
+                found[model] = sorted(claim.bytes_by_worker)
     return found
 
 

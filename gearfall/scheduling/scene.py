@@ -30,8 +30,8 @@ def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPredictio
     Far and near loads run beside each other; among its kind each waits for those before it.
     """
     fleet = scene.fleet
-    node, tier = fleet.records.nodes[node_id], fleet.source_tier(model, node_id)
-    if tier is None:
+    node, tier = fleet.records.nodes.get(node_id), fleet.source_tier(model, node_id)
+    if node is None or tier is None:
         return None
     queued_bytes = 0.0
     if tier is not Tier.DRAM and _has_queue(fleet, node_id):

@@ -64,16 +64,16 @@ def _contender(step: Step, want: Want, workers: list[WorkerId] | None) -> Conten
         return Contender(want, _while_moving(step, want, options), search)
     found = [assess(step.scene, want, (each,)) for each in workers]
     options = sorted(filter(None, found), key=lambda option: option.rank)
+    if not options and not _moves_for(step, want) and step.fleet.claims.of(want.model.name):
+        step.forget(want.model.name)
+        step.refresh()
+        return _contender(step, want, None)
     return Contender(want, _while_moving(step, want, options))
 
 
 def _while_moving(step: Step, want: Want, options: list[Option]) -> list[Option]:
     """Return, while a move is under way for it, only the options that are sooner than its end."""
-    moves = [
-        move
-        for key in step.fleet.index.moves.get(want.model.name, ())
-        if (move := step.fleet.records.moves[key]).for_model == want.model.name
-    ]
+    moves = _moves_for(step, want)
     if not moves:
         return options
     free_in_s = max(each.began_unix_s + each.predicted_s for each in moves) - step.now_unix_s
@@ -81,6 +81,12 @@ def _while_moving(step: Step, want: Want, options: list[Option]) -> list[Option]
     start = predict(step.scene, want.model, worker.node_id) if worker else None
     ready_in_s = max(EVICTION_S, free_in_s) + (start.total_s if start else float("inf"))
     return [each for each in options if each.way is Way.FREE and each.score < ready_in_s]
+
+
+def _moves_for(step: Step, want: Want) -> list[MoveRecord]:
+    moves = step.fleet.records.moves
+    found = [moves[key] for key in step.fleet.index.moves.get(want.model.name, ())]
+    return [move for move in found if move.for_model == want.model.name]
 
 
 def _look_again(step: Step, contender: Contender, touched: set[WorkerId]) -> None:
@@ -171,8 +177,9 @@ def _begin_moves(step: Step, want: Want, option: Option) -> None:
 def _wait(step: Step, contender: Contender, option: Option | None) -> None:
     want = contender.want
     _block(step, want)
-    moves = step.fleet.index.moves.get(want.model.name, ())
-    if any(step.fleet.records.moves[key].for_model == want.model.name for key in moves):
+    claim = step.fleet.claims.of(want.model.name)
+    is_under_way = option and claim and claim.bytes_by_worker.keys() == set(option.workers)
+    if _moves_for(step, want) or (is_under_way and option and not option.ending):
         return
     if option is not None and option.ending:
         step.look_again(want.model.name, step.now_unix_s + option.wait_s)
