@@ -40,6 +40,7 @@ from services.worker.replicas.replica_start import (
     EXIT_TIMEOUT_S,
     ReplicaSettings,
     StartPorts,
+    check_runs_alone,
     fetching,
     leased,
     ready,
@@ -208,6 +209,7 @@ class Replica:
         """Start and run one engine until it is gone; return why it is."""
         model, settings, ports = self._model_record, self._settings, self._ports.start
         try:
+            check_runs_alone(self._assignment)
             self._publish(state=ReplicaState.LOADING)
             async with (
                 fetching(model, ports.store) as fetch,

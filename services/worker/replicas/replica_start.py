@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gearfall.core.arithmetic import Arithmetic
-from gearfall.core.errors import DeadlineExceeded, NotFound, Unavailable
+from gearfall.core.errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import NodeId, WorkerId
 from gearfall.core.memory import kv_capacity_tokens
-from gearfall.core.records import ModelRecord
+from gearfall.core.records import AssignmentRecord, ModelRecord
 from services.worker.engine_link.messages import EngineKind, EngineReady, StartEngine, SubmitJob
 from services.worker.ports import (
     EngineProcess,
@@ -243,6 +243,16 @@ async def ready(engine: EngineProcess, held: HeldModel) -> EngineReady:
     if not found.needs_pool:
         held.lease.close()
     return found
+
+
+def check_runs_alone(assignment: AssignmentRecord) -> None:
+    """Raise InvalidRequest for a share of a replica on several workers: no engine here has that."""
+    if assignment.group:
+        raise InvalidRequest(
+            f"{assignment.model} is assigned to workers {', '.join(assignment.group)} together, "
+            "and a worker's engine runs on its own: deploy it with accelerators=1",
+            param="accelerators",
+        )
 
 
 async def within(seconds: float, awaitable: Awaitable[T], what: str) -> T:

@@ -328,6 +328,15 @@ async def test_a_failed_replica_says_why(site):
     await site.until(lambda v: KEY not in v.replicas)
 
 
+async def test_a_share_of_a_replica_on_several_workers_fails_and_says_why(site):
+    group = (WORKER, WorkerId("w-other"))
+    shared = AssignmentRecord(WORKER, ModelName(MODEL), 64, "test", site.now, group=group)
+    await site.cluster.put_assignment(shared, fence=site.fence)
+    record = await site.replica(ReplicaState.FAILED)
+    assert record.error.startswith(f"{MODEL} is assigned to workers {WORKER}, w-other together")
+    assert "accelerators=1" in record.error
+
+
 async def test_unassigned_finishes_its_jobs_then_stops_and_closes_the_lease(site):
     engine = await site.ready()
     a_job = await site.running(engine)
