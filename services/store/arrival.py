@@ -6,7 +6,8 @@
 
 A chunk's whole way is one worker's turn, so that a slow step holds up those before it: at most
 `_IN_FLIGHT` chunks are between source and disk, and the slowest tier alone sets the time. A cut
-connection is taken up again at the part of the chunk that it cut.
+connection is taken up again at the part of the chunk that it cut, at the next place that has the
+checkpoint if this one stays away.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from typing import Protocol
 import xxhash
 
 from gearfall.checkpoint.directory import disk_errors
-from gearfall.core.errors import CorruptCheckpoint, Unavailable
+from gearfall.core.errors import CorruptCheckpoint, GearfallError, NotFound, Unavailable
 from gearfall.core.manifest import Manifest, PartitionEntry
 from gearfall.infra.native import PoolFile
 from services.store.partition_file import PartitionFile
@@ -57,6 +58,22 @@ class ByteSource(Protocol):
         ...
 
 
+class Places(Protocol):
+    """Where else the bytes can be had."""
+
+    @property
+    def place(self) -> int:
+        """Number of the place that is asked now."""
+        ...
+
+    async def move_on(self, place: int, error: GearfallError) -> None:
+        """Have the next place asked from now on, as `place` failed with `error`.
+
+        Raises Unavailable when there is none.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     partition: int
@@ -76,12 +93,15 @@ async def bring(
     gate: Gate,
     allocate: Allocate = PoolFile,
     hand_out: HandOut = lambda _: lambda _partition, _size_bytes: None,
+    places: Places | None = None,
     pauses_s: Sequence[float] = RETRY_PAUSES_S,
 ) -> tuple[int, ...]:
     """Write every partition into `directory`, synced; with `is_pooled` into pool memory as well.
 
     Returns one sealed descriptor for each partition if pooled, the caller's from here, else none;
     `allocate` makes their memory, and whoever `hand_out` gives it to may read what is verified.
+    Where there are more `places`, one that stays away or has nothing is left for the next; what has
+    come stays.
     Raises CorruptCheckpoint for a chunk that is not what the manifest says, Overloaded when the
     disk is full, Unavailable when the source stays away. The files are the caller's to remove.
     """
@@ -107,6 +127,7 @@ async def bring(
                 report=report,
                 advance=advance,
                 gate=gate,
+                places=places,
                 pauses_s=pauses_s,
             ).run()
             await asyncio.to_thread(_finish, files)
@@ -126,6 +147,7 @@ class _Pass:
         report: Report,
         advance: Advance | None,
         gate: Gate,
+        places: Places | None,
         pauses_s: Sequence[float],
     ) -> None:
         self._manifest = manifest
@@ -135,6 +157,7 @@ class _Pass:
         self._report = report
         self._advance = advance
         self._gate = gate
+        self._places = places
         self._pauses_s = pauses_s
         self._chunks = _chunks(manifest)
         self._fronts = [VerifiedFront(_chunk_sizes(entry)) for entry in manifest.partitions]
@@ -183,6 +206,18 @@ class _Pass:
                 await self._fetch_part(chunk.partition, chunk.offset_bytes + start, part)
 
     async def _fetch_part(self, partition: int, offset_bytes: int, part: memoryview) -> None:
+        while True:
+            place = 0 if self._places is None else self._places.place
+            try:
+                await self._ask(partition, offset_bytes, part)
+            except (Unavailable, NotFound) as error:
+                if self._places is None:
+                    raise
+                await self._places.move_on(place, error)
+            else:
+                return
+
+    async def _ask(self, partition: int, offset_bytes: int, part: memoryview) -> None:
         for pause_s in self._pauses_s:
             try:
                 await self._source.read_into(partition, offset_bytes, part)

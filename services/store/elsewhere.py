@@ -4,20 +4,20 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from gearfall.checkpoint.directory import disk_errors, write_file
-from gearfall.core.errors import CorruptCheckpoint, GearfallError, NotFound, Unavailable
+from gearfall.core.errors import CorruptCheckpoint, GearfallError, NotFound
 from gearfall.core.ids import ModelName
-from gearfall.core.manifest import MANIFEST_FILE, FileEntry, Manifest
+from gearfall.core.manifest import MANIFEST_FILE
 from gearfall.core.records import ModelRecord, Tier
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.native import PoolFile
 from gearfall.infra.remote import is_url
-from services.store.arrival import ByteSource, bring
+from services.store.arrival import bring
 from services.store.canaries import CANARY_FILE
 from services.store.catalogue import Catalogue
 from services.store.filling import Filling
@@ -26,48 +26,13 @@ from services.store.model_registry import ModelRegistry
 from services.store.neighbour import NeighbourCheckpoint, read_canary
 from services.store.pool import Resident
 from services.store.pool_memory import Allocate
+from services.store.relay import Origin, Place, Relay
 from services.store.remote_checkpoint import open_remote
 from services.store.ssd_room import SsdRoom
 from services.store.ssd_tier import SsdTier
 from services.store.stored_model import ORIGIN_FILE, StoredModel, origin_bytes
 
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
-
-
-class Origin(ByteSource, Protocol):
-    """One checkpoint, opened where it is."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """What its bytes are."""
-        ...
-
-    @property
-    def manifest_json(self) -> bytes:
-        """The manifest as it lies there."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Of the manifest."""
-        ...
-
-    async def read_file(self, entry: FileEntry) -> bytes:
-        """Return one small file."""
-        ...
-
-    async def read_files(self) -> dict[str, bytes]:
-        """Return the small files."""
-        ...
-
-    async def close(self) -> None:
-        """Let go of it."""
-        ...
-
-
-_Open = Callable[[], Awaitable[Origin]]
 
 
 class ClusterCopies:
@@ -131,17 +96,9 @@ class Elsewhere:
 
         Tries one place after the other; raises what the last one said.
         """
-
-        async def receive(origin: Origin) -> Resident | None:
+        async with self._relayed(model) as relay:
             load.flight.publish(LoadProgress(Tier.REMOTE, 0, load.flight.progress.total_bytes))
-            try:
-                return await self._receive(model, origin, load, is_pooled=is_pooled)
-            except GearfallError as error:
-                # The next place fills memory of its own.
-                load.end_filling(error)
-                raise
-
-        return await self._from_anywhere(model, receive)
+            return await self._receive(model, relay, load, is_pooled=is_pooled)
 
     async def read_file(self, model: ModelName, file: str) -> bytes:
         """Return a small file of a model whose bytes are not here. Raises NotFound."""
@@ -150,7 +107,8 @@ class Elsewhere:
             entry = next((each for each in origin.manifest.files if each.name == file), None)
             return None if entry is None else await origin.read_file(entry)
 
-        content = await self._from_anywhere(model, read)
+        async with self._relayed(model) as relay:
+            content = await relay.ask(read)
         if content is None:
             raise NotFound(f"model {model!r} has no file {file[:96]!r}", param="file")
         return content
@@ -174,31 +132,23 @@ class Elsewhere:
                 return content
         return None
 
-    async def _from_anywhere(self, model: ModelName, use: Callable[[Origin], Awaitable[T]]) -> T:
-        failure: Unavailable | NotFound = NotFound(f"model {model!r} is nowhere", param="model")
-        for place, open_origin in self._places(model):
-            try:
-                origin = await open_origin()
-                try:
-                    return await use(origin)
-                finally:
-                    await origin.close()
-            except (Unavailable, NotFound) as error:
-                extra = {"model": model, "place": place, "error": error.message}
-                _log.warning("model not fetched", extra=extra)
-                failure = error
-        if isinstance(failure, NotFound):
-            raise Unavailable(f"model {model!r} cannot be fetched: {failure.message}") from failure
-        raise failure
+    @asynccontextmanager
+    async def _relayed(self, model: ModelName) -> AsyncIterator[Relay]:
+        relay = Relay(model, self._places(model))
+        try:
+            await relay.open()
+            yield relay
+        finally:
+            await relay.close()
 
     def _record(self, model: ModelName) -> ModelRecord | None:
         record = self._cluster.view.models.get(model)
         return None if record is None or record.is_removing else record
 
-    def _places(self, model: ModelName) -> Sequence[tuple[str, _Open]]:
+    def _places(self, model: ModelName) -> Sequence[Place]:
         record, entry = self._record(model), self._catalogue.models.get(model)
         digest = entry.digest if entry is not None else record.digest if record is not None else ""
-        places: list[tuple[str, _Open]] = []
+        places: list[Place] = []
         if record is not None and record.digest == digest:
             for node_id in self._registry.others(record):
                 address = self._cluster.view.nodes[node_id].address
@@ -213,24 +163,25 @@ class Elsewhere:
         return entry.source if entry is not None else record.source if record is not None else ""
 
     async def _receive(
-        self, model: ModelName, origin: Origin, load: Load, *, is_pooled: bool
+        self, model: ModelName, relay: Relay, load: Load, *, is_pooled: bool
     ) -> Resident | None:
-        manifest = origin.manifest
+        origin, manifest = relay.origin, relay.origin.manifest
         if manifest.size_bytes != load.flight.progress.total_bytes:
             raise CorruptCheckpoint(f"model {model!r} is not of the size it was registered with")
         await self._room.reserve(model, manifest.size_bytes)
         try:
             with self._ssd.incoming(model) as incoming:
-                files = await origin.read_files()
+                files = await relay.ask(lambda place: place.read_files())
                 fds = await bring(
                     manifest,
-                    origin,
+                    relay,
                     incoming,
                     is_pooled=is_pooled,
                     report=load.report,
                     gate=load.go_on,
                     allocate=self._memory_for(model),
                     hand_out=partial(_hand_out, model, origin, load),
+                    places=relay,
                 )
                 try:
                     await asyncio.to_thread(self._install, model, incoming, origin, files)

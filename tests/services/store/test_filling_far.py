@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gearfall.core.canary import Canary, CanaryToken, canary_bytes
-from gearfall.core.errors import CorruptCheckpoint, GearfallError, NotFound
+from gearfall.core.errors import CorruptCheckpoint, GearfallError
 from gearfall.core.ids import ModelName
 from gearfall.infra.memory_state import MemoryStateServer
 from gearfall.infra.pool_lease import PoolLease, map_partition, take_lease
@@ -134,7 +134,7 @@ async def wait_idle(store: RunningStore) -> None:
         await store.service.load(NAME).wait()
 
 
-async def test_a_neighbour_that_gives_its_copy_up_ends_the_lease_and_not_the_load(
+async def test_the_next_place_goes_on_where_a_neighbour_gave_its_copy_up(
     web: WebServer, content: bytes, tmp_path: Path
 ):
     server = MemoryStateServer()
@@ -149,17 +149,20 @@ async def test_a_neighbour_that_gives_its_copy_up_ends_the_lease_and_not_the_loa
         flight = two.service.load(NAME)
         (load,) = two.service.loader._loads.values()
         load.may_go_on = turnstile = Turnstile(CONNECTIONS)
-        async with leased_early(two) as (_, news):
+        asked = len(web.faults.requests)
+        async with leased_early(two) as (lease, news):
             await wait_for_front(news, CONNECTIONS * CHUNK)
             one.service.ssd.models.pop(NAME)
             one.service.transfers.close()  # cuts what is under way, and has no more to give
             one.service.transfers.start()
             turnstile.is_open.set()
-            with pytest.raises(NotFound):
-                await asyncio.to_thread(news.wait_done)
-        assert (await flight.wait()).timeline.remote_s > 0
-        with await two.lease(NAME) as lease:
+            await asyncio.to_thread(news.wait_done)
             assert mapped(lease)[:] == content
+        assert (await flight.wait()).timeline.remote_s > 0
+        parts = [range_ for file, range_ in web.faults.requests[asked:] if file == PARTITION]
+        assert parts == [f"bytes={CONNECTIONS * CHUNK}-{len(content) - 1}"]
+        stored = tmp_path / "two/models" / NAME / PARTITION
+        assert stored.read_bytes() == content
         two.service.pool.check()
 
 
