@@ -19,6 +19,8 @@ from gearfall.cli import (
     inspect,
     migrate,
     models,
+    plan,
+    profile,
     ps,
     remove,
     simulate,
@@ -54,6 +56,8 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)
 app.command("history")(history.history)
+app.command("profile")(profile.profile)
+app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate_command)
 
 

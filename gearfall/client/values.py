@@ -152,6 +152,8 @@ def _stage_from_pb(message: pb.StageReport) -> StageReport:
         is_accepted=message.accepted,
         error=message.error,
         cached_tokens=message.cached_tokens,
+        token_logprobs=tuple(message.token_logprobs),
+        token_margins=tuple(message.token_margins),
     )
 
 

@@ -25,6 +25,10 @@ class StageReport:
     """Why the stage could not answer; empty when it did."""
     cached_tokens: int = 0
     """Of its prompt, whose keys and values the engine had."""
+    token_logprobs: tuple[float, ...] = ()
+    """Of every token, the one that ended the answer included; for requests that ask for them."""
+    token_margins: tuple[float, ...] = ()
+    """log p(token) - log p(second most likely), as certainty is measured from; likewise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from gearfall.infra.convert import TIER_FROM_PB
 from gearfall.pb import common_pb2
 from gearfall.profiling.queries import LabelledQuery
 
-Progress = Callable[[str], None]
-"""Called with what was done, once a unit of work."""
+Progress = Callable[[], None]
+"""Called once a query and once a batch size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ async def profile_model(
     name: str,
     queries: Sequence[LabelledQuery],
     settings: MeasureSettings,
-    progress: Progress = lambda _: None,
+    progress: Progress = lambda: None,
 ) -> ProfiledModel:
     """Return one model's profile. The first question starts the model where it is cold.
 
@@ -107,35 +107,32 @@ async def _answers(
                 max_tokens=settings.max_tokens,
                 temperature=0.0,
                 logprobs=True,
-                top_logprobs=2,
             )
             found[place] = _generation(answer, query, time.perf_counter() - began_s)
-            progress(f"{name}: answers")
+            progress()
 
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(settings.at_once):
-            tasks.create_task(ask_until_done())
+    tasks = [asyncio.create_task(ask_until_done()) for _ in range(settings.at_once)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     return tuple(each for each in found if each is not None)
 
 
 def _generation(answer: Answer, query: LabelledQuery, latency_s: float) -> Generation:
     (choice,) = answer.choices
-    margins = [_margin(each.logprob, [top.logprob for top in each.top]) for each in choice.logprobs]
+    (stage,) = choice.stages
     return Generation(
         quality=query.judge(choice.text),
         cost=max(choice.usage.cost_flops, 1.0),
         prompt_tokens=choice.usage.prompt_tokens,
         output_tokens=choice.usage.completion_tokens,
-        logprobs=tuple(token.logprob for token in choice.logprobs),
-        margins=tuple(margins),
+        logprobs=tuple(max(FLOOR, each) for each in stage.token_logprobs),
+        margins=tuple(min(-FLOOR, each) for each in stage.token_margins),
         latency_s=latency_s,
     )
-
-
-def _margin(logprob: float, top: Sequence[float]) -> float:
-    """Return the lead over the best other token; 0 for one that was not the most likely."""
-    others = sorted(top, reverse=True)[1:]
-    return max(0.0, logprob - others[0]) if others else -FLOOR
 
 
 async def _speed(
@@ -155,7 +152,7 @@ async def _speed(
             for _ in range(settings.repeats)
         ]
         steps.append((batch, median(seen)))
-        progress(f"{facts.name}: speed")
+        progress()
     first_s = [
         median(
             [

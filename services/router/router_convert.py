@@ -128,6 +128,8 @@ def _report_to_pb(report: StageReport) -> pb.StageReport:
         accepted=report.is_accepted,
         error=report.error,
         cached_tokens=report.cached_tokens,
+        token_logprobs=report.token_logprobs,
+        token_margins=report.token_margins,
     )
 
 

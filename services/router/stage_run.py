@@ -60,6 +60,7 @@ class StageRun:
             stop_token_ids=() if request.ignore_eos else plan.record.eos_token_ids,
             with_logprobs=request.logprobs,
         )
+        self._shows_tokens = request.logprobs
         self._logprobs: list[float] = []
         self._margins: list[float] = []
         self._cached_tokens = 0
@@ -142,6 +143,8 @@ class StageRun:
             is_accepted=is_accepted,
             error=ended.error.message if isinstance(ended, StageFailed) else "",
             cached_tokens=self._cached_tokens,
+            token_logprobs=tuple(self._logprobs) if self._shows_tokens else (),
+            token_margins=tuple(self._margins) if self._shows_tokens else (),
         )
 
     def _cost(self, tokens: int) -> float:

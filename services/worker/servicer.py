@@ -44,6 +44,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServicer):
             memory_used_bytes=state.memory_used_bytes,
             replicas=[replica_to_pb(record) for record in state.replicas],
             jobs=[_claim_to_pb(claim) for claim in self._desk.running()],
+            max_replicas=state.record.max_replicas,
         )
 
     async def Drain(  # noqa: N802 - named by the proto

@@ -1,0 +1,120 @@
+"""`gearfall plan`: gears for every level of load, from a profile and the workers that there are."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gearfall.cli.connection import AsJson, Server, connect
+from gearfall.cli.render import console, print_json, print_table, seconds_text
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.gear_plan import Gear, GearPlan, plan_diff, plan_text
+from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.profile import parse_profile
+
+if TYPE_CHECKING:  # the extra `planner` brings its libraries; the other commands do without
+    from gearfall.gears.placement import Host
+
+
+def plan(
+    profile: Annotated[Path | None, typer.Argument(help="From `gearfall profile`.")] = None,
+    name: Annotated[str, typer.Option(help="Deployment that follows the plan.")] = "cascade",
+    quality: Annotated[
+        float | None, typer.Option(help="Share of right answers to certify at every load.")
+    ] = None,
+    p95_s: Annotated[
+        float | None, typer.Option("--p95", help="Seconds, of whole answers, at every load.")
+    ] = None,
+    delta: Annotated[float, typer.Option(help="Chance that the quality is missed.")] = 0.05,
+    load: Annotated[
+        list[float] | None, typer.Option(help="Highest tokens a second of each gear; repeatable.")
+    ] = None,
+    cv: Annotated[float, typer.Option(help="Burstiness: CV of the gaps between requests.")] = 2.0,
+    requests: Annotated[int, typer.Option(min=50, help="Simulated for each gear.")] = 1000,
+    calibrate: Annotated[bool, typer.Option(help="Map certainty to P(right).")] = True,
+    out: Annotated[Path | None, typer.Option(help="Where the plan goes.")] = None,
+    show: Annotated[Path | None, typer.Option(help="Print a plan that is there.")] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Print what changed between two plans.")
+    ] = None,
+    server: Server = "",
+    as_json: AsJson = False,
+) -> None:
+    """Plan gears for a running cluster's workers, show a plan, or compare two."""
+    if diff is not None:
+        _print_diff(*(parse_plan(path.read_bytes()) for path in diff), as_json=as_json)
+        return
+    if show is not None:
+        _print(parse_plan(show.read_bytes()), as_json=as_json)
+        return
+    if profile is None:
+        raise InvalidRequest("name a profile, or --show, or --diff")
+    from gearfall.gears.plan_build import Target
+    from gearfall.simulation.profile_plan import PlanRequest, plan_from_profile
+
+    target = Target(quality, p95_s, delta)
+    version = parse_plan(out.read_bytes()).version + 1 if out and out.exists() else 1
+    request = PlanRequest(
+        name, version, time.time(), target, tuple(load or ()), is_calibrated=calibrate,
+        requests=requests, cv=cv,
+    )  # fmt: skip
+    made = plan_from_profile(parse_profile(profile.read_bytes()), _hosts(server), request)
+    if out is not None:
+        incoming = out.with_name(f"{out.name}.incoming")
+        incoming.write_text(plan_text(made))
+        incoming.replace(out)
+    _print(made, as_json=as_json)
+
+
+def _hosts(server: str) -> "dict[Host, str]":
+    """Return the running cluster's workers with their device kinds."""
+    from gearfall.gears.placement import Host
+
+    with connect(server) as client:
+        workers = client.status().workers
+    return {
+        Host(each.worker_id, each.node_id, each.memory_bytes, each.max_replicas): each.device
+        for each in workers
+        if each.max_replicas > 0
+    }
+
+
+def _print(plan: GearPlan, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"plan": plan_text(plan)})
+        return
+    print_table(
+        f"{plan.name} version {plan.version}: {plan.target}",
+        ("load, tokens/s>", "cascade", "quality>", "certified>", f"{plan.cost_unit}>", "p95>"),
+        [
+            (
+                f"{gear.max_load:.0f}",
+                _stages_text(gear),
+                f"{gear.promise.quality:.3f}",
+                f"{gear.promise.quality_bound:.3f}",
+                f"{gear.promise.cost:.3g}",
+                seconds_text(gear.promise.p95_s),
+            )
+            for gear in plan.gears
+        ],
+    )
+    for placed in plan.placement:
+        console.print(f"  {placed.node}: {placed.count} x {placed.model}", highlight=False)
+    for line in plan.assumptions:
+        console.print(f"  assumes: {line}", highlight=False)
+
+
+def _stages_text(gear: Gear) -> str:
+    """Return a cascade in one line: small <0.900> large."""
+    bounds = [f" <{each.threshold:.3f}>" if each.threshold else "" for each in gear.stages]
+    pairs = zip(gear.stages, bounds, strict=True)
+    return " ".join(f"{stage.model}{bound}" for stage, bound in pairs)
+
+
+def _print_diff(old: GearPlan, new: GearPlan, *, as_json: bool) -> None:
+    lines = plan_diff(old, new)
+    if as_json:
+        print_json({"differences": list(lines)})
+    for line in () if as_json else lines or ("the plans are the same",):
+        console.print(line, highlight=False)

@@ -1,0 +1,100 @@
+"""`gearfall profile` and `gearfall plan` on a real cluster, as a user types them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.profile import parse_profile
+from gearfall.demo.arithmetic import ask
+from tests.cluster_host import ClusterHost
+
+MODELS = ("arith-small", "arith-medium")
+QUESTIONS = 120
+
+pytestmark = pytest.mark.usefixtures("demo_family")
+
+
+@pytest.fixture
+def gearfall(host: ClusterHost) -> Callable[..., str]:
+    def run(*arguments: object, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "gearfall.cli", *map(str, arguments)],
+            env=os.environ | {"GEARFALL_SERVER": host.addresses["grpc"], "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Path:
+    draw, path = Random(5), tmp_path / "queries.jsonl"
+    questions = [
+        ask(draw.randrange(10**digits), "+", draw.randrange(10**digits))
+        for digits in (1, 2, 3, 4)
+        for _ in range(QUESTIONS // 4)
+    ]
+    lines = [json.dumps({"prompt": each.prompt, "answer": each.answer}) for each in questions]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_measured_family_becomes_a_plan(
+    gearfall: Callable[..., str], queries: Path, tmp_path: Path
+) -> None:
+    out, plan_path = tmp_path / "profile.json", tmp_path / "plan.json"
+    assert "120 queries" in gearfall("profile", *MODELS, "--queries", queries, "--out", out)
+    profile = parse_profile(out.read_bytes())
+    small, medium = (profile.model(name) for name in MODELS)
+    for model in (small, medium):
+        assert model.memory_bytes > 0
+        assert model.slots > 0
+        assert len(model.digest) == 32
+        (speed,) = model.speeds.values()
+        assert speed.step_s > 0.0
+        assert all(len(each.logprobs) == each.output_tokens for each in model.generations)
+    assert sum(g.cost for g in small.generations) < sum(g.cost for g in medium.generations)
+    assert sum(g.quality for g in medium.generations) > 0.5 * QUESTIONS
+    asked = ("plan", out, "--name", "sums", "--requests", 100, "--out", plan_path)
+    shown = gearfall(*asked, "--p95", 60, "--load", 5, "--load", 20)
+    assert "p95 <= 60 s" in shown
+    plan = parse_plan(plan_path.read_bytes())
+    assert (plan.name, plan.version, len(plan.gears)) == ("sums", 1, 2)
+    assert plan.models.keys() <= set(MODELS)
+    kept = tmp_path / "first.json"
+    kept.write_bytes(plan_path.read_bytes())
+    gearfall(*asked, "--load", 5)
+    assert parse_plan(plan_path.read_bytes()).version == 2
+    assert "version: 1 -> 2" in gearfall("plan", "--diff", kept, plan_path)
+    assert "sums version 1" in gearfall("plan", "--show", kept)
+    refused = gearfall(*asked, "--quality", 0.999, code=1)
+    assert "at most" in refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("profile",), "name models and --queries"),
+        (("profile", "nobody", "--queries", "{queries}"), "nobody is not registered"),
+        (("plan",), "name a profile"),
+        (("plan", "{queries}"), "this is no profile"),
+        (("plan", "--show", "{queries}"), "this is no gear plan"),
+    ],
+)
+def test_bad_input_is_a_line_that_says_what_to_change(
+    gearfall: Callable[..., str], queries: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    filled = [each.format(queries=queries) for each in arguments]
+    assert says in gearfall(*filled, code=1)
