@@ -13,7 +13,9 @@ from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, 
 from gearfall.infra.change_feed import Change, Changes
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.scheduling.actions import Assign
+from gearfall.scheduling.autoscaler_load import ModelLoad
 from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.forecast import ArrivalHistory
 from gearfall.scheduling.snapshot import ClusterSnapshot
 from services.scheduler.reachability import LEASE_GRACE_S, note_absent
 from services.scheduler.start_learning import StartLearning
@@ -44,6 +46,8 @@ class FleetFollower:
         self._absent_since_unix_s: Mapping[WorkerId, float] = {}
         self._absent: set[WorkerId] = set()
         """Workers that have assignments and no record."""
+        self.load_changes = 0
+        """Times that a router said what came to it."""
         self._has_moved = False
         """Whether a worker came or went, or its connection did, since `_follow_workers`."""
         self._adrift: dict[tuple[WorkerId, ModelName], tuple[float, ReplicaRecord]] = {}
@@ -99,7 +103,18 @@ class FleetFollower:
         assert self._absent == self._assigned.keys() - self._addresses.keys()
         self.fleet.check()
 
+    @property
+    def arrivals(self) -> Mapping[ModelName, ArrivalHistory]:
+        """When jobs came for each model that any came for."""
+        loads = self.fleet.loads.items()
+        return {name: load.arrivals for name, load in loads if load.arrivals.last_unix_s > 0.0}
+
+    def restore_arrivals(self, arrivals: Mapping[ModelName, ArrivalHistory]) -> None:
+        """Begin from what another leader knew of arrivals."""
+        self.fleet.loads.update((name, ModelLoad(arrivals=each)) for name, each in arrivals.items())
+
     def _restart(self, view: ClusterView) -> None:
+        loads = self.fleet.loads
         self.fleet.restart(
             ClusterSnapshot(
                 models=view.models,
@@ -115,6 +130,8 @@ class FleetFollower:
                 load=view.load,
             )
         )
+        # What came in all that time stands in no record.
+        self.fleet.loads.update(loads)
         self._addresses = {each.worker_id: each.address for each in view.workers.values()}
         self._assignments = dict(view.assignments)
         self._assigned = Counter(worker for worker, _ in view.assignments)
@@ -129,6 +146,7 @@ class FleetFollower:
 
     def _apply(self, change: Change) -> None:
         record, record_id = change.record, change.record_id
+        self.load_changes += change.kind == "load"
         if record is None:
             self.fleet.remove(change.kind, record_id)
         else:

@@ -13,11 +13,22 @@ from gearfall.core.errors import Unavailable
 from gearfall.core.ports import Fence
 from gearfall.infra.change_feed import ChangeFeed
 from gearfall.infra.cluster import Cluster
+from gearfall.infra.cluster_view import ClusterView
+from gearfall.scheduling.arrivals_json import arrivals_to_json
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.baseline import DecideStep
+from gearfall.scheduling.start_costs import StartCosts
+from gearfall.scheduling.start_costs_json import costs_to_json
 from services.scheduler.action_writer import ActionWriter
 from services.scheduler.fleet_follower import FleetFollower
-from services.scheduler.learned import Learned
+from services.scheduler.learned import (
+    ARRIVALS,
+    ARRIVALS_EVERY,
+    STARTS,
+    Keeper,
+    restore_starts,
+    restored_arrivals,
+)
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.start_learning import StartLearning
 from services.scheduler.worker_links import Links
@@ -53,7 +64,23 @@ class Term:
         self._clock = clock
         self._feed: ChangeFeed | None = None
         self._follower = FleetFollower(links, starts, clock)
-        self._learned = Learned(starts, clock, write_every_s=learn_every_s)
+        self._kept_starts = Keeper(
+            STARTS,
+            lambda: starts.costs,
+            costs_to_json,
+            clock=clock,
+            write_every_s=learn_every_s,
+            empty=StartCosts(),
+        )
+        self._kept_arrivals = Keeper(
+            ARRIVALS,
+            lambda: self._follower.arrivals,
+            arrivals_to_json,
+            clock=clock,
+            write_every_s=ARRIVALS_EVERY * learn_every_s,
+            version=lambda: self._follower.load_changes,
+            empty=0,
+        )
         self._writer = ActionWriter(
             cluster, fence, on_decision=lambda made: metrics.count_decision(made.decision)
         )
@@ -61,7 +88,7 @@ class Term:
     async def run(self) -> None:
         """Decide for ever. Raises Conflict when a write met another leader's fence."""
         await self._cluster.wait_seen(self._fence.create_revision)
-        self._learned.restore(self._cluster.view)
+        self._restore(self._cluster.view)
         with self._cluster.following() as feed:
             self._feed = feed
             due_unix_s: float | None = None
@@ -71,6 +98,11 @@ class Term:
                 is_due = due_unix_s is not None and due_unix_s <= self._clock()
                 if self._follower.take_in(feed.take()) or is_due:
                     due_unix_s = await self._decide(feed)
+
+    def _restore(self, view: ClusterView) -> None:
+        if restore_starts(view, self._starts):
+            self._kept_starts.note_known()
+        self._follower.restore_arrivals(restored_arrivals(view))
 
     async def finish(self) -> None:
         """Return when no write of this term is under way any more."""
@@ -109,12 +141,14 @@ class Term:
         )
         self._metrics.observe_placement(time.perf_counter() - began_s)
         await self._cluster.wait_seen(await self._writer.write_all(plan.actions))
-        if (learned := self._learned.take()) is not None:
-            await self._writer.write_learned(learned)
-            self._learned.note_written()
+        for keeper in (self._kept_starts, self._kept_arrivals):
+            if (learned := keeper.take()) is not None:
+                await self._writer.write_learned(learned)
+                keeper.note_written()
         dues = (
             plan.next_due_unix_s,
-            self._learned.due_unix_s(),
+            self._kept_starts.due_unix_s(),
+            self._kept_arrivals.due_unix_s(),
             self._follower.adoption_due_unix_s(),
         )
         return min(filter(None, dues), default=None)

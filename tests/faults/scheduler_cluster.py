@@ -23,6 +23,7 @@ from gearfall.core.placement_verdict import PlacementVerdict, judge_placement
 from gearfall.core.ports import Lease
 from gearfall.core.records import (
     DemandRecord,
+    LoadRecord,
     ModelRecord,
     NodeRecord,
     ReplicaRecord,
@@ -176,6 +177,7 @@ class Played:
         self._lease = lease
         self._address = address
         self._starts = 0
+        self._arrived = 0
 
     @property
     def view(self) -> ClusterView:
@@ -228,6 +230,13 @@ class Played:
             demand = DemandRecord(model.name, ROUTER, 1, since_unix_s)
             await self.cluster.put_demand(demand, lease=self._lease)
 
+    async def note_arrivals(self, model: ModelName, *, times: int) -> None:
+        """Say so many times that one more job for a model came and was done."""
+        for _ in range(times):
+            self._arrived += 1
+            load = LoadRecord(model, ROUTER, time.time(), self._arrived, 0, 0, 0)
+            await self.cluster.wait_seen(await self.cluster.put_load(load, lease=self._lease))
+
     async def serve(self, *models: ModelName) -> None:
         """Return when all are ready somewhere; then nothing waits for them any more."""
         await self.until(lambda view: all(is_ready(view, model) for model in models))
@@ -267,7 +276,7 @@ def played_worker(
 
 def node_of(worker: WorkerRecord) -> NodeRecord:
     """The node of a played worker, which has every model that was registered for it."""
-    return NodeRecord(worker.node_id, "127.0.0.1:1", "/nowhere", 2**33, 0, 1e9)
+    return NodeRecord(worker.node_id, "127.0.0.1:1", "/nowhere", 2**33, 0, 1e8)
 
 
 def played_model(name: str, *workers: WorkerRecord, size_bytes: int = 10 * MIB) -> ModelRecord:

@@ -34,7 +34,7 @@ LARGE = played_worker("large", max_replicas=1)
 SMALL = played_worker("small", memory_bytes=300 * MIB)
 ALL = os.environ.get("GEARFALL_FAULTS") == "all"
 TAKEOVER_S = LEASE_TTL_S + 2.0
-WRITES = ("assign", "unassign", "decide", "learn", "move", "moved")
+WRITES = ("assign", "unassign", "decide", "learn", "move", "moved", "wish", "unwish")
 _numbers = itertools.count()
 
 
@@ -112,6 +112,8 @@ async def begin(played: Played, case: Case) -> Scenario:
             lambda: remove(played, first.name),
             lambda: played.until(lambda view: not is_hosted(view, first.name)),
         )
+    if case.write in ("wish", "unwish"):
+        return await begin_prefetch(played, case)
     if case.write not in ("move", "moved"):
         await played.register(SMALL)
         return Scenario(lambda: want(played, first), lambda: played.serve(first.name))
@@ -120,6 +122,35 @@ async def begin(played: Played, case: Case) -> Scenario:
     await played.register(SMALL)
     large = played_model(f"m{next(_numbers)}", LARGE, SMALL, size_bytes=300 * MIB)
     return Scenario(lambda: want(played, large), lambda: moved(played, first.name, large.name))
+
+
+async def begin_prefetch(played: Played, case: Case) -> Scenario:
+    """A model that was asked for lately is worth to have near; one that was removed is not."""
+    asked = played_model(f"m{next(_numbers)}", LARGE, SMALL, size_bytes=100 * MIB)
+    await played.register(SMALL)
+    await played.cluster.put_model(asked)
+    if case.write == "wish":
+        return Scenario(
+            lambda: played.note_arrivals(asked.name, times=10),
+            lambda: ask_until_wished(played, asked.name),
+        )
+    await ask_until_wished(played, asked.name)
+    return Scenario(
+        lambda: remove(played, asked.name),
+        lambda: played.until(lambda view: not is_wished(view, asked.name)),
+    )
+
+
+async def ask_until_wished(played: Played, model: ModelName) -> None:
+    async def ask() -> bool:
+        await played.note_arrivals(model, times=1)
+        return is_wished(played.view, model)
+
+    await until(ask, bool)
+
+
+def is_wished(view: ClusterView, model: ModelName) -> bool:
+    return any(name == model for _, name in view.prefetch)
 
 
 async def want(played: Played, model: ModelRecord) -> None:

@@ -6,11 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from gearfall.core.ids import ModelName
-from gearfall.core.records import LearnedRecord
+from gearfall.core.ids import ModelName, RouterId
+from gearfall.core.records import LearnedRecord, LoadRecord
 from gearfall.infra.cluster_view import ClusterView
-from gearfall.scheduling.start_costs_json import costs_from_json
-from services.scheduler.learned import STARTS, Learned
+from gearfall.scheduling.start_costs import StartCosts
+from gearfall.scheduling.start_costs_json import costs_from_json, costs_to_json
+from services.scheduler.learned import (
+    ARRIVALS,
+    STARTS,
+    Keeper,
+    restore_starts,
+    restored_arrivals,
+)
 from services.scheduler.start_learning import StartLearning
 from tests.gearfall.scheduling.clusters import WORKER, assignment, by_key, demand, model, replica
 from tests.services.scheduler.test_loop import Fleet
@@ -26,27 +33,35 @@ def started(*totals_s: float) -> StartLearning:
     return starts
 
 
+def keeper(starts: StartLearning, now: list[float]) -> Keeper[StartCosts]:
+    return Keeper(
+        STARTS,
+        lambda: starts.costs,
+        costs_to_json,
+        clock=lambda: now[0],
+        write_every_s=10.0,
+        empty=StartCosts(),
+    )
+
+
 def test_something_is_written_when_it_was_learned_and_not_before_its_time():
     now, starts = [0.0], StartLearning()
-    learned = Learned(starts, lambda: now[0], write_every_s=10.0)
-    learned.restore(ClusterView())
-    assert (learned.take(), learned.due_unix_s()) == (None, None)
+    kept = keeper(starts, now)
+    assert (kept.take(), kept.due_unix_s()) == (None, None)
     starts.take(replica(total_s=0.5), WISH, model())
-    first = learned.take()
+    first = kept.take()
     assert first is not None
     assert costs_from_json(first.content) == starts.costs
-    assert learned.take() == first, "as long as nobody says that it was written"
-    learned.note_written()
+    assert kept.take() == first, "as long as nobody says that it was written"
+    kept.note_written()
     starts.take(replace(replica(total_s=0.6), pid=2), WISH, model())
-    assert (learned.take(), learned.due_unix_s()) == (None, 10.0)
+    assert (kept.take(), kept.due_unix_s()) == (None, 10.0)
     now[0] = 10.0
-    assert learned.take() is not None
+    assert kept.take() is not None
 
 
 def test_the_next_leader_learns_what_came_since_and_nothing_twice():
-    earlier = Learned(started(0.5), lambda: 101.0, write_every_s=10.0)
-    earlier.restore(ClusterView())
-    left = earlier.take()
+    left = keeper(started(0.5), [101.0]).take()
     assert left is not None
     known, new = replica(total_s=0.5), replace(replica("large", total_s=0.7), pid=7)
     view = ClusterView(
@@ -55,25 +70,31 @@ def test_the_next_leader_learns_what_came_since_and_nothing_twice():
         replicas=by_key(known, new),
     )
     starts = StartLearning()
-    Learned(starts, lambda: 102.0, write_every_s=10.0).restore(view)
+    assert restore_starts(view, starts)
+    kept = keeper(starts, [102.0])
+    kept.note_known()
+    assert kept.due_unix_s() is None
     starts.take(known, WISH, model())
     starts.take(new, assignment("large", at=100.9), model("large"))
     assert [outcome.model for outcome in starts.costs.outcomes] == ["small", "large"]
+    assert kept.due_unix_s() == 112.0
 
 
 def test_what_is_no_such_record_is_ignored(caplog: pytest.LogCaptureFixture):
     starts = started(0.5)
     before = starts.costs
-    view = ClusterView(learned={STARTS: LearnedRecord(STARTS, 0.0, '{"fixed": 1}')})
-    Learned(starts, lambda: 0.0, write_every_s=10.0).restore(view)
+    bad = {name: LearnedRecord(name, 0.0, '{"fixed": 1}') for name in (STARTS, ARRIVALS)}
+    view = ClusterView(learned=bad)
+    assert not restore_starts(view, starts)
+    assert restored_arrivals(view) == {}
     assert starts.costs is before
-    assert "can't be read" in caplog.text
+    assert caplog.text.count("can't be read") == 2
 
 
 def test_a_leader_writes_again_what_a_wiped_state_lost():
-    learned = Learned(started(0.5), lambda: 0.0, write_every_s=10.0)
-    learned.restore(ClusterView())
-    assert learned.take() is not None
+    starts = started(0.5)
+    assert not restore_starts(ClusterView(), starts)
+    assert keeper(starts, [0.0]).take() is not None
 
 
 @pytest.fixture
@@ -95,3 +116,26 @@ async def test_a_new_leader_goes_on_with_the_old_ones_costs(fleet: Fleet):
     await fleet.until(lambda v: (WORKER, "large") in v.assignments)
     assert second.starts.costs == first.starts.costs
     assert len(second.starts.costs.outcomes) == 1
+
+
+async def test_a_new_leader_knows_when_jobs_came(fleet: Fleet):
+    first = await fleet.scheduler("s1")
+    await fleet.until(lambda v: v.leader is not None)
+    for jobs in (1, 9):
+        load = LoadRecord(SMALL, RouterId("r"), fleet.now, jobs, jobs, jobs, 0)
+        await fleet.cluster.wait_seen(await fleet.cluster.put_load(load, lease=fleet.lease))
+        # A decision that is written later has seen it.
+        await fleet.cluster.put_demand(demand(("small", "large")[jobs == 9]), lease=fleet.lease)
+        await fleet.until(lambda v, count=jobs: len(v.decisions) == 1 + (count == 9))
+        fleet.now += 60.0
+    await fleet.cluster.put_model(model("third"))
+    view = await fleet.until(lambda v: ARRIVALS in v.learned and SMALL in restored_arrivals(v))
+    known = restored_arrivals(view)[SMALL]
+    assert known.last_unix_s > 0
+    await first.stop()
+    second = await fleet.scheduler("s2")
+    await fleet.until(lambda v: v.leader is not None and v.leader.scheduler_id == "s2")
+    await fleet.cluster.put_demand(demand("third"), lease=fleet.lease)
+    await fleet.until(lambda v: "third" in v.decisions)
+    assert second._term is not None
+    assert second._term._follower.arrivals[SMALL] == known
