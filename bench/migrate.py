@@ -74,7 +74,7 @@ _PATHS = {
     AUTO: pb.MIGRATION_PATH_UNSPECIFIED,
 }
 _PATH_NAMES = {path: mode for mode, path in _PATHS.items()}
-MODES = (NONE, TOKENS, KV, AUTO)
+MODES = (NONE, TOKENS, KV, KV_STREAM, AUTO)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
