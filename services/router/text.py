@@ -8,6 +8,8 @@ Decode = Callable[[Sequence[int]], str]
 _REPLACEMENT = "\ufffd"
 _MAX_PENDING_TOKENS = 8
 """A character has at most four bytes: more undecodable tokens than this are not a character."""
+_MAX_UNFINISHED_TOKENS = 3
+"""Bytes, and so tokens, of a character that lacks its last."""
 
 
 class Detokenizer:
@@ -38,16 +40,26 @@ class Detokenizer:
     def _feed_one(self, token_id: int) -> str:
         self._window.append(token_id)
         text = self._decode(self._window)
-        is_cut = text.endswith(_REPLACEMENT)
-        if is_cut and len(self._window) - self._emitted <= _MAX_PENDING_TOKENS:
+        if not text.endswith(_REPLACEMENT):
+            return self._advance(text)
+        if len(self._window) - self._emitted <= _MAX_PENDING_TOKENS:
             return ""
+        return self._advance_before_a_character(text)
+
+    def _advance_before_a_character(self, text: str) -> str:
+        """Give up on what is no character, but for an end that may yet become one."""
+        for count in range(_MAX_UNFINISHED_TOKENS, 0, -1):
+            before = self._decode(self._window[:-count])
+            if before + self._decode(self._window[-count:]) == text:
+                return self._advance(before, kept=count)
         return self._advance(text)
 
-    def _advance(self, text: str) -> str:
+    def _advance(self, text: str, kept: int = 0) -> str:
+        """Emit `text`, which is that of the window without its last `kept` tokens."""
         piece = text[len(self._emitted_text) :]
         self._window = self._window[self._emitted :]
-        self._emitted = len(self._window)
-        self._emitted_text = self._decode(self._window)
+        self._emitted = len(self._window) - kept
+        self._emitted_text = self._decode(self._window[: self._emitted])
         return piece
 
 

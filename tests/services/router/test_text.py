@@ -1,7 +1,7 @@
 """Incremental text: equal to the text of the whole, whole characters only, stop strings found."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -48,7 +48,8 @@ def test_pieces_join_to_the_whole_and_no_character_is_cut(text, sizes):
         assert not any("\ufffd" in part for part in parts)
 
 
-@given(ids=st.lists(st.integers(0, 255), max_size=40))
+@given(ids=st.lists(st.integers(0, 255) | st.sampled_from([94, 126]), max_size=40))
+@example(ids=[94] * 8 + [126, 94])
 def test_bytes_that_are_no_text_come_out_as_in_the_whole(ids):
     parts = pieces(BYTES, ids, [1])
     assert "".join(parts).replace("\ufffd", "") == BYTES.decode(ids).replace("\ufffd", "")
