@@ -1,24 +1,31 @@
-"""Who goes first where several models want the same places: the one that would lose most.
+"""Who gets which place where several models want the same ones: the least loss over all together.
 
-Regret-based greedy choice: a model's regret is the seconds that its second-best place is behind its
-best one, times the jobs that wait for it. Whoever regrets most is placed; what that took changes
-the others' options and regrets. Those who have waited out their patience go before all others, the
-longest wait first, so that nobody is passed over for ever. See docs/decisions/0012.
+A min-cost assignment (the Hungarian method): each model to one of its places, at the predicted
+seconds of that place times the jobs that wait, or to none at a fixed price. Those who have waited
+out their patience go before all others, the longest wait first, so that nobody is passed over for
+ever. See docs/decisions/0015.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gearfall.core.ids import ModelName
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from gearfall.core.ids import WorkerId
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.placement import Option
 from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.wants import Urgency, Want
 
 NOWHERE_S = 60.0
-"""What having no other place counts as."""
+"""What having no place counts as."""
+_CROWDED_S = 1e4
+_NEVER_S = 1e9
 _MOST_JOBS = 16
 """Waiting jobs that count; beyond, one model's queue would outweigh everybody else."""
+_MOST_PLACES = 4
+"""Of one worker, that one choice gives away; what is beyond goes in the next."""
 
 
 @dataclass(slots=True)
@@ -31,32 +38,51 @@ class Contender:
     """All workers as they were looked at for the options; None where only some were."""
 
 
-def take_next(contenders: list[Contender], policy: SchedulerPolicy, now_unix_s: float) -> Contender:
-    """Remove and return who is to be placed next. There must be one."""
-    chosen = min(contenders, key=lambda each: _order(each, policy, now_unix_s))
-    contenders.remove(chosen)
-    return chosen
+def choose_together(
+    contenders: Sequence[Contender], policy: SchedulerPolicy, now_unix_s: float
+) -> list[tuple[Contender, Option | None]]:
+    """Return who is served now with which option; those left out choose again afterwards.
+
+    At least one is returned, of the most urgent only; None for one that nothing can be had for.
+    """
+    urgency = max(each.want.urgency for each in contenders)
+    first = [each for each in contenders if each.want.urgency is urgency]
+    overdue = [each for each in first if _is_overdue(each.want, policy, now_unix_s)]
+    if overdue:
+        first = [min(overdue, key=lambda each: (each.want.since_unix_s, each.want.model.name))]
+    without = [(each, None) for each in first if not each.options]
+    first = [each for each in first if each.options]
+    if len(first) <= 1 or any(len(each.options[0].workers) > 1 for each in first):
+        # Groups are chosen one by one: a group's place is not a column of its own.
+        return [*without, *((each, each.options[0]) for each in first[:1])]
+    return [*without, *_assign(first)]
 
 
-def _order(
-    contender: Contender, policy: SchedulerPolicy, now_unix_s: float
-) -> tuple[int, bool, float, float, ModelName]:
-    want = contender.want
-    has_waited = want.urgency is Urgency.INTERACTIVE
-    overdue = has_waited and now_unix_s - want.since_unix_s >= policy.patience_s
-    first = want.since_unix_s if overdue else -regret_s(contender.options, want.jobs)
-    return (-want.urgency, not overdue, first, want.since_unix_s, want.model.name)
+def _is_overdue(want: Want, policy: SchedulerPolicy, now_unix_s: float) -> bool:
+    has_waited = now_unix_s - want.since_unix_s >= policy.patience_s
+    return want.urgency is Urgency.INTERACTIVE and has_waited
 
 
-def regret_s(options: Iterable[Option], jobs: int) -> float:
-    """Return the seconds that all waiting jobs together lose if the best place is taken."""
-    best, second = None, None
-    for option in options:
-        if best is None:
-            best = option
-        elif second is None and not (best.touches & option.touches):
-            second = option
-    if best is None:
-        return 0.0
-    loss_s = NOWHERE_S if second is None else min(NOWHERE_S, second.score - best.score)
-    return max(1, min(jobs, _MOST_JOBS)) * max(0.0, loss_s)
+def _assign(contenders: list[Contender]) -> list[tuple[Contender, Option | None]]:
+    columns: dict[tuple[WorkerId, int], int] = {}
+    for contender in contenders:
+        for option in contender.options:
+            for place in range(min(option.places, _MOST_PLACES)):
+                columns.setdefault((option.workers[0], place), len(columns))
+    loss_s = np.full((len(contenders), len(columns) + len(contenders)), _NEVER_S)
+    for row, contender in enumerate(contenders):
+        jobs = max(1, min(contender.want.jobs, _MOST_JOBS))
+        loss_s[row, len(columns) + row] = jobs * NOWHERE_S
+        for option in contender.options:
+            price_s = jobs * (option.score + _CROWDED_S * option.is_crowded)
+            for place in range(min(option.places, _MOST_PLACES)):
+                loss_s[row, columns[option.workers[0], place]] = price_s
+    _, chosen = linear_sum_assignment(loss_s)
+    workers = {number: worker_id for (worker_id, _), number in columns.items()}
+    found: list[tuple[Contender, Option | None]] = []
+    for contender, column in zip(contenders, chosen.tolist(), strict=True):
+        taken = [o for o in contender.options if o.workers[0] == workers.get(column)]
+        if taken:
+            found.append((contender, taken[0]))
+    # Where every place costs more than none, somebody goes on all the same.
+    return found or [(contenders[0], contenders[0].options[0])]

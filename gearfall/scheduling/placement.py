@@ -21,6 +21,7 @@ from gearfall.scheduling.wants import Urgency, Want
 CLAIMED_S = 0.5
 """What has to be gained to leave a place where room is being made already for another one."""
 _FULL_EXAMINED = 3
+_MOST_RIVALS = 40
 _NEVER_S = float("inf")
 
 
@@ -39,6 +40,8 @@ class Option:
     """To others."""
     free_bytes: float
     """Left there before; the emptier of equals is taken."""
+    places: int = 1
+    """Replicas that have room there, at least this one."""
     is_crowded: bool = False
     """Whether another replica is on that node though they should be spread."""
     victims: tuple[Victim, ...] = ()
@@ -68,13 +71,18 @@ class Option:
         return {*self.workers, *(each.target for each in self.transfers)}
 
 
-def find_options(scene: Scene, want: Want, search: Search) -> list[Option]:
-    """Return the places worth considering, best first; empty when nothing can be had now."""
+def find_options(scene: Scene, want: Want, search: Search, rivals: int = 0) -> list[Option]:
+    """Return the places worth considering, best first; empty when nothing can be had now.
+
+    `rivals`: others that look for places at the same time, for whom there have to be enough.
+    """
     if want.rules.accelerators > 1:
         sites = find_groups(scene, want, search)
         found = [assess(scene, want, workers) for workers in sites]
         return sorted(filter(None, found), key=lambda option: option.rank)
-    free = [assess(scene, want, (each,)) for each in search.free(EXAMINED)]
+    free = [
+        assess(scene, want, (each,)) for each in search.free(EXAMINED + min(rivals, _MOST_RIVALS))
+    ]
     options = [each for each in free if each is not None]
     if want.urgency >= Urgency.EVACUATE:
         best = min(options, key=lambda option: option.rank, default=None)
@@ -136,6 +144,7 @@ def assess(
         wait_s=max(room.wait_s for room in found),
         cost_s=sum(room.cost_s for room in found) - bonus_s,
         free_bytes=min(fleet.rows.number(each, "free_bytes") for each in workers),
+        places=max(1, int(min(fleet.rows.number(each, "free_replicas") for each in workers))),
         is_crowded=want.rules.spread and is_crowded(fleet, want.model.name, node_id),
         victims=tuple(victim for room in found for victim in room.victims if gives),
         transfers=tuple(each for room in found for each in room.transfers if gives),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, MoveRecord
-from gearfall.scheduling.contention import Contender, take_next
+from gearfall.scheduling.contention import Contender, choose_together
 from gearfall.scheduling.placement import Option, assess, find_options
 from gearfall.scheduling.placement_reasons import Rejected, rejected_by, why_chosen
 from gearfall.scheduling.placement_search import Search
@@ -15,7 +15,7 @@ from gearfall.scheduling.wants import Urgency, Want
 
 Sites = Mapping[ModelName, list[WorkerId]]
 
-TOGETHER = 16
+TOGETHER = 64
 """Models that are placed together; of more, the longest wait first."""
 
 
@@ -40,34 +40,38 @@ def place_all(step: Step, wants: list[Want], sites: Sites) -> None:
 def _place_together(step: Step, wants: list[Want], sites: Sites) -> set[ModelName]:
     """Place at most one replica each; return the models that could not start one now."""
     step.refresh()
-    contenders = [_contender(step, want, sites.get(want.model.name)) for want in wants]
-    stuck = set()
-    while contenders:
-        chosen = take_next(contenders, step.scene.policy, step.now_unix_s)
-        if not chosen.options and chosen.want.model.name in sites:
-            touched = _block(step, chosen.want)
-        else:
-            touched = _take(step, chosen)
-        if not chosen.options or chosen.options[0].way is not Way.FREE:
-            stuck.add(chosen.want.model.name)
-        if touched and contenders:
+    rivals = len(wants) - 1
+    left = [_contender(step, want, sites.get(want.model.name), rivals) for want in wants]
+    stuck: set[ModelName] = set()
+    while left:
+        touched: set[WorkerId] = set()
+        for contender, option in choose_together(left, step.scene.policy, step.now_unix_s):
+            if option is not None and option.touches & touched:
+                continue  # its place was just taken in part: it is assessed anew below
+            left.remove(contender)
+            touched |= _take(step, contender, option, is_limited=contender.want.model.name in sites)
+            if option is None or option.way is not Way.FREE:
+                stuck.add(contender.want.model.name)
+        if touched and left:
             step.refresh()
-            for other in contenders:
+            for other in left:
                 _look_again(step, other, touched)
     return stuck
 
 
-def _contender(step: Step, want: Want, workers: list[WorkerId] | None) -> Contender:
+def _contender(
+    step: Step, want: Want, workers: list[WorkerId] | None, rivals: int = 0
+) -> Contender:
     if workers is None or want.rules.accelerators > 1:
         search = Search(step.fleet, want)
-        options = find_options(step.scene, want, search)
+        options = find_options(step.scene, want, search, rivals)
         return Contender(want, _while_moving(step, want, options), search)
     found = [assess(step.scene, want, (each,)) for each in workers]
     options = sorted(filter(None, found), key=lambda option: option.rank)
     if not options and not _moves_for(step, want) and step.fleet.claims.of(want.model.name):
         step.forget(want.model.name)
         step.refresh()
-        return _contender(step, want, None)
+        return _contender(step, want, None, rivals)
     return Contender(want, _while_moving(step, want, options))
 
 
@@ -107,11 +111,17 @@ def _look_again(step: Step, contender: Contender, touched: set[WorkerId]) -> Non
     contender.options = sorted(kept, key=lambda option: option.rank)
 
 
-def _take(step: Step, contender: Contender) -> set[WorkerId]:
-    """Do what the best option needs; return the workers that it touches."""
-    want, options = contender.want, contender.options
+def _take(
+    step: Step, contender: Contender, best: Option | None, *, is_limited: bool
+) -> set[WorkerId]:
+    """Do what an option needs; return the workers that it touches.
+
+    `is_limited`: only some workers were looked at, so that having none of them says nothing new.
+    """
+    want = contender.want
     model = want.model.name
-    best = options[0] if options else None
+    if best is None and is_limited:
+        return _block(step, want)
     if best is None or best.way is Way.AWAIT:
         _wait(step, contender, best)
         return set() if best is None or best.ending else set(best.workers)
