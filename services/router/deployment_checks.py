@@ -9,9 +9,9 @@ from collections import Counter
 from gearfall.core.deployment import check_deployment_shape
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound
 from gearfall.core.ids import DeploymentName, ModelName
-from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.records import DeploymentRecord, ModelRecord, WorkerRecord
 from gearfall.infra.cluster_view import ClusterView
+from gearfall.scheduling.wants import replica_bytes
 
 _SHOWN = 8
 
@@ -95,7 +95,7 @@ def _that_fit(
 
     def need(worker: WorkerRecord) -> int:
         """Return its share of what the model reserves."""
-        return -(-estimate_replica_memory(model, worker.slots).total_bytes // accelerators)
+        return replica_bytes(model, worker.slots, accelerators)
 
     fitting = [each for each in workers if need(each) <= each.memory_bytes]
     if fitting:

@@ -1,0 +1,99 @@
+"""Decisions fetch ahead: from what routers publish to a wish and back, at the step's own times."""
+
+from dataclasses import replace
+
+from gearfall.core.ids import ModelName, RouterId
+from gearfall.core.records import LoadRecord, Tier
+from gearfall.scheduling.actions import Unwish, Wish
+from gearfall.scheduling.autoscaler_limits import SchedulerPolicy
+from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.prefetch import PrefetchPolicy
+from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.snapshot import ClusterSnapshot
+from gearfall.scheduling.start_costs import StartCosts
+from tests.gearfall.scheduling.clusters import (
+    NODE,
+    by_name,
+    by_node,
+    by_worker,
+    model,
+    node,
+    worker,
+)
+
+GB = 10**9
+NAME = ModelName("small")
+POLICY = SchedulerPolicy(prefetch=PrefetchPolicy(every_s=10.0))
+NOW = 1_000_000.0
+
+
+def fleet_of_one() -> Fleet:
+    """A node with the model on its disk and a worker too small to host it: nothing starts."""
+    here = node(on_ssd=("small",), ssd_bytes_per_s=2e9, dram_bytes=10 * GB)
+    return Fleet.of(
+        ClusterSnapshot(
+            models=by_name(model(size_bytes=4 * GB)),
+            nodes=by_node(here),
+            workers=by_worker(worker(memory_bytes=GB)),
+        )
+    )
+
+
+def load(arrived, at):
+    return LoadRecord(NAME, RouterId("router-a"), at, arrived, 0, 0, 0)
+
+
+def step(fleet, at, policy=POLICY):
+    plan = decide(fleet, StartCosts(), policy, at)
+    wishes = [each for each in plan.actions if isinstance(each, Wish | Unwish)]
+    return wishes, plan.next_due_unix_s
+
+
+def test_nothing_is_looked_at_before_anything_came():
+    assert step(fleet_of_one(), NOW) == ([], None)
+
+
+def test_what_came_is_wished_for_and_looked_at_again_in_time():
+    fleet = fleet_of_one()
+    fleet.put("load", load(0, NOW))
+    assert step(fleet, NOW) == ([], NOW + 10.0)
+    fleet.put("load", load(6, NOW + 3.0))
+    assert step(fleet, NOW + 3.0) == ([], NOW + 10.0)
+    (wish,), due = step(fleet, NOW + 10.0)
+    assert isinstance(wish, Wish)
+    assert (wish.prefetch.node_id, wish.prefetch.model) == (NODE, NAME)
+    assert (wish.prefetch.tier, wish.prefetch.wished_unix_s) == (Tier.DRAM, NOW + 10.0)
+    assert due == NOW + 20.0
+    fleet.put("prefetch", wish.prefetch)
+    assert step(fleet, NOW + 20.0)[0] == []
+
+
+def test_a_wish_that_is_fulfilled_is_taken_back():
+    fleet = fleet_of_one()
+    fleet.put("load", load(0, NOW))
+    step(fleet, NOW)
+    fleet.put("load", load(6, NOW + 9.0))
+    (wish,), _ = step(fleet, NOW + 10.0)
+    assert isinstance(wish, Wish)
+    fleet.put("prefetch", wish.prefetch)
+    here = replace(fleet.records.nodes[NODE], resident=(NAME,), dram_used_bytes=4 * GB)
+    fleet.put("nodes", here)
+    (unwish,), _ = step(fleet, NOW + 20.0)
+    assert unwish == Unwish((NODE, NAME), "is there")
+    fleet.remove("prefetch", unwish.key)
+    assert step(fleet, NOW + 30.0)[0] == []
+
+
+def test_without_a_policy_nothing_is_wished_and_wishes_end():
+    fleet = fleet_of_one()
+    fleet.put("load", load(0, NOW))
+    step(fleet, NOW)
+    fleet.put("load", load(6, NOW + 9.0))
+    (wish,), _ = step(fleet, NOW + 10.0)
+    assert isinstance(wish, Wish)
+    none = SchedulerPolicy(prefetch=None)
+    fleet.put("prefetch", wish.prefetch)
+    (unwish,), _ = step(fleet, NOW + 20.0, none)
+    assert isinstance(unwish, Unwish)
+    fleet.remove("prefetch", unwish.key)
+    assert step(fleet, NOW + 30.0, none)[0] == []
