@@ -3,7 +3,7 @@
 A min-cost assignment (the Hungarian method): each model to one of its places, at the predicted
 seconds of that place times the jobs that wait, or to none at a fixed price. Those who have waited
 out their patience go before all others, the longest wait first, so that nobody is passed over for
-ever. See docs/decisions/0015.
+ever. See docs/decisions/0016.
 """
 
 from collections.abc import Sequence
