@@ -18,12 +18,11 @@ from services.worker.migration.call import MigrationCall, Moved
 from services.worker.migration.cost import Choice, DataPath, Line, MigrationCosts
 from services.worker.migration.kv_carriers import StreamDoor
 from services.worker.migration.kv_groups import kv_shape
+from services.worker.migration.kv_ways import KvWays
 from services.worker.migration.reception import MigrationReception
 from services.worker.migration.terms import Terms
 
 NO_FIT = "the keys and values do not fit the cache here"
-SOCKET_RETRY_S = 60.0
-"""So long after a target's bulk socket could not be connected it is not tried again."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +66,7 @@ class MigrationDesk:
         self._costs = MigrationCosts()
         self._unfit: set[tuple[ModelName, str]] = set()
         """Targets whose caches have another shape."""
-        self._barred_until_s: dict[str, float] = {}
-        """Targets whose bulk socket could not be connected: KV goes over gRPC till then."""
+        self._ways = KvWays()
         self._clock = clock
         self._listener: TokenListener | None = None
         """Opened when the first job comes by KV."""
@@ -119,8 +117,6 @@ class MigrationDesk:
         return self._costs.line_of(model, memory.layout.token_bytes if memory else 0)
 
     def _note_cost(self, model: ModelName, target_address: str, moved: Moved) -> None:
-        if moved.path is DataPath.KV_STREAM:
-            self._barred_until_s[target_address] = self._clock() + SOCKET_RETRY_S
         size = moved.tokens if moved.path is DataPath.TOKENS else moved.moved_bytes
         self._costs.note(model, target_address, moved.path, size, moved.duration_s)
 
@@ -148,7 +144,7 @@ class MigrationDesk:
         is_kv_asked = asked is not None and asked is not DataPath.TOKENS
         if is_kv_asked and memory is None:
             raise Unavailable(f"the keys and values of {job.model} can't be read here")
-        kv_path = asked if is_kv_asked else self._kv_path(target)
+        kv_path = asked if is_kv_asked else self._ways.path_to(target, self._clock())
         can_kv = is_kv_asked or (memory is not None and (job.model, target) not in self._unfit)
         choice = self._costs.choose(
             job.model, target, tokens=tokens, kv_bytes=kv_bytes, kv_path=kv_path if can_kv else None
@@ -156,10 +152,6 @@ class MigrationDesk:
         if asked is None or asked is choice.path:
             return choice
         return Choice(asked, predicted_s=choice.other_s, other_s=choice.predicted_s)
-
-    def _kv_path(self, target: str) -> DataPath:
-        is_barred = self._clock() < self._barred_until_s.get(target, 0.0)
-        return DataPath.KV_STREAM if is_barred else DataPath.KV
 
     async def _move(
         self, claim: Claim, target_address: str, choice: Choice, within_s: float
@@ -178,6 +170,7 @@ class MigrationDesk:
         )
         moved = await call.run(digest, self._arithmetic_of(job.model))
         predicted_s = choice.predicted_s
+        self._ways.note(target_address, choice.path, moved.path, self._clock())
         if moved.path is not choice.path:  # the socket could not be connected
             size = moved.moved_bytes
             predicted_s = self._costs.predict(job.model, target_address, moved.path, size)
