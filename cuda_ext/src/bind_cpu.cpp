@@ -77,13 +77,24 @@ void rms_norm(const nb::tuple &x, const nb::tuple &weight, const nb::tuple &out,
     gearfall::cpu::rms_norm(rows, factors, result, eps, variant);
 }
 
-void silu_mul(const nb::tuple &gate, const nb::tuple &up, const nb::tuple &out,
-              const std::string &variant) {
-    const TensorView gates = tensor("gate", gate);
-    const TensorView ups = tensor("up", up);
+void layer_norm(const nb::tuple &x, const nb::tuple &weight, const nb::tuple &bias,
+                const nb::tuple &out, float eps, const std::string &variant) {
+    const TensorView rows = tensor("x", x);
+    const TensorView factors = tensor("weight", weight);
+    const TensorView terms = tensor("bias", bias);
     const TensorView result = tensor("out", out);
     const nb::gil_scoped_release released;
-    gearfall::cpu::silu_mul(gates, ups, result, variant);
+    gearfall::cpu::layer_norm(rows, factors, terms, result, eps, variant);
+}
+
+void activate(int activation, const nb::tuple &gate, const std::optional<nb::tuple> &up,
+              const nb::tuple &out, const std::string &variant) {
+    const TensorView gates = tensor("gate", gate);
+    TensorView ups;
+    if (up) ups = tensor("up", *up);
+    const TensorView result = tensor("out", out);
+    const nb::gil_scoped_release released;
+    gearfall::cpu::activate(activation, gates, up ? &ups : nullptr, result, variant);
 }
 
 void summarize_logits(const nb::tuple &logits, const nb::tuple &sharpness, const nb::tuple &best,
@@ -114,8 +125,10 @@ void bind_cpu(nb::module_ &module) {
                "Write causal attention over the paged cache to out.");
     module.def("cpu_rms_norm", &rms_norm, "x"_a, "weight"_a, "out"_a, "eps"_a, "variant"_a,
                "Write root-mean-square normalised rows to out.");
-    module.def("cpu_silu_mul", &silu_mul, "gate"_a, "up"_a, "out"_a, "variant"_a,
-               "Write silu(gate) * up to out.");
+    module.def("cpu_layer_norm", &layer_norm, "x"_a, "weight"_a, "bias"_a, "out"_a, "eps"_a,
+               "variant"_a, "Write normalised rows to out.");
+    module.def("cpu_activate", &activate, "activation"_a, "gate"_a, "up"_a.none(), "out"_a,
+               "variant"_a, "Write activation(gate), times up if there is one, to out.");
     module.def("cpu_summarize_logits", &summarize_logits, "logits"_a, "sharpness"_a, "best"_a,
                "numbers"_a, "threads"_a, "variant"_a,
                "Write the best place of each row, and its largest, second, and sums of powers.");

@@ -81,18 +81,28 @@ public:
 
 private:
     void embed() {
-        const TensorView &table = weights_.embedding;
         over_tiles(sizes_.width, [&](std::int64_t t) {
-            TensorView row = table;
-            row.data = static_cast<char *>(table.data) +
-                       step_.token_ids.i32()[t] * table.stride[0] * element_bytes(table.dtype);
             float *x = x_ + t * sizes_.width;
-            for (std::int64_t i = 0; i < sizes_.width; ++i) x[i] = float_at(row, i);
+            const TensorView row = row_of(weights_.embedding, step_.token_ids.i32()[t]);
+            for (std::int64_t i = 0; i < sizes_.width; ++i) {
+                x[i] = float_at(row, i) * weights_.embedding_scale;
+            }
+            if (!weights_.positions) return;
+            const std::int64_t place = step_.positions.i32()[t] + weights_.position_offset;
+            const TensorView added = row_of(*weights_.positions, place);
+            for (std::int64_t i = 0; i < sizes_.width; ++i) x[i] += float_at(added, i);
         });
     }
 
+    static TensorView row_of(const TensorView &table, std::int64_t index) {
+        TensorView row = table;
+        row.data = static_cast<char *>(table.data) +
+                   index * table.stride[0] * element_bytes(table.dtype);
+        return row;
+    }
+
     void attend(const DecoderLayer &layer) {
-        pack_normed(layer.attention_norm, operand(layer.q));
+        pack_normed(layer.attention_norm, layer.attention_norm_bias, operand(layer.q));
         note(Phase::row);
         const std::int64_t all = sizes_.qkv_floats();
         float *const k = qkv_ + sizes_.q_floats();
@@ -112,50 +122,55 @@ private:
         attend_pages(layer, pages);
         note(Phase::attention);
         pack_rows(attended_, sizes_.q_floats(), operand(layer.o));
-        add_product(layer.o, Site::o, attended_, sizes_.q_floats());
+        add_product(layer.o, Site::o, attended_, sizes_.q_floats(), layer.post_attention_norm);
         note(Phase::projection);
     }
 
     void transform(const DecoderLayer &layer) {
-        pack_normed(layer.mlp_norm, operand(layer.gate));
+        pack_normed(layer.mlp_norm, layer.mlp_norm_bias, operand(layer.gate));
         note(Phase::row);
         const std::int64_t inner = layer.gate.outputs();
         const Product gate{&layer.gate.weight, layer.gate.bias_or_null(), gate_, inner};
-        const Product up{&layer.up.weight, layer.up.bias_or_null(), up_, inner};
         const PackedTokens x = packed(sizes_.width, layer.gate);
+        std::optional<Product> up;
+        if (layer.up) up = Product{&layer.up->weight, layer.up->bias_or_null(), up_, inner};
         if (has_update(Site::gate) || has_update(Site::up)) {
-            const Product both[] = {gate, up};
-            multiply(both, 2, x);
+            multiply(&gate, 1, x);
             update(Site::gate, rows_, sizes_.width, gate_, inner);
-            update(Site::up, rows_, sizes_.width, up_, inner);
-            over_tiles(inner, [&](std::int64_t t) {
-                float *const out = gate_ + t * inner;
-                kernels_.silu_mul(out, up_ + t * inner, inner, out);
-            });
+            if (up) {
+                multiply(&*up, 1, x);
+                update(Site::up, rows_, sizes_.width, up_, inner);
+            }
+            over_tiles(inner, [&](std::int64_t t) { activate(inner, t * inner, !!up); });
         } else {
-            multiply_gated(gate, up, x);
+            multiply_activated(gate, up ? &*up : nullptr, x);
         }
         pack_rows(gate_, inner, operand(layer.down));
-        add_product(layer.down, Site::down, gate_, inner);
+        add_product(layer.down, Site::down, gate_, inner, layer.post_mlp_norm);
         note(Phase::mlp);
     }
 
-    // gate = silu(gate) * up, piece by piece.
-    void multiply_gated(const Product &gate, const Product &up, const PackedTokens &x) {
+    // gate = activation(gate) * up, piece by piece.
+    void multiply_activated(const Product &gate, const Product *up, const PackedTokens &x) {
         const std::int64_t inner = gate.out_stride;
-        const std::int64_t row_bytes = 2 * sizes_.width * element_bytes(gate.weight->dtype);
-        const int useful =
-            product_threads(2 * inner * sizes_.width, inner * row_bytes, tokens_, threads_);
+        const std::int64_t count = up == nullptr ? 1 : 2;
+        const std::int64_t weights = count * inner * sizes_.width;
+        const int useful = product_threads(weights, weights * element_bytes(gate.weight->dtype),
+                                           tokens_, threads_);
         const ProductCut cut(inner, tiles_.count, useful);
         parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
             const OutputPiece piece = cut.piece(index);
-            compute_piece(kernels_, gate, x, piece, up.weight);
-            compute_piece(kernels_, up, x, piece);
+            compute_piece(kernels_, gate, x, piece, up == nullptr ? nullptr : up->weight);
+            if (up != nullptr) compute_piece(kernels_, *up, x, piece);
             over_tokens(piece, [&](std::int64_t t) {
-                float *const out = gate_ + t * inner + piece.first_row;
-                kernels_.silu_mul(out, up_ + t * inner + piece.first_row, piece.row_count, out);
+                activate(piece.row_count, t * inner + piece.first_row, up != nullptr);
             });
         });
+    }
+
+    void activate(std::int64_t count, std::int64_t place, bool has_up) const {
+        kernels_.activate(weights_.activation, gate_ + place, has_up ? up_ + place : nullptr,
+                          count, gate_ + place);
     }
 
     void compute_logits() {
@@ -163,7 +178,7 @@ private:
         if (wanted == 0 || weights_.head.outputs() == 0) return;
         for (std::int64_t i = 0; i < wanted; ++i) {
             const float *x = x_ + step_.logit_rows.i32()[i] * sizes_.width;
-            norm_row(weights_.norm, x, sizes_.width, rows_ + i * sizes_.width);
+            norm_row(weights_.norm, weights_.norm_bias, x, sizes_.width, rows_ + i * sizes_.width);
         }
         const TokenTiles tiles(wanted, kernels_.tile_tokens);
         for (std::int64_t tile = 0; tile < tiles.count; ++tile) {
@@ -180,14 +195,19 @@ private:
     void place_heads(const DecoderLayer &layer, const Pages &pages, std::int64_t t) {
         float *const q = qkv_ + t * sizes_.qkv_floats();
         float *const k = q + sizes_.q_floats();
-        const std::int64_t rotated = step_.cos.shape[1];
+        const TensorView &cosines = layer.is_local ? *step_.local_cos : step_.cos;
+        const TensorView &sines = layer.is_local ? *step_.local_sin : step_.sin;
+        const std::int64_t rotated = cosines.shape[1];
         const std::int64_t position = step_.positions.i32()[t];
-        const float *const cos = step_.cos.f32() + position * rotated;
-        const float *const sin = step_.sin.f32() + position * rotated;
+        const float *const cos = cosines.f32() + position * rotated;
+        const float *const sin = sines.f32() + position * rotated;
+        if (layer.q_scale != 1.0f) {
+            for (std::int64_t i = 0; i < sizes_.q_floats(); ++i) q[i] *= layer.q_scale;
+        }
         for (std::int64_t head = 0; head < sizes_.heads + sizes_.kv_heads; ++head) {
             float *const x = q + head * sizes_.head_size;
             const auto &norm = head < sizes_.heads ? layer.q_norm : layer.k_norm;
-            if (norm) norm_row(*norm, x, sizes_.head_size, x);
+            if (norm) norm_row(*norm, std::nullopt, x, sizes_.head_size, x);
             kernels_.rotate(cos, sin, rotated, x);
         }
         store_token(pages, page_sizes_, t, k, sizes_.head_size, k + sizes_.kv_floats(),
@@ -208,14 +228,21 @@ private:
         run_attention(call, *plan_);
     }
 
-    void norm_row(const TensorView &weight, const float *x, std::int64_t size, float *out) const {
-        kernels_.rms_norm(x, weight.f32(), size, weights_.eps, out);
+    void norm_row(const TensorView &weight, const std::optional<TensorView> &bias, const float *x,
+                  std::int64_t size, float *out) const {
+        if (bias) {
+            kernels_.layer_norm(x, weight.f32(), bias->f32(), size, weights_.eps, out);
+        } else {
+            kernels_.rms_norm(x, weight.f32(), size, weights_.eps, out);
+        }
     }
 
-    void pack_normed(const TensorView &norm, Operand operand) {
+    void pack_normed(const TensorView &norm, const std::optional<TensorView> &bias,
+                     Operand operand) {
         parallel_for(tiles_.count, row_threads(sizes_.width), [&](std::int64_t tile) {
             for (std::int64_t t = tiles_.begin(tile); t < tiles_.begin(tile + 1); ++t) {
-                norm_row(norm, x_ + t * sizes_.width, sizes_.width, rows_ + t * sizes_.width);
+                norm_row(norm, bias, x_ + t * sizes_.width, sizes_.width,
+                         rows_ + t * sizes_.width);
             }
             pack_tile(kernels_, operand, rows_, sizes_.width, tokens_, sizes_.width, tile, packed_);
         });
@@ -255,15 +282,18 @@ private:
         });
     }
 
-    // x += linear(packed tokens, which are `from`, of width k)
-    void add_product(const StoredLinear &linear, Site site, const float *from, std::int64_t k) {
+    // x += norm(linear(packed tokens, which are `from`, of width k))
+    void add_product(const StoredLinear &linear, Site site, const float *from, std::int64_t k,
+                     const std::optional<TensorView> &norm) {
         const Product product{&linear.weight, linear.bias_or_null(), rows_, sizes_.width};
         const PackedTokens x = packed(k, linear);
-        if (has_update(site)) {
+        if (has_update(site) || norm) {
             multiply(&product, 1, x);
             update(site, from, k, rows_, sizes_.width);
             over_tiles(sizes_.width, [&](std::int64_t t) {
                 const std::int64_t place = t * sizes_.width;
+                float *const row = rows_ + place;
+                if (norm) norm_row(*norm, std::nullopt, row, sizes_.width, row);
                 kernels_.add(rows_ + place, sizes_.width, x_ + place);
             });
             return;

@@ -1,4 +1,4 @@
-// The forward pass of decoders of Llama's kind over the paged cache, as one call.
+// The forward pass of decoders over the paged cache, as one call.
 //
 // Every output has the bits that the single kernels give one after another: products, norms,
 // attention and activations are theirs, and each sum between them is one float32 addition.
@@ -28,8 +28,9 @@ struct StoredLinear {
     std::int64_t outputs() const { return weight.shape[0]; }
 };
 
-// x += o(attention(rotate(norm(q(a)), norm(k(a))), v(a))), a = norm(x);
-// x += down(silu(gate(b)) * up(b)), b = norm(x).
+// x += post_norm(o(attention(rotate(norm(q(a) q_scale), norm(k(a))), v(a)))), a = norm(x);
+// x += post_norm(down(activation(gate(b)) * up(b))), b = norm(x). What is optional and missing is
+// left out. A norm with a bias is a layer norm, one without a root mean square norm.
 struct DecoderLayer {
     TensorView attention_norm;
     StoredLinear q;
@@ -40,11 +41,17 @@ struct DecoderLayer {
     std::optional<TensorView> k_norm;
     TensorView mlp_norm;
     StoredLinear gate;
-    StoredLinear up;
+    std::optional<StoredLinear> up;
     StoredLinear down;
     TensorView k_cache;
     TensorView v_cache;
     AttentionOptions attention;
+    std::optional<TensorView> attention_norm_bias;
+    std::optional<TensorView> mlp_norm_bias;
+    std::optional<TensorView> post_attention_norm;
+    std::optional<TensorView> post_mlp_norm;
+    bool is_local;  // rotated by the step's local tables
+    float q_scale;
 };
 
 struct DecoderWeights {
@@ -53,6 +60,11 @@ struct DecoderWeights {
     TensorView norm;
     StoredLinear head;
     float eps;
+    std::optional<TensorView> norm_bias;
+    Activation activation;
+    float embedding_scale;
+    std::optional<TensorView> positions;  // [P, K]: row p + position_offset is added at position p
+    std::int64_t position_offset;
 };
 
 // The products of a layer that an adapter may update.
@@ -80,6 +92,8 @@ struct DecoderStep {
     TensorView positions;
     TensorView logit_rows;  // i32[L]: tokens whose logits are wanted
     TensorView logits;      // f32[L, N]
+    std::optional<TensorView> local_cos;  // likewise, of local layers
+    std::optional<TensorView> local_sin;
     bool is_rounded;        // tokens to bfloat16 before products with bfloat16 weights
     std::vector<AdapterTokens> adapters;
 };

@@ -32,12 +32,16 @@ void check_layer(const DecoderLayer &layer, const DecoderLayer &first, const Dec
     require_linear(layer.v, sizes.kv_floats(), sizes.width);
     require_linear(layer.o, sizes.width, sizes.q_floats());
     require_linear(layer.gate, layer.gate.weight.shape[0], sizes.width);
-    require_linear(layer.up, layer.gate.outputs(), sizes.width);
+    if (layer.up) require_linear(*layer.up, layer.gate.outputs(), sizes.width);
     require_linear(layer.down, sizes.width, layer.gate.outputs());
     require(layer.gate.outputs() >= 1, "gate must have at least one row");
     require_alike(layer.q, layer.k);
     require_alike(layer.q, layer.v);
-    require_alike(layer.gate, layer.up);
+    if (layer.up) require_alike(layer.gate, *layer.up);
+    for (const auto *vector : {&layer.attention_norm_bias, &layer.mlp_norm_bias,
+                               &layer.post_attention_norm, &layer.post_mlp_norm}) {
+        if (*vector) require_vector(**vector, sizes.width);
+    }
     for (const auto *norm : {&layer.q_norm, &layer.k_norm}) {
         if (*norm) require_vector(**norm, sizes.head_size);
     }
@@ -55,6 +59,16 @@ void check_ids(const TensorView &ids, std::int64_t limit) {
         refuse(ids.name + ("[" + std::to_string(i)) + "] is " + std::to_string(id) +
                ", not below " + std::to_string(limit));
     }
+}
+
+void check_rotary(const TensorView &cos, const TensorView &sin, const TensorView &positions,
+                  std::int64_t head_size) {
+    require_dense(cos, 2, DType::f32);
+    require_dense(sin, 2, DType::f32);
+    for (int i = 0; i < 2; ++i) require_size(sin, i, cos.shape[i]);
+    require(cos.shape[1] % 2 == 0 && cos.shape[1] <= head_size,
+            "cos must have an even number of columns, at most the size of a head");
+    check_ids(positions, cos.shape[0]);
 }
 
 // The window that covers every layer's, 0 where one of them sees all.
@@ -90,6 +104,13 @@ DecoderSizes check_weights(const DecoderWeights &weights) {
         sizes.inner = std::max(sizes.inner, layer.gate.outputs());
     }
     require_vector(weights.norm, width);
+    if (weights.norm_bias) require_vector(*weights.norm_bias, width);
+    if (weights.positions) {
+        require_rows(*weights.positions, 2);
+        require_weight_dtype(*weights.positions);
+        require_size(*weights.positions, 1, width);
+        require(weights.position_offset >= 0, "position_offset must not be negative");
+    }
     require_linear(weights.head, weights.head.weight.shape[0], width);
     return sizes;
 }
@@ -99,12 +120,15 @@ void check_adapter(const DecoderWeights &weights, const DecoderAdapter &adapter)
             "an adapter must have as many layers as the decoder");
     for (std::size_t i = 0; i < adapter.layers.size(); ++i) {
         const DecoderLayer &layer = weights.layers[i];
-        const StoredLinear *const sites[kSites] = {&layer.q,    &layer.k,  &layer.v,   &layer.o,
-                                                   &layer.gate, &layer.up, &layer.down};
+        const StoredLinear *const up = layer.up ? &*layer.up : nullptr;
+        const StoredLinear *const sites[kSites] = {&layer.q,    &layer.k, &layer.v,   &layer.o,
+                                                   &layer.gate, up,       &layer.down};
         for (int site = 0; site < kSites; ++site) {
             const auto &update = adapter.layers[i][site];
+            if (!update) continue;
+            require(sites[site] != nullptr, "an adapter updates a product that is not there");
             const TensorView &weight = sites[site]->weight;
-            if (update) check_low_rank(*update, weight.shape[1], weight.shape[0]);
+            check_low_rank(*update, weight.shape[1], weight.shape[0]);
         }
     }
 }
@@ -118,13 +142,14 @@ PageSizes check_step(const DecoderWeights &weights, const DecoderSizes &sizes,
                       step.positions};
     const PageSizes found = check_pages(pages, tokens, widest_window(weights.layers));
     check_ids(step.token_ids, weights.embedding.shape[0]);
-    require_dense(step.cos, 2, DType::f32);
-    require_dense(step.sin, 2, DType::f32);
-    for (int i = 0; i < 2; ++i) require_size(step.sin, i, step.cos.shape[i]);
-    const std::int64_t rotated = step.cos.shape[1];
-    require(rotated % 2 == 0 && rotated <= sizes.head_size,
-            "cos must have an even number of columns, at most the size of a head");
-    check_ids(step.positions, step.cos.shape[0]);
+    check_rotary(step.cos, step.sin, step.positions, sizes.head_size);
+    bool is_local = false;
+    for (const DecoderLayer &layer : weights.layers) is_local |= layer.is_local;
+    require(!is_local || (step.local_cos && step.local_sin), "local layers need local tables");
+    if (is_local) check_rotary(*step.local_cos, *step.local_sin, step.positions, sizes.head_size);
+    if (weights.positions) {
+        check_ids(step.positions, weights.positions->shape[0] - weights.position_offset);
+    }
     require_dense(step.logit_rows, 1, DType::i32);
     check_ids(step.logit_rows, tokens);
     require(step.logit_rows.shape[0] <= tokens, "logit_rows must not be more than the tokens");

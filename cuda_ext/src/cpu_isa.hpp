@@ -70,6 +70,10 @@ struct WeighPanel {
     const float *const *later;  // rows to ask for meanwhile, as many; or nullptr
 };
 
+// x * sigmoid(x); gelu by its tanh approximation; max(x, 0).
+enum class Activation : int { silu = 0, gelu_tanh = 1, relu = 2 };
+constexpr int kActivations = 3;
+
 struct Kernels {
     const char *name;
     // Most tokens of one packed tile.
@@ -89,7 +93,12 @@ struct Kernels {
     float (*softmax)(float *scores, std::int64_t count, float scale, float softcap);
     void (*weigh)(const WeighPanel &panel);
     void (*rms_norm)(const float *x, const float *weight, std::int64_t k, float eps, float *out);
-    void (*silu_mul)(const float *gate, const float *up, std::int64_t k, float *out);
+    // (x - mean) / sqrt(variance + eps) * weight + bias
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, std::int64_t k,
+                       float eps, float *out);
+    // activation(gate), times up where that is not nullptr
+    void (*activate)(Activation activation, const float *gate, const float *up, std::int64_t k,
+                     float *out);
     // out[i] += x[i]
     void (*add)(const float *x, std::int64_t k, float *out);
     // Rotates the pairs (x[i], x[i + size / 2]) of size elements in place:

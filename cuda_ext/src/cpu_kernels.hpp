@@ -38,7 +38,10 @@ void paged_attention(const TensorView &q, const Pages &pages, const TensorView &
 
 void rms_norm(const TensorView &x, const TensorView &weight, const TensorView &out, float eps,
               const std::string &variant);
-void silu_mul(const TensorView &gate, const TensorView &up, const TensorView &out,
+void layer_norm(const TensorView &x, const TensorView &weight, const TensorView &bias,
+                const TensorView &out, float eps, const std::string &variant);
+// out = activation(gate), times up where there is one; see Activation.
+void activate(int activation, const TensorView &gate, const TensorView *up, const TensorView &out,
               const std::string &variant);
 
 // For each row of logits [R, V]: best i32[R], the first place of the largest, -1 where the row has

@@ -1,4 +1,5 @@
-// What LoRA adapters add to a product: out[row] += scale * (b (a x[row])), for rows that ask for it.
+// What LoRA adapters add to a product: out[row] += scale * (b (a x[row])), for rows that ask for
+// it.
 #pragma once
 
 #include <cstdint>

@@ -142,16 +142,66 @@ struct Tiles : Dots<Isa> {
         }
     }
 
-    static void silu_mul(const float *gate, const float *up, std::int64_t k, float *out) {
-        const Lanes one = Isa::set(1.0f);
+    static void layer_norm(const float *x, const float *weight, const float *bias, std::int64_t k,
+                           float eps, float *out) {
+        const float count = static_cast<float>(k);
+        Lanes sum = Isa::zero();
+        for (std::int64_t i = 0; i < k; i += kLanes) sum = Isa::add(sum, load_first(x + i, k - i));
+        float total = 0.0f;
+        Isa::template reduce<1>(&sum, &total);
+        const Lanes mean = Isa::set(total / count);
+        sum = Isa::zero();
         for (std::int64_t i = 0; i < k; i += kLanes) {
-            const Lanes x = load_first(gate + i, k - i);
-            const Lanes negated = Isa::sub(Isa::zero(), x);
-            const Lanes e = exp_negative(Isa::where_less(x, negated, x, negated));
-            const Lanes numerator = Isa::where_less(x, Isa::zero(), e, one);
-            const Lanes sigmoid = Isa::div(numerator, Isa::add(one, e));
-            const Lanes silu = Isa::mul(x, sigmoid);
-            store_first(out + i, Isa::mul(silu, load_first(up + i, k - i)), k - i);
+            float parts[kLanes];
+            Isa::store(parts, Isa::sub(load_first(x + i, k - i), mean));
+            const Lanes part = load_first(parts, k - i);
+            sum = Isa::fma(part, part, sum);
+        }
+        Isa::template reduce<1>(&sum, &total);
+        const Lanes inverse = Isa::set(1.0f / __builtin_sqrtf(total / count + eps));
+        for (std::int64_t i = 0; i < k; i += kLanes) {
+            const Lanes normed = Isa::mul(Isa::sub(load_first(x + i, k - i), mean), inverse);
+            const Lanes scaled = Isa::mul(normed, load_first(weight + i, k - i));
+            store_first(out + i, Isa::add(scaled, load_first(bias + i, k - i)), k - i);
+        }
+    }
+
+    // x * sigmoid(y)
+    static inline Lanes gated_by(Lanes x, Lanes y) {
+        const Lanes one = Isa::set(1.0f);
+        const Lanes negated = Isa::sub(Isa::zero(), y);
+        const Lanes e = exp_negative(Isa::where_less(y, negated, y, negated));
+        const Lanes numerator = Isa::where_less(y, Isa::zero(), e, one);
+        return Isa::mul(x, Isa::div(numerator, Isa::add(one, e)));
+    }
+
+    template <Activation A>
+    static inline Lanes activated(Lanes x) {
+        if constexpr (A == Activation::silu) return gated_by(x, x);
+        if constexpr (A == Activation::relu) {
+            return Isa::where_less(x, Isa::zero(), Isa::zero(), x);
+        }
+        // (1 + tanh(z)) / 2 = sigmoid(2 z) with z = sqrt(2 / pi) (x + 0.044715 x^3)
+        const Lanes cube = Isa::mul(Isa::mul(x, x), x);
+        const Lanes inner = Isa::fma(cube, Isa::set(0.044715f), x);
+        return gated_by(x, Isa::mul(inner, Isa::set(1.5957691216057308f)));
+    }
+
+    template <Activation A>
+    static void activate_as(const float *gate, const float *up, std::int64_t k, float *out) {
+        for (std::int64_t i = 0; i < k; i += kLanes) {
+            Lanes x = activated<A>(load_first(gate + i, k - i));
+            if (up != nullptr) x = Isa::mul(x, load_first(up + i, k - i));
+            store_first(out + i, x, k - i);
+        }
+    }
+
+    static void activate(Activation activation, const float *gate, const float *up, std::int64_t k,
+                         float *out) {
+        switch (activation) {
+            case Activation::silu: return activate_as<Activation::silu>(gate, up, k, out);
+            case Activation::gelu_tanh: return activate_as<Activation::gelu_tanh>(gate, up, k, out);
+            case Activation::relu: return activate_as<Activation::relu>(gate, up, k, out);
         }
     }
 
@@ -283,7 +333,8 @@ struct Tiles : Dots<Isa> {
                 softmax,
                 weigh,
                 rms_norm,
-                silu_mul,
+                layer_norm,
+                activate,
                 add,
                 rotate,
                 summarize};

@@ -1,4 +1,4 @@
-"""Decoders of Llama's kind on the CPU: a whole step of the batch as one native call.
+"""Decoders on the CPU: a whole step of the batch as one native call.
 
 The bits are those of the single kernels of `gearfall.infra.cpu_kernels` called one after another;
 what is said there of batches, threads and instruction sets holds here.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from gearfall import _cuda_ext
-from gearfall.infra.cpu_kernels import view_of
+from gearfall.infra.cpu_kernels import Activation, View, view_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,11 @@ class Linear:
 class Layer:
     """One layer and its part of the paged cache.
 
-    x += o(attention(rotate(q_norm(q(a))), rotate(k_norm(k(a))), v(a))) with a = attention_norm(x),
-    then x += down(silu(gate(b)) * up(b)) with b = mlp_norm(x). Norms are root mean square norms,
-    f32; `q`, `k`, `v` share a dtype, `gate` and `up` too.
+    With a = attention_norm(x),
+    x += post_attention_norm(o(attention(rotate(q_norm(q(a) * q_scale)), rotate(k_norm(k(a))),
+    v(a)))), then with b = mlp_norm(x), x += post_mlp_norm(down(activation(gate(b)) * up(b))). What
+    is None is left out. A norm that has a bias is a layer norm, any other a root mean square norm;
+    they are f32. `q`, `k`, `v` share a dtype, `gate` and `up` too.
     """
 
     attention_norm: torch.Tensor
@@ -41,7 +43,7 @@ class Layer:
     k_norm: torch.Tensor | None
     mlp_norm: torch.Tensor
     gate: Linear
-    up: Linear
+    up: Linear | None
     down: Linear
     k_cache: torch.Tensor
     """f32[num_blocks, block_size, Hkv, D], of one shape in all layers."""
@@ -49,6 +51,13 @@ class Layer:
     scale: float
     sliding_window: int = 0
     softcap: float = 0.0
+    attention_norm_bias: torch.Tensor | None = None
+    mlp_norm_bias: torch.Tensor | None = None
+    post_attention_norm: torch.Tensor | None = None
+    post_mlp_norm: torch.Tensor | None = None
+    is_local: bool = False
+    """Whether it is rotated by the step's local tables."""
+    q_scale: float = 1.0
 
 
 SITES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -94,6 +103,9 @@ class Step:
     """int32[L], L <= T: tokens whose logits are wanted."""
     adapters: Sequence[AdapterTokens] = ()
     """One for each adapter in the step, which must be attached; a token is in one at most."""
+    local_cos: torch.Tensor | None = None
+    """Like `cos`, for layers that are local."""
+    local_sin: torch.Tensor | None = None
 
 
 class Decoder:
@@ -107,16 +119,33 @@ class Decoder:
         norm: torch.Tensor,
         head: Linear,
         eps: float,
+        norm_bias: torch.Tensor | None = None,
+        activation: Activation = Activation.SILU,
+        embedding_scale: float = 1.0,
+        positions: torch.Tensor | None = None,
+        position_offset: int = 0,
     ) -> None:
         """`embedding` f32 | bf16 | f16 [V, K], `head` [N, K], `norm` f32[K], `eps` of all norms.
 
+        A token's first x is its row of `embedding` times `embedding_scale`, plus the row of
+        `positions` [P, K] at its position and `position_offset`.
+
         Raises ValueError for parts that do not fit each other.
         """
-        self._kept = (embedding, tuple(layers), norm, head)
+        self._kept = (embedding, tuple(layers), norm, head, norm_bias, positions)
         self._outputs = head.weight.shape[0]
         self._adapters: dict[int, Sequence[Mapping[str, LowRank]]] = {}
         self._native = _cuda_ext.CpuDecoder(
-            view_of(embedding), [_parts(layer) for layer in layers], view_of(norm), _pair(head), eps
+            view_of(embedding),
+            [_parts(layer) for layer in layers],
+            view_of(norm),
+            _pair(head),
+            eps,
+            _maybe(norm_bias),
+            activation.value,
+            embedding_scale,
+            _maybe(positions),
+            position_offset,
         )
 
     def run(
@@ -133,6 +162,8 @@ class Decoder:
             view_of(step.token_ids),
             view_of(step.cos),
             view_of(step.sin),
+            _maybe(step.local_cos),
+            _maybe(step.local_sin),
             view_of(step.block_tables),
             view_of(step.seq_index),
             view_of(step.positions),
@@ -174,18 +205,28 @@ def _parts(layer: Layer) -> tuple[object, ...]:
         _pair(layer.k),
         _pair(layer.v),
         _pair(layer.o),
-        None if layer.q_norm is None else view_of(layer.q_norm),
-        None if layer.k_norm is None else view_of(layer.k_norm),
+        _maybe(layer.q_norm),
+        _maybe(layer.k_norm),
         view_of(layer.mlp_norm),
         _pair(layer.gate),
-        _pair(layer.up),
+        None if layer.up is None else _pair(layer.up),
         _pair(layer.down),
         view_of(layer.k_cache),
         view_of(layer.v_cache),
         layer.scale,
         layer.sliding_window,
         layer.softcap,
+        _maybe(layer.attention_norm_bias),
+        _maybe(layer.mlp_norm_bias),
+        _maybe(layer.post_attention_norm),
+        _maybe(layer.post_mlp_norm),
+        layer.is_local,
+        layer.q_scale,
     )
+
+
+def _maybe(tensor: torch.Tensor | None) -> View | None:
+    return None if tensor is None else view_of(tensor)
 
 
 def _update(update: LowRank | None) -> tuple[object, object, float] | None:
@@ -193,4 +234,4 @@ def _update(update: LowRank | None) -> tuple[object, object, float] | None:
 
 
 def _pair(linear: Linear) -> tuple[object, object]:
-    return view_of(linear.weight), None if linear.bias is None else view_of(linear.bias)
+    return view_of(linear.weight), _maybe(linear.bias)

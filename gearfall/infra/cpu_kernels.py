@@ -14,6 +14,8 @@ does not own. `threads` is the most threads a call may use, the caller's own inc
 `variant` names one of `variants()` and exists for tests: all of them give the same bits.
 """
 
+from enum import Enum
+
 import torch
 
 from gearfall import _cuda_ext
@@ -26,6 +28,17 @@ _DTYPE_CODES = {
     torch.float16: 2,
     torch.int32: 3,
 }
+
+
+class Activation(Enum):
+    """Functions of single elements, by the binding's codes."""
+
+    SILU = 0
+    """x * sigmoid(x)"""
+    GELU_TANH = 1
+    """The approximation of gelu by a hyperbolic tangent."""
+    RELU = 2
+
 
 View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
@@ -142,15 +155,45 @@ def rms_norm(
     return out
 
 
-def silu_mul(gate: torch.Tensor, up: torch.Tensor, *, variant: str = "") -> torch.Tensor:
-    """Return `silu(gate) * up` as f32[T, K]; both f32[T, K].
+def layer_norm(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, eps: float, variant: str = ""
+) -> torch.Tensor:
+    """Return `(x - mean) / sqrt(variance + eps) * weight + bias` over the rows of `x` f32[T, K].
 
-    torch's own silu differs in the last bit between a vector's body and its tail, so its result
-    depends on where in the batch an element lies.
+    `weight`, `bias` f32 | bf16 | f16 [K].
+    """
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    views = (view_of(x), view_of(weight), view_of(bias), view_of(out))
+    _cuda_ext.cpu_layer_norm(*views, eps, variant)
+    return out
+
+
+def activate(
+    activation: Activation,
+    gate: torch.Tensor,
+    up: torch.Tensor | None = None,
+    *,
+    variant: str = "",
+) -> torch.Tensor:
+    """Return `activation(gate)`, times `up` if there is one, as f32[T, K]; both f32[T, K].
+
+    torch's own functions differ in the last bit between a vector's body and its tail, so their
+    results depend on where in the batch an element lies.
     """
     out = torch.empty_like(gate, memory_format=torch.contiguous_format)
-    _cuda_ext.cpu_silu_mul(view_of(gate), view_of(up), view_of(out), variant)
+    _cuda_ext.cpu_activate(
+        activation.value,
+        view_of(gate),
+        None if up is None else view_of(up),
+        view_of(out),
+        variant,
+    )
     return out
+
+
+def silu_mul(gate: torch.Tensor, up: torch.Tensor, *, variant: str = "") -> torch.Tensor:
+    """Return `silu(gate) * up` as f32[T, K]; both f32[T, K]."""
+    return activate(Activation.SILU, gate, up, variant=variant)
 
 
 def view_of(tensor: torch.Tensor) -> View:

@@ -3,6 +3,9 @@
 import torch
 from torch import nn
 
+from gearfall.infra.cpu_kernels import Activation
+from services.worker.engine.ops import Ops
+
 _LANES = 64
 """More than any CPU's vector loop takes at once, in float32 elements."""
 
@@ -34,7 +37,36 @@ def is_activation(module: nn.Module) -> bool:
     return type(module).__module__ in {"transformers.activations", "torch.nn.modules.activation"}
 
 
+_KINDS = {
+    "SiLU": Activation.SILU,
+    "SiLUActivation": Activation.SILU,
+    "GELUTanh": Activation.GELU_TANH,
+    "NewGELUActivation": Activation.GELU_TANH,
+    "PytorchGELUTanh": Activation.GELU_TANH,
+    "ReLU": Activation.RELU,
+}
+"""Classes, of those that `is_activation` knows, by the function that the kernels have for them."""
+
+
+class KernelActivation(nn.Module):
+    """One of the kernels' functions."""
+
+    def __init__(self, ops: Ops, kind: Activation) -> None:
+        super().__init__()
+        self._ops = ops
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return f32[..., K] for f32[..., K]."""
+        return self._ops.activate(self.kind, x.reshape(-1, x.shape[-1])).view(x.shape)
+
+
+def stand_in_for(module: nn.Module, ops: Ops) -> nn.Module:
+    """Return what takes the place of an activation."""
+    kind = _KINDS.get(type(module).__name__)
+    return RowActivation(module) if kind is None else KernelActivation(ops, kind)
+
+
 def is_silu(module: object) -> bool:
-    """Whether a module, in a RowActivation or not, computes x * sigmoid(x)."""
-    inner = module.inner if isinstance(module, RowActivation) else module
-    return type(inner).__name__ in {"SiLUActivation", "SiLU"}
+    """Whether a stand-in computes x * sigmoid(x)."""
+    return isinstance(module, KernelActivation) and module.kind is Activation.SILU

@@ -4,20 +4,29 @@ A replaced module computes what the original computes in float32, on weights tha
 dtype and place. Everything that is not replaced gets float32 copies of its (small) parameters.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from services.worker.engine.activations import RowActivation, is_activation, is_silu
+from gearfall.infra.cpu_kernels import Activation
+from services.worker.engine.activations import is_activation, is_silu, stand_in_for
 from services.worker.engine.lora import LoraSlot
 from services.worker.engine.ops import Ops
 from services.worker.engine.rotary import KINDS as ROTARY_KINDS
-from services.worker.engine.rotary import RotaryTable
+from services.worker.engine.rotary import LAYERED_KIND, LayeredRotaryTable, RotaryTable
 
 _LLAMA_NORMS = frozenset(
     {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm"}
 )
 """Classes that compute weight * x / sqrt(mean(x^2) + eps)."""
+_SHIFTED_NORMS = frozenset({"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm"})
+"""Classes that compute (1 + weight) * x / sqrt(mean(x^2) + eps)."""
+_SCALED_EMBEDDINGS = frozenset(
+    {f"{family}TextScaledWordEmbedding" for family in ("Gemma", "Gemma2", "Gemma3")}
+)
+"""Classes of embeddings that multiply a row by `embed_scale`."""
 _GATED_MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 """Classes that compute down(act(gate(x)) * up(x))."""
 
@@ -69,6 +78,22 @@ class StoredEmbedding(nn.Module):
         return out
 
 
+class ScaledEmbedding(nn.Module):
+    """An embedding over a table [V, K] in its stored dtype, its rows times `scale`.
+
+    It takes no adapters: whether their part is to be scaled too is not settled.
+    """
+
+    def __init__(self, weight: torch.Tensor, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = scale
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return f32[..., K] for int64[...]."""
+        return nn.functional.embedding(ids, self.weight).float() * self.scale
+
+
 class RmsNorm(nn.Module):
     """Root mean square norm with a float32 weight [K]."""
 
@@ -81,6 +106,22 @@ class RmsNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return f32[..., K] for f32[..., K]."""
         return self._ops.rms_norm(x.reshape(-1, x.shape[-1]), self.weight, self.eps).view(x.shape)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with float32 weight and bias [K]."""
+
+    def __init__(self, ops: Ops, inner: nn.LayerNorm) -> None:
+        super().__init__()
+        self._ops = ops
+        self.eps = inner.eps
+        self.weight = nn.Parameter(inner.weight.float(), requires_grad=False)
+        self.bias = nn.Parameter(inner.bias.float(), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return f32[..., K] for f32[..., K]."""
+        rows = x.reshape(-1, x.shape[-1])
+        return self._ops.layer_norm(rows, self.weight, self.bias, self.eps).view(x.shape)
 
 
 class GatedMlp(nn.Module):
@@ -96,9 +137,13 @@ class GatedMlp(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return f32[..., K] for f32[..., K]."""
         rows = x.reshape(-1, x.shape[-1])
-        hidden = self._ops.silu_mul(self.gate_proj(rows), self.up_proj(rows))
+        hidden = self._ops.activate(Activation.SILU, self.gate_proj(rows), self.up_proj(rows))
         out: torch.Tensor = self.down_proj(hidden).view(x.shape)
         return out
+
+
+_KEPT = (nn.Linear, Conv1D, nn.Embedding, StoredLinear, StoredEmbedding, ScaledEmbedding)
+"""Classes whose parameters keep their stored dtype."""
 
 
 def replace_modules(model: nn.Module, ops: Ops) -> None:
@@ -111,32 +156,57 @@ def replace_modules(model: nn.Module, ops: Ops) -> None:
     _widen_parameters(model)
 
 
-def _stand_in(module: nn.Module, ops: Ops) -> nn.Module:
+def _stand_in(module: Any, ops: Ops) -> nn.Module:
     """Return the module that takes this one's place, itself where it stays."""
-    kind = type(module).__name__
+    if type(module).__name__ in _GATED_MLPS and is_silu(module.act_fn):
+        return GatedMlp(ops, module.gate_proj, module.up_proj, module.down_proj)
+    for find in (_stored, _norm, _apart_from_the_batch):
+        found = find(module, ops)
+        if found is not None:
+            return found
+    stays: nn.Module = module
+    return stays
+
+
+def _stored(module: Any, ops: Ops) -> nn.Module | None:
+    """Return a module over the stored weight of this one, if it is a product or an embedding."""
     if type(module) is nn.Linear:
         return StoredLinear(ops, module.weight, module.bias)
     if type(module) is Conv1D:
         return StoredLinear(ops, module.weight.t().contiguous(), module.bias)
     if type(module) is nn.Embedding:
         return StoredEmbedding(module.weight)
+    if type(module).__name__ in _SCALED_EMBEDDINGS:
+        return ScaledEmbedding(module.weight, float(module.embed_scale))
+    return None
+
+
+def _norm(module: Any, ops: Ops) -> nn.Module | None:
+    kind = type(module).__name__
     if kind in _LLAMA_NORMS:
-        return RmsNorm(ops, module.weight, float(module.variance_epsilon))  # type: ignore[arg-type]
-    if kind in _GATED_MLPS and is_silu(module.act_fn):
-        return GatedMlp(ops, module.gate_proj, module.up_proj, module.down_proj)  # type: ignore[arg-type]
-    return _apart_from_the_batch(module)
+        return RmsNorm(ops, module.weight, float(module.variance_epsilon))
+    if kind in _SHIFTED_NORMS:
+        return RmsNorm(ops, 1.0 + module.weight.float(), float(module.eps))
+    is_plain = type(module) is nn.LayerNorm and len(module.normalized_shape) == 1
+    if is_plain and module.weight is not None and module.bias is not None:
+        return LayerNorm(ops, module)
+    return None
 
 
-def _apart_from_the_batch(module: nn.Module) -> nn.Module:
+def _apart_from_the_batch(module: nn.Module, ops: Ops) -> nn.Module | None:
     """Return a module whose result does not hang on where in the batch an element stands."""
     if type(module).__name__ in ROTARY_KINDS:
         return RotaryTable(module)
-    return RowActivation(module) if is_activation(module) else module
+    if type(module).__name__ == LAYERED_KIND:
+        return LayeredRotaryTable(module)
+    return stand_in_for(module, ops) if is_activation(module) else None
 
 
 def _widen_parameters(module: nn.Module) -> None:
     """Give a module that stays float32 parameters; what will be replaced above keeps its own."""
-    if type(module) in {nn.Linear, Conv1D, nn.Embedding, StoredLinear, StoredEmbedding}:
+    if type(module) in _KEPT:
+        return
+    if type(module).__name__ in _SCALED_EMBEDDINGS:
         return
     for name, parameter in tuple(module._parameters.items()):  # noqa: SLF001 (named ones are slow)
         if parameter is None or not parameter.is_floating_point():

@@ -14,6 +14,7 @@ import torch
 
 from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import InvalidRequest
+from gearfall.infra.cpu_kernels import Activation
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,16 @@ class Ops(Protocol):
         """Return `x / sqrt(mean(x^2) + eps) * weight` over the last axis of f32[T, K]."""
         ...
 
-    def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """Return `silu(gate) * up` of f32[T, K]."""
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """Return `(x - mean) / sqrt(variance + eps) * weight + bias` over the last axis."""
+        ...
+
+    def activate(
+        self, activation: Activation, gate: torch.Tensor, up: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return `activation(gate)`, times `up` if there is one, of f32[T, K]."""
         ...
 
 
@@ -150,9 +159,24 @@ class TorchOps:
         """See `Ops.rms_norm`."""
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
-    def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """See `Ops.silu_mul`."""
-        return torch.nn.functional.silu(gate) * up
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """See `Ops.layer_norm`."""
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+    def activate(
+        self, activation: Activation, gate: torch.Tensor, up: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Ops.activate`."""
+        match activation:
+            case Activation.SILU:
+                out = torch.nn.functional.silu(gate)
+            case Activation.GELU_TANH:
+                out = torch.nn.functional.gelu(gate, approximate="tanh")
+            case Activation.RELU:
+                out = torch.nn.functional.relu(gate)
+        return out if up is None else out * up
 
 
 class NativeOps:
@@ -226,9 +250,17 @@ class NativeOps:
         """See `Ops.rms_norm`."""
         return self._kernels.rms_norm(x, weight, eps=eps)
 
-    def silu_mul(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        """See `Ops.silu_mul`."""
-        return self._kernels.silu_mul(gate, up)
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """See `Ops.layer_norm`."""
+        return self._kernels.layer_norm(x, weight, bias, eps=eps)
+
+    def activate(
+        self, activation: Activation, gate: torch.Tensor, up: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `Ops.activate`."""
+        return self._kernels.activate(activation, gate, up)
 
 
 def ops_for(device: str, threads: int) -> Ops:

@@ -172,6 +172,48 @@ def test_silu_mul_is_the_float64_product(k):
         assert same_bits(got[3:4], cpu_kernels.silu_mul(gate[3:4], up[3:4], variant=variant))
 
 
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize("k", [1, 15, 16, 192, 577])
+def test_layer_norm_is_the_float64_norm(dtype, k):
+    x, weight, bias = 3 + random(1, 5, k), random(2, k).to(dtype), random(3, k).to(dtype)
+    want = torch.nn.functional.layer_norm(x.double(), (k,), weight.double(), bias.double(), 1e-5)
+    got = cpu_kernels.layer_norm(x, weight, bias, eps=1e-5)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=5e-6)
+    for variant in cpu_kernels.variants():
+        alone = cpu_kernels.layer_norm(x[3:4], weight, bias, eps=1e-5, variant=variant)
+        assert same_bits(got[3:4], alone)
+
+
+REFERENCES = {
+    cpu_kernels.Activation.SILU: torch.nn.functional.silu,
+    cpu_kernels.Activation.GELU_TANH: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    cpu_kernels.Activation.RELU: torch.nn.functional.relu,
+}
+
+
+@pytest.mark.parametrize("activation", cpu_kernels.Activation)
+@pytest.mark.parametrize("k", [1, 15, 16, 192, 577])
+def test_an_activation_is_the_float64_function(activation, k):
+    both = 8 * random(1, 5, 2 * k)
+    gate, up = both[:, :k], both[:, k:]
+    want = REFERENCES[activation](gate.double())
+    got = cpu_kernels.activate(activation, gate)
+    torch.testing.assert_close(got.double(), want, rtol=5e-6, atol=1e-7)
+    times = cpu_kernels.activate(activation, gate, up)
+    assert same_bits(times, got * up)
+    for variant in cpu_kernels.variants():
+        alone = cpu_kernels.activate(activation, gate[3:4], up[3:4], variant=variant)
+        assert same_bits(times[3:4], alone)
+
+
+@pytest.mark.parametrize("activation", cpu_kernels.Activation)
+@pytest.mark.parametrize("extreme", [-1e30, -30.0, -0.0, 0.0, 30.0, 1e30])
+def test_an_activation_stays_finite_at_the_ends(activation, extreme):
+    got = cpu_kernels.activate(activation, torch.full((1, 17), extreme))
+    want = max(extreme, 0.0) if abs(extreme) > 1 else 0.0
+    torch.testing.assert_close(got, torch.full((1, 17), want), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("extreme", [-1e30, -100.0, -87.5, -0.0, 0.0, 87.5, 1e30])
 def test_silu_mul_stays_finite_at_the_ends(extreme):
     got = cpu_kernels.silu_mul(torch.full((1, 17), extreme), torch.ones(1, 17))
@@ -186,6 +228,10 @@ def test_silu_mul_stays_finite_at_the_ends(extreme):
         lambda: cpu_kernels.rms_norm(torch.zeros(4, 2).T, torch.ones(4), eps=0.1),
         lambda: cpu_kernels.rms_norm(torch.zeros(4), torch.ones(4), eps=0.1),
         lambda: cpu_kernels.rms_norm(torch.zeros(2, 4), torch.ones(4), eps=-0.1),
+        lambda: cpu_kernels.layer_norm(torch.zeros(2, 4), torch.ones(4), torch.ones(5), eps=0.1),
+        lambda: cpu_kernels.layer_norm(torch.zeros(2, 4), torch.ones(5), torch.ones(4), eps=0.1),
+        lambda: cpu_kernels.layer_norm(torch.zeros(2, 4), torch.ones(4), torch.ones(4), eps=-0.1),
+        lambda: cpu_kernels.activate(cpu_kernels.Activation.RELU, torch.zeros(4)),
         lambda: cpu_kernels.silu_mul(torch.zeros(2, 4), torch.zeros(2, 5)),
         lambda: cpu_kernels.silu_mul(torch.zeros(2, 4), torch.zeros(1, 4)),
         lambda: cpu_kernels.silu_mul(torch.zeros(4), torch.zeros(4)),

@@ -75,6 +75,16 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma2Config",
         _LLAMA_SHAPE | {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16},
     ),
+    "gemma3-mixed": (
+        "Gemma3TextConfig",
+        _LLAMA_SHAPE
+        | {
+            "head_dim": 16,
+            "sliding_window": 9,
+            "query_pre_attn_scalar": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "gemma3": (
         "Gemma3TextConfig",
         _LLAMA_SHAPE | {"head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16},

@@ -1,4 +1,4 @@
-"""The native pass of Llama's kind: the bits of the stand-ins one by one, for every step."""
+"""The native pass: the bits of the stand-ins one by one, for every step."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,10 @@ from services.worker.engine.packing import pack_step
 from services.worker.engine.rotary import RotaryTable
 from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
 
-FAMILIES = ("llama", "llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3")
+FAMILIES = (
+    *("llama", "llama-tied", "llama3-rope", "mistral", "qwen2", "qwen3"),
+    *("phi3", "gemma", "gemma2", "gemma3", "gemma3-mixed", "gpt2", "gpt2-scaled", "opt"),
+)
 BLOCKS = 64
 PROMPTS = (list(range(1, 41)), [3], [17, 50, 6, 6, 6, 29, 55], [5, 9, 1, 33] * 6)
 
@@ -91,9 +94,8 @@ def test_the_native_pass_has_the_bits_of_the_stand_ins(checkpoint, step_tokens, 
 def test_other_kinds_and_devices_have_none(tmp_path):
     for number, (family, ops) in enumerate(
         [
-            ("gpt2", NativeOps(1)),
-            ("gemma", NativeOps(1)),
-            ("phi3", NativeOps(1)),
+            ("gpt_neox", NativeOps(1)),
+            ("olmo2", NativeOps(1)),
             ("llama", TorchOps()),
         ]
     ):
