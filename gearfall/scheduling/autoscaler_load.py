@@ -20,6 +20,7 @@ SHORT_WINDOW_S = 6.0
 STABLE_WINDOW_S = 60.0
 PEAK_WINDOW_S = 60.0
 """The peak is remembered for one to two of these."""
+FRESH_S = 5.0
 KEPT_ROUTERS = 256
 """Routers whose totals are remembered for one model, latest heard last."""
 
@@ -101,13 +102,14 @@ def advance_load(load: ModelLoad, records: Iterable[LoadRecord], now_unix_s: flo
     """Return the load at `now_unix_s`; `records` are the model's present ones, of all routers.
 
     A router that is seen for the first time may have counted for days: of its total only what is
-    unfinished counts as arrived. One that counts less than before began anew.
+    unfinished counts as arrived, and one job if it has just said something. One that counts less
+    than before began anew.
     """
     records = tuple(records)
     if not records and not load.is_known:
         return load
     now_unix_s = max(now_unix_s, load.at_unix_s)
-    arrived, routers = _arrivals(load, records)
+    arrived, routers = _arrivals(load, records, now_unix_s)
     since_unix_s, newest, before = _peaks(load, now_unix_s)
     jobs = sum(max(0, record.unfinished_jobs) for record in records)
     if not load.is_known:
@@ -162,7 +164,7 @@ def _largest(load: ModelLoad, from_unix_s: float, to_unix_s: float) -> float:
 
 
 def _arrivals(
-    load: ModelLoad, records: tuple[LoadRecord, ...]
+    load: ModelLoad, records: tuple[LoadRecord, ...], now_unix_s: float
 ) -> tuple[int, tuple[RouterTotals, ...]]:
     """Return how many jobs came since the last time, and the totals to count on from."""
     known = {each.router_id: each for each in load.routers}
@@ -170,7 +172,8 @@ def _arrivals(
     for record in records:
         last = known.pop(record.router_id, None)
         if last is None or record.arrived_jobs < last.arrived_jobs:
-            arrived += min(max(0, record.unfinished_jobs), max(0, record.arrived_jobs))
+            is_fresh = now_unix_s - record.at_unix_s <= FRESH_S
+            arrived += min(max(is_fresh, record.unfinished_jobs), max(0, record.arrived_jobs))
         else:
             arrived += record.arrived_jobs - last.arrived_jobs
         known[record.router_id] = RouterTotals(

@@ -49,6 +49,13 @@ def test_a_leader_that_comes_to_a_busy_model_takes_it_as_usual():
     assert load.arrived_jobs == 5
 
 
+def test_a_job_that_ended_before_it_was_told_has_come_all_the_same():
+    load = advance_load(ModelLoad(), [record(0, arrived=900, at=100.0)], 101.0)
+    assert (load.arrived_jobs, load.arrivals.last_unix_s) == (1, 100.0)
+    old = advance_load(ModelLoad(), [record(0, arrived=900, at=10.0)], 100.0)
+    assert (old.arrived_jobs, old.arrivals.last_unix_s) == (0, 0.0)
+
+
 def test_routers_are_added_up_and_one_that_left_is_not():
     both = [record(2, arrived=2), record(3, arrived=3, router="router-b")]
     load = advance_load(ModelLoad(), both, 10.0)
