@@ -78,7 +78,9 @@ def _why_full(scene: Scene, want: Want, worker_id: WorkerId) -> str:
     need = needed_bytes(fleet, want, worker_id)
     if row.free_bytes < need:
         return f"needs {need} bytes, {int(row.free_bytes)} are free{claims}"
-    return "has room, but not enough accelerators of its node have"
+    if want.rules.accelerators > 1:
+        return "has room, but not enough accelerators of its node have"
+    return "has room, and starts later by its store's figures"
 
 
 def _why_never(scene: Scene, want: Want, worker_id: WorkerId) -> str:

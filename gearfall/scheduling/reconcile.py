@@ -112,13 +112,26 @@ def _go_on_with_move(step: Step, move: MoveRecord) -> None:
             step.decide(
                 move.model, "stop", f"makes room for {move.for_model}: {reason}", worker_id=key[0]
             )
-        case MoveStep.FINISH | MoveStep.GIVE_UP:
+        case MoveStep.FINISH:
             step.end_move(key, reason)
+        case MoveStep.GIVE_UP:
+            step.end_move(key, reason)
+            _take_back_arriving(step, move)
         case MoveStep.WAIT:
             pass
     if key in step.fleet.records.moves:
         step.look_again(move.for_model, move.began_unix_s + MOST_S)
         step.claim_for_move(move)
+
+
+def _take_back_arriving(step: Step, move: MoveRecord) -> None:
+    """Give back what was started for a move that is given up, unless it serves already."""
+    hosted = step.fleet.index.hosted.get(move.model, {})
+    arriving, leaving = hosted.get((move.target, move.model)), (move.worker_id, move.model)
+    if arriving is None or arriving.is_ready or leaving not in hosted:
+        return
+    if arriving.assignment.assigned_unix_s >= move.began_unix_s:
+        step.unassign(arriving.key, f"its move from worker {move.worker_id} was given up")
 
 
 def _scale(step: Step, model: ModelName) -> list[Want]:

@@ -1,0 +1,318 @@
+"""What one decision after the other leads to: moves, groups, drains, claims, contention."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gearfall.core.ids import JobId, ModelName, WorkerId
+from gearfall.core.job import Priority
+from gearfall.core.origin import source_tier
+from gearfall.core.records import ReplicaState, RunningJob
+from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.fleet_records import id_of
+from gearfall.scheduling.moves import MOST_S
+from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.start_costs import StartCosts
+from tests.gearfall.scheduling.clusters import (
+    MIB,
+    assignment,
+    demand,
+    deployment,
+    model,
+    node,
+    replica,
+    worker,
+)
+
+POLICY = SchedulerPolicy(keep_alive_s=300.0, min_residency_s=2.0, patience_s=20.0)
+NOW = 100.0
+ROOM = 600 * MIB
+KINDS = {
+    "ModelRecord": "models",
+    "NodeRecord": "nodes",
+    "WorkerRecord": "workers",
+    "AssignmentRecord": "assignments",
+    "ReplicaRecord": "replicas",
+    "DemandRecord": "demand",
+    "DeploymentRecord": "deployments",
+}
+
+
+class Cluster:
+    """Records and a leader; `leader_dies` leaves the next one nothing but the records."""
+
+    def __init__(self, *records):
+        self.fleet = Fleet()
+        self.now = NOW
+        self.put(*records)
+
+    def put(self, *records):
+        for record in records:
+            self.fleet.put(KINDS[type(record).__name__], record)
+
+    def gone(self, *records):
+        for record in records:
+            kind = KINDS[type(record).__name__]
+            self.fleet.remove(kind, id_of(kind, record))
+
+    def plan(self):
+        return decide(self.fleet, StartCosts(), POLICY, self.now)
+
+    def step(self):
+        """Decide and write; return what was written, but for the reasons."""
+        done: list[tuple[str, ...]] = []
+        for action in self.plan().actions:
+            match action:
+                case Assign(made):
+                    self.fleet.put("assignments", made)
+                    done.append(("assign", made.worker_id, made.model))
+                case Unassign(key, _):
+                    self.fleet.remove("assignments", key)
+                    done.append(("unassign", *key))
+                case BeginMove(move):
+                    self.fleet.put("moves", move)
+                    done.append(("move", move.worker_id, move.model, move.target))
+                case EndMove(key, _):
+                    self.fleet.remove("moves", key)
+                    done.append(("end move", *key))
+                case Decide(decision):
+                    self.fleet.put("decisions", decision)
+        self.fleet.check()
+        return done
+
+    def leader_dies(self):
+        self.fleet = Fleet.of(self.fleet.records.as_snapshot())
+
+    def decision(self, name):
+        return self.fleet.records.decisions[ModelName(name)]
+
+
+def busy(name, worker_id, *, tokens_left=10_000, priority=Priority.INTERACTIVE):
+    jobs = (RunningJob(JobId("j"), 100, 0, tokens_left, priority),)
+    record = replica(name, worker_id, memory_bytes=ROOM)
+    return replace(record, jobs=jobs, running_jobs=1, seen_unix_s=NOW, step_s=0.1)
+
+
+def a_move():
+    """`small` waits; its bytes are at `a`, where `x` runs; `b` is free and far from the bytes."""
+    return Cluster(
+        node("n1", on_ssd=["small"]),
+        node("n2", on_ssd=[], resident=["x"], remote_bytes_per_s=4e7),
+        worker("a", node_id="n1", memory_bytes=ROOM),
+        worker("b", node_id="n2", memory_bytes=2 * ROOM),
+        model("small", nodes=("n1",), size_bytes=400 * MIB),
+        model("x", nodes=("n1", "n2")),
+        assignment("x", "a", memory_bytes=ROOM),
+        busy("x", "a"),
+        demand("small", since=NOW),
+    )
+
+
+STEPS = [
+    [("move", "a", "x", "b"), ("assign", "b", "x")],
+    [],
+    [("unassign", "a", "x")],
+    [],
+    [("end move", "a", "x"), ("assign", "a", "small")],
+    [],
+]
+
+
+@pytest.mark.parametrize("deaths", [(), *((each,) for each in range(6)), tuple(range(6))])
+def test_a_move_goes_on_under_whichever_leader(deaths):
+    cluster = a_move()
+    heard = {
+        1: lambda: cluster.put(replica("x", "b", state=ReplicaState.LOADING)),
+        2: lambda: cluster.put(replica("x", "b", idle_since=NOW)),
+        3: lambda: cluster.put(replace(busy("x", "a"), state=ReplicaState.DRAINING)),
+        4: lambda: cluster.gone(busy("x", "a")),
+    }
+    for number, expected in enumerate(STEPS):
+        heard.get(number, lambda: None)()
+        if number in deaths:
+            cluster.leader_dies()
+        assert cluster.step() == expected
+        assert cluster.step() == [], "and then rests"
+    assert not cluster.fleet.records.moves
+
+
+def test_a_move_whose_second_write_was_lost_is_finished():
+    cluster = a_move()
+    begin = next(each for each in cluster.plan().actions if isinstance(each, BeginMove))
+    cluster.fleet.put("moves", begin.move)
+    cluster.leader_dies()
+    assert cluster.step() == [("assign", "b", "x")]
+
+
+@pytest.mark.parametrize(
+    ("blow", "ends"),
+    [
+        (lambda c: c.gone(worker("b")), True),
+        (lambda c: c.gone(demand("small")), True),
+        (lambda c: c.put(replica("x", "b", state=ReplicaState.FAILED, failures=2)), True),
+        (lambda c: c.fleet.set_unreachable([WorkerId("b")]), True),
+        (lambda c: c.put(replica("x", "b", state=ReplicaState.STARTING)), False),
+    ],
+)
+def test_a_move_that_makes_no_sense_any_more_is_given_up(blow, ends):
+    cluster = a_move()
+    cluster.step()
+    blow(cluster)
+    assert (("end move", "a", "x") in cluster.step()) == ends
+    assert ("a", "x") in cluster.fleet.records.assignments, "what runs there runs on"
+
+
+def test_a_move_that_takes_too_long_is_given_up():
+    cluster = a_move()
+    cluster.step()
+    cluster.now = NOW + MOST_S
+    assert ("end move", "a", "x") in cluster.step()
+
+
+def test_neither_end_of_a_move_is_too_much_or_missing():
+    cluster = a_move()
+    cluster.put(deployment("x", min_replicas=1, max_replicas=1, keep_alive_s=0.0))
+    assert cluster.step() == STEPS[0]
+    cluster.put(replica("x", "b", idle_since=1.0))
+    assert cluster.step() == STEPS[2]
+    assert cluster.step() == []
+
+
+def test_what_could_not_be_written_is_decided_again():
+    cluster = a_move()
+    first, again = ([a for a in cluster.plan().actions if type(a) is not Decide] for _ in range(2))
+    assert first == again != []
+
+
+def test_the_jobs_of_a_leaving_worker_get_a_place_at_once():
+    cluster = Cluster(
+        *(node(), model("x"), worker("a"), worker("b")),
+        *(assignment("x", "a", memory_bytes=ROOM), busy("x", "a")),
+    )
+    assert cluster.step() == []
+    cluster.put(worker("a", max_replicas=0))
+    assert cluster.step() == [("unassign", "a", "x"), ("assign", "b", "x")]
+
+
+def test_an_idle_replica_of_a_leaving_worker_is_not_replaced():
+    idle = replica("x", "a", idle_since=NOW)
+    cluster = Cluster(
+        *(node(), model("x"), worker("a", max_replicas=0), worker("b")),
+        *(assignment("x", "a", memory_bytes=ROOM), idle),
+    )
+    assert cluster.step() == [("unassign", "a", "x")]
+
+
+def test_batch_work_takes_free_room_only():
+    idle = (assignment("x", "a", memory_bytes=ROOM), replica("x", "a", idle_since=1.0))
+    waiting = replace(demand("small", since=0.0), batch_jobs=1)
+    cluster = Cluster(
+        *(node(), model("x"), model("small"), worker("a", memory_bytes=ROOM)), *idle, waiting
+    )
+    cluster.now = 1000.0
+    cluster.put(deployment("x", keep_alive_s=1e6))
+    assert cluster.step() == []
+    assert cluster.decision("small").decision == "wait"
+    cluster.put(worker("b"))
+    assert cluster.step() == [("assign", "b", "small")]
+
+
+def test_a_group_comes_and_goes_whole():
+    pair = [worker(name, memory_bytes=ROOM) for name in ("a", "b")]
+    cluster = Cluster(
+        *(node(), *pair, model("small", size_bytes=700 * MIB)),
+        *(replace(deployment("small"), accelerators=2), demand("small")),
+    )
+    assert cluster.step() == [("assign", "a", "small"), ("assign", "b", "small")]
+    assert {each.group for each in cluster.fleet.records.assignments.values()} == {("a", "b")}
+    assert cluster.step() == []
+    cluster.fleet.remove("assignments", ("b", "small"))
+    assert cluster.step()[0] == ("unassign", "a", "small"), "half a group serves nobody"
+
+
+def test_room_that_is_being_made_is_made_for_one():
+    records = [
+        assignment("x", "a", memory_bytes=ROOM),
+        replica("x", "a", idle_since=1.0, memory_bytes=ROOM),
+        *(model(name, size_bytes=300 * MIB) for name in ("x", "one", "two")),
+    ]
+    cluster = Cluster(node(), worker("a", memory_bytes=ROOM), *records, demand("one", since=90.0))
+    assert cluster.step() == [("unassign", "a", "x")]
+    cluster.put(demand("two", since=10.0))
+    assert cluster.step() == []
+    cluster.gone(replica("x", "a"))
+    assert cluster.step() == [("assign", "a", "one")]
+    assert "those that room is made for" in dict(cluster.decision("two").rejected)["worker a"]
+
+
+def test_contention_is_resolved_over_all():
+    """`one` has a second place that is nearly as good; `two` has only the first."""
+    places = (
+        node("n1", on_ssd=["one", "two"], ssd_bytes_per_s=2e9),
+        node("n2", on_ssd=["one"], ssd_bytes_per_s=1.9e9, remote_bytes_per_s=1e7),
+        worker("a", node_id="n1", max_replicas=1),
+        worker("b", node_id="n2", max_replicas=1),
+        model("one", nodes=("n1", "n2"), size_bytes=400 * MIB),
+        model("two", nodes=("n1",), size_bytes=400 * MIB),
+    )
+    both = (demand("one", since=NOW - 2.0), demand("two", since=NOW - 1.0))
+    assert Cluster(*places, both[0]).step() == [("assign", "a", "one")], "alone"
+    together = Cluster(*places, *both).step()
+    assert sorted(together) == [("assign", "a", "two"), ("assign", "b", "one")]
+
+
+def test_who_waited_out_its_patience_goes_before_the_optimum():
+    names = ("old", "new")
+    cluster = Cluster(
+        *(node(), worker(max_replicas=1), *(model(name) for name in names)),
+        *(demand("old", since=NOW - 20.0), demand("new", jobs=16, since=NOW - 1.0)),
+    )
+    assert cluster.step() == [("assign", "worker-a", "old")]
+    cluster = Cluster(
+        *(node(), worker(max_replicas=1), *(model(name) for name in names)),
+        *(demand("old", since=NOW - 19.0), demand("new", jobs=16, since=NOW - 1.0)),
+    )
+    assert cluster.step() == [("assign", "worker-a", "new")]
+
+
+def test_a_small_model_is_not_held_up_by_large_ones_that_wait():
+    large = [model(f"large{i}", size_bytes=900 * MIB) for i in range(12)]
+    filler = (assignment("x", memory_bytes=1000 * MIB), replica("x", memory_bytes=1000 * MIB))
+    cluster = Cluster(node(), worker(), model("x"), *large, *filler, model("small"))
+    cluster.put(*(demand(each.name, since=NOW - 5.0) for each in large))
+    cluster.put(demand("small", since=NOW))
+    assert cluster.step() == []
+    cluster.put(*(replace(each, memory_bytes=800 * MIB) for each in filler))
+    assert cluster.step() == [("assign", "worker-a", "small")]
+
+
+NODES = ("n0", "n1", "n2")
+
+
+@given(
+    listed=st.sets(st.sampled_from(NODES)),
+    live=st.sets(st.sampled_from(NODES), min_size=1),
+    resident=st.sets(st.sampled_from(NODES)),
+    on_ssd=st.dictionaries(st.sampled_from(NODES), st.booleans()),
+    source=st.sampled_from(("/models/small", "s3://bucket/small")),
+)
+def test_the_index_knows_the_tier_that_the_records_say(listed, live, resident, on_ssd, source):
+    record = model(nodes=sorted(listed), source=source)
+    nodes = {}
+    fleet = Fleet()
+    fleet.put("models", record)
+    for name in sorted(live):
+        held = None if name not in on_ssd else ["small"] * on_ssd[name]
+        nodes[name] = node(name, resident=["small"] * (name in resident), on_ssd=held)
+        fleet.put("nodes", nodes[name])
+    special = fleet.index.nodes_out_of_line(record, nodes)
+    for name, there in nodes.items():
+        found = source_tier(record, there, nodes)
+        assert fleet.source_tier(record, name) is found
+        if name not in special:
+            reaches = source.startswith("s3") or bool(listed & live)
+            assert (found.value if found else None) == ("remote" if reaches else None)
