@@ -71,9 +71,7 @@ class BulkServer:
 class BulkConnection:
     """One connection to a neighbour's bulk server. Used by one thread at a time."""
 
-    def __init__(
-        self, host: str, port: int, token: bytes, *, timeout_s: float = TIMEOUT_S
-    ) -> None:
+    def __init__(self, host: str, port: int, token: bytes, *, timeout_s: float = TIMEOUT_S) -> None:
         """Raises Unavailable when nobody listens."""
         self._peer = f"{host}:{port}"
         try:
