@@ -146,8 +146,10 @@ class ComposeCluster:
         self.doors = {"rest": f"127.0.0.1:{rest}", "grpc": f"127.0.0.1:{grpc}"}
         self.containers = Containers(self.project, environment)
         self._compose = compose_command()
+        # What an operator has set for a cluster of theirs is not for this one.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("GEARFALL_")}
         self._environment = {
-            **os.environ,
+            **inherited,
             **environment,
             "GEARFALL_IMAGE": SERVICE_IMAGE,
             "GEARFALL_ETCD_IMAGE": SERVERS_IMAGE,

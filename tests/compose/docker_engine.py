@@ -1,7 +1,7 @@
 """A Docker engine to test with: the one that answers, else one of this process's own.
 
 An own engine lives in private directories and takes everything with it when it stops: containers'
-processes, its bridge, its packet filter rules, the forwarding switch.
+processes, its bridges, its packet filter rules, the forwarding switch.
 """
 
 import os
@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_BRIDGE = "docker0"
 _ADDRESSES = (
     *("--bip", "10.213.0.1/24"),
     *("--default-address-pool", "base=10.214.0.0/16,size=24"),
@@ -51,7 +50,7 @@ class OwnEngine:
         self._rules = {tool: _rules(tool) for tool in _FILTERS}
         self._forwarding = forwarding
         self._forwards = forwarding.read_text()
-        self._had_bridge = _has_bridge()
+        self._links = _links()
         self._log = directory / "dockerd.log"
         url = f"unix://{directory}/docker.sock"
         self.environment = {"DOCKER_HOST": url}
@@ -78,8 +77,10 @@ class OwnEngine:
             self._process.wait()
         for tool, rules in self._rules.items():
             _undo_rules(tool, rules)
-        if not self._had_bridge and _has_bridge():
-            subprocess.run(["ip", "link", "delete", _BRIDGE], check=True)
+        # It leaves its bridges: the default one, and one for each network that was not removed.
+        for link in _links() - self._links:
+            if link == "docker0" or link.startswith("br-"):
+                subprocess.run(["ip", "link", "delete", link], check=True)
         self._forwarding.write_text(self._forwards)
 
     def _wait_answers(self) -> None:
@@ -122,8 +123,8 @@ def _answers(environment: Mapping[str, str]) -> bool:
     return asked.returncode == 0
 
 
-def _has_bridge() -> bool:
-    return Path("/sys/class/net", _BRIDGE).exists()
+def _links() -> frozenset[str]:
+    return frozenset(path.name for path in Path("/sys/class/net").iterdir())
 
 
 def _rules(tool: str) -> Sequence[tuple[str, str]]:
