@@ -1,6 +1,7 @@
 """`gearfall deploy`: name a model or a cascade and say how it is kept."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,8 @@ import typer
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import as_dict, console, print_json, stages_text
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.gear_plan import GearPlan
+from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.infra.convert import deployment_to_pb
@@ -54,11 +57,17 @@ def deploy(
     accelerators: Annotated[
         int, typer.Option(help="Workers of one node that a replica needs together.")
     ] = 1,
+    plan: Annotated[
+        Path | None, typer.Option(help="Gear plan to follow, from `gearfall plan`.")
+    ] = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
     """Create or replace a deployment."""
-    if file is not None:
+    gear_plan = plan.read_text() if plan is not None else ""
+    if gear_plan:
+        deployment = deployment_of_plan(parse_plan(gear_plan), min_replicas, keep_alive_s)
+    elif file is not None:
         deployment = deployment_from_file(file, name)
     else:
         deployment = DeploymentRecord(
@@ -75,11 +84,28 @@ def deploy(
             accelerators,
         )
     with connect(server) as client:
-        stored = deployment_to_pb(client.deploy(deployment))
+        stored = deployment_to_pb(client.deploy(deployment, gear_plan=gear_plan))
     if as_json:
         print_json(as_dict(stored))
     else:
         console.print(f"deployed [bold]{stored.name}[/]: {stages_text(stored)}")
+
+
+def deployment_of_plan(
+    plan: GearPlan, min_replicas: int = 0, keep_alive_s: float = 300.0
+) -> DeploymentRecord:
+    """Return the deployment that a plan is for: its first gear's stages, room for all replicas."""
+    counts = Counter[str]()
+    for placed in plan.placement:
+        counts[placed.model] += placed.count
+    return DeploymentRecord(
+        DeploymentName(plan.name),
+        plan.gears[0].stages,
+        plan.certainty,
+        min_replicas,
+        max(*counts.values(), min_replicas),
+        keep_alive_s,
+    )
 
 
 def parse_stage(text: str) -> Stage:

@@ -107,13 +107,18 @@ class AsyncClient:
         """Remove a model from the cluster. Raises Conflict while a deployment names it."""
         await self._call(self._router.RemoveModel, router_pb2.RemoveModelRequest(name=name))
 
-    async def deploy(self, deployment: DeploymentRecord) -> DeploymentRecord:
+    async def deploy(
+        self, deployment: DeploymentRecord, *, gear_plan: str = ""
+    ) -> DeploymentRecord:
         """Create or replace a deployment; return it as the cluster holds it.
 
+        `gear_plan`: content of a plan's file, whose gears it then follows; empty: its own stages.
         Raises InvalidRequest, NotFound or Conflict that say what to change.
         """
         check_deployment_shape(deployment)
-        request = router_pb2.PutDeploymentRequest(deployment=deployment_to_pb(deployment))
+        request = router_pb2.PutDeploymentRequest(
+            deployment=deployment_to_pb(deployment), gear_plan=gear_plan
+        )
         reply = await self._call(self._router.PutDeployment, request)
         return deployment_from_pb(reply.deployment)
 

@@ -72,9 +72,9 @@ class Client:
         """Remove a model from the cluster."""
         self._run(self._async.remove_model(name))
 
-    def deploy(self, deployment: DeploymentRecord) -> DeploymentRecord:
-        """Create or replace a deployment."""
-        return self._run(self._async.deploy(deployment))
+    def deploy(self, deployment: DeploymentRecord, *, gear_plan: str = "") -> DeploymentRecord:
+        """Create or replace a deployment, with a gear plan's file that it follows."""
+        return self._run(self._async.deploy(deployment, gear_plan=gear_plan))
 
     def remove_deployment(self, name: str) -> None:
         """Remove a deployment; its models stay registered."""

@@ -362,6 +362,25 @@ class GearPlanRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class GearVoteRecord:
+    """The gear that one router wants; key `gear_votes/<name>/<router_id>`, router's lease.
+
+    The highest vote for the plan's version is in force everywhere: up as soon as one router wants
+    it, down when none needs it any more.
+    """
+
+    name: DeploymentName
+    router_id: RouterId
+    version: int
+    """Of the plan that the gear belongs to."""
+    gear: int
+    tokens_per_s: float
+    """That arrive at this router, smoothed."""
+    queued_tokens: float
+    """That wait at this router."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionRecord:
     """The leader's last decision about a model; key `decisions/<model>`, fenced."""
 

@@ -14,6 +14,7 @@ from gearfall.core.records import (
     DemandRecord,
     DeploymentRecord,
     GearPlanRecord,
+    GearVoteRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,
@@ -259,6 +260,10 @@ class Cluster:
     async def put_gear_plan(self, record: GearPlanRecord) -> int:
         """Have a deployment follow a gear plan, in place of the one before."""
         return await self._put("gear_plans", record)
+
+    async def put_gear_vote(self, record: GearVoteRecord, *, lease: Lease) -> int:
+        """Publish the gear that a router wants, under the router's lease."""
+        return await self._put("gear_votes", record, lease=lease)
 
     async def delete_gear_plan(self, name: DeploymentName) -> bool:
         """Have a deployment follow its own stages again and say whether it had a plan."""

@@ -14,6 +14,7 @@ moves/<worker_id>/<model>           MoveRecord        fenced
 prefetch/<node_id>/<model>          PrefetchRecord    fenced
 learned/<subject>                   LearnedRecord     fenced
 gear_plans/<deployment>             GearPlanRecord
+gear_votes/<deployment>/<router_id> GearVoteRecord    lease of the router
 decisions/<model>                   DecisionRecord    fenced
 leader                              SchedulerRecord   lease of the leader
 incarnation                         (text)            names one life of cluster state; no record
@@ -33,6 +34,7 @@ from gearfall.core.records import (
     DemandRecord,
     DeploymentRecord,
     GearPlanRecord,
+    GearVoteRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,
@@ -60,6 +62,7 @@ Record = (
     | PrefetchRecord
     | LearnedRecord
     | GearPlanRecord
+    | GearVoteRecord
     | DecisionRecord
 )
 
@@ -101,6 +104,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("prefetch", PrefetchRecord, ("node_id", "model")),
         Kind("learned", LearnedRecord, ("subject",)),
         Kind("gear_plans", GearPlanRecord, ("name",)),
+        Kind("gear_votes", GearVoteRecord, ("name", "router_id")),
         Kind("decisions", DecisionRecord, ("model",)),
     )
 }

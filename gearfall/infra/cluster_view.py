@@ -13,6 +13,7 @@ from gearfall.core.records import (
     DemandRecord,
     DeploymentRecord,
     GearPlanRecord,
+    GearVoteRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,
@@ -54,6 +55,9 @@ class ClusterView:
     prefetch: Mapping[tuple[NodeId, ModelName], PrefetchRecord] = field(default_factory=dict)
     learned: Mapping[str, LearnedRecord] = field(default_factory=dict)
     gear_plans: Mapping[DeploymentName, GearPlanRecord] = field(default_factory=dict)
+    gear_votes: Mapping[tuple[DeploymentName, RouterId], GearVoteRecord] = field(
+        default_factory=dict
+    )
     decisions: Mapping[ModelName, DecisionRecord] = field(default_factory=dict)
     leader: SchedulerRecord | None = None
     revision: int = 0

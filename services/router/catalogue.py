@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Unavailable
+from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName, ModelName, parse_name
 from gearfall.core.ports import JobQueue
-from gearfall.core.records import DeploymentRecord, NodeRecord
+from gearfall.core.records import DeploymentRecord, GearPlanRecord, NodeRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.infra.remote import is_url
 from gearfall.pb import store_pb2
-from services.router.deployment_checks import check_deployment
+from services.router.deployment_checks import check_deployment, check_plan_fits
 from services.router.peers import Peers
 
 _log = logging.getLogger(__name__)
@@ -112,9 +113,22 @@ class Catalogue:
                 _log.info("still leased", extra={"model": name, "reason": error.message})
             await asyncio.sleep(_LEASED_RETRY_S)
 
-    async def put_deployment(self, record: DeploymentRecord) -> tuple[DeploymentRecord, int]:
-        """Create or replace a deployment after `check_deployment`; return it with its revision."""
+    async def put_deployment(
+        self, record: DeploymentRecord, *, gear_plan: str = ""
+    ) -> tuple[DeploymentRecord, int]:
+        """Create or replace a deployment after `check_deployment`; return it with its revision.
+
+        With a gear plan its gears decide about the stages, without one the record does. Raises
+        InvalidRequest for a plan that is broken, bears another name, or speaks of other checkpoints
+        than those registered.
+        """
         check_deployment(record, self._cluster.view)
+        if gear_plan:
+            plan = parse_plan(gear_plan)
+            check_plan_fits(plan, record, self._cluster.view.models)
+            await self._cluster.put_gear_plan(GearPlanRecord(record.name, plan.version, gear_plan))
+        else:
+            await self._cluster.delete_gear_plan(record.name)
         revision = await self._cluster.put_deployment(record)
         await self._cluster.wait_seen(revision, timeout_s=_SEEN_S)
         return record, revision
@@ -123,6 +137,7 @@ class Catalogue:
         """Remove a deployment; requests that run keep what they were admitted with."""
         if not await self._cluster.delete_deployment(DeploymentName(name)):
             raise NotFound(f"there is no deployment {name!r}", param="name")
+        await self._cluster.delete_gear_plan(DeploymentName(name))
         await self._until(lambda now: DeploymentName(name) not in now.deployments)
 
     async def _register_on(

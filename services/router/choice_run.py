@@ -1,8 +1,9 @@
 """Runs one choice of a request through its stages; the cascade decides, this performs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gearfall.core.calibration import Calibration
 from gearfall.core.errors import GearfallError, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
 from gearfall.core.job import Job
@@ -41,6 +42,8 @@ class RunContext:
     router_address: str
     request: GenerationRequest
     measure: str
+    calibrations: Mapping[str, Calibration]
+    """By model, in place of the measure."""
     seed: int
     deadline_s: float
     """On the loop's clock."""
@@ -128,6 +131,7 @@ class ChoiceRun:
             self._context.request,
             job_id,
             measure=self._context.measure,
+            calibration=self._context.calibrations.get(plan.record.name),
             on_piece=self._on_piece,
             close_job=self._context.jobs.close,
             note=self._context.note,

@@ -5,9 +5,11 @@ checked.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 
 from gearfall.core.deployment import check_deployment_shape
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound
+from gearfall.core.gear_plan import GearPlan
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, ModelRecord, WorkerRecord
 from gearfall.infra.cluster_view import ClusterView
@@ -123,3 +125,27 @@ def _check_pools(
         f"host it, {node_id}'s, takes {pools[node_id]}: give a store more memory",
         param=param,
     )
+
+
+def check_plan_fits(
+    plan: GearPlan, record: DeploymentRecord, models: Mapping[ModelName, ModelRecord]
+) -> None:
+    """Raise InvalidRequest for a plan of another deployment, or about other checkpoints."""
+    if plan.name != record.name:
+        raise InvalidRequest(
+            f"the gear plan is for {plan.name}, the deployment is {record.name}: plan with "
+            f"--name {record.name}",
+            param="gear_plan",
+        )
+    for name, digest in plan.models.items():
+        known = models.get(ModelName(name))
+        if known is None or known.is_removing:
+            raise InvalidRequest(
+                f"the gear plan needs {name}, which is not registered", param="gear_plan"
+            )
+        if digest and known.digest != digest:
+            raise InvalidRequest(
+                f"the gear plan was made for {name} with digest {digest}; the registered one has "
+                f"{known.digest}: profile and plan anew",
+                param="gear_plan",
+            )

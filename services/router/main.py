@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import secrets
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from services.router.background import Background
 from services.router.catalogue import Catalogue
 from services.router.cluster_status import ClusterStatus
 from services.router.demand import DemandBoard
+from services.router.gear_board import GearBoard
 from services.router.jobs import JobTable
 from services.router.load_board import LoadBoard
 from services.router.metrics import RouterMetrics
@@ -95,6 +97,9 @@ class Router:
             load=self.load,
             on_epoch_bumped=lambda model: metrics.epochs_bumped.labels(model).inc(),
         )
+        self.gears = GearBoard(
+            cluster, self.router_id, lambda: self.demand.waiting, clock=time.monotonic
+        )
         self.peers = Peers(lambda: cluster.view)
         self.service = RouterService(
             router_id=self.router_id,
@@ -102,6 +107,7 @@ class Router:
             jobs=self.jobs,
             tokenizers=TokenizerCache(files or self.peers),
             metrics=metrics,
+            gears=self.gears,
             draw_seed=lambda: secrets.randbits(63),
             draw_id=lambda: uuid.uuid4().hex,
             limits=settings.limits,
@@ -161,6 +167,7 @@ class Router:
             (presence.run(), "presence"),
             (self.demand.run(), "demand"),
             (self.load.run(), "load"),
+            (self.gears.run(), "gears"),
             (self.service.run(), "service"),
             (restore_what_is_lost(self._cluster), "restoring"),
         ):
@@ -169,6 +176,7 @@ class Router:
     def _take_lease(self, lease: Lease) -> None:
         self.demand.set_lease(lease)
         self.load.set_lease(lease)
+        self.gears.set_lease(lease)
 
     async def _start_grpc(self) -> GrpcServer:
         def add_servicers(server: grpc.aio.Server) -> None:

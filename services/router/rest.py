@@ -222,10 +222,11 @@ async def _collect(
 
 
 def _early_headers(running: RunningRequest) -> dict[str, str]:
-    return {
+    headers = {
         "x-gearfall-request-id": running.request_id,
         "x-gearfall-expected-start-s": f"{running.expected_start_s:.3f}",
     }
+    return headers | ({"x-gearfall-gear": running.gear.label} if running.gear else {})
 
 
 async def _read_body(request: Request, limit_bytes: int) -> bytes:

@@ -10,6 +10,7 @@ from gearfall.core.ids import RequestId
 from gearfall.core.job import FinishReason
 from gearfall.core.usage import StageReport, Usage
 from services.router.choice_run import ChoiceRun
+from services.router.gear_board import PinnedGear
 from services.router.generation import ChoiceEnd, Delta, GenerationEvent
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ class RunningRequest:
         self.choices = choices
         self.expected_start_s = 0.0
         """Of the first stage, at admission; 0 when it was ready."""
+        self.gear: PinnedGear | None = None
+        """That it was admitted with; None for a deployment without a plan."""
         self.error: GearfallError | None = None
         self.is_cancelled = False
         self.ends: dict[int, ChoiceEnd] = {}

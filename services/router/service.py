@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
@@ -13,12 +13,13 @@ from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.infra.cluster import Cluster
 from services.router.admission import Admission
 from services.router.choice_run import ChoiceRun, RunContext, cannot_start
+from services.router.gear_board import GearBoard, PinnedGear
 from services.router.generation import GenerationRequest
 from services.router.jobs import JobTable
 from services.router.metrics import RouterMetrics
 from services.router.request_log import RequestEvent, RequestLog
 from services.router.running_request import RunningRequest
-from services.router.stage_plan import plan_stages
+from services.router.stage_plan import StagePlan, StageReady, plan_stages
 from services.router.starts import StartHistory, expected_start_s, is_ready
 from services.router.tokenizing import TokenizerCache
 
@@ -52,6 +53,7 @@ class RouterService:
         jobs: JobTable,
         tokenizers: TokenizerCache,
         metrics: RouterMetrics,
+        gears: GearBoard,
         draw_seed: Callable[[], int],
         draw_id: Callable[[], str],
         limits: RouterLimits,
@@ -63,6 +65,7 @@ class RouterService:
         self.admission = Admission(limits.max_choices)
         self.request_log = RequestLog()
         self.metrics = metrics
+        self.gears = gears
         self._cluster = cluster
         self._jobs = jobs
         self._tokenizers = tokenizers
@@ -88,13 +91,16 @@ class RouterService:
         if self._is_stopping:
             raise Overloaded("this router is stopping", retry_after_s=1.0)
         deployment = self._resolve(request.model)
+        gear = self.gears.pin(deployment.name)
+        if gear is not None:
+            deployment = replace(deployment, stages=gear.stages, certainty=gear.certainty)
         request_id = RequestId(request.request_id or self._draw_id())
         if request_id in self._running:
             raise Conflict(f"request {request_id} is running already", param="request_id")
         self.admission.enter(request.choices)
         running = self._new_request(request, request_id)
         try:
-            await self._start_choices(running, request, deployment)
+            await self._start_choices(running, request, deployment, gear)
         except BaseException as error:
             running.error = error if isinstance(error, GearfallError) else None
             running.close()
@@ -191,14 +197,21 @@ class RouterService:
         return running
 
     async def _start_choices(
-        self, running: RunningRequest, request: GenerationRequest, deployment: DeploymentRecord
+        self,
+        running: RunningRequest,
+        request: GenerationRequest,
+        deployment: DeploymentRecord,
+        gear: PinnedGear | None,
     ) -> None:
         models = self._cluster.view.models
-        context = self._context(running, request, deployment)
+        context = self._context(running, request, deployment, gear)
+        running.gear = gear
         plans = [
             await plan_stages(request, prompt, deployment.stages, models, self._tokenizers)
             for prompt in request.prompts
         ]
+        for each in plans:
+            self.gears.arrived(deployment.name, request.n * _prompt_tokens(each))
         if asyncio.get_running_loop().time() >= context.deadline_s:
             raise InvalidRequest("the timeout is too short to read the prompt", param="timeout_s")
         running.expected_start_s = self.expected_start_s(deployment.stages[0].model)
@@ -209,7 +222,11 @@ class RouterService:
         running.start(runs, context.deadline_s)
 
     def _context(
-        self, running: RunningRequest, request: GenerationRequest, deployment: DeploymentRecord
+        self,
+        running: RunningRequest,
+        request: GenerationRequest,
+        deployment: DeploymentRecord,
+        gear: PinnedGear | None,
     ) -> RunContext:
         timeout_s = request.timeout_s or self._limits.default_timeout_s
         request_id = running.request_id
@@ -219,6 +236,7 @@ class RouterService:
             router_address=self.address,
             request=request,
             measure=deployment.certainty,
+            calibrations=gear.calibrations if gear else {},
             seed=running.seed,
             deadline_s=asyncio.get_running_loop().time() + timeout_s,
             deadline_unix_s=time.time() + timeout_s,
@@ -255,6 +273,9 @@ class RouterService:
         outcome = _outcome(running)
         self._note(running.request_id, outcome, f"after {duration_s:.3f} s", measured_s=duration_s)
         self._measure(running, outcome, duration_s)
+        for end in running.ends.values():
+            name = DeploymentName(running.deployment)
+            self.gears.answered(name, end.usage.completion_tokens)
         _log.info(
             "request ended",
             extra={
@@ -298,6 +319,12 @@ class RouterService:
                 continue
             if lost:
                 self.metrics.entries_restored.inc(lost)
+
+
+def _prompt_tokens(plans: Sequence[StagePlan]) -> int:
+    """Tokens of a prompt on the first stage that takes it."""
+    ready = (each for each in plans if isinstance(each, StageReady))
+    return next((len(each.prompt_token_ids) for each in ready), 0)
 
 
 def _outcome(running: RunningRequest) -> str:

@@ -45,7 +45,11 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         running = await self._service.start(request_from_pb(request))
         context.add_done_callback(lambda _: running.close())  # type: ignore[arg-type]
         start = pb.GenerateStart(
-            request_id=running.request_id, seed=running.seed, deployment=running.deployment
+            request_id=running.request_id,
+            seed=running.seed,
+            deployment=running.deployment,
+            gear_plan_version=running.gear.version if running.gear else 0,
+            gear=str(running.gear.index) if running.gear else "",
         )
         yield pb.GenerateEvent(start=start)
         try:
@@ -97,7 +101,8 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     ) -> pb.PutDeploymentReply:
         """Create or replace a deployment."""
         wanted = deployment_from_pb(request.deployment)
-        record, revision = await self._catalogue.put_deployment(wanted)
+        plan = request.gear_plan
+        record, revision = await self._catalogue.put_deployment(wanted, gear_plan=plan)
         return pb.PutDeploymentReply(deployment=deployment_to_pb(record, revision))
 
     async def RemoveDeployment(

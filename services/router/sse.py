@@ -102,13 +102,14 @@ def ends_in_order(running: RunningRequest) -> list[ChoiceEnd]:
 
 def described(running: RunningRequest) -> dict[str, Any]:
     """Return the `gearfall` object of a request that ended."""
-    return gearfall_of(
+    described = gearfall_of(
         ends_in_order(running),
         request_id=running.request_id,
         deployment=running.deployment,
         seed=running.seed,
         expected_s=running.expected_start_s,
     )
+    return described | ({"gear": running.gear.label} if running.gear else {})
 
 
 async def close_when_gone(receive: Receive, running: RunningRequest) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from gearfall.core.calibration import Calibration, calibrated
 from gearfall.core.certainty import measure_certainty
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
 from gearfall.core.ids import Epoch, JobId, WorkerId
@@ -42,6 +43,7 @@ class StageRun:
         job_id: JobId,
         *,
         measure: str,
+        calibration: Calibration | None = None,
         on_piece: Callable[[AnswerPiece], None],
         close_job: Callable[[JobId, str], None],
         note: Note,
@@ -50,7 +52,8 @@ class StageRun:
         self.ended = asyncio.get_running_loop().create_future()
         self._plan = plan
         self._job_id = job_id
-        self._measure = measure
+        self._measure = "calibrated" if calibration else measure
+        self._calibration = calibration
         self._on_piece = on_piece
         self._close_job = close_job
         self._note = note
@@ -152,6 +155,8 @@ class StageRun:
         return cost_flops(self._plan.parameters, tokens) if self._owners else 0.0
 
     def _certainty(self) -> float:
+        if self._calibration is not None:
+            return calibrated(self._calibration, self._logprobs, self._margins)
         return measure_certainty(self._measure, self._logprobs, self._margins)
 
     def _end(self, verdict: StageDone | StageFailed) -> None:

@@ -1,0 +1,258 @@
+"""Which gear each deployment with a plan is in: this router's wish, and what all routers agree on.
+
+Ten times a second the shift rule (`gearfall/core/gear_shift.py`) sees the load of all routers: this
+one's as it is, the others' as their votes say it. A wish that changed is written as a vote; the
+highest vote for the plan in force counts everywhere, so that one router's burst shifts all of them
+as fast as cluster state tells, and nobody has to lead. A dead router's vote ends with its lease.
+
+A request keeps the gear it was admitted with: `pin` gives it a value, and nothing here changes it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gearfall.core.calibration import Calibration
+from gearfall.core.errors import GearfallError
+from gearfall.core.gear_plan import Gear, GearPlan
+from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
+from gearfall.core.ids import DeploymentName, ModelName, RouterId
+from gearfall.core.ports import Lease
+from gearfall.core.records import GearPlanRecord, GearVoteRecord, Stage
+from gearfall.infra.cluster import Cluster
+
+_log = logging.getLogger(__name__)
+
+SAMPLE_S = 0.1
+TYPICAL_ANSWER_TOKENS = 32.0
+"""Before the first answers of a deployment were seen."""
+_NEWEST_WEIGHT = 0.05
+_WORTH_TELLING = 0.2
+"""Relative change of this router's load that the others are told of."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedGear:
+    """What a request was admitted with."""
+
+    version: int
+    index: int
+    stages: tuple[Stage, ...]
+    certainty: str
+    calibrations: Mapping[str, Calibration]
+
+    @property
+    def label(self) -> str:
+        """How it is shown: plan version and gear."""
+        return f"{self.version}/{self.index}"
+
+
+@dataclass(slots=True)
+class _Following:
+    """One deployment's plan and where this router stands in it."""
+
+    record: GearPlanRecord
+    plan: GearPlan
+    state: GearState
+    arrived_tokens: float = 0.0
+    answer_tokens: float = TYPICAL_ANSWER_TOKENS
+    told: GearVoteRecord | None = None
+    """The vote that stands under the present lease."""
+    gears: tuple[Gear, ...] = ()
+    """In force: the plan's, or those of the variant for a node that is gone."""
+    shifts: int = 0
+
+
+class GearBoard:
+    """Owner of this router's gears."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        router_id: RouterId,
+        waiting: Callable[[], Mapping[ModelName, int]],
+        *,
+        clock: Callable[[], float],
+        policy: ShiftPolicy | None = None,
+    ) -> None:
+        """`waiting`: this router's unclaimed jobs by model. `clock`: monotonic seconds."""
+        self._cluster = cluster
+        self._router_id = router_id
+        self._waiting = waiting
+        self._clock = clock
+        self._policy = policy or ShiftPolicy()
+        self._following: dict[DeploymentName, _Following] = {}
+        self._refused: dict[DeploymentName, GearPlanRecord] = {}
+        self._lease: Lease | None = None
+
+    def pin(self, name: DeploymentName) -> PinnedGear | None:
+        """Return the gear in force for a deployment, None for one that follows no plan."""
+        following = self._following.get(name)
+        if following is None:
+            return None
+        index = self._in_force(following)
+        return PinnedGear(
+            following.plan.version,
+            index,
+            following.gears[index].stages,
+            following.plan.certainty,
+            following.plan.calibrations,
+        )
+
+    def arrived(self, name: DeploymentName, prompt_tokens: int) -> None:
+        """A request of a deployment came."""
+        following = self._following.get(name)
+        if following is not None:
+            following.arrived_tokens += prompt_tokens + following.answer_tokens
+
+    def answered(self, name: DeploymentName, completion_tokens: int) -> None:
+        """A request of a deployment ended with so many tokens."""
+        following = self._following.get(name)
+        if following is not None:
+            missed = completion_tokens - following.answer_tokens
+            following.answer_tokens += _NEWEST_WEIGHT * missed
+
+    def set_lease(self, lease: Lease) -> None:
+        """The router has a new lease: its votes are written again."""
+        self._lease = lease
+        for following in self._following.values():
+            following.told = None
+
+    def gears_in_force(self) -> Mapping[str, tuple[int, int, int]]:
+        """By deployment: plan version, gear, shifts of this router's wish so far."""
+        return {
+            name: (each.plan.version, self._in_force(each), each.shifts)
+            for name, each in self._following.items()
+        }
+
+    async def run(self) -> None:
+        """Follow plans as they come and go, and shift, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_plans())
+            tasks.create_task(self._sample_for_ever())
+
+    async def _follow_plans(self) -> None:
+        async for kinds in self._cluster.changes():
+            if kinds & {"gear_plans", "workers"}:
+                self._take_plans()
+
+    def _take_plans(self) -> None:
+        plans = self._cluster.view.gear_plans
+        for name in self._following.keys() - plans.keys():
+            del self._following[name]
+        for name, record in plans.items():
+            known = self._following.get(name)
+            if known is None or known.record != record:
+                self._take_plan(name, record, known)
+        nodes = {worker.node_id for worker in self._cluster.view.workers.values()}
+        for following in self._following.values():
+            gears = _gears_on(following.plan, {str(node) for node in nodes})
+            if gears != following.gears:
+                _log.warning("other gears", extra={"deployment": following.record.name})
+                following.gears = gears
+
+    def _take_plan(
+        self, name: DeploymentName, record: GearPlanRecord, known: _Following | None
+    ) -> None:
+        """Follow a plan from its lowest gear on, with the rate that the one before it saw."""
+        try:
+            plan = parse_plan(record.content)
+        except GearfallError as error:
+            if self._refused.get(name) != record:
+                self._refused[name] = record
+                extra = {"deployment": name, "error": error.message}
+                _log.warning("a gear plan can't be followed", extra=extra)
+            return
+        rate, answer_tokens = (known.state.rate, known.answer_tokens) if known else (0.0, None)
+        state = GearState(0, self._clock(), rate)
+        self._following[name] = _Following(
+            record, plan, state, answer_tokens=answer_tokens or TYPICAL_ANSWER_TOKENS
+        )
+        _log.info("follows a gear plan", extra={"deployment": name, "version": plan.version})
+
+    async def _sample_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_S)
+            for following in tuple(self._following.values()):
+                self._sample(following)
+                await self._tell(following)
+
+    def _sample(self, following: _Following) -> None:
+        now_s = self._clock()
+        others = self._others(following)
+        age_s = max(0.0, now_s - following.state.at_s)
+        arrived = following.arrived_tokens + age_s * sum(each.tokens_per_s for each in others)
+        queued = self._queued_tokens(following) + sum(each.queued_tokens for each in others)
+        following.arrived_tokens = 0.0
+        sample = LoadSample(now_s, arrived, queued)
+        after = shift(following.state, sample, following.gears, self._policy)
+        if after.gear != following.state.gear:
+            following.shifts += 1
+            _log.info(
+                "wants another gear",
+                extra={
+                    "deployment": following.record.name,
+                    "gear": after.gear,
+                    "tokens_per_s": round(after.rate, 1),
+                    "queued_tokens": round(queued, 1),
+                },
+            )
+        following.state = after
+
+    def _queued_tokens(self, following: _Following) -> float:
+        waiting = self._waiting()
+        models = {stage.model for gear in following.gears for stage in gear.stages}
+        # The prompts are not known here any more: as long as an answer, at the least.
+        return 2.0 * following.answer_tokens * sum(waiting.get(model, 0) for model in models)
+
+    async def _tell(self, following: _Following) -> None:
+        """Write this router's vote when it is another than the one that stands."""
+        others = self._others(following)
+        own_rate = max(0.0, following.state.rate - sum(each.tokens_per_s for each in others))
+        vote = GearVoteRecord(
+            following.record.name,
+            self._router_id,
+            following.plan.version,
+            following.state.gear,
+            own_rate,
+            self._queued_tokens(following),
+        )
+        if self._lease is None or not _is_news(following.told, vote):
+            return
+        following.told = vote
+        try:
+            await self._cluster.put_gear_vote(vote, lease=self._lease)
+        except GearfallError as error:
+            following.told = None
+            _log.warning("could not write a gear vote", extra={"error": error.message})
+
+    def _others(self, following: _Following) -> tuple[GearVoteRecord, ...]:
+        return tuple(
+            vote
+            for (name, router_id), vote in self._cluster.view.gear_votes.items()
+            if name == following.record.name
+            and router_id != self._router_id
+            and vote.version == following.plan.version
+        )
+
+    def _in_force(self, following: _Following) -> int:
+        votes = [vote.gear for vote in self._others(following)]
+        return min(max([following.state.gear, *votes]), len(following.gears) - 1)
+
+
+def _gears_on(plan: GearPlan, nodes: set[str]) -> tuple[Gear, ...]:
+    """Return the gears for the nodes that have workers: the variant's when one is gone."""
+    gone = {placed.node for placed in plan.placement} - nodes
+    for variant in plan.variants:
+        if variant.lost_node in gone:
+            return variant.gears
+    return plan.gears
+
+
+def _is_news(told: GearVoteRecord | None, vote: GearVoteRecord) -> bool:
+    if told is None or (told.version, told.gear) != (vote.version, vote.gear):
+        return True
+    before, now = told.tokens_per_s + told.queued_tokens, vote.tokens_per_s + vote.queued_tokens
+    return abs(now - before) > _WORTH_TELLING * max(before, now, 1.0)

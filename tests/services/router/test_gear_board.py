@@ -1,0 +1,156 @@
+"""Gears in a running router: pinned at admission, shifted by load and by other routers' votes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from gearfall.core.calibration import Calibration
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant, plan_text
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.records import DeploymentRecord, GearVoteRecord, Stage, WorkerRecord
+from tests.services.router.rig import Answer, Rig, probability, running_rig
+
+NAME = DeploymentName("chat")
+SMALL, LARGE = ModelName("small"), ModelName("large")
+CASCADE = (Stage(SMALL, 0.5), Stage(LARGE))
+ALONE = (Stage(SMALL),)
+LOW, HIGH = -1.0, -0.01
+"""Log-probabilities of each token that are below and above the threshold."""
+
+
+def gear(stages=CASCADE, max_load=50.0) -> Gear:
+    shares = (1.0, 0.2)[: len(stages)]
+    return Gear(max_load, stages, Promise(0.9, 0.0, 0.1, 0, 1.0, 1.0, shares))
+
+
+PLAN = GearPlan(
+    "chat", 1, 1.0, "a test", "FLOP", {"small": "", "large": ""},
+    (gear(), gear(ALONE, 1e6)),
+    (PlacedReplicas("node-a", "small", 1), PlacedReplicas("node-b", "large", 1)),
+    variants=(Variant("node-b", (gear(ALONE),), (PlacedReplicas("node-a", "small", 1),)),),
+)  # fmt: skip
+
+
+async def put_worker(rig: Rig, node: str) -> None:
+    record = WorkerRecord(WorkerId(f"on-{node}"), NodeId(node), "127.0.0.1:1", "cpu", 2**34, 4)
+    lease = await rig.cluster.grant_lease(60)
+    await rig.cluster.wait_seen(await rig.cluster.put_worker(record, lease=lease))
+
+
+async def deploy(rig: Rig, plan: GearPlan, version: int | None = None) -> None:
+    """Put the deployment by the router's door and wait until the board follows it."""
+    plan = replace(plan, version=version or plan.version)
+    record = DeploymentRecord(NAME, plan.gears[0].stages)
+    await rig.router.catalogue.put_deployment(record, gear_plan=plan_text(plan))
+    await rig.until(lambda: in_force(rig)[0] == plan.version)
+
+
+def in_force(rig: Rig) -> tuple[int, int]:
+    pinned = rig.router.gears.pin(NAME)
+    return (pinned.version, pinned.index) if pinned else (0, -1)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    async with running_rig() as started:
+        for name in ("small", "large"):
+            await started.add_model(name)
+        for node in ("node-a", "node-b"):
+            await put_worker(started, node)
+        yield started
+
+
+async def test_the_gear_in_force_decides_and_is_said(rig: Rig) -> None:
+    rig.worker(small=Answer("no", logprob=LOW), large=Answer("yes"))
+    await deploy(rig, PLAN)
+    outcome = await rig.ask("chat")
+    assert outcome.text() == "yes"
+    assert [report.model for report in outcome.ends[0].stages] == ["small", "large"]
+    assert rig.router.gears.pin(NAME) is not None
+    assert in_force(rig) == (1, 0)
+
+
+async def test_another_routers_vote_shifts_this_one(rig: Rig) -> None:
+    rig.worker(small=Answer("no", logprob=LOW), large=Answer("yes"))
+    await deploy(rig, PLAN)
+    lease = await rig.cluster.grant_lease(60)
+    vote = GearVoteRecord(NAME, RouterId("other"), 1, 1, 1000.0, 0.0)
+    await rig.cluster.wait_seen(await rig.cluster.put_gear_vote(vote, lease=lease))
+    assert in_force(rig) == (1, 1)
+    assert (await rig.ask("chat")).text() == "no"
+    await lease.revoke()
+    await rig.until(lambda: not rig.cluster.view.gear_votes or in_force(rig) == (1, 0))
+
+
+async def test_a_vote_for_an_older_plan_does_not_count(rig: Rig) -> None:
+    await deploy(rig, PLAN, version=2)
+    lease = await rig.cluster.grant_lease(60)
+    vote = GearVoteRecord(NAME, RouterId("other"), 1, 1, 0.0, 0.0)
+    await rig.cluster.wait_seen(await rig.cluster.put_gear_vote(vote, lease=lease))
+    assert in_force(rig) == (2, 0)
+
+
+async def test_a_burst_shifts_up_and_tells_the_others(rig: Rig) -> None:
+    await deploy(rig, PLAN)
+    for _ in range(500):
+        rig.router.gears.arrived(NAME, 200)
+    await rig.until(lambda: in_force(rig) == (1, 1))
+    await rig.until(lambda: any(v.gear == 1 for v in rig.cluster.view.gear_votes.values()))
+
+
+async def test_a_running_request_keeps_its_gear_over_a_reload(rig: Rig) -> None:
+    worker = rig.worker(small=Answer("no", logprob=LOW), large=Answer("yes"))
+    await deploy(rig, PLAN)
+    before = rig.router.gears.pin(NAME)
+    await deploy(rig, replace(PLAN, gears=(gear(ALONE),), variants=()), version=2)
+    after = rig.router.gears.pin(NAME)
+    assert before is not None
+    assert after is not None
+    assert (before.label, before.stages) == ("1/0", CASCADE)
+    assert (after.label, after.stages) == ("2/0", ALONE)
+    assert (await rig.ask("chat")).text() == "no"
+    assert {job.model for job in worker.jobs} == {"small"}
+
+
+async def test_a_lost_node_has_its_own_gears(rig: Rig) -> None:
+    await deploy(rig, PLAN)
+    await rig.cluster.delete_worker(WorkerId("on-node-b"))
+    await rig.until(lambda: (pin := rig.router.gears.pin(NAME)) is not None and pin.stages == ALONE)
+
+
+async def test_a_calibration_decides_in_place_of_the_measure(rig: Rig) -> None:
+    """It maps the mean log-probability; the threshold is a probability to be right."""
+    rig.worker(small=Answer("abc", logprob=HIGH), large=Answer("yes"))
+    doubtful = Calibration(("mean",), (0.0,), (1.0,), (1.0,), 0.0, ((0.0, 0.1), (1.0, 0.1)))
+    assert probability(HIGH, 4) > 0.5
+    await deploy(rig, replace(PLAN, calibrations={"small": doubtful}))
+    outcome = await rig.ask("chat")
+    assert outcome.text() == "yes"
+    (first, _) = outcome.ends[0].stages
+    assert first.measure == "calibrated"
+    assert first.certainty == pytest.approx(0.1)
+
+
+async def test_without_a_plan_the_deployments_own_stages_count_again(rig: Rig) -> None:
+    rig.worker(small=Answer("no", logprob=LOW), large=Answer("yes"))
+    await deploy(rig, PLAN)
+    await rig.router.catalogue.put_deployment(DeploymentRecord(NAME, ALONE))
+    await rig.until(lambda: rig.router.gears.pin(NAME) is None)
+    assert (await rig.ask("chat")).text() == "no"
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (replace(PLAN, name="other"), "is for other"),
+        (replace(PLAN, models={"small": "0" * 32, "large": ""}), "profile and plan anew"),
+        (replace(PLAN, version=0), "begins at 1"),
+    ],
+)
+async def test_a_plan_that_does_not_fit_is_refused(rig: Rig, plan: GearPlan, says: str) -> None:
+    record = DeploymentRecord(NAME, CASCADE)
+    with pytest.raises(InvalidRequest, match=says):
+        await rig.router.catalogue.put_deployment(record, gear_plan=plan_text(plan))
+    assert not rig.cluster.view.gear_plans
