@@ -8,6 +8,7 @@ goes into the profile.
 
 import argparse
 import asyncio
+import itertools
 import json
 import tempfile
 import time
@@ -35,6 +36,7 @@ from gearfall.simulation.site import EngineSpeed, ModelProfile, NodeProfile, Sit
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_calibrate.json"
 _PROBES = 3
 _SHORT, _LONG, _TOKENS = 8, 264, 33
+_WORDS = itertools.count(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +135,13 @@ async def _answer(
     site: RealSite, model: ModelName, prompt_tokens: int, tokens: int
 ) -> tuple[float, float]:
     """Return seconds to the first token and from one token to the next."""
+    # No prompt twice: what was computed for one before is kept and found again.
+    prompt = [next(_WORDS) % 30_000 for _ in range(prompt_tokens)]
     sent_s = time.perf_counter()
     times_s: list[float] = []
     events = site.client.stream(
         model,
-        [5] * prompt_tokens,
+        prompt,
         max_tokens=tokens,
         temperature=0.0,
         ignore_eos=True,

@@ -1,9 +1,10 @@
 """Policies side by side in simulated fleets: `python -m bench.scheduler simulation`.
 
 ServerlessLLM's setting (docs/simulation.md), each model size and dataset at several rates and
-seeds, then fleets of growing size under our policy. Ratios are of p99 startup to ours, the median
-over the seeds with the smallest and largest; for preemption also with what a request waits after it
-was stopped.
+seeds, in both ways to read it: many models at once and one answer at a time on each replica
+(fleet), or bursts for each model and as many answers at once as fit (model). Then fleets of growing
+size under our policy. Ratios are of p99 startup to ours, the median over the seeds with the
+smallest and largest; for preemption also with what a request waits after it was stopped.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from rich.table import Table
 from bench.figures import spread
 from bench.machine import machine_facts, our_versions
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.simulation.arrivals import Lengths, Load, bursty_requests
+from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
 from gearfall.simulation.figures import Figures, figures_of
 from gearfall.simulation.fleet_setting import FleetShape, fleet_site
 from gearfall.simulation.scenario import Scenario, simulate
@@ -39,7 +40,7 @@ class Cell:
     size: str
     dataset: str
     per_s: float
-    slots: int
+    bursts: str
     seed: int
     figures: tuple[Figures, ...]
 
@@ -70,22 +71,21 @@ class Speed:
 def main(argv: Sequence[str] | None = None) -> None:
     """Simulate, print tables, write JSON."""
     parser = argparse.ArgumentParser(prog="bench.scheduler simulation", description=__doc__)
-    parser.add_argument("--sizes", nargs="+", default=["6.7b", "13b"])
+    parser.add_argument("--sizes", nargs="+", default=["6.7b"])
     parser.add_argument("--datasets", nargs="+", default=["gsm8k", "sharegpt"])
-    parser.add_argument("--rates", nargs="+", type=float, default=[0.2, 0.8])
-    parser.add_argument("--slots", nargs="+", type=int, default=[1])
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.8])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--duration", type=float, default=600.0, help="simulated seconds")
+    parser.add_argument("--duration", type=float, default=900.0, help="simulated seconds")
     parser.add_argument("--nodes", nargs="*", type=int, default=[10, 100, 1000, 10_000])
     parser.add_argument("--out", type=Path, default=RESULTS)
     settings = parser.parse_args(argv)
     console = Console(width=max(Console().width, 130))
     cells = [
-        _cell(size, dataset, rate, slots=slots, seed=seed, duration_s=settings.duration)
+        _cell(size, dataset, rate, bursts=bursts, seed=seed, duration_s=settings.duration)
         for size in settings.sizes
         for dataset in settings.datasets
         for rate in settings.rates
-        for slots in settings.slots
+        for bursts in Bursts
         for seed in settings.seeds
     ]
     console.print(_ratios(cells))
@@ -103,13 +103,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _cell(
-    size: str, dataset: str, per_s: float, *, slots: int, seed: int, duration_s: float
+    size: str, dataset: str, per_s: float, *, bursts: Bursts, seed: int, duration_s: float
 ) -> Cell:
     scenario = serverlessllm(
-        size, dataset, per_s=per_s, duration_s=duration_s, slots=slots, seed=seed
+        size,
+        dataset,
+        per_s=per_s,
+        duration_s=duration_s,
+        slots=1 if bursts is Bursts.FLEET else 0,
+        seed=seed,
+        bursts=bursts,
     )
     figures = tuple(figures_of(simulate(scenario, policy), SLO_S) for policy in POLICIES)
-    return Cell(size, dataset, per_s, slots, seed, figures)
+    return Cell(size, dataset, per_s, bursts.value, seed, figures)
 
 
 def _ratios(cells: Sequence[Cell]) -> Table:
@@ -119,14 +125,14 @@ def _ratios(cells: Sequence[Cell]) -> Table:
         *("/ preempt", "/ preempt, with restarts", "preempted (most)", "moved by ours"),
     ):
         table.add_column(name, justify="left" if name == "setting" else "right")
-    groups = dict.fromkeys((c.size, c.dataset, c.per_s, c.slots) for c in cells)
+    groups = dict.fromkeys((c.size, c.dataset, c.per_s, c.bursts) for c in cells)
     for key in groups:
-        group = [c for c in cells if (c.size, c.dataset, c.per_s, c.slots) == key]
+        group = [c for c in cells if (c.size, c.dataset, c.per_s, c.bursts) == key]
         ours = [each.figures[0] for each in group]
         preempt = [each.figures[POLICIES.index("preempt")] for each in group]
-        size, dataset, per_s, slots = key
+        size, dataset, per_s, bursts = key
         table.add_row(
-            f"OPT-{size} {dataset} {per_s:g}/s" + (f", {slots} slots" if slots > 1 else ""),
+            f"OPT-{size} {dataset} {per_s:g}/s, {bursts}",
             f"{spread(each.startup_p50_s for each in ours).median:.2f}",
             f"{spread(each.startup_p99_s for each in ours).median:.2f}",
             *(_spread(group, policy) for policy in (*LOCALITY_FREE, "locality", "preempt")),

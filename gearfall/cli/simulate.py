@@ -30,7 +30,12 @@ def simulate_command(
     duration: Annotated[float, typer.Option(min=1, help="Simulated seconds.")] = 1200.0,
     bursts: Annotated[Bursts, typer.Option(help="What comes in bursts.")] = Bursts.FLEET,
     ssd_copies: Annotated[int, typer.Option(min=1, help="Nodes that hold each model.")] = 4,
-    slots: Annotated[int, typer.Option(min=1, help="Requests a replica answers at once.")] = 1,
+    slots: Annotated[
+        int, typer.Option(min=0, help="Requests a replica answers at once; 0: what fits, to 16.")
+    ] = 1,
+    is_filled: Annotated[
+        bool, typer.Option("--dram-filled/--dram-empty", help="At the beginning.")
+    ] = True,
     trace: Annotated[
         Path | None, typer.Option(help="Replay this .csv.gz trace on a fleet instead.")
     ] = None,
@@ -57,10 +62,18 @@ def simulate_command(
     policies = _policies(policy)
     if trace is None:
         scenario = _paper_setting(
-            size, dataset, rate, duration, bursts=bursts, copies=ssd_copies, slots=slots, seed=seed
+            size,
+            dataset,
+            rate,
+            duration,
+            bursts=bursts,
+            copies=ssd_copies,
+            slots=slots,
+            is_filled=is_filled,
+            seed=seed,
         )
     else:
-        shape = FleetShape(nodes=nodes, models=models, slots=slots)
+        shape = FleetShape(nodes=nodes, models=models, slots=max(1, slots))
         scenario = _trace_setting(trace, shape, speed_up, duration, seed)
     if residency is not None:
         changed = replace(scenario.policy, residency_per_start=residency)
@@ -121,6 +134,7 @@ def _paper_setting(
     bursts: Bursts,
     copies: int,
     slots: int,
+    is_filled: bool,
     seed: int,
 ) -> Scenario:
     if size not in SIZES:
@@ -137,6 +151,7 @@ def _paper_setting(
         slots=slots,
         ssd_copies=copies,
         bursts=bursts,
+        is_filled=is_filled,
     )
 
 

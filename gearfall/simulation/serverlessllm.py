@@ -6,6 +6,7 @@ docs/simulation.md says for each number here where it comes from, and what the p
 from dataclasses import dataclass
 
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
+from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.records import DeploymentRecord, ModelRecord, Stage, WorkerRecord
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
@@ -83,18 +84,25 @@ def serverlessllm(
     slots: int = 1,
     ssd_copies: int = NODES,
     bursts: Bursts = Bursts.FLEET,
+    is_filled: bool = True,
 ) -> Scenario:
     """Return the paper's setting with one model size, dataset and rate.
 
-    `slots` is 1 there: an instance answers one request at a time. `ssd_copies`: nodes whose SSD
-    holds a model at the beginning, the others fetch it.
+    `slots`: requests that a replica answers at once; 0 for as many as fit, at most 16.
+    `ssd_copies`: nodes whose SSD holds a model at the beginning, the others fetch it. `is_filled`:
+    whether every node's DRAM holds what fits of its SSD at the beginning, each another part first,
+    or nothing.
     """
     opt = SIZES[size]
     models = tuple(_model(opt, number) for number in range(opt.copies))
+    slots = slots or most_slots(models[0].record, DEVICE_BYTES * opt.accelerators)
     names = tuple(each.record.name for each in models)
     site = Site(
         models=models,
-        nodes=tuple(_node(index, names, ssd_copies) for index in range(NODES)),
+        nodes=tuple(
+            _node(index, names, ssd_copies, opt.size_bytes if is_filled else 0)
+            for index in range(NODES)
+        ),
         workers=_workers(opt, slots),
         deployments=_deployments(opt, names),
     )
@@ -134,12 +142,21 @@ def _model(opt: OptSize, number: int) -> ModelProfile:
     return ModelProfile(record, speed)
 
 
-def _node(index: int, names: tuple[ModelName, ...], ssd_copies: int) -> NodeProfile:
-    here = (
-        name
-        for number, name in enumerate(names)
-        if (index - number) % NODES < min(ssd_copies, NODES)
-    )
+def most_slots(model: ModelRecord, device_bytes: int) -> int:
+    """Return how many requests at once a replica has memory for: 16, or half until they fit."""
+    slots = 16
+    while slots > 1 and estimate_replica_memory(model, slots).total_bytes > device_bytes:
+        slots //= 2
+    return slots
+
+
+def _node(
+    index: int, names: tuple[ModelName, ...], ssd_copies: int, filled_bytes: int
+) -> NodeProfile:
+    """`filled_bytes`: of each model that is in DRAM at the beginning; 0 for none."""
+    by_distance = sorted(enumerate(names), key=lambda each: ((index - each[0]) % NODES, each[0]))
+    here = [name for number, name in by_distance if (index - number) % NODES < ssd_copies]
+    fitting = DRAM_BYTES // filled_bytes if filled_bytes else 0
     return NodeProfile(
         NodeId(f"node-{index}"),
         dram_bytes=DRAM_BYTES,
@@ -147,6 +164,7 @@ def _node(index: int, names: tuple[ModelName, ...], ssd_copies: int) -> NodeProf
         ssd_bytes_per_s=SSD_BYTES_PER_S,
         remote_bytes_per_s=REMOTE_BYTES_PER_S,
         on_ssd=tuple(here),
+        in_dram=tuple(here[:fitting]),
     )
 
 

@@ -23,7 +23,7 @@ def figures(policy: str) -> Figures:
 def test_ratios_are_to_ours():
     ours, other = figures("ours"), figures("random")
     slow = replace(other, startup_p99_s=3 * ours.startup_p99_s)
-    cell = Cell("6.7b", "gsm8k", 0.5, 1, 2, (ours, slow))
+    cell = Cell("6.7b", "gsm8k", 0.5, "fleet", 2, (ours, slow))
     assert cell.ratio("ours") == pytest.approx(1.0)
     assert cell.ratio("random") == pytest.approx(3.0)
 
