@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,12 @@ import typer
 
 from gearfall.cli.connection import AsJson, Home, default_home, parse_address, run_dir
 from gearfall.cli.demo import prepare
+from gearfall.cli.deploy import deployment_of_plan
 from gearfall.cli.render import console, print_json
+from gearfall.client import AsyncClient
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.gear_plan import GearPlan
+from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
 from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy
 
@@ -46,6 +51,10 @@ def up(
     with_demo: Annotated[
         bool, typer.Option("--demo", help="Register and deploy the demo family.")
     ] = False,
+    plan: Annotated[
+        list[Path] | None,
+        typer.Option(help="Gear plan to deploy, of models that are registered; repeatable."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start etcd, Redis, stores, workers, scheduler and router here, until Ctrl-C.
@@ -73,7 +82,8 @@ def up(
         policy=real_policy(policy),
         api_keys=tuple(api_key or ()),
     )
-    asyncio.run(_run(settings, with_demo=with_demo, as_json=as_json))
+    plans = [(path, parse_plan(path.read_text())) for path in plan or ()]
+    asyncio.run(_run(settings, plans, with_demo=with_demo, as_json=as_json))
 
 
 def real_policy(policy: PlacementPolicy) -> str:
@@ -84,7 +94,13 @@ def real_policy(policy: PlacementPolicy) -> str:
     return policy.value
 
 
-async def _run(settings: LocalClusterSettings, *, with_demo: bool, as_json: bool) -> None:
+async def _run(
+    settings: LocalClusterSettings,
+    plans: Sequence[tuple[Path, GearPlan]],
+    *,
+    with_demo: bool,
+    as_json: bool,
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -92,9 +108,12 @@ async def _run(settings: LocalClusterSettings, *, with_demo: bool, as_json: bool
     cluster = LocalCluster(settings)
     try:
         await cluster.start()
+        key = next(iter(settings.api_keys), "")
         if with_demo:
-            key = next(iter(settings.api_keys), "")
             await asyncio.to_thread(prepare, cluster.grpc_address, quiet=as_json, api_key=key)
+        async with AsyncClient(cluster.grpc_address, api_key=key) as client:
+            for path, plan in plans:
+                await client.deploy(deployment_of_plan(plan), gear_plan=path.read_text())
         if as_json:
             print_json({"rest": cluster.rest_address, "grpc": cluster.grpc_address})
         else:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
+import httpx
 import pytest
 
 from gearfall.core.gear_plan_checks import parse_plan
@@ -16,7 +17,7 @@ from gearfall.demo.arithmetic import ask
 from tests.cluster_host import ClusterHost
 
 MODELS = ("arith-small", "arith-medium")
-QUESTIONS = 120
+QUESTIONS = 80
 
 pytestmark = pytest.mark.usefixtures("demo_family")
 
@@ -52,10 +53,10 @@ def queries(tmp_path: Path) -> Path:
 
 
 def test_a_measured_family_becomes_a_plan(
-    gearfall: Callable[..., str], queries: Path, tmp_path: Path
+    gearfall: Callable[..., str], host: ClusterHost, queries: Path, tmp_path: Path
 ) -> None:
     out, plan_path = tmp_path / "profile.json", tmp_path / "plan.json"
-    assert "120 queries" in gearfall("profile", *MODELS, "--queries", queries, "--out", out)
+    assert "80 queries" in gearfall("profile", *MODELS, "--queries", queries, "--out", out)
     profile = parse_profile(out.read_bytes())
     small, medium = (profile.model(name) for name in MODELS)
     for model in (small, medium):
@@ -79,6 +80,12 @@ def test_a_measured_family_becomes_a_plan(
     assert parse_plan(plan_path.read_bytes()).version == 2
     assert "version: 1 -> 2" in gearfall("plan", "--diff", kept, plan_path)
     assert "sums version 1" in gearfall("plan", "--show", kept)
+    gearfall("deploy", "--plan", plan_path)
+    url = f"http://{host.addresses['rest']}/v1/completions"
+    body = {"model": "sums", "prompt": "2+3=", "max_tokens": 4, "temperature": 0}
+    answered = httpx.post(url, json=body, timeout=60)
+    assert answered.json()["choices"][0]["text"] == "5"
+    assert answered.headers["x-gearfall-gear"] == "2/0"
     refused = gearfall(*asked, "--quality", 0.999, code=1)
     assert "at most" in refused
 
