@@ -59,6 +59,7 @@ faults: gen
 faults-scheduler: gen
 	GEARFALL_FAULTS=all $(BIN)/python -m pytest tests/faults/test_scheduler_matrix.py \
 		tests/faults/test_etcd_gone.py tests/faults/test_partition.py tests/faults/test_spot_notice.py \
+		tests/faults/test_leader_struck_for_real.py \
 		$(PYTEST_ARGS)
 
 # A whole cluster in containers: deploy/compose/README.md.

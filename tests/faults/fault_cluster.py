@@ -72,8 +72,8 @@ class WorkerProcess:
 class FaultCluster:
     """Two workers on one node, both with a ready replica, all processes writing histories."""
 
-    def __init__(self, home: Path) -> None:
-        """Start the processes; `connected` opens it for use."""
+    def __init__(self, home: Path, *flags: str) -> None:
+        """Start the processes, with more flags of `gearfall up`; `connected` opens it for use."""
         self.points = home / "points"
         self.histories = home / "histories"
         self.reference: Received | None = None
@@ -89,7 +89,7 @@ class FaultCluster:
             HISTORY_VARIABLE: str(self.histories),
         }
         self.host = ClusterHost(
-            home / "cluster", "--workers-per-node", "2", environment=environment
+            home / "cluster", "--workers-per-node", "2", *flags, environment=environment
         )
 
     def close(self) -> Verdict:
