@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from bench.scheduler.forecast_fleet import Arrival
 from gearfall.core.ids import ModelName, NodeId
+from gearfall.core.origin import source_tier
 from gearfall.core.records import ModelRecord, NodeRecord, PrefetchRecord
 from gearfall.core.tiers import Candidate, UseCount, choose_victims
 from gearfall.scheduling.actions import Wish
@@ -192,7 +193,9 @@ class Replay:
             self.models.get,
             nodes,
             self.wishes,
-            self.histories,
+            tuple(self.models),
+            lambda name: self.histories.get(name, ArrivalHistory()),
+            source=lambda model, node: source_tier(model, node, nodes),
             hosting=lambda name: up.get(name, ()),
             resident=lambda name: [n for n, node in self.nodes.items() if name in node.resident],
         )

@@ -1,5 +1,6 @@
 """What the fleet's owner keeps, and what can be read from it."""
 
+from collections import deque
 from typing import NamedTuple
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
@@ -47,6 +48,8 @@ class FleetState:
         """What found no room, in the order in which it was first looked for."""
         self.loads: dict[ModelName, ModelLoad] = {}
         self.prefetch_due_unix_s = 0.0
+        self.prefetch_turns: deque[ModelName] = deque()
+        """Models that have not been looked at since all had their turn."""
         self.policy = SchedulerPolicy()
         self.flags: dict[ModelName, ModelFlags] = {}
         """What other workers' rows depend on, as of the last time they were brought up to date."""

@@ -11,20 +11,22 @@ it is worth less than a share of what a new one has to be, when its model is up 
 it was not fulfilled in time, or when its model or its node is gone.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
+from zlib import crc32
 
 from gearfall.core.ids import ModelName, NodeId
-from gearfall.core.origin import bandwidth_out_of, source_tier
+from gearfall.core.origin import bandwidth_out_of
 from gearfall.core.records import ModelRecord, NodeRecord, PrefetchRecord, Tier
 from gearfall.scheduling.actions import Unwish, Wish
 from gearfall.scheduling.forecast import DAY_S, ArrivalHistory, Forecast, use_probability
 
 WishKey = tuple[NodeId, ModelName]
 
-_NODES_EXAMINED = 64
-"""Of a model's nodes, at most so many are looked at for one wish."""
+NODES_EXAMINED = 8
+"""Of a model's nodes, at most so many are looked at for one wish, beginning anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,11 @@ class PrefetchPolicy:
     """After which a wish that was not fulfilled is taken back."""
     most_wishes: int = 16
     """New ones of one look."""
+    most_standing: int = 256
+    """Of all nodes together."""
+    most_models: int = 64
+    """That are looked at in one look; with more of them looks come more often, so that each model
+    has its turn every `every_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,12 @@ class PrefetchScene:
     """A model that may have replicas; None for any other name."""
     nodes: Mapping[NodeId, NodeRecord]
     wishes: Mapping[WishKey, PrefetchRecord]
-    histories: Mapping[ModelName, ArrivalHistory]
+    candidates: Collection[ModelName]
+    """Models to look at this time; wishes for others stand, but for what is gone."""
+    history: Callable[[ModelName], ArrivalHistory]
+    """When jobs came for a model; the empty one for a model nobody asked for."""
+    source: Callable[[ModelRecord, NodeRecord], Tier | None]
+    """Where the bytes of a start on a node would come from; None if they can't."""
     hosting: Callable[[ModelName], Collection[NodeId]]
     """Nodes on which a worker has or gets a replica."""
     resident: Callable[[ModelName], Collection[NodeId]]
@@ -87,25 +99,32 @@ class _Look:
         self.now_unix_s = now_unix_s
         self.unwishes: list[Unwish] = []
         self.wishes: list[Wish] = []
-        self.uses = {
-            name: use_probability(
-                history,
-                policy.forecast,
-                policy.horizon_s,
-                now_unix_s,
-                season_s=policy.season_s,
-            )
-            for name, history in scene.histories.items()
-            if scene.model(name) is not None
-        }
+        self._uses: dict[ModelName, float] = {}
         self.standing: dict[WishKey, Tier] = {}
+        self.standing_on: Counter[NodeId] = Counter()
         self.displaced: dict[NodeId, set[ModelName]] = {}
         self.taken_bytes: dict[tuple[NodeId, Tier], int] = {}
 
+    def use(self, name: ModelName) -> float:
+        """Return how likely a model is wanted within the horizon."""
+        known = self._uses.get(name)
+        if known is None:
+            known = self._uses[name] = use_probability(
+                self.scene.history(name),
+                self.policy.forecast,
+                self.policy.horizon_s,
+                self.now_unix_s,
+                season_s=self.policy.season_s,
+            )
+        return known
+
     def take_back(self) -> None:
         """Decide which of the present wishes stand."""
+        candidates = frozenset(self.scene.candidates)
         for key, record in sorted(self.scene.wishes.items()):
-            reason = self._why_not(record)
+            reason = self._what_is_gone(record)
+            if not reason and record.model in candidates:
+                reason = self._why_not(record, self.scene.nodes[record.node_id])
             if reason:
                 self.unwishes.append(Unwish(key, reason))
             else:
@@ -116,14 +135,16 @@ class _Look:
         wished = {model for _, model in self.standing}
         found = [
             name
-            for name, use in self.uses.items()
-            if use >= self.policy.least_use
+            for name in self.scene.candidates
+            if self.scene.model(name) is not None
+            and self.use(name) >= self.policy.least_use
             and name not in wished
             and not self.scene.resident(name)
             and not self.scene.hosting(name)
         ]
-        for name in sorted(found, key=lambda each: (-self.uses[each], each)):
-            if len(self.wishes) >= self.policy.most_wishes:
+        for name in sorted(found, key=lambda each: (-self.use(each), each)):
+            is_full = len(self.standing) >= self.policy.most_standing
+            if is_full or len(self.wishes) >= self.policy.most_wishes:
                 return
             self._wish_for(self._known(name))
 
@@ -132,15 +153,17 @@ class _Look:
         assert model is not None, "only what may have replicas is looked at"
         return model
 
-    def _why_not(self, record: PrefetchRecord) -> str:
-        model, node = self.scene.model(record.model), self.scene.nodes.get(record.node_id)
-        if model is None or node is None:
-            return f"{'model' if model is None else 'node'} is gone"
-        if node.node_id in self.scene.hosting(model.name):
+    def _what_is_gone(self, record: PrefetchRecord) -> str:
+        if self.scene.model(record.model) is None:
+            return "model is gone"
+        return "" if record.node_id in self.scene.nodes else "node is gone"
+
+    def _why_not(self, record: PrefetchRecord, node: NodeRecord) -> str:
+        if node.node_id in self.scene.hosting(record.model):
             return "has a replica there"
-        if _has(node, model.name, record.tier):
+        if _has(node, record.model, record.tier):
             return "is there"
-        use = self.uses.get(model.name, 0.0)
+        use = self.use(record.model)
         if use < self.policy.keeps_above * self.policy.least_use:
             return f"{use:.0%} likely to be wanted within {self.policy.horizon_s:g} s"
         is_late = record.wished_unix_s + self.policy.patience_s <= self.now_unix_s
@@ -149,24 +172,28 @@ class _Look:
     def _wish_for(self, model: ModelRecord) -> None:
         """Wish for one model where it gets to soonest, if anywhere has room for it."""
         offers = []
-        for node_id in islice(self._nodes_for(model), _NODES_EXAMINED):
+        for node_id in self._nodes_for(model):
             node = self.scene.nodes[node_id]
-            source = source_tier(model, node, self.scene.nodes)
+            source = self.scene.source(model, node)
             if source in {Tier.SSD, Tier.REMOTE} and self._may_take(node_id):
                 saved_s = model.size_bytes / bandwidth_out_of(source, node).bytes_per_s
                 tier = self._tier_with_room(model, node, source)
-                if tier is not None and self.uses[model.name] * saved_s >= self.policy.least_gain_s:
+                if tier is not None and self.use(model.name) * saved_s >= self.policy.least_gain_s:
                     offers.append((tier is Tier.SSD, saved_s, -_free_bytes(node), node_id, tier))
         if offers:
             _, saved_s, _, node_id, tier = min(offers)
             self._add(model, node_id, tier, saved_s)
 
-    def _nodes_for(self, model: ModelRecord) -> list[NodeId]:
-        near = [each for each in model.nodes if each in self.scene.nodes]
-        return near or sorted(self.scene.nodes)
+    def _nodes_for(self, model: ModelRecord) -> Iterator[NodeId]:
+        """Yield live nodes that can load it from near, else any; other models begin elsewhere."""
+        near = any(each in self.scene.nodes for each in model.nodes)
+        names = model.nodes if near else tuple(self.scene.nodes)
+        begin = crc32(model.name.encode()) % max(1, len(names))
+        turned = chain(islice(names, begin, None), islice(names, begin))
+        return islice((each for each in turned if each in self.scene.nodes), NODES_EXAMINED)
 
     def _may_take(self, node_id: NodeId) -> bool:
-        return sum(where == node_id for where, _ in self.standing) < self.policy.most_pending
+        return self.standing_on[node_id] < self.policy.most_pending
 
     def _tier_with_room(
         self, model: ModelRecord, node: NodeRecord, source: Tier | None
@@ -185,9 +212,9 @@ class _Look:
         if missing <= 0:
             return []
         gone = []
-        for name in sorted(node.resident, key=lambda each: (self.uses.get(each, 0.0), each)):
+        for name in sorted(node.resident, key=lambda each: (self.use(each), each)):
             other = self.scene.model(name)
-            if other is None or not self._may_go(name, node, self.uses[model.name]):
+            if other is None or not self._may_go(name, node, self.use(model.name)):
                 continue
             gone.append(name)
             missing -= other.size_bytes
@@ -198,11 +225,11 @@ class _Look:
     def _may_go(self, name: ModelName, node: NodeRecord, use: float) -> bool:
         is_held = node.node_id in self.scene.hosting(name)
         is_promised = name in self.displaced.get(node.node_id, ())
-        is_less = self.uses.get(name, 0.0) < self.policy.displaces_below * use
+        is_less = self.use(name) < self.policy.displaces_below * use
         return is_less and not (is_held or is_promised)
 
     def _add(self, model: ModelRecord, node_id: NodeId, tier: Tier, saved_s: float) -> None:
-        node, use = self.scene.nodes[node_id], self.uses[model.name]
+        node, use = self.scene.nodes[node_id], self.use(model.name)
         gone = (self._displaceable(model, node) or []) if tier is Tier.DRAM else []
         self.displaced.setdefault(node_id, set()).update(gone)
         freed = sum(self._known(each).size_bytes for each in gone)
@@ -219,6 +246,7 @@ class _Look:
         """Let a wish stand and take the room that it is to fill."""
         node_id, name = key
         self.standing[key] = tier
+        self.standing_on[node_id] += 1
         size_bytes = self._known(name).size_bytes
         self.taken_bytes[node_id, tier] = self.taken_bytes.get((node_id, tier), 0) + size_bytes
 

@@ -5,7 +5,10 @@ from collections.abc import Collection
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.scheduling.actions import Unwish, Wish
 from gearfall.scheduling.fleet_state import FleetState
+from gearfall.scheduling.forecast import ArrivalHistory
 from gearfall.scheduling.prefetch import PrefetchPolicy, PrefetchScene, plan_prefetch
+
+_NOTHING_CAME = ArrivalHistory()
 
 
 def prefetch_step(
@@ -23,22 +26,39 @@ def prefetch_step(
         return (), None
     if now_unix_s < fleet.prefetch_due_unix_s:
         return (), fleet.prefetch_due_unix_s
-    fleet.prefetch_due_unix_s = now_unix_s + policy.every_s
-    return plan_prefetch(_scene(fleet), policy, now_unix_s), fleet.prefetch_due_unix_s
+    candidates = _next_candidates(fleet, policy.most_models)
+    share = min(1.0, policy.most_models / max(1, len(fleet.loads)))
+    fleet.prefetch_due_unix_s = now_unix_s + policy.every_s * share
+    actions = plan_prefetch(_scene(fleet, candidates), policy, now_unix_s)
+    return actions, fleet.prefetch_due_unix_s
 
 
-def _scene(fleet: FleetState) -> PrefetchScene:
+def _next_candidates(fleet: FleetState, most: int) -> list[ModelName]:
+    """Return whose turn it is; all have had theirs before anyone has another."""
+    if not fleet.prefetch_turns:
+        wished = {model for _, model in fleet.records.prefetch}
+        fleet.prefetch_turns.extend({**fleet.loads, **dict.fromkeys(wished)})
+    return [fleet.prefetch_turns.popleft() for _ in range(min(most, len(fleet.prefetch_turns)))]
+
+
+def _scene(fleet: FleetState, candidates: list[ModelName]) -> PrefetchScene:
     records = fleet.records
 
     def hosting(model: ModelName) -> Collection[NodeId]:
         workers = fleet.index.holders.get(model, ())
         return {records.workers[each].node_id for each in workers if each in records.workers}
 
+    def history(model: ModelName) -> ArrivalHistory:
+        load = fleet.loads.get(model)
+        return load.arrivals if load is not None else _NOTHING_CAME
+
     return PrefetchScene(
         fleet.model,
         records.nodes,
         records.prefetch,
-        {name: load.arrivals for name, load in fleet.loads.items()},
+        candidates,
+        history,
+        source=lambda model, node: fleet.source_tier(model, node.node_id),
         hosting=hosting,
         resident=lambda model: fleet.index.resident.get(model, ()),
     )

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName, NodeId
+from gearfall.core.origin import source_tier
 from gearfall.core.records import PrefetchRecord, Tier
 from gearfall.scheduling.actions import Unwish, Wish
 from gearfall.scheduling.forecast import ArrivalHistory, Forecast, note_arrivals
@@ -46,11 +47,14 @@ def scene(models, nodes, histories, *, wishes=(), hosting=None):
     named = {ModelName(name): history for name, history in histories.items()}
     standing = {(wish.node_id, wish.model): wish for wish in wishes}
     held = {ModelName(name): tuple(map(NodeId, at)) for name, at in (hosting or {}).items()}
+    records = by_node(*nodes)
     return PrefetchScene(
         by_name(*models).get,
-        by_node(*nodes),
+        records,
         standing,
-        named,
+        tuple(named),
+        lambda name: named.get(name, ArrivalHistory()),
+        source=lambda each, at: source_tier(each, at, records),
         hosting=lambda name: held.get(name, ()),
         resident=lambda name: [each.node_id for each in nodes if name in each.resident],
     )
@@ -181,6 +185,27 @@ def test_a_node_is_asked_for_few_at_a_time():
     nodes = [disk("node-a", room_gb=100, on_ssd=names)]
     found = scene([big(name) for name in names], nodes, {n: wanted(5) for n in names})
     assert len(plan_prefetch(found, POLICY, NOW)) == POLICY.most_pending
+
+
+def test_of_many_nodes_other_models_look_at_others():
+    names = [f"node-{n}" for n in range(200)]
+    models = [f"m{n}" for n in range(16)]
+    nodes = [disk(name, on_ssd=models) for name in names]
+    found = scene(
+        [big(name, nodes=names) for name in models], nodes, {m: wanted(5) for m in models}
+    )
+    places = {where for where, _, _ in said(plan_prefetch(found, POLICY, NOW))}
+    assert len(places) > 8
+
+
+def test_there_is_a_most_of_wishes():
+    names = [f"m{n}" for n in range(40)]
+    nodes = [disk(f"node-{n}", on_ssd=names) for n in range(40)]
+    models = [big(name, nodes=[each.node_id for each in nodes]) for name in names]
+    found = scene(models, nodes, {name: wanted(5) for name in names})
+    assert len(plan_prefetch(found, POLICY, NOW)) == POLICY.most_wishes
+    few = replace(POLICY, most_standing=3)
+    assert len(plan_prefetch(found, few, NOW)) == 3
 
 
 _fleet = st.lists(

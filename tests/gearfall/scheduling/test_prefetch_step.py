@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.records import LoadRecord, Tier
 from gearfall.scheduling.actions import Unwish, Wish
@@ -66,6 +68,22 @@ def test_what_came_is_wished_for_and_looked_at_again_in_time():
     assert due == NOW + 20.0
     fleet.put("prefetch", wish.prefetch)
     assert step(fleet, NOW + 20.0)[0] == []
+
+
+def test_with_many_models_each_has_its_turn_within_the_pause():
+    fleet = fleet_of_one()
+    for number in range(300):
+        record = replace(load(number, NOW), model=ModelName(f"m{number}"))
+        fleet.put("models", model(record.model, size_bytes=4 * GB))
+        fleet.put("load", record)
+    _, due = step(fleet, NOW)
+    assert due == pytest.approx(NOW + 10.0 * 64 / 300)
+    seen = [len(fleet.prefetch_turns)]
+    for _ in range(5):
+        assert due is not None
+        _, due = step(fleet, due)
+        seen.append(len(fleet.prefetch_turns))
+    assert seen == [236, 172, 108, 44, 0, 236]
 
 
 def test_a_wish_that_is_fulfilled_is_taken_back():
