@@ -35,6 +35,8 @@ _PART_BYTES = 4 * 2**20
 _THREADS = 4
 RETRY_PAUSES_S = (0.1, 0.4, 1.6, 6.4)
 """Between the attempts at one part; after the last the load fails."""
+_PAUSES_BEFORE_NEXT = 2
+"""So many of them where another place has the checkpoint too."""
 
 Report = Callable[[int], None]
 """Told the bytes of each chunk that is verified and written."""
@@ -64,6 +66,11 @@ class Places(Protocol):
     @property
     def place(self) -> int:
         """Number of the place that is asked now."""
+        ...
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is another one to move on to."""
         ...
 
     async def move_on(self, place: int, error: GearfallError) -> None:
@@ -218,7 +225,8 @@ class _Pass:
                 return
 
     async def _ask(self, partition: int, offset_bytes: int, part: memoryview) -> None:
-        for pause_s in self._pauses_s:
+        has_more = self._places is not None and self._places.has_more
+        for pause_s in self._pauses_s[: _PAUSES_BEFORE_NEXT if has_more else None]:
             try:
                 await self._source.read_into(partition, offset_bytes, part)
             except Unavailable:

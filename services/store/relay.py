@@ -58,7 +58,8 @@ class Relay:
         self._model = model
         self._left = deque(places)
         self._opened: list[Origin] = []
-        self._name = ""
+        self._current: Place | None = None
+        self._is_second_try = False
         self._moving = asyncio.Lock()
 
     async def open(self) -> None:
@@ -75,26 +76,37 @@ class Relay:
         """See `Places`."""
         return len(self._opened)
 
-    async def move_on(self, place: int, error: GearfallError) -> None:
+    @property
+    def has_more(self) -> bool:
         """See `Places`."""
+        return bool(self._left)
+
+    async def move_on(self, place: int, error: GearfallError) -> None:
+        """See `Places`. The first that stays away half way is asked once more, after all others."""
         async with self._moving:
             if self.place != place:
                 return  # somebody else has seen to it
-            if self._opened:
-                self._report(error)
+            if self._current is not None:
+                self._report(self._current, error)
+                self._put_last(self._current, error)
             while self._left:
-                self._name, open_origin = self._left.popleft()
+                self._current = self._left.popleft()
                 try:
-                    self._opened.append(await open_origin())
+                    self._opened.append(await self._current[1]())
                 except (Unavailable, NotFound) as failure:
                     error = failure
-                    self._report(error)
+                    self._report(self._current, error)
                 else:
                     return
         if isinstance(error, NotFound):
             text = f"model {self._model!r} cannot be fetched: {error.message}"
             raise Unavailable(text) from error
         raise error
+
+    def _put_last(self, place: Place, error: GearfallError) -> None:
+        if self._left and isinstance(error, Unavailable) and not self._is_second_try:
+            self._is_second_try = True
+            self._left.append(place)
 
     async def read_into(self, partition: int, offset_bytes: int, destination: memoryview) -> None:
         """See `ByteSource`."""
@@ -117,6 +129,6 @@ class Relay:
         for origin in self._opened:
             await origin.close()
 
-    def _report(self, error: GearfallError) -> None:
-        extra = {"model": self._model, "place": self._name, "error": error.message}
+    def _report(self, place: Place, error: GearfallError) -> None:
+        extra = {"model": self._model, "place": place[0], "error": error.message}
         _log.warning("model not fetched", extra=extra)

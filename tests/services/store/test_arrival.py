@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gearfall.core.errors import CorruptCheckpoint, NotFound, Unavailable
+from gearfall.core.errors import CorruptCheckpoint, GearfallError, NotFound, Unavailable
 from gearfall.core.manifest import Manifest
 from services.store.arrival import bring
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
@@ -180,3 +180,43 @@ async def test_a_gate_that_raises_ends_the_pass(manifest: Manifest, source: Sour
             manifest, source, incoming, is_pooled=False, report=lambda size: None, gate=closed
         )
     assert source.reads == []
+
+
+class TwoPlaces:
+    """Says that there is another place, once."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.place = 1
+        self.has_more = True
+
+    async def move_on(self, place: int, error: GearfallError) -> None:
+        assert isinstance(error, Unavailable)
+        if place == self.place:
+            self.place, self.has_more = 2, False
+            self.source.fault = lambda number: None
+
+
+async def test_a_place_that_stays_away_is_left_sooner_where_there_is_another(
+    tmp_path: Path, incoming: Path
+):
+    manifest = write_checkpoint(tmp_path / "one-chunk", many_tensors(2))
+    source = Source(tmp_path / "one-chunk", manifest)
+    source.fault = away
+    fds = await bring(
+        manifest,
+        source,
+        incoming,
+        is_pooled=False,
+        report=lambda _: None,
+        gate=open_gate,
+        places=TwoPlaces(source),
+        pauses_s=(0.0,) * 9,
+    )
+    assert fds == ()
+    assert len(source.reads) == 3 + 1
+    assert (incoming / manifest.partitions[0].file).read_bytes() == source.contents[0]
+
+
+def away(number: int) -> None:
+    raise Unavailable(f"read {number}: nobody there")

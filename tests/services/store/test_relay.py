@@ -72,6 +72,24 @@ async def test_many_that_fail_at_once_move_on_one_place():
     assert await read(relay) == "b"
 
 
+async def test_who_stayed_away_half_way_is_asked_once_more_after_the_others():
+    relay = await relay_of(*(place(FakeOrigin(name)) for name in "ab"))
+    asked = []
+    while relay.has_more:
+        asked.append(await read(relay))
+        await relay.move_on(relay.place, CUT)
+    assert [*asked, await read(relay)] == ["a", "b", "a"]
+    with pytest.raises(Unavailable):
+        await relay.move_on(relay.place, CUT)
+
+
+async def test_who_has_nothing_is_not_asked_again():
+    relay = await relay_of(*(place(FakeOrigin(name)) for name in "ab"))
+    await relay.move_on(1, NotFound("gone"))
+    assert await read(relay) == "b"
+    assert not relay.has_more
+
+
 async def test_what_is_asked_is_asked_again_at_the_next_place():
     relay = await relay_of(
         place(FakeOrigin("a", error=CUT)),
