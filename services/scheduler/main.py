@@ -14,6 +14,7 @@ from gearfall.infra.service_main import ServiceParser, announce_ready, run_servi
 from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy, decide_step
+from gearfall.scheduling.prefetch import PrefetchPolicy
 from services.scheduler.decision_log import DecisionLog
 from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.loop import LEASE_TTL_S, SchedulerLoop
@@ -70,8 +71,21 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parse=float,
         meaning="least seconds between two writes of what was learned",
     )
+    parser.add_setting(
+        "--prefetch",
+        default=True,
+        parse=parse_switch,
+        meaning="on or off: whether stores fetch ahead what is likely to be asked for",
+    )
     add_metrics_setting(parser)
     return parser.parse_args(argv)
+
+
+def parse_switch(text: str) -> bool:
+    """Return whether it says on; ValueError unless it says on or off."""
+    if text not in {"on", "off"}:
+        raise ValueError(text)
+    return text == "on"
 
 
 def parse_policy(text: str) -> PlacementPolicy:
@@ -91,6 +105,7 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         keep_alive_s=settings.keep_alive,
         min_residency_s=settings.min_residency,
         residency_per_start=settings.residency_per_start,
+        prefetch=PrefetchPolicy() if settings.prefetch else None,
     )
     loop = SchedulerLoop(
         cluster,

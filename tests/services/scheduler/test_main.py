@@ -40,3 +40,10 @@ async def test_a_scheduler_whose_loop_broke_does_not_go_on_as_if_it_led():
     await loop.stop()
     await cluster.stop()
     await state.close()
+
+
+def test_fetching_ahead_is_on_unless_it_is_turned_off():
+    assert parse_settings([]).prefetch is True
+    assert parse_settings(["--prefetch", "off"]).prefetch is False
+    with pytest.raises(SystemExit):
+        parse_settings(["--prefetch", "perhaps"])
