@@ -104,10 +104,11 @@ class Fleet(FleetState):
         self._now_unix_s = now_unix_s
         self.dirty_workers |= self.worker_due.take(now_unix_s)
         self.dirty_workers |= self.claims.drop_expired(now_unix_s)
-        for model in self.dirty_models:
+        # In order: the same records and times lead to the same decisions in every process.
+        for model in sorted(self.dirty_models):
             self._refresh_flags(model)
         figures: dict[NodeId, NodeFigures | None] = {}
-        for worker_id in self.dirty_workers:
+        for worker_id in sorted(self.dirty_workers):
             self._refresh_row(worker_id, figures)
         self.dirty_workers.clear()
 

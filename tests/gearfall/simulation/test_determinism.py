@@ -1,0 +1,32 @@
+"""The same seed gives the same figures in every process, whatever order its sets have."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gearfall.simulation.scenario import policy_names
+
+SCRIPT = """
+from gearfall.simulation.scenario import simulate
+from gearfall.simulation.serverlessllm import serverlessllm
+import sys
+run = simulate(serverlessllm(per_s=0.8, duration_s=60.0, seed=2), sys.argv[1])
+print(run.tally, run.outcomes)
+"""
+
+
+@pytest.mark.parametrize("policy", policy_names())
+def test_figures_do_not_depend_on_the_process(policy):
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, policy],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = (run.communicate()[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert first == second
