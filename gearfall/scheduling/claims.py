@@ -12,6 +12,7 @@ class Claim:
     """One model's claim on room of some workers."""
 
     bytes_by_worker: Mapping[WorkerId, int]
+    since_unix_s: float
     until_unix_s: float
 
 

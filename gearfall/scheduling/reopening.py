@@ -9,11 +9,13 @@ from collections.abc import Iterable
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.scheduling.fleet_state import FleetState
-from gearfall.scheduling.scene import claimed_bytes, needed_bytes
+from gearfall.scheduling.scene import needed_bytes
 from gearfall.scheduling.wants import Urgency, Want
+from gearfall.scheduling.worker_rows import WorkerRow
 
 _KINDS = {"free": 2, "idle": 2, "busy": 1}
 """How many a grown worker is offered to, by kind of room."""
+_ORDER = {kind: number for number, kind in enumerate(_KINDS)}
 
 
 def reopen(fleet: FleetState) -> dict[ModelName, list[WorkerId]]:
@@ -23,11 +25,13 @@ def reopen(fleet: FleetState) -> dict[ModelName, list[WorkerId]]:
     if not fleet.blocked or not grown:
         return {}
     found = _claimants(fleet, grown)
-    left = {kind: most * len(grown) for kind, most in _KINDS.items()}
-    for model, want in fleet.blocked.items():
+    rows = [(each, fleet.rows.get(each)) for each in grown]
+    offers = [(each, row) for each, row in rows if row.busy_replicas >= 1]
+    left = {kind: most * len(offers) for kind, most in _KINDS.items()}
+    for model, want in fleet.blocked.items() if offers else ():
         if model in found:
             continue
-        kind, workers = _best_room(fleet, want, grown)
+        kind, workers = _best_room(fleet, want, offers)
         if workers and left[kind] > 0:
             left[kind] -= 1
             claim = fleet.claims.of(model)
@@ -49,29 +53,30 @@ def _claimants(fleet: FleetState, workers: Iterable[WorkerId]) -> dict[ModelName
 
 
 def _best_room(
-    fleet: FleetState, want: Want, workers: Iterable[WorkerId]
+    fleet: FleetState, want: Want, offers: list[tuple[WorkerId, WorkerRow]]
 ) -> tuple[str, list[WorkerId]]:
-    able = [each for each in workers if _has_room(fleet, want, each, _widest(want))]
-    able = [each for each in able if _can_host(fleet, want, each)]
-    for kind in _KINDS:
-        if found := [each for each in able if _has_room(fleet, want, each, kind)]:
-            return kind, found
-        if kind == _widest(want):
-            break
-    return "", []
+    """Return the easiest kind of room that it may have on any of the workers, and on which."""
+    best, workers = "", list[WorkerId]()
+    for worker_id, row in offers:
+        kind = _room_in(row, needed_bytes(fleet, want, worker_id), want.urgency)
+        if (
+            kind
+            and (not best or _ORDER[kind] <= _ORDER[best])
+            and _can_host(fleet, want, worker_id)
+        ):
+            workers = [*workers, worker_id] if kind == best else [worker_id]
+            best = kind
+    return best, workers
 
 
-def _widest(want: Want) -> str:
-    if want.urgency is Urgency.INTERACTIVE:
-        return "busy"
-    return "idle" if want.urgency is Urgency.EVACUATE else "free"
-
-
-def _has_room(fleet: FleetState, want: Want, worker_id: WorkerId, kind: str) -> bool:
-    own = claimed_bytes(fleet, want.model.name, worker_id)
-    replicas = fleet.rows.number(worker_id, f"{kind}_replicas") + (own is not None)
-    has_bytes = fleet.rows.number(worker_id, f"{kind}_bytes") + (own or 0)
-    return replicas >= 1 and has_bytes >= needed_bytes(fleet, want, worker_id)
+def _room_in(row: WorkerRow, size_bytes: int, urgency: Urgency) -> str:
+    if row.free_replicas >= 1 and row.free_bytes >= size_bytes:
+        return "free"
+    if urgency < Urgency.EVACUATE:
+        return ""
+    if row.idle_replicas >= 1 and row.idle_bytes >= size_bytes:
+        return "idle"
+    return "busy" if urgency is Urgency.INTERACTIVE and row.busy_bytes >= size_bytes else ""
 
 
 def _can_host(fleet: FleetState, want: Want, worker_id: WorkerId) -> bool:

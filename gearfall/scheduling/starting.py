@@ -15,6 +15,8 @@ from gearfall.scheduling.wants import Urgency, Want
 
 Sites = Mapping[ModelName, list[WorkerId]]
 
+SWAP_S = 1.0
+"""For so long nobody leaves room that is being made for room that would have to be made."""
 TOGETHER = 64
 """Models that are placed together; of more, the longest wait first."""
 
@@ -65,21 +67,28 @@ def _contender(
     if workers is None or want.rules.accelerators > 1:
         search = Search(step.fleet, want)
         options = find_options(step.scene, want, search, rivals)
-        return Contender(want, _while_moving(step, want, options), search)
+        return Contender(want, _worth_it(step, want, options), search)
     found = [assess(step.scene, want, (each,)) for each in workers]
     options = sorted(filter(None, found), key=lambda option: option.rank)
     if not options and not _moves_for(step, want) and step.fleet.claims.of(want.model.name):
         step.forget(want.model.name)
         step.refresh()
         return _contender(step, want, None, rivals)
-    return Contender(want, _while_moving(step, want, options))
+    return Contender(want, _worth_it(step, want, options))
 
 
-def _while_moving(step: Step, want: Want, options: list[Option]) -> list[Option]:
-    """Return, while a move is under way for it, only the options that are sooner than its end."""
-    moves = _moves_for(step, want)
+def _worth_it(step: Step, want: Want, options: list[Option]) -> list[Option]:
+    """Return the options that are worth leaving what is under way for.
+
+    Of room that is made by a move, only what is sooner. Of room that somebody was just told to
+    make, only what is free: else models could swap what they wait for without end.
+    """
+    moves, claim = _moves_for(step, want), step.fleet.claims.of(want.model.name)
     if not moves:
-        return options
+        if claim is None or step.now_unix_s >= claim.since_unix_s + SWAP_S:
+            return options
+        own = claim.bytes_by_worker.keys()
+        return [each for each in options if each.way is Way.FREE or own >= set(each.workers)]
     free_in_s = max(each.began_unix_s + each.predicted_s for each in moves) - step.now_unix_s
     worker = step.fleet.records.workers.get(moves[0].worker_id)
     start = predict(step.scene, want.model, worker.node_id) if worker else None
@@ -107,7 +116,7 @@ def _look_again(step: Step, contender: Contender, touched: set[WorkerId]) -> Non
     if contender.options and not kept:
         contender.search = Search(step.fleet, contender.want)
         found = find_options(step.scene, contender.want, contender.search)
-        kept = _while_moving(step, contender.want, found)
+        kept = _worth_it(step, contender.want, found)
     contender.options = sorted(kept, key=lambda option: option.rank)
 
 

@@ -87,7 +87,7 @@ class Step:
         """Keep room that is being made on workers for the model that it is made for."""
         size_bytes = {each: needed_bytes(self.fleet, want, each) for each in workers}
         self.fleet.dirty_workers |= self.fleet.claims.put(
-            want.model.name, Claim(size_bytes, until_unix_s)
+            want.model.name, Claim(size_bytes, self.now_unix_s, until_unix_s)
         )
 
     def claim_for_move(self, move: MoveRecord) -> None:
