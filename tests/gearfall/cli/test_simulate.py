@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -97,3 +98,34 @@ def test_a_file_that_is_no_trace_is_refused(tmp_path, content):
     path.write_bytes(gzip.compress(content))
     with pytest.raises(InvalidRequest):
         read_trace(path)
+
+
+TRACES = Path(__file__).parents[4] / "shared" / "data" / "traces"
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the recorded traces are not on this machine")
+@pytest.mark.parametrize(
+    ("name", "rows", "seconds"),
+    [
+        ("AzureLLMInferenceTrace_code_2023", 8_819, 3_400),
+        ("AzureLLMInferenceTrace_conv_2023", 19_366, 3_500),
+        ("mooncake_conversation_trace", 12_031, 3_500),
+    ],
+)
+def test_recorded_traces_are_read_whole(name, rows, seconds):
+    found = read_trace(TRACES / f"{name}.csv.gz")
+    assert len(found) == rows
+    assert found[0].at_s == 0.0
+    assert found[-1].at_s == pytest.approx(seconds, rel=0.1)
+
+
+@pytest.mark.skipif(not TRACES.is_dir(), reason="the recorded traces are not on this machine")
+def test_a_recorded_minute_is_answered_by_a_fleet_that_nobody_built():
+    path = TRACES / "AzureLLMInferenceTrace_conv_2023.csv.gz"
+    result = invoke(
+        *("--trace", str(path), "--nodes", "8", "--models", "40", "--slots", "8", "--json"),
+        *("--policy", "ours", "--policy", "random"),
+    )
+    ours, random = json.loads(result.output)["policies"]
+    assert ours["arrived"] == ours["finished"] == random["finished"] > 100
+    assert ours["ssd_bytes"] + ours["remote_bytes"] < random["ssd_bytes"] + random["remote_bytes"]
