@@ -13,6 +13,7 @@ from gearfall.core.errors import Unavailable
 from gearfall.core.ports import Fence
 from gearfall.infra.change_feed import ChangeFeed
 from gearfall.infra.cluster import Cluster
+from gearfall.infra.cluster_keys import LEADER_KEY
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.scheduling.arrivals_json import arrivals_to_json
 from gearfall.scheduling.autoscaler import SchedulerPolicy
@@ -126,10 +127,24 @@ class Term:
             return await self._write_next()
         except Unavailable as error:
             _log.warning("decision not written", extra={"error": error.message})
-            # The fleet counts what it decided as looked at: begin again from what really stands.
-            feed.restart(self._cluster.view)
-            await asyncio.sleep(RETRY_S)
+            await self._begin_anew(feed)
             return None
+
+    async def _begin_anew(self, feed: ChangeFeed) -> None:
+        """Go on from what really stands: the fleet counts what was decided as looked at.
+
+        A write that was not answered may have been taken, so a read comes first that is behind it.
+        """
+        while True:
+            await asyncio.sleep(RETRY_S)
+            try:
+                now = await self._cluster.state.list(LEADER_KEY)
+                await self._cluster.wait_seen(now.revision)
+            except Unavailable as error:
+                _log.info("cluster state can't be read", extra={"error": error.message})
+                continue
+            feed.restart(self._cluster.view)
+            return
 
     async def _write_next(self) -> float | None:
         if adoptions := self._follower.adoptions():
