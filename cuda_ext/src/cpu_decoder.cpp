@@ -255,7 +255,7 @@ private:
     }
 
     Operand operand(const StoredLinear &linear) const {
-        return operand_of(linear.weight.dtype, step_.is_rounded);
+        return operand_of(linear.weight, step_.is_rounded);
     }
 
     PackedTokens packed(std::int64_t k, const StoredLinear &linear) const {

@@ -22,6 +22,8 @@ void require_linear(const StoredLinear &linear, std::int64_t outputs, std::int64
 // Products over the same packed tokens must widen alike.
 void require_alike(const StoredLinear &one, const StoredLinear &other) {
     require_dtype(other.weight, one.weight.dtype);
+    require(has_columns_adjacent(one.weight) == has_columns_adjacent(other.weight),
+            "products of the same tokens must have weights that lie alike");
 }
 
 void check_layer(const DecoderLayer &layer, const DecoderLayer &first, const DecoderSizes &sizes) {
@@ -90,7 +92,7 @@ DecoderSizes check_weights(const DecoderWeights &weights) {
     require(weights.eps >= 0.0f, "eps must not be negative");
     const DecoderLayer &first = weights.layers[0];
     require_dense(first.k_cache, 4, DType::f32);
-    require_rows(first.q.weight, 2);
+    require_weight(first.q.weight, nullptr);
     const std::int64_t width = weights.embedding.shape[1];
     const std::int64_t kv_heads = first.k_cache.shape[2];
     const std::int64_t head_size = first.k_cache.shape[3];

@@ -284,6 +284,12 @@ struct Dots {
 
     static void pack(Operand operand, const float *const *rows, std::int64_t tokens,
                      std::int64_t k, float *packed) {
+        if (has_columns(operand)) {
+            for (std::int64_t e = 0; e < k; ++e) {
+                for (std::int64_t t = 0; t < tokens; ++t) *packed++ = rows[t][e];
+            }
+            return;
+        }
         const std::int64_t step = step_elements(operand);
         const bool is_rounded = operand == Operand::rounded;
         const std::int64_t step_floats = is_rounded ? kStepFloats<Rounded> : step;

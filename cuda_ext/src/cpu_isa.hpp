@@ -5,6 +5,9 @@
 // 2j+1, 2j+32, ...), the end padded with zeros; then lanes i and i+8, i and i+4, i and i+2, i and
 // i+1 are added. Nothing in it depends on a neighbour row, so tiles may have any shape.
 //
+// Weights whose columns lie side by side, not the elements of a row, are multiplied as they lie: an
+// output is one float32 sum by fused multiply-add, elements 0, 1, 2, ...
+//
 // Rounded products take bfloat16 weights and tokens rounded to bfloat16 (nearest, ties to even):
 // partial sum j takes element 2j+1, then 2j, then 2j+33, 2j+32, ..., each by a fused multiply-add
 // that reads and gives zero for numbers too small for a whole exponent, which is what AVX512_BF16's
@@ -18,9 +21,18 @@ namespace gearfall::cpu {
 constexpr std::int64_t kLanes = 16;
 
 // What a product's weights are, and for `rounded` what becomes of its tokens: the first three are
-// the codes of DType, with tokens in float32.
-enum class Operand : int { f32 = 0, bf16 = 1, f16 = 2, rounded = 3 };
-constexpr int kOperands = 4;
+// the codes of DType, with tokens in float32, the last three the same with columns side by side.
+enum class Operand : int {
+    f32 = 0,
+    bf16 = 1,
+    f16 = 2,
+    rounded = 3,
+    f32_columns = 4,
+    bf16_columns = 5,
+    f16_columns = 6
+};
+constexpr int kOperands = 7;
+constexpr bool has_columns(Operand operand) { return operand >= Operand::f32_columns; }
 
 // Elements of one step over K: packed rows are padded with zeros to a multiple of it.
 constexpr std::int64_t step_elements(Operand operand) {
@@ -55,6 +67,9 @@ struct DotPanel {
     std::int64_t first_element;  // of each row that is read
     const void *const *later = nullptr;  // rows of the same k to ask for at the panel's end
     std::int64_t later_count = 0;
+    // Of weights with columns side by side: elements from one to the next of the same output. Then
+    // rows[0] alone counts, where the panel's first output begins.
+    std::int64_t element_stride = 1;
 };
 
 // sums[q][0..d) += weights[q][i] * rows[i][0..d), for each query q, i in order.

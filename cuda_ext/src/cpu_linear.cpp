@@ -31,9 +31,8 @@ struct Part {
 
 std::vector<Part> parts_of(const Linear &call) {
     const std::int64_t tokens = call.x.shape[0];
-    const DType dtype = call.weight.dtype;
-    const Operand rest = operand_of(dtype, call.is_rounded);
-    const Operand exact = operand_of(dtype, false);
+    const Operand rest = operand_of(call.weight, call.is_rounded);
+    const Operand exact = operand_of(call.weight, false);
     const std::int64_t exact_rows = rest == exact ? 0 : call.exact_rows;
     std::vector<Part> parts;
     if (exact_rows > 0) parts.push_back({0, exact_rows, exact});

@@ -14,7 +14,7 @@ void multiply(const Kernels &kernels, const TensorView &weight, const std::vecto
               bool is_rounded, int threads, float *out) {
     const std::int64_t tokens = static_cast<std::int64_t>(x.size());
     const std::int64_t rows = weight.shape[0], k = weight.shape[1];
-    const Operand operand = operand_of(weight.dtype, is_rounded);
+    const Operand operand = operand_of(weight, is_rounded);
     const Scratch packed(packed_floats(operand, tokens, k));
     const TokenTiles tiles(tokens, kernels.tile_tokens);
     for (std::int64_t tile = 0; tile < tiles.count; ++tile) {

@@ -12,6 +12,7 @@ namespace {
 constexpr std::int64_t kWorkPerThread = 1 << 19;
 constexpr std::int64_t kMaxChunkRows = 512;
 constexpr std::int64_t kMinChunkRows = 8;
+constexpr std::int64_t kLineRows = 32;  // whole cache lines of weights with adjacent columns
 constexpr std::int64_t kPiecesPerThread = 3;
 constexpr std::int64_t kMaxTileTokens = 8;
 constexpr std::int64_t kLaterRows = 32;
@@ -40,7 +41,8 @@ void add_bias(const TensorView &bias, const DotPanel &panel, std::int64_t first_
 ProductCut::ProductCut(std::int64_t rows, std::int64_t tiles, int threads)
     : rows_(rows), tiles_(tiles) {
     const std::int64_t fair = chunks(rows, kPiecesPerThread * threads);
-    chunk_rows_ = std::clamp(padded(fair, kMinChunkRows), kMinChunkRows, kMaxChunkRows);
+    const std::int64_t whole = fair < kLineRows ? kMinChunkRows : kLineRows;
+    chunk_rows_ = std::clamp(padded(fair, whole), kMinChunkRows, kMaxChunkRows);
     row_chunks_ = chunks(rows, chunk_rows_);
     const std::int64_t wanted = chunks(kPiecesPerThread * threads, row_chunks_);
     chunk_tiles_ = threads == 1 ? tiles : chunks(tiles, wanted);
@@ -76,8 +78,10 @@ void pack_tile(const Kernels &kernels, Operand operand, const float *x, std::int
 void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,
                    const OutputPiece &piece, const TensorView *later) {
     const TensorView &weight = *product.weight;
+    const bool is_columns = has_columns(x.operand);
     const void *rows[kMaxChunkRows];
-    row_pointers(weight, piece.first_row, piece.row_count, rows);
+    row_pointers(weight, piece.first_row, is_columns ? 1 : piece.row_count, rows);
+    if (is_columns) later = nullptr;
     const void *later_rows[kLaterRows];
     const std::int64_t later_count = later ? std::min(kLaterRows, piece.row_count) : 0;
     if (later) row_pointers(*later, piece.first_row, later_count, later_rows);
@@ -92,7 +96,8 @@ void compute_piece(const Kernels &kernels, const Product &product, const PackedT
                          product.out_stride,
                          0,
                          later_rows,
-                         later_count};
+                         later_count,
+                         is_columns ? weight.stride[1] : 1};
     kernels.dot[static_cast<int>(x.operand)](panel);
     if (product.bias == nullptr) return;
     const TokenTiles tiles(x.tokens, kernels.tile_tokens);

@@ -8,9 +8,14 @@
 
 namespace gearfall::cpu {
 
-// What weights of `dtype` are multiplied with, tokens rounded to bfloat16 or not.
-constexpr Operand operand_of(DType dtype, bool is_rounded) {
-    return is_rounded && dtype == DType::bf16 ? Operand::rounded : static_cast<Operand>(dtype);
+// How a weight is multiplied, tokens rounded to bfloat16 where they can be or not.
+inline Operand operand_of(const TensorView &weight, bool is_rounded) {
+    if (has_columns_adjacent(weight)) {
+        return static_cast<Operand>(static_cast<int>(Operand::f32_columns) +
+                                    static_cast<int>(weight.dtype));
+    }
+    return is_rounded && weight.dtype == DType::bf16 ? Operand::rounded
+                                                     : static_cast<Operand>(weight.dtype);
 }
 
 // Token rows in the layout of Kernels::dot.

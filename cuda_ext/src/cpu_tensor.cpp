@@ -81,7 +81,7 @@ void require_size(const TensorView &tensor, int dimension, std::int64_t size) {
 }
 
 void require_weight(const TensorView &weight, const TensorView *bias) {
-    require_rows(weight, 2);
+    if (!has_columns_adjacent(weight)) require_rows(weight, 2);
     require_weight_dtype(weight);
     if (bias == nullptr) return;
     require_dense(*bias, 1, bias->dtype);

@@ -53,7 +53,12 @@ void require_dense(const TensorView &tensor, int rank, DType dtype);
 void require_size(const TensorView &tensor, int dimension, std::int64_t size);
 void require_dtype(const TensorView &tensor, DType dtype);
 void require_weight_dtype(const TensorView &tensor);
-// A weight [N, K] of any strides between rows, and its bias [N], which may be nullptr.
+// Whether the N elements of a weight [N, K] that belong to one k lie side by side.
+inline bool has_columns_adjacent(const TensorView &weight) {
+    return weight.rank == 2 && weight.shape[1] > 1 && weight.stride[1] != 1 &&
+           (weight.stride[0] == 1 || weight.shape[0] == 1);
+}
+// A weight [N, K], the elements of a row or of a column adjacent, and its bias [N], which may be nullptr.
 void require_weight(const TensorView &weight, const TensorView *bias);
 void require_threads(int threads);
 

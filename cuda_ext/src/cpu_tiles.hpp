@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "cpu_columns.hpp"
 #include "cpu_dots.hpp"
 
 namespace gearfall::cpu {
@@ -327,7 +328,8 @@ struct Tiles : Dots<Isa> {
         return {name,
                 Isa::kTokens,
                 {Base::template dot<float>, Base::template dot<Bf16>, Base::template dot<F16>,
-                 Base::template dot<Rounded>},
+                 Base::template dot<Rounded>, Columns<Isa, float>::dot, Columns<Isa, Bf16>::dot,
+                 Columns<Isa, F16>::dot},
                 Base::dot_through,
                 Base::pack,
                 softmax,

@@ -6,7 +6,8 @@ nothing. Activations and sums are float32; bfloat16 and float16 weights are wide
 a call asks for it, activations are rounded to bfloat16 for products with bfloat16 weights; the bits
 are then those of AVX512_BF16's instruction on every machine, and emulated where it is missing.
 
-Inputs may have any strides as long as the elements of the last dimension are adjacent; caches,
+Inputs may have any strides as long as the elements of the last dimension are adjacent (of a weight
+those of either); caches,
 tables and indices are contiguous. All calls release the GIL, start no thread before one pays (so a
 parent may import this and fork), and raise ValueError before they touch memory that an argument
 does not own. `threads` is the most threads a call may use, the caller's own included, up to
@@ -60,7 +61,8 @@ def linear(
 ) -> torch.Tensor:
     """Return `x @ weight.T + bias` as f32[T, N].
 
-    `x` f32[T, K], `weight` and `bias` f32 | bf16 | f16 [N, K] and [N]. With `is_rounded`, and a
+    `x` f32[T, K], `weight` and `bias` f32 | bf16 | f16 [N, K] and [N]. A weight may be transposed,
+    its columns adjacent: it is multiplied as it lies, `x` never rounded. With `is_rounded`, and a
     bfloat16 weight, `x` is rounded to bfloat16 first, but for its first `exact_rows`; products and
     sums stay float32.
     """

@@ -32,7 +32,7 @@ _GATED_MLPS = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 
 
 class StoredLinear(nn.Module):
-    """A linear layer over a weight [N, K] in its stored dtype."""
+    """A linear layer over a weight [N, K] in its stored dtype, rows or columns side by side."""
 
     def __init__(self, ops: Ops, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ def _stored(module: Any, ops: Ops) -> nn.Module | None:
     if type(module) is nn.Linear:
         return StoredLinear(ops, module.weight, module.bias)
     if type(module) is Conv1D:
-        return StoredLinear(ops, module.weight.t().contiguous(), module.bias)
+        return StoredLinear(ops, module.weight.t(), module.bias)
     if type(module) is nn.Embedding:
         return StoredEmbedding(module.weight)
     if type(module).__name__ in _SCALED_EMBEDDINGS:

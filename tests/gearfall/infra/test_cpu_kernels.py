@@ -108,6 +108,37 @@ def test_linear_takes_strided_rows_and_any_float_bias():
     assert same_bits(want, cpu_kernels.linear(x, w, bias.bfloat16()))
 
 
+@pytest.mark.parametrize("variant", cpu_kernels.variants())
+@pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "k", "rows"), [(1, 2, 1), (1, 31, 5), (2, 33, 70), (7, 192, 163), (13, 100, 37)]
+)
+def test_linear_multiplies_a_transposed_weight_as_it_lies(variant, dtype, tokens, k, rows):
+    x, stored, bias = random(1, tokens, k), random(2, k, rows + 3).to(dtype), random(3, rows)
+    weight = stored[:, 2 : rows + 2].T
+    want = x.double() @ weight.double().T + bias.double()
+    got = cpu_kernels.linear(x, weight, bias, variant=variant)
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=4e-6 * math.sqrt(k) + 1e-7)
+    assert same_bits(got, cpu_kernels.linear(x, weight, bias, threads=3))
+    assert same_bits(got, cpu_kernels.linear(x, weight, bias, is_rounded=True))
+
+
+@PROPERTY
+@given(
+    tokens=st.integers(1, 40),
+    k=st.integers(2, 90),
+    rows=st.integers(1, 150),
+    row=st.integers(0, 39),
+    dtype=st.sampled_from(WEIGHT_DTYPES),
+)
+def test_a_transposed_weight_gives_a_row_the_same_bits_in_any_batch(tokens, k, rows, row, dtype):
+    x, weight = random(1, tokens, k), random(2, k, rows).to(dtype).T
+    row %= tokens
+    batch = cpu_kernels.linear(x, weight)
+    assert same_bits(batch[row], cpu_kernels.linear(x[row : row + 1], weight)[0])
+    assert same_bits(batch[:, rows // 2 :], cpu_kernels.linear(x, weight[rows // 2 :]))
+
+
 def test_linear_takes_a_parameter_and_an_empty_batch():
     weight = torch.nn.Parameter(random(2, 8, 16))
     assert cpu_kernels.linear(torch.empty(0, 16), weight).shape == (0, 8)
@@ -126,7 +157,7 @@ def test_linear_takes_a_parameter_and_an_empty_batch():
         ({"x": torch.zeros(2, 0), "weight": torch.zeros(3, 0)}, "at least one column"),
         ({"x": torch.zeros(2, 4, device="meta")}, "meta"),
         ({"weight": torch.zeros(3, 4, dtype=torch.int32)}, "not int32"),
-        ({"weight": torch.zeros(4, 3).T}, "weight must be contiguous"),
+        ({"weight": torch.zeros(6, 8)[::2, ::2]}, "weight must be contiguous"),
         ({"weight": torch.zeros(3)}, "2 dimensions"),
         ({"bias": torch.zeros(4)}, "bias must have size 3"),
         ({"bias": torch.zeros(6)[::2]}, "bias must be contiguous"),
