@@ -1,5 +1,7 @@
 """Jobs that wait ride in the first pass: their tokens are right, early, and nobody's before."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +38,7 @@ class Site:
 
     def run_out(self):
         """Step until idle; return each job's tokens and its first run."""
-        found = {}
+        found: dict[str, Any] = {}
         for _ in range(500):
             if self.engine.is_idle:
                 return found
