@@ -1,6 +1,6 @@
-"""The figures of simulated policies as a table."""
+"""The figures of simulated policies as a table: a column for each policy, ratios to the first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -9,40 +9,48 @@ from gearfall.simulation.figures import Figures
 
 
 def figures_table(figures: Sequence[Figures], slo_s: float) -> Table:
-    """Return one row a policy; ratios are to the first."""
+    """Return the table; in brackets how many times the first policy's figure."""
     table = Table(box=box.SIMPLE)
-    for name in (
-        *("policy", "startup p50 s", "p99", "x first", "waited p99", "x first"),
-        *("first token p50 s", "p99", f"> {slo_s:g} s", "preempted (most)", "moved"),
-        *("starts", "GB remote", "SSD", "device", "accelerator h"),
-    ):
-        table.add_column(name, justify="left" if name == "policy" else "right")
+    table.add_column("")
     for each in figures:
-        table.add_row(*_cells(each, figures[0]))
+        table.add_column(each.policy, justify="right")
+    for name, cell in (*_seconds(figures[0]), *_counts(slo_s)):
+        table.add_row(name, *(cell(each) for each in figures))
     return table
 
 
-def _cells(each: Figures, first: Figures) -> tuple[str, ...]:
-    unfinished = each.arrived - each.finished
+Cell = Callable[[Figures], str]
+
+
+def _seconds(first: Figures) -> tuple[tuple[str, Cell], ...]:
+    def against_first(field: str) -> Cell:
+        base_s = float(getattr(first, field))
+
+        def cell(each: Figures) -> str:
+            seconds = float(getattr(each, field))
+            ratio = f" ({seconds / base_s:.2f})" if base_s > 0 else ""
+            return f"{seconds:.2f}{ratio}"
+
+        return cell
+
     return (
-        each.policy + (f" ({unfinished} unfinished)" if unfinished else ""),
-        f"{each.startup_p50_s:.2f}",
-        f"{each.startup_p99_s:.2f}",
-        _ratio(each.startup_p99_s, first.startup_p99_s),
-        f"{each.waited_p99_s:.2f}",
-        _ratio(each.waited_p99_s, first.waited_p99_s),
-        f"{each.first_token_p50_s:.2f}",
-        f"{each.first_token_p99_s:.2f}",
-        f"{100 * each.slo_missed:.1f} %",
-        f"{each.preempted} ({each.most_preempted})" if each.preempted else "0",
-        str(each.moved),
-        str(each.starts),
-        f"{each.remote_bytes / 1e9:.0f}",
-        f"{each.ssd_bytes / 1e9:.0f}",
-        f"{each.device_bytes / 1e9:.0f}",
-        f"{each.accelerator_hours:.2f}",
+        ("startup p50 s", against_first("startup_p50_s")),
+        ("startup p99 s", against_first("startup_p99_s")),
+        ("waited p99 s", against_first("waited_p99_s")),
+        ("first token p50 s", against_first("first_token_p50_s")),
+        ("first token p99 s", against_first("first_token_p99_s")),
     )
 
 
-def _ratio(seconds: float, first_s: float) -> str:
-    return f"{seconds / first_s:.2f}" if first_s > 0 else "-"
+def _counts(slo_s: float) -> tuple[tuple[str, Cell], ...]:
+    return (
+        (f"first token after {slo_s:g} s", lambda each: f"{100 * each.slo_missed:.1f} %"),
+        ("unfinished", lambda each: str(each.arrived - each.finished)),
+        ("stopped (one at most)", lambda each: f"{each.preempted} ({each.most_preempted})"),
+        ("moved alive", lambda each: str(each.moved)),
+        ("starts", lambda each: str(each.starts)),
+        ("GB from remote", lambda each: f"{each.remote_bytes / 1e9:.0f}"),
+        ("GB from SSD", lambda each: f"{each.ssd_bytes / 1e9:.0f}"),
+        ("GB to devices", lambda each: f"{each.device_bytes / 1e9:.0f}"),
+        ("accelerator hours", lambda each: f"{each.accelerator_hours:.2f}"),
+    )
