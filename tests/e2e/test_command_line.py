@@ -68,8 +68,15 @@ def test_a_load_is_measured(gearfall: Any) -> None:
 def test_deployments_and_models_come_and_go(gearfall: Any) -> None:
     path = str(catalogue.checkpoint_path("arith-small"))
     gearfall("models", "register", "guest", path)
-    gearfall("deploy", "guests", "--stage", "guest:0.5", "--stage", "arith-large")
-    assert "guests" in gearfall("models")
+    flags = ["--max", "2", "--target-jobs", "4", "--target-queued-tokens", "900", "--spread"]
+    command = ["deploy", "guests", "--stage", "guest:0.5", "--stage", "arith-large", *flags]
+    stored = json.loads(gearfall(*command, "--keep-alive", "5", "--json"))
+    kept = ("max_replicas", "keep_alive_s", "target_jobs", "target_queued_tokens", "spread")
+    assert [stored[field] for field in kept] == [2, 5.0, 4, 900, True]
+    listed = gearfall("models")
+    assert "guests" in listed
+    assert "4 jobs" in listed
+    assert "spread" in listed
     gearfall("chat", "guest", "1+1")
     assert "Conflict" in gearfall("rm", "guest", code=1)
     gearfall("rm", "guests")
