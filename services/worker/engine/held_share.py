@@ -3,12 +3,13 @@
 A held job is another worker's still: those who decode here must not wait for its prefill. A step of
 `rows` that decode and n tokens more takes about decode_s(rows) + n * token_s; both parts are taken
 from the steps that were. The held jobs' share is what makes a step longer by `GROWTH`, but enough
-that they are whole in time if steps go on to take what the last one took.
+that they are whole in time if steps go on to take what the last ones took.
 """
 
 from collections.abc import Sequence as Many
 from math import ceil
 from statistics import median
+from typing import TypeVar
 
 from services.worker.engine.sequence import Chunk, Sequence
 
@@ -20,6 +21,8 @@ FIRST_TOKENS = 4
 """While nothing was measured."""
 _KEPT = 16
 
+_Value = TypeVar("_Value")
+
 
 class HeldShare:
     """Owner of what was measured of one engine's steps."""
@@ -27,13 +30,14 @@ class HeldShare:
     def __init__(self) -> None:
         self._decode_s: dict[int, list[float]] = {}
         """Newest times of steps that decoded so many rows and computed nothing else."""
-        self._token_s: list[float] = []
-        """Newest times of one token more."""
-        self._last_s = 0.0
+        self._more: list[tuple[int, float]] = []
+        """Of the newest steps that computed more: so many tokens, in so many seconds more."""
+        self._last_s: list[float] = []
+        """The last three steps: one that the machine held up says nothing about the next."""
 
     def note(self, chunks: Many[Chunk], step_s: float) -> None:
         """A step that computed these chunks took so long."""
-        self._last_s = step_s
+        self._last_s = [*self._last_s[-2:], step_s]
         rows = sum(1 for chunk in chunks if chunk.count == 1 and not chunk.sequence.is_held)
         more = sum(chunk.count for chunk in chunks) - rows
         if more == 0:
@@ -41,7 +45,7 @@ class HeldShare:
             return
         decode_s = self._decode_step_s(rows)
         if decode_s > 0 or rows == 0:
-            _keep(self._token_s, max(0.0, step_s - decode_s) / more)
+            _keep(self._more, (more, step_s - decode_s))
 
     def find(self, running: Many[tuple[Sequence, int]], now_s: float) -> int:
         """Return how many tokens of held sequences the next step may compute, all together.
@@ -60,11 +64,14 @@ class HeldShare:
         if rows == 0:
             return missing
         decode_s = self._decode_step_s(rows)
-        if decode_s == 0.0 or not self._token_s:
+        if decode_s == 0.0 or not self._more:
             return min(missing, FIRST_TOKENS)
-        token_s = median(self._token_s)
-        fitting = int(GROWTH * decode_s / token_s) if token_s > 0 else missing
-        due = ceil(missing * max(self._last_s, decode_s) / left_s) if left_s > 0 else missing
+        # Few tokens more are lost in a step's noise: a share grows by steps that show it can.
+        most = max(FIRST_TOKENS, 2 * self._more[-1][0])
+        token_s = _ratio(self._more)
+        fitting = min(most, int(GROWTH * decode_s / token_s)) if token_s > 0 else most
+        step_s = max(decode_s, median(self._last_s))
+        due = ceil(missing * step_s / left_s) if left_s > 0 else missing
         return min(missing, max(1, fitting, due))
 
     def _decode_step_s(self, rows: int) -> float:
@@ -75,6 +82,13 @@ class HeldShare:
         return median(self._decode_s[nearest])
 
 
-def _keep(values: list[float], value: float) -> None:
+def _ratio(more: Many[tuple[int, float]]) -> float:
+    """Return the seconds of a token; one step that the machine held up is left out."""
+    slowest = max(more, key=lambda step: step[1] / step[0])
+    counted = [step for step in more if step is not slowest] if len(more) > 2 else more
+    return sum(seconds for _, seconds in counted) / sum(tokens for tokens, _ in counted)
+
+
+def _keep(values: list[_Value], value: _Value) -> None:
     values.append(value)
     del values[:-_KEPT]

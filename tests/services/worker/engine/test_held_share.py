@@ -43,7 +43,23 @@ def find(share, missing, *, running=DECODING, whole_by_s=PATIENCE_S, now_s=0.0):
 
 def test_the_share_makes_a_step_no_longer_than_it_may():
     assert find(measured(), 500) == int(GROWTH * DECODE_S / TOKEN_S) == 6
-    assert find(measured(token_s=0.0), 500) == 500
+
+
+def test_a_share_that_seems_to_cost_nothing_grows_by_steps():
+    share = measured(token_s=0.0)
+    for expected in (40, 80, 160):
+        assert find(share, 500) == expected
+        share.note(chunks_of(8, expected), DECODE_S)
+    for _ in range(2):
+        share.note(chunks_of(8, 160), DECODE_S + 160 * TOKEN_S)
+    assert find(share, 500) <= 30, "and falls as soon as it costs something"
+
+
+def test_steps_that_took_a_little_less_by_chance_open_no_gate():
+    share = measured()
+    for late_s in (0.004, -0.004, -0.003, 0.003) * 5:
+        share.note(chunks_of(8, 1), DECODE_S + TOKEN_S + late_s)
+    assert find(share, 500) <= FIRST_TOKENS
 
 
 def test_a_step_of_nobody_else_is_all_theirs():
@@ -88,7 +104,16 @@ def test_a_held_job_is_whole_in_time_or_as_fast_as_can_be(
         share.note(chunks_of(rows, count), step_s)
         now_s += step_s
     as_fast_as_can_be_s = decode_s + missing * token_s
-    assert now_s <= 1.1 * max(within_s, as_fast_as_can_be_s) + 3 * decode_s
+    assert now_s <= 1.1 * max(within_s, as_fast_as_can_be_s) + 6 * decode_s
+
+
+def test_one_step_that_the_machine_held_up_does_not_change_the_share():
+    share = measured()
+    share.note(chunks_of(8, 6), DECODE_S)
+    share.note(chunks_of(8, 6), 3.0)
+    assert find(share, 1000) == 6
+    share.note(chunks_of(8, 6), 3.0)
+    assert find(share, 1000) > 6, "steps are slow: more must come in each"
 
 
 @pytest.mark.parametrize("late_s", [PATIENCE_S, PATIENCE_S + 9])
