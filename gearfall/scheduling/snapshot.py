@@ -105,8 +105,9 @@ class Hosted:
         """Seconds that its start would take again: without queue and first canary; 0 unknown."""
         if self.replica is None:
             return 0.0
-        timeline = self.replica.timeline
-        return max(0.0, timeline.total_s - timeline.queued_s - timeline.prepare_s)
+        spent = self.replica.timeline
+        once_s = spent.queued_s + spent.waited_s + spent.prepare_s
+        return max(0.0, spent.total_s - once_s)
 
     @property
     def running_jobs(self) -> int:

@@ -264,7 +264,7 @@ def test_what_is_cheap_to_bring_back_goes_early(fields, expected_s):
 
 def test_a_first_canary_and_a_queue_are_no_cost_to_come_back():
     known = hosted(total_s=4.0)
-    timeline = replace(known.replica.timeline, queued_s=1.0, prepare_s=2.96)
+    timeline = replace(known.replica.timeline, queued_s=1.0, waited_s=0.5, prepare_s=2.46)
     known = replace(known, replica=replace(known.replica, timeline=timeline))
     assert keep_alive_s(known, LIMITS, POLICY) == pytest.approx(24.0)
 
