@@ -53,8 +53,17 @@ def known_s(costs, model=SMALL, size_bytes=10**9, tier=Tier.DRAM, node_id=NODE) 
 
 
 def test_moving_waiting_and_the_canary_that_is_recorded_once_are_left_out():
-    phases = {"ssd_s": 2.0, "waited_s": 1.0, "prepare_s": 0.25, "queued_s": 0.1, "build_s": 0.4}
-    costs = learned(start(3.75, tier=Tier.SSD, **phases))
+    costs = learned(
+        start(
+            3.75,
+            tier=Tier.SSD,
+            ssd_s=2.0,
+            waited_s=1.0,
+            prepare_s=0.25,
+            queued_s=0.1,
+            build_s=0.4,
+        )
+    )
     assert known_s(costs, tier=Tier.SSD) == pytest.approx(0.5)
 
 
