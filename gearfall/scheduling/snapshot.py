@@ -213,17 +213,6 @@ def rooms_of(snapshot: ClusterSnapshot) -> dict[WorkerId, WorkerRoom]:
     return rooms
 
 
-def loading_by_node(snapshot: ClusterSnapshot) -> dict[NodeId, dict[ModelName, ModelRecord]]:
-    """Return what each node's store has been asked for and is not known to have yet."""
-    loading: dict[NodeId, dict[ModelName, ModelRecord]] = {}
-    for key in snapshot.assignments:
-        worker, model = snapshot.workers.get(key[0]), snapshot.models.get(key[1])
-        replica = snapshot.replicas.get(key)
-        if worker and model and (replica is None or replica.state is ReplicaState.LOADING):
-            loading.setdefault(worker.node_id, {})[model.name] = model
-    return loading
-
-
 def _failing_on(snapshot: ClusterSnapshot, worker_id: WorkerId) -> dict[ModelName, str]:
     failing = {}
     for key, assignment in snapshot.assignments.items():
