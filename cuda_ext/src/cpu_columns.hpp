@@ -17,7 +17,7 @@ struct Columns {
     static constexpr int kParts = sizeof(W) == 4 || kOperand<W> == Operand::f16 ? 1 : 2;
     static constexpr std::int64_t kOutputs = kParts * kLanes;
     static constexpr int kPlaces = kParts == 1 ? Isa::kRows : Isa::kRows / 2;
-    static constexpr std::int64_t kAhead = 12;  // elements of k that are asked for before their turn
+    static constexpr std::int64_t kAhead = 12;  // elements of k asked for before their turn
 
     // T tokens by P places of outputs. x[k * T + t].
     template <int P, int T>

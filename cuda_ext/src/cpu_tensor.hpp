@@ -58,7 +58,8 @@ inline bool has_columns_adjacent(const TensorView &weight) {
     return weight.rank == 2 && weight.shape[1] > 1 && weight.stride[1] != 1 &&
            (weight.stride[0] == 1 || weight.shape[0] == 1);
 }
-// A weight [N, K], the elements of a row or of a column adjacent, and its bias [N], which may be nullptr.
+// A weight [N, K], the elements of a row or of a column adjacent, and its bias [N], which may be
+// nullptr.
 void require_weight(const TensorView &weight, const TensorView *bias);
 void require_threads(int threads);
 
