@@ -52,7 +52,9 @@ async def test_twenty_kills_at_random_tokens_change_nothing(client: AsyncClient)
     assert len(expected_ids) == TOKENS
     draw = random.Random(20)
     killed = pid = 0
-    for _ in range(KILLS):
+    for _ in range(3 * KILLS):  # on a busy machine an answer may be whole before its kill comes
+        if killed == KILLS:
+            break
         pid = await engine_pid(client, gone=pid)
         ids, text, epochs = await read(client, kill_at=draw.randint(1, TOKENS // 2), pid=pid)
         assert ids == expected_ids
