@@ -69,7 +69,7 @@ class Model:
 def step(**changes: torch.Tensor) -> Step:
     """Two sequences: five tokens of one from its start, the first token of the other."""
     angle = torch.arange(16.0)[:, None] * torch.tensor([1.0, 0.5, 0.2] * 2)
-    parts = {
+    parts: dict[str, Any] = {
         "token_ids": torch.tensor([3, 1, 4, 1, 5, 32], dtype=torch.int32),
         "cos": angle.cos(),
         "sin": angle.sin(),
@@ -103,6 +103,7 @@ def one_by_one(model: Model, at: Step, *, is_rounded: bool) -> torch.Tensor:
         )
         x = x + linear(attended.flatten(1), layer.o)
         b = cpu_kernels.rms_norm(x, layer.mlp_norm, eps=1e-5)
+        assert layer.gate is not None
         gate, up = (linear(b, e) for e in (layer.gate, layer.up))
         hidden = cpu_kernels.silu_mul(gate, up)
         x = x + linear(hidden, layer.down)
