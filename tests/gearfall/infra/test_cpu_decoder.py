@@ -103,7 +103,7 @@ def one_by_one(model: Model, at: Step, *, is_rounded: bool) -> torch.Tensor:
         )
         x = x + linear(attended.flatten(1), layer.o)
         b = cpu_kernels.rms_norm(x, layer.mlp_norm, eps=1e-5)
-        assert layer.gate is not None
+        assert layer.up is not None
         gate, up = linear(b, layer.gate), linear(b, layer.up)
         hidden = cpu_kernels.silu_mul(gate, up)
         x = x + linear(hidden, layer.down)
