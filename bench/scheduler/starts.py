@@ -30,6 +30,7 @@ from bench.scheduler.starts_cluster import (
 )
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
+from gearfall.simulation.figures import quantile
 
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_starts.json"
 TARGET_P50, TARGET_P95, TARGET_CONTROL_S = 0.10, 0.25, 0.020
@@ -100,15 +101,6 @@ async def _one_round(
         seen.append(await site.start(model))
         await site.wait_gone([model])
     return seen
-
-
-def quantile(values: Iterable[float], share: float) -> float:
-    """Return the value below which `share` of them lie, between neighbours linearly."""
-    ordered = sorted(values)
-    at = share * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
 def _print(starts: Sequence[MeasuredStart]) -> None:
