@@ -60,8 +60,16 @@ class MeasuredStart:
 class Site:
     """A running cluster and what the bench needs to see and move in it."""
 
-    def __init__(self, client: AsyncClient, cluster: Cluster, store: "StoreAsyncStub") -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        cluster: Cluster,
+        store: "StoreAsyncStub",
+        files: Sequence[Path],
+    ) -> None:
+        """`files`: directories that hold the models' bytes, on the node and behind URLs."""
         self._client, self._cluster, self._store = client, cluster, store
+        self._files = files
 
     async def start(self, model: ModelName, beside: int = 0) -> MeasuredStart:
         """Send a request to a cold model and return what its start took."""
@@ -91,7 +99,8 @@ class Site:
                     return
 
     async def drop_from_memory(self, model: ModelName) -> None:
-        """Have the store drop a model from DRAM; its loads read the disk directly."""
+        """Have the store drop a model from DRAM, and the kernel everything from the page cache."""
+        forget_pages(self._files)
         if self.tier_of(model) is not Tier.DRAM:
             return
         async with asyncio.timeout(_WAIT_S):
@@ -116,6 +125,16 @@ class Site:
                     if key[1] == model and is_ready and assignment is not None:
                         return assignment, replica.timeline
         raise AssertionError("the cluster was stopped")
+
+
+def forget_pages(directories: Sequence[Path]) -> None:
+    """Drop the files below these directories from the page cache, what is not mapped of them."""
+    for directory in directories:
+        for path in directory.rglob("*"):
+            if path.is_file() and path.stat().st_size > 2**20:
+                fd = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
 
 
 def make_models(home: Path, sizes_gb: Sequence[float]) -> dict[ModelName, Path]:
@@ -182,7 +201,8 @@ async def running_site(
             stack.push_async_callback(view.stop)
             (node,) = view.view.nodes.values()
             channel = await stack.enter_async_context(open_channel(node.address))
-            yield Site(client, view, StoreStub(channel))
+            files = [home / "data", *far.values()]
+            yield Site(client, view, StoreStub(channel), files)
 
 
 async def _register(client: AsyncClient, name: ModelName, source: str) -> None:
