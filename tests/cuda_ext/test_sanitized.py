@@ -16,6 +16,7 @@ TESTS = [
     f"tests/gearfall/infra/{name}.py"
     for name in (
         "test_native",
+        "test_native_refusals",
         "test_pool_file",
         "test_device",
         "test_cpu_kernels",
