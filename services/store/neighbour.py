@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 import grpc
 
 from gearfall.core.canary import parse_canary
-from gearfall.core.errors import CorruptCheckpoint, Unavailable
+from gearfall.core.errors import (
+    CorruptCheckpoint,
+    DeadlineExceeded,
+    GearfallError,
+    Internal,
+    Unavailable,
+)
 from gearfall.core.ids import ModelName
 from gearfall.core.manifest import (
     FileEntry,
@@ -96,7 +102,7 @@ class NeighbourCheckpoint:
         try:
             reply = await self._stub.ReadFile(request, timeout=_CALL_S)
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
+            raise failure_of(error) from error
         content = reply.content
         if len(content) != entry.size_bytes or checksum(content) != entry.checksum:
             raise CorruptCheckpoint(f"{entry.name} is not what the manifest says")
@@ -122,7 +128,7 @@ class NeighbourCheckpoint:
         try:
             return await self._stub.OpenTransfer(request, timeout=_CALL_S)
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
+            raise failure_of(error) from error
 
     async def _connect(self, port: int, token: bytes) -> BulkConnection:
         return await asyncio.to_thread(BulkConnection, self._host, port, token)
@@ -157,6 +163,17 @@ async def read_canary(address: str, model: ModelName) -> bytes:
         try:
             content = (await stub.ReadCanary(request, timeout=_CANARY_S)).content
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from error
+            raise failure_of(error) from error
     parse_canary(content)
     return content
+
+
+def failure_of(error: grpc.aio.AioRpcError) -> GearfallError:
+    """Return what a call to a neighbour failed with.
+
+    One that dies in the middle of a call may end it as INTERNAL, or not at all: it is one that
+    can't be reached, and another place is asked.
+    """
+    failure = error_from_rpc(error)
+    is_gone = isinstance(failure, (DeadlineExceeded, Internal))
+    return Unavailable(failure.message) if is_gone else failure
