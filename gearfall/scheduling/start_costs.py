@@ -185,11 +185,6 @@ def forget_absent(
     )
 
 
-def median_error(costs: StartCosts, tier: Tier | None = None) -> float | None:
-    """Return the median of |predicted - measured| / measured, None before any start."""
-    return error_quantile(costs, 0.5, tier)
-
-
 def error_quantile(costs: StartCosts, share: float, tier: Tier | None = None) -> float | None:
     """Return a quantile of the relative error over the kept outcomes of a tier, or of all."""
     errors = sorted(

@@ -1,11 +1,10 @@
-"""How long running and waiting work takes: to end, to give a slot free, to move elsewhere.
+"""How long running work takes: to end, or to move elsewhere.
 
 ServerlessLLM (arXiv 2401.14351), section 6.2: moving a job takes a * (t_in + t_out) + b, with t_out
 as its worker said it last, carried on to now by the length of a decode step.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gearfall.core.records import ReplicaRecord, RunningJob
@@ -16,8 +15,6 @@ UNKNOWN_MOVE_S_PER_TOKEN = 3e-4
 """All three assumed until a replica has measured its own."""
 MOVED_AT_ONCE = 4
 """Jobs that a worker moves side by side."""
-PREFILL_SPEEDUP = 8.0
-"""Prompt tokens computed in the time of one decoded token, at least; they go in batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +56,6 @@ def idle_in_s(replica: ReplicaRecord, now_unix_s: float) -> float:
     return max((seconds_left(job, replica, now_unix_s) for job in replica.jobs), default=0.0)
 
 
-def slot_in_s(replica: ReplicaRecord, now_unix_s: float) -> float:
-    """Return when a slot is free, at most; 0 where one is."""
-    if replica.running_jobs < replica.slots:
-        return 0.0
-    return min((seconds_left(job, replica, now_unix_s) for job in replica.jobs), default=0.0)
-
-
 def move_estimate(replica: ReplicaRecord, now_unix_s: float) -> MoveEstimate:
     """Return how long all jobs of a replica take to move, some side by side."""
     is_measured = replica.move_s_per_token > 0 or replica.move_fixed_s > 0
@@ -75,27 +65,3 @@ def move_estimate(replica: ReplicaRecord, now_unix_s: float) -> MoveEstimate:
     spent_s = [each_s + per_token_s * count for count in tokens]
     total_s = max(max(spent_s, default=0.0), sum(spent_s) / MOVED_AT_ONCE)
     return MoveEstimate(len(tokens), math.fsum(tokens), total_s, is_measured)
-
-
-def queue_wait_s(
-    replicas: Iterable[ReplicaRecord],
-    now_unix_s: float,
-    *,
-    prompt_tokens: int,
-    output_tokens: int,
-) -> float:
-    """Return how long waiting work takes to be computed behind what runs, at most.
-
-    `prompt_tokens`, `output_tokens`: of the waiting jobs; the answers at their longest. The work
-    ahead counts in tokens, over the slots of all ready replicas. Infinite without a replica.
-    """
-    work_s = slots = 0.0
-    slowest_s = 0.0
-    for replica in replicas:
-        work_s += sum(seconds_left(job, replica, now_unix_s) for job in replica.jobs)
-        slots += replica.slots
-        slowest_s = max(slowest_s, step_s(replica))
-    if not slots:
-        return math.inf
-    waiting = output_tokens + prompt_tokens / PREFILL_SPEEDUP
-    return (work_s + waiting * slowest_s) / slots

@@ -18,7 +18,6 @@ from gearfall.scheduling.start_costs import (
     forget_absent,
     learn_start,
     line_through,
-    median_error,
 )
 from gearfall.scheduling.start_costs_json import MAX_BYTES, costs_from_json, costs_to_json
 from tests.gearfall.scheduling.clusters import NODE, WORKER
@@ -75,7 +74,7 @@ def test_the_copy_to_a_device_is_a_part_of_a_start_from_memory():
 
 def test_nothing_known():
     assert known_s(StartCosts()) == UNKNOWN_FIXED_S
-    assert median_error(StartCosts()) is None
+    assert error_quantile(StartCosts(), 0.5) is None
 
 
 def test_a_slow_start_among_others_moves_nothing():
@@ -115,7 +114,7 @@ def test_errors_are_counted_for_what_was_predicted():
     costs = learned(
         start(2.0, predicted_s=1.0), start(1.0, predicted_s=0.9), start(1.0, predicted_s=0.0)
     )
-    assert median_error(costs) == pytest.approx(0.3)
+    assert error_quantile(costs, 0.5) == pytest.approx(0.3)
     assert error_quantile(costs, 1.0, Tier.DRAM) == pytest.approx(0.5)
     assert error_quantile(costs, 0.5, Tier.SSD) is None
 

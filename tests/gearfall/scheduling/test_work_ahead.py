@@ -9,9 +9,7 @@ from gearfall.core.records import ReplicaRecord, RunningJob
 from gearfall.scheduling.work_ahead import (
     idle_in_s,
     move_estimate,
-    queue_wait_s,
     seconds_left,
-    slot_in_s,
     tokens_out,
 )
 from tests.gearfall.scheduling.clusters import replica
@@ -39,11 +37,9 @@ def test_tokens_are_carried_on_to_now():
     assert seconds_left(record.jobs[0], record, NOW + 1.0) == pytest.approx(0.5)
 
 
-def test_when_a_replica_is_idle_and_when_it_has_a_slot():
+def test_when_a_replica_is_idle():
     record = busy((10, 0, 20), (10, 0, 50), slots=2)
     assert idle_in_s(record, NOW) == pytest.approx(5.0)
-    assert slot_in_s(record, NOW) == pytest.approx(2.0)
-    assert slot_in_s(replace(record, slots=3), NOW) == 0.0
     assert idle_in_s(busy(), NOW) == 0.0
 
 
@@ -63,26 +59,10 @@ def test_one_long_job_bounds_a_move_from_below():
     assert not move_estimate(busy((1, 0, 1)), NOW).is_measured
 
 
-def test_a_queue_waits_by_the_work_ahead_of_it():
-    few_long = queue_wait_s([busy((1, 0, 1000))], NOW, prompt_tokens=0, output_tokens=0)
-    many_short = queue_wait_s([busy(*[(1, 0, 10)] * 4)], NOW, prompt_tokens=0, output_tokens=0)
-    assert few_long > many_short
-    two = [busy((1, 0, 1000)), busy()]
-    assert queue_wait_s(two, NOW, prompt_tokens=0, output_tokens=0) == pytest.approx(few_long / 2)
-    assert queue_wait_s([], NOW, prompt_tokens=1, output_tokens=1) == float("inf")
-
-
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(9, 99)), max_size=8),
     st.floats(0.0, 100.0),
-    st.integers(0, 10_000),
 )
-def test_waits_shrink_with_time_and_grow_with_work(jobs, later_s, more):
+def test_what_is_left_shrinks_with_time(jobs, later_s):
     record = busy(*jobs)
-
-    def wait(at: float, tokens: int) -> float:
-        return queue_wait_s([record], at, prompt_tokens=tokens, output_tokens=tokens)
-
-    assert 0.0 <= wait(NOW + later_s, 0) <= wait(NOW, 0) + 1e-9
-    assert wait(NOW, more) >= wait(NOW, 0)
-    assert idle_in_s(record, NOW + later_s) <= idle_in_s(record, NOW) + 1e-9
+    assert 0.0 <= idle_in_s(record, NOW + later_s) <= idle_in_s(record, NOW) + 1e-9

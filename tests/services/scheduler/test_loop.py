@@ -13,7 +13,7 @@ from gearfall.infra.cluster import Cluster
 from gearfall.infra.failpoints import RULES_VARIABLE, arm_failpoints
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.start_costs import median_error
+from gearfall.scheduling.start_costs import error_quantile
 from services.scheduler.decision_log import DecisionLog
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.reachability import LEASE_GRACE_S
@@ -269,7 +269,9 @@ async def test_learns_from_a_start_and_explains_it(fleet):
     await fleet.until(lambda v: v.replicas)
     await fleet.cluster.put_demand(demand("large"), lease=fleet.lease)
     view = await fleet.until(lambda v: (WORKER, "large") in v.assignments)
-    assert median_error(loop.starts.costs) == pytest.approx((1.0 + 10 * MIB / 1e9 - 0.7) / 0.7)
+    assert error_quantile(loop.starts.costs, 0.5) == pytest.approx(
+        (1.0 + 10 * MIB / 1e9 - 0.7) / 0.7
+    )
     large = view.assignments[WORKER, ModelName("large")]
     assert large.predicted_start_s == pytest.approx(0.7 + 10 * MIB / 1e9)
     explained = fleet.service(loop).explain(ModelName("small"))
