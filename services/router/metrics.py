@@ -68,13 +68,36 @@ class RouterMetrics:
         self._queue_depth = Gauge(
             "gearfall_queue_depth", "Queue entries", ["model", "state"], registry=self._registry
         )
+        self._gear = self._by_deployment("gearfall_gear", "Gear in force, 0 the lowest load's")
+        self._gear_version = self._by_deployment("gearfall_gear_plan_version", "Plan followed")
+        self._gear_shifts = self._by_deployment(
+            "gearfall_gear_shifts", "Times this router wanted another gear, since the plan came"
+        )
         self._running = Gauge(
             "gearfall_running_choices", "Answers being generated", registry=self._registry
         )
 
-    def render(self, running_choices: int, depths: Mapping[str, tuple[int, int]]) -> bytes:
-        """Return the exposition text; `depths`: model to entries waiting and claimed."""
+    def _by_deployment(self, name: str, meaning: str) -> Gauge:
+        return Gauge(name, meaning, ["model"], registry=self._registry)
+
+    def render(
+        self,
+        running_choices: int,
+        depths: Mapping[str, tuple[int, int]],
+        gears: Mapping[str, tuple[int, int, int]],
+    ) -> bytes:
+        """Return the exposition text.
+
+        `depths`: model to entries waiting and claimed. `gears`: deployment to plan version, gear in
+        force, and how often this router has wanted another one.
+        """
         self._running.set(running_choices)
+        for gauge in (self._gear, self._gear_version, self._gear_shifts):
+            gauge.clear()
+        for deployment, (version, gear, shifts) in gears.items():
+            self._gear_version.labels(deployment).set(version)
+            self._gear.labels(deployment).set(gear)
+            self._gear_shifts.labels(deployment).set(shifts)
         self._queue_depth.clear()
         for model, (waiting, claimed) in depths.items():
             self._queue_depth.labels(model, "waiting").set(waiting)

@@ -195,6 +195,7 @@ class RestDoor:
         text = self._service.metrics.render(
             self._service.admission.running_choices,
             {model: (depth.waiting, depth.claimed) for model, depth in depths.items()},
+            self._service.gears.gears_in_force(),
         )
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

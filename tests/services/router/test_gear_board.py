@@ -70,6 +70,9 @@ async def test_the_gear_in_force_decides_and_is_said(rig: Rig) -> None:
     assert [report.model for report in outcome.ends[0].stages] == ["small", "large"]
     assert rig.router.gears.pin(NAME) is not None
     assert in_force(rig) == (1, 0)
+    shown = rig.router.service.metrics.render(0, {}, rig.router.gears.gears_in_force()).decode()
+    assert 'gearfall_gear{model="chat"} 0.0' in shown
+    assert 'gearfall_gear_plan_version{model="chat"} 1.0' in shown
 
 
 async def test_another_routers_vote_shifts_this_one(rig: Rig) -> None:
