@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := torch>=2.6,<2.14
 NATIVE := CMakeLists.txt $(wildcard cuda_ext/src/*)
 
-.PHONY: venv gen fmt check test test-gpu faults faults-scheduler compose-up compose-down \
+.PHONY: venv gen fmt check test properties test-gpu faults faults-scheduler compose-up compose-down \
 	compose-test demo up bench bench-gpu ext lock clean
 
 venv: $(VENV)/.installed
@@ -46,6 +46,10 @@ check: gen
 
 test: gen
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The property tests with new random examples at every run; `make test` repeats the same ones.
+properties: gen
+	GEARFALL_PROPERTIES=search $(BIN)/python -m pytest -m hypothesis $(PYTEST_ARGS)
 
 # On a machine without a CUDA device each test says that it was skipped.
 test-gpu: gen

@@ -12,5 +12,7 @@ from tests.cluster_host import client, demo_family, doors, host, rest_url
 
 __all__ = ["client", "demo_family", "doors", "host", "rest_url"]
 
-settings.register_profile("gearfall", deadline=None, print_blob=True)
-settings.load_profile("gearfall")
+# A change is held against the same examples as the one before it; `make properties` draws new ones.
+settings.register_profile("same", deadline=None, print_blob=True, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("GEARFALL_PROPERTIES", "same"))

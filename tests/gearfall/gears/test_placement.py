@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +66,19 @@ def test_what_can_not_be_placed_is_refused_with_what_is_missing(workers, models,
         place_models(workers, models, demand)
 
 
+def one_of_each_fits(models: list[Placeable], workers: list[Host]) -> bool:
+    """Every way to give each model one worker, by trial: what the refusal is held against."""
+    return any(
+        all(
+            sum(model.memory_bytes for model, at in zip(models, places, strict=True) if at is each)
+            <= each.memory_bytes
+            and sum(at is each for at in places) <= each.max_replicas
+            for each in workers
+        )
+        for places in product(workers, repeat=len(models))
+    )
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(4, 12), min_size=1, max_size=4),
@@ -74,11 +89,13 @@ def test_memory_is_never_exceeded_and_every_load_is_somewhere(sizes, kinds, load
     workers = [Host(f"w{n}", f"n{n}", size * GB, 2) for n, size in enumerate(sizes)]
     models = [placeable(f"m{n}", size * GB, speed) for n, (size, speed) in enumerate(kinds)]
     demand = [{m.name: load for m, load in zip(models, gear, strict=False)} for gear in loads]
-    try:
-        found = place_models(workers, models, demand)
-    except InvalidRequest as error:
-        assert "do not fit together" in error.message  # noqa: PT017
+    needed = [model for model in models if any(gear[model.name] > 0.0 for gear in demand)]
+    too_large = any(model.memory_bytes > max(sizes) * GB for model in models)
+    if too_large or not one_of_each_fits(needed, workers):
+        with pytest.raises(InvalidRequest, match=r"largest worker has|do not fit together"):
+            place_models(workers, models, demand)
         return
+    found = place_models(workers, models, demand)
     memory = {model.name: model.memory_bytes for model in models}
     for worker in workers:
         held = [model for name, model in found.by_worker if name == worker.name]
