@@ -154,6 +154,8 @@ def _stage_from_pb(message: pb.StageReport) -> StageReport:
         cached_tokens=message.cached_tokens,
         token_logprobs=tuple(message.token_logprobs),
         token_margins=tuple(message.token_margins),
+        draft_tokens=message.draft_tokens,
+        accepted_draft_tokens=message.accepted_draft_tokens,
     )
 
 

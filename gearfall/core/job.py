@@ -46,6 +46,9 @@ class Job:
     enqueued_unix_s: float = 0.0
     adapter: str = ""
     """Registered LoRA adapter that `model` runs with; empty for none."""
+    draft_token_ids: tuple[int, ...] = ()
+    """A guess at the whole answer, from its first token on. It changes no token of the answer: the
+    engine verifies what of it continues the log, and takes as its own what it would have said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +78,7 @@ class TokenRun:
     error: str = ""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values the engine had; in the run that begins an answer."""
+    draft_tokens: int = 0
+    """Of the job's draft, tokens that were verified in the step of this run."""
+    accepted_draft_tokens: int = 0
+    """Of those, how many became tokens of this run."""

@@ -29,6 +29,10 @@ class StageReport:
     """Of every token, the one that ended the answer included; for requests that ask for them."""
     token_margins: tuple[float, ...] = ()
     """log p(token) - log p(second most likely), as certainty is measured from; likewise."""
+    draft_tokens: int = 0
+    """Of the answer that came up from the stage below, tokens that this stage's model verified."""
+    accepted_draft_tokens: int = 0
+    """Of those, how many it would have said itself: so many decode steps were saved."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,7 @@ def job_to_pb(job: Job) -> pb.Job:
         tenant=job.tenant,
         enqueued_unix_s=job.enqueued_unix_s,
         adapter=job.adapter,
+        draft_token_ids=job.draft_token_ids,
     )
 
 
@@ -143,6 +144,7 @@ def job_from_pb(message: pb.Job) -> Job:
         tenant=message.tenant,
         enqueued_unix_s=message.enqueued_unix_s,
         adapter=message.adapter,
+        draft_token_ids=tuple(message.draft_token_ids),
     )
 
 
@@ -159,6 +161,8 @@ def token_run_to_pb(run: TokenRun) -> pb.TokenRun:
         finish=FINISH_TO_PB[run.finish] if run.finish else pb.FINISH_REASON_UNSPECIFIED,
         error=run.error,
         cached_tokens=run.cached_tokens,
+        draft_tokens=run.draft_tokens,
+        accepted_draft_tokens=run.accepted_draft_tokens,
     )
 
 
@@ -183,6 +187,8 @@ def token_run_from_pb(message: pb.TokenRun) -> TokenRun:
         finish=finish_from_pb(message.finish),
         error=message.error,
         cached_tokens=message.cached_tokens,
+        draft_tokens=message.draft_tokens,
+        accepted_draft_tokens=message.accepted_draft_tokens,
     )
 
 

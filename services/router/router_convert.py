@@ -130,6 +130,8 @@ def _report_to_pb(report: StageReport) -> pb.StageReport:
         cached_tokens=report.cached_tokens,
         token_logprobs=report.token_logprobs,
         token_margins=report.token_margins,
+        draft_tokens=report.draft_tokens,
+        accepted_draft_tokens=report.accepted_draft_tokens,
     )
 
 

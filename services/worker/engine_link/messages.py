@@ -71,6 +71,8 @@ class SubmitJob(msgspec.Struct, frozen=True, tag=True):
     """LoRA adapter that it runs with, empty for none: its name on the way to
     `services.worker.processes.adapter_engine`, its digest from there on, so that what is cached of
     a job is never taken for another adapter's that bears the same name."""
+    draft_token_ids: tuple[int, ...] = ()
+    """A guess at the whole answer; what of it continues the log is verified. It changes no token."""
 
 
 class AttachAdapter(msgspec.Struct, frozen=True, tag=True):

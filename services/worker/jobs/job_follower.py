@@ -42,6 +42,7 @@ def submission(job: Job) -> SubmitJob:
         sampling=job.sampling,
         tenant=job.tenant,
         adapter=job.adapter,
+        draft_token_ids=job.draft_token_ids,
         priority=job.priority,
         deadline_unix_s=job.deadline_unix_s,
     )

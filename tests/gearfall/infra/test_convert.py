@@ -41,6 +41,7 @@ jobs = st.builds(
     tenant=st.text(max_size=8),
     enqueued_unix_s=st.floats(0, 1e12),
     adapter=st.text(max_size=8),
+    draft_token_ids=token_ids,
 )
 
 
@@ -61,6 +62,8 @@ def token_runs(draw: st.DrawFn) -> TokenRun:
         draw(st.lists(alternatives, min_size=count, max_size=count).map(tuple)),
         draw(st.none() | st.sampled_from(FinishReason)),
         draw(st.text(max_size=9)),
+        draw(st.integers(0, 2**31)),
+        draw(st.integers(0, 2**31)),
         draw(st.integers(0, 2**31)),
     )
 
