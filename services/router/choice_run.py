@@ -1,10 +1,13 @@
 """Runs one choice of a request through its stages; the cascade decides, this performs."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from gearfall.core.calibration import Calibration
-from gearfall.core.errors import GearfallError, Unavailable
+from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
+from gearfall.core.escalation import EscalationPolicy, Outlook, Question, decide, entry_stage
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
 from gearfall.core.job import Job
 from gearfall.core.usage import StageReport, Usage
@@ -17,6 +20,7 @@ from services.router.cascade import (
     Piece,
     Release,
     StageDone,
+    StageEnded,
     StageFailed,
     StartStage,
     step,
@@ -31,6 +35,9 @@ from services.router.generation import (
 from services.router.jobs import JobTable
 from services.router.stage_plan import StagePlan, StageReady, StageUnfit
 from services.router.stage_run import Note, StageRun
+
+ANSWER_MARGIN_S = 0.05
+"""Before the deadline: when a lower answer is given, so that it arrives in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,9 @@ class RunContext:
     """0 when a replica is ready."""
     start_error: Callable[[ModelName], str | None]
     """Why a model can't start, if so."""
+    policy: EscalationPolicy
+    outlook: Callable[[StagePlan], Outlook]
+    """What asking a stage now is expected to take."""
     emit: Callable[[GenerationEvent], None]
     note: Note
 
@@ -67,8 +77,11 @@ class ChoiceRun:
         self._context = context
         self._choice = choice
         self._plans = plans
-        self._state: CascadeState[AnswerPiece] = CascadeState(tuple(each.stage for each in plans))
-        self._reports: list[StageReport] = []
+        self._state: CascadeState[AnswerPiece] = CascadeState(
+            tuple(each.stage for each in plans), index=self._entry()
+        )
+        self._reports: dict[int, StageReport] = {}
+        """By stage, in the order they ran."""
         self._error: GearfallError | None = None
 
     async def run(self) -> None:
@@ -89,9 +102,10 @@ class ChoiceRun:
         if error is not None:
             stage_run.on_failed(cannot_start(plan.host.name, error))
         try:
-            if not stage_run.ended.done():
-                await self._submit(plan, job_id, stage_run)
-            verdict = await stage_run.ended
+            with self._lower_answer_in_time(stage_run):
+                if not stage_run.ended.done():
+                    await self._submit(plan, job_id, stage_run)
+                verdict = await stage_run.ended
         finally:
             self._context.jobs.close(job_id, "the request ended")
         self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
@@ -141,17 +155,67 @@ class ChoiceRun:
         """Choices of one prompt differ; the same choice of another prompt draws the same."""
         return (self._context.seed + self._choice % self._context.request.n) % 2**64
 
+    def _entry(self) -> int:
+        """Return the stage to begin with: a later one when the whole way takes too long."""
+        first = entry_stage([self._context.outlook(plan) for plan in self._plans], self._left_s())
+        if first > 0:
+            skipped = ", ".join(plan.stage.model for plan in self._plans[:first])
+            reason = f"{skipped}: the whole way takes longer than {self._left_s():.2f} s"
+            self._context.note("skipped", reason, model=self._plans[first].stage.model)
+        return first
+
+    def _left_s(self) -> float:
+        return self._context.deadline_s - asyncio.get_running_loop().time()
+
+    @contextlib.contextmanager
+    def _lower_answer_in_time(self, stage_run: StageRun) -> Iterator[None]:
+        """End the stage a little before the deadline where a lower answer can be given then."""
+        if self._state.draft is None:
+            yield
+            return
+        loop, error = asyncio.get_running_loop(), DeadlineExceeded("no answer before the deadline")
+        at_s = self._context.deadline_s - ANSWER_MARGIN_S
+        timer = loop.call_at(at_s, self._end_for_lower, stage_run, error)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end_for_lower(self, stage_run: StageRun, error: GearfallError) -> None:
+        if self._state.draft is not None:
+            stage_run.on_failed(error)
+
     def _conclude(
         self, verdict: StageDone | StageFailed, report: Callable[[bool], StageReport]
     ) -> None:
         """`report` takes whether the stage's answer is the one released."""
-        self._state, effects = step(self._state, verdict)
-        done = report(any(isinstance(effect, Finish) for effect in effects))
-        self._reports.append(done)
+        index = self._state.index
+        outcome = decide(self._question(verdict))
+        self._state, effects = step(self._state, StageEnded(verdict, outcome))
+        given = next((each for each in effects if isinstance(each, Finish)), None)
+        done = self._reports[index] = report(given is not None and given.index == index)
         self._context.note(
             "answered", _in_words(done), model=done.model, measured_s=done.duration_s
         )
         self._perform(effects)
+
+    def _question(self, verdict: StageDone | StageFailed) -> Question:
+        index, state = self._state.index, self._state
+        certainty, error = None, None
+        if isinstance(verdict, StageDone):
+            certainty = verdict.certainty
+        else:
+            error = verdict.error
+        return Question(
+            index=index,
+            certainty=certainty,
+            threshold=state.stage.threshold,
+            above=[self._context.outlook(plan) for plan in self._plans[index + 1 :]],
+            left_s=self._left_s(),
+            is_deadline_over=isinstance(error, DeadlineExceeded),
+            has_lower_answer=state.draft is not None,
+            policy=self._context.policy,
+        )
 
     def _on_piece(self, piece: AnswerPiece) -> None:
         self._state, effects = step(self._state, Piece(piece))
@@ -168,19 +232,27 @@ class ChoiceRun:
             elif isinstance(effect, Fail):
                 self._error = effect.error
             elif isinstance(effect, StartStage):
-                self._context.note("escalated", _why_up(self._reports[-1]))
+                *_, below = self._reports.values()
+                self._context.note("escalated", _why_up(below))
 
     def _end(self, effect: Finish) -> ChoiceEnd:
-        answer = self._reports[-1]
+        answer = self._reports[effect.index] = replace(
+            self._reports[effect.index], is_accepted=True
+        )
+        if effect.degraded is not None:
+            reason = f"{answer.model} answers: {effect.degraded.value}"
+            self._context.note("degraded", reason, model=answer.model)
+        reports = tuple(self._reports.values())
         usage = Usage(
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
-            total_prompt_tokens=sum(each.prompt_tokens for each in self._reports),
-            total_completion_tokens=sum(each.completion_tokens for each in self._reports),
-            cost_flops=sum(each.cost_flops for each in self._reports),
+            total_prompt_tokens=sum(each.prompt_tokens for each in reports),
+            total_completion_tokens=sum(each.completion_tokens for each in reports),
+            cost_flops=sum(each.cost_flops for each in reports),
             cached_tokens=answer.cached_tokens,
         )
-        return ChoiceEnd(self._choice, effect.finish, answer.model, tuple(self._reports), usage)
+        end = ChoiceEnd(self._choice, effect.finish, answer.model, reports, usage)
+        return replace(end, degraded=effect.degraded)
 
 
 def cannot_start(model: str, reason: str) -> Unavailable:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.escalation import Degraded
 from gearfall.core.job import FinishReason, Priority
 from gearfall.core.sampling import MAX_TOP_LOGPROBS
 from gearfall.core.usage import StageReport, Usage
@@ -183,6 +184,8 @@ class ChoiceEnd:
     stages: tuple[StageReport, ...]
     """In the order they ran."""
     usage: Usage
+    degraded: Degraded | None = None
+    """Why a less certain answer was given than the cascade would have given; None: it was not."""
 
 
 GenerationEvent = Wait | Delta | ChoiceEnd

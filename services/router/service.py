@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
+from gearfall.core.escalation import EscalationPolicy, Outlook
 from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.infra.cluster import Cluster
@@ -245,9 +246,18 @@ class RouterService:
             next_job_id=self._next_job_id,
             expected_start_s=self.expected_start_s,
             start_error=self._starts.error_of,
+            policy=EscalationPolicy(),
+            outlook=self._outlook,
             emit=running.emit,
             note=partial(self._note, request_id),
         )
+
+    def _outlook(self, plan: StagePlan) -> Outlook:
+        """Return what asking a stage now is expected to take; one that is unfit takes no time."""
+        if not isinstance(plan, StageReady):
+            return Outlook()
+        model = plan.host.name
+        return Outlook(self.is_ready(model), self.expected_start_s(model))
 
     def _next_job_id(self) -> JobId:
         self._job_count += 1

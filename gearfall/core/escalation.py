@@ -1,0 +1,177 @@
+"""Whether an answer is given or goes up, and to which stage: one decision when a stage has ended.
+
+| the stage                | and                                       | outcome             |
+| ------------------------ | ----------------------------------------- | ------------------- |
+| answered, certain enough |                                           | Accept              |
+| answered, is the last    |                                           | Accept              |
+| answered, uncertain      | no stage above may be asked               | Settle(reason)      |
+| answered, uncertain      | stage j above may be asked                | GoUp(j)             |
+| failed, is not the last  | the deadline passed, a lower one answered | Settle(DEADLINE)    |
+| failed, is not the last  | else                                      | GoUp(the next)      |
+| failed, is the last      | the deadline passed, a lower one answered | Settle(DEADLINE)    |
+| failed, is the last      | else                                      | GiveUp              |
+
+A stage above may be asked unless its model is not ready and the policy says not to wait
+(`loading`), the cap on escalations holds (`overload`), or its expected time is more than what is
+left (`deadline`). Of those that may, the lowest from which the whole way up fits the time left is
+asked; where none does, the lowest that fits by itself. What was never measured counts as no time.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Degraded(Enum):
+    """Why a less certain answer was given than the cascade would have given."""
+
+    DEADLINE = "deadline"
+    LOADING = "loading"
+    OVERLOAD = "overload"
+
+
+class WhileLoading(Enum):
+    """What becomes of an uncertain answer while the next stage's model has no ready replica."""
+
+    WAIT = "wait"
+    ANSWER = "answer"
+
+
+class AtDeadline(Enum):
+    """What becomes of a request whose upper stage can't answer in time."""
+
+    ANSWER = "answer"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class EscalationPolicy:
+    """What a deployment allows; the defaults change no answer that would have come in time."""
+
+    while_loading: WhileLoading = WhileLoading.WAIT
+    at_deadline: AtDeadline = AtDeadline.ANSWER
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What asking one stage now is expected to take."""
+
+    is_ready: bool = True
+    """Whether a replica of its model takes jobs."""
+    start_s: float = 0.0
+    """Until there is one; 0 when there is."""
+    queue_s: float = 0.0
+    """In the queue of ready replicas."""
+    answer_s: float = 0.0
+    """Prompt and expected answer on the model's measured speeds; 0 before any was measured."""
+
+    @property
+    def total_s(self) -> float:
+        """From now to the whole answer."""
+        return self.start_s + self.queue_s + self.answer_s
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """All that the decision depends on, at the end of stage `index`."""
+
+    index: int
+    certainty: float | None
+    """None: the stage failed."""
+    threshold: float | None
+    above: Sequence[Outlook]
+    """Of the stages `index + 1` and on; empty at the last."""
+    left_s: float = math.inf
+    """To the deadline."""
+    is_deadline_over: bool = False
+    """Whether the stage failed because the deadline passed."""
+    has_lower_answer: bool = False
+    """Whether an earlier stage's answer can still be given."""
+    is_capped: bool = False
+    """Whether the cap on escalations holds this request back."""
+    policy: EscalationPolicy = EscalationPolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The stage's answer is the choice's."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoUp:
+    """Stage `index` is asked."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The best answer so far is given, with its flag."""
+
+    reason: Degraded
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """There is no answer to give."""
+
+
+Outcome = Accept | GoUp | Settle | GiveUp
+
+
+def decide(question: Question) -> Outcome:
+    """Return what becomes of the choice; see the table."""
+    if question.certainty is None:
+        return _after_failure(question)
+    threshold = question.threshold
+    if not question.above or threshold is None or question.certainty >= threshold:
+        return Accept()
+    return _way_up(question)
+
+
+def entry_stage(stages: Sequence[Outlook], left_s: float) -> int:
+    """Return the stage that a request begins with.
+
+    The first, unless the way through all stages takes longer than is left and that from a later
+    one on does not.
+    """
+    fitting = _lowest_whole_way(stages, range(len(stages)), left_s)
+    return 0 if fitting is None else fitting
+
+
+def _after_failure(question: Question) -> Outcome:
+    gives_lower = question.has_lower_answer and question.policy.at_deadline is AtDeadline.ANSWER
+    if question.is_deadline_over and gives_lower:
+        return Settle(Degraded.DEADLINE)
+    return GoUp(question.index + 1) if question.above else GiveUp()
+
+
+def _way_up(question: Question) -> Outcome:
+    if question.is_capped:
+        return Settle(Degraded.OVERLOAD)
+    above, policy = question.above, question.policy
+    offered = [
+        at
+        for at, outlook in enumerate(above)
+        if outlook.is_ready or policy.while_loading is WhileLoading.WAIT
+    ]
+    if not offered:
+        return Settle(Degraded.LOADING)
+    to = _lowest_whole_way(above, offered, question.left_s)
+    if to is None:
+        alone = (at for at in offered if above[at].total_s <= question.left_s)
+        to = next(alone, None)
+    if to is None and policy.at_deadline is AtDeadline.FAIL:
+        to = offered[0]
+    return Settle(Degraded.DEADLINE) if to is None else GoUp(question.index + 1 + to)
+
+
+def _lowest_whole_way(
+    stages: Sequence[Outlook], offered: Sequence[int], left_s: float
+) -> int | None:
+    """Return the lowest stage from which all that are offered, one after another, fit."""
+    for position, at in enumerate(offered):
+        if sum(stages[each].total_s for each in offered[position:]) <= left_s:
+            return at
+    return None
