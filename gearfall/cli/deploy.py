@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,17 @@ def deploy(
     accelerators: Annotated[
         int, typer.Option(help="Workers of one node that a replica needs together.")
     ] = 1,
+    shadow_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Of lower stages' answers, those that the last stage answers too, to compare: 0 "
+            "to 0.05. Left out: 0.01 with a plan, 0 without.",
+            show_default=False,
+        ),
+    ] = None,
+    cache_bytes: Annotated[
+        int, typer.Option(help="Memory in each router for answers that are asked for again.")
+    ] = 0,
     plan: Annotated[
         Path | None, typer.Option(help="Gear plan to follow, from `gearfall plan`.")
     ] = None,
@@ -66,7 +78,11 @@ def deploy(
     """Create or replace a deployment."""
     gear_plan = plan.read_text() if plan is not None else ""
     if gear_plan:
-        deployment = deployment_of_plan(parse_plan(gear_plan), min_replicas, keep_alive_s)
+        deployment = replace(
+            deployment_of_plan(parse_plan(gear_plan), min_replicas, keep_alive_s),
+            shadow_share=shadow_share,
+            cache_bytes=cache_bytes,
+        )
     elif file is not None:
         deployment = deployment_from_file(file, name)
     else:
@@ -82,6 +98,8 @@ def deploy(
             parse_labels(label or ()),
             spread,
             accelerators,
+            shadow_share,
+            cache_bytes,
         )
     with connect(server) as client:
         stored = deployment_to_pb(client.deploy(deployment, gear_plan=gear_plan))
@@ -167,4 +185,6 @@ def _deployment(fields: dict[str, Any], name: str) -> DeploymentRecord:
         {str(key): str(value) for key, value in dict(fields.get("labels", {})).items()},
         bool(fields.get("spread", False)),
         int(fields.get("accelerators", 1)),
+        None if fields.get("shadow_share") is None else float(fields["shadow_share"]),
+        int(fields.get("cache_bytes", 0)),
     )

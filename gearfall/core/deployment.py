@@ -13,6 +13,9 @@ MAX_ACCELERATORS = 64
 MAX_TARGET = 1 << 31
 MAX_LABELS = 16
 MAX_LABEL_CHARACTERS = 128
+MAX_SHADOW_SHARE = 0.05
+MIN_CACHE_BYTES = 1 << 16
+MAX_CACHE_BYTES = 1 << 36
 
 
 def check_deployment_shape(record: DeploymentRecord) -> None:
@@ -22,6 +25,8 @@ def check_deployment_shape(record: DeploymentRecord) -> None:
     _check_stages(record)
     _check_replicas(record)
     _check_labels(record.labels)
+    _check_shadow_share(record.shadow_share)
+    _check_cache(record.cache_bytes)
 
 
 def _check_replicas(record: DeploymentRecord) -> None:
@@ -93,3 +98,21 @@ def _check_labels(labels: dict[str, str]) -> None:
                 "most as many",
                 param="labels",
             )
+
+
+def _check_shadow_share(share: float | None) -> None:
+    if share is not None and not 0.0 <= share <= MAX_SHADOW_SHARE:
+        raise InvalidRequest(
+            f"shadow_share {share:g} must be between 0 and {MAX_SHADOW_SHARE:g}: it is the share "
+            "of answers that the last stage computes once more",
+            param="shadow_share",
+        )
+
+
+def _check_cache(size_bytes: int) -> None:
+    if size_bytes != 0 and not MIN_CACHE_BYTES <= size_bytes <= MAX_CACHE_BYTES:
+        raise InvalidRequest(
+            f"cache_bytes {size_bytes} must be 0, which keeps no answers, or between "
+            f"{MIN_CACHE_BYTES} and {MAX_CACHE_BYTES}",
+            param="cache_bytes",
+        )

@@ -290,6 +290,8 @@ def deployment_to_pb(record: DeploymentRecord, revision: int = 0) -> pb.Deployme
         labels=record.labels,
         spread=record.spread,
         accelerators=record.accelerators,
+        shadow_share=record.shadow_share,
+        cache_bytes=record.cache_bytes,
     )
 
 
@@ -313,4 +315,6 @@ def deployment_from_pb(message: pb.Deployment) -> DeploymentRecord:
         labels=dict(message.labels),
         spread=message.spread,
         accelerators=message.accelerators or 1,
+        shadow_share=message.shadow_share if message.HasField("shadow_share") else None,
+        cache_bytes=message.cache_bytes,
     )

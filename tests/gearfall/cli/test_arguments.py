@@ -61,6 +61,7 @@ def test_a_deployment_file_is_read_and_renamed(tmp_path: Path) -> None:
     path.write_text(
         '{"name": "a", "certainty": "min_margin", "keep_alive_s": 5,'
         ' "target_jobs": 3, "labels": {"zone": "a"}, "spread": true, "accelerators": 2,'
+        ' "shadow_share": 0.02, "cache_bytes": 65536,'
         ' "stages": [{"model": "s", "threshold": 0.5}, {"model": "l", "threshold": null}]}'
     )
     record = deployment_from_file(path, "b")
@@ -68,6 +69,7 @@ def test_a_deployment_file_is_read_and_renamed(tmp_path: Path) -> None:
     assert record.stages == (Stage(ModelName("s"), 0.5), Stage(ModelName("l")))
     assert (record.target_jobs, record.labels, record.spread) == (3, {"zone": "a"}, True)
     assert record.accelerators == 2
+    assert (record.shadow_share, record.cache_bytes) == (0.02, 65536)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ def deployment(*stages, name="both", **fields) -> DeploymentRecord:
         deployment(("small", 1.0), ("large", None), min_replicas=3, max_replicas=3),
         deployment(keep_alive_s=0.0, target_jobs=8, target_queued_tokens=4096),
         deployment(labels={"zone": "a", "empty": ""}, spread=True, accelerators=4),
+        deployment(shadow_share=0.0, cache_bytes=1 << 16),
+        deployment(shadow_share=0.05, cache_bytes=1 << 36),
     ],
 )
 def test_what_can_work_is_taken(wanted):
@@ -51,6 +53,12 @@ def test_what_can_work_is_taken(wanted):
         (deployment(target_queued_tokens=-5), "target_queued_tokens", "-5"),
         (deployment(accelerators=0), "accelerators", "between 1"),
         (deployment(accelerators=-2), "accelerators", "-2"),
+        (deployment(shadow_share=0.051), "shadow_share", "between 0 and 0.05"),
+        (deployment(shadow_share=-0.01), "shadow_share", "-0.01"),
+        (deployment(shadow_share=NAN), "shadow_share", "nan"),
+        (deployment(cache_bytes=-1), "cache_bytes", "-1 must be 0"),
+        (deployment(cache_bytes=100), "cache_bytes", "and 68719476736"),
+        (deployment(cache_bytes=1 << 37), "cache_bytes", "must be 0"),
         (deployment(labels={"": "a"}), "labels", "keys"),
         (deployment(labels={"k": "v" * 200}), "labels", "128"),
         (deployment(labels={f"k{n}": "v" for n in range(17)}), "labels", "at most 16"),

@@ -152,6 +152,8 @@ async def test_a_deployment_keeps_every_field(client):
         target_jobs=4,
         target_queued_tokens=900,
         spread=True,
+        shadow_share=0.0,
+        cache_bytes=1 << 20,
     )
     assert await client.deploy(wanted) == wanted
     (stored,) = (await client.models()).deployments
