@@ -40,6 +40,11 @@ def calibrated(
     values = features_of(calibration.features, logprobs, margins)
     terms = zip(values, calibration.means, calibration.scales, calibration.weights, strict=True)
     score = calibration.bias + math.fsum((v - mean) / scale * w for v, mean, scale, w in terms)
+    return probability_of_score(calibration, score)
+
+
+def probability_of_score(calibration: Calibration, score: float) -> float:
+    """Return what the regression's score means; never falls when the score rises."""
     return _on_curve(calibration.knots, _logistic(score))
 
 

@@ -15,13 +15,17 @@ Feature = Callable[[Sequence[float], Sequence[float]], float]
 """From log-probabilities and margins, cleaned, one each a token and at least one."""
 
 
+def quantile(share: float, ordered_at: Callable[[int], float], count: int) -> float:
+    """Return the quantile of `count` values, by rank from `ordered_at`; linear between two."""
+    at = share * (count - 1)
+    low = int(at)
+    least, most = ordered_at(low), ordered_at(min(low + 1, count - 1))
+    return least + (at - low) * (most - least)
+
+
 def _quantile(share: float) -> Feature:
     def feature(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
-        ordered = sorted(logprobs)
-        at = share * (len(ordered) - 1)
-        low = int(at)
-        high = min(low + 1, len(ordered) - 1)
-        return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+        return quantile(share, sorted(logprobs).__getitem__, len(logprobs))
 
     return feature
 
@@ -73,6 +77,16 @@ def features_of(
     """Return the named features, finite all of them, whatever the engine sent."""
     if not logprobs:
         logprobs, margins = (FLOOR,), (0.0,)
-    clean = [FLOOR if math.isnan(each) else max(FLOOR, min(0.0, each)) for each in logprobs]
-    leads = [0.0 if math.isnan(each) else max(0.0, min(-FLOOR, each)) for each in margins]
+    clean = [clean_logprob(each) for each in logprobs]
+    leads = [clean_margin(each) for each in margins]
     return tuple(FEATURES[name](clean, leads) for name in names)
+
+
+def clean_logprob(logprob: float) -> float:
+    """Return a log-probability between FLOOR and 0."""
+    return FLOOR if math.isnan(logprob) else max(FLOOR, min(0.0, logprob))
+
+
+def clean_margin(margin: float) -> float:
+    """Return a margin between 0 and -FLOOR."""
+    return 0.0 if math.isnan(margin) else max(0.0, min(-FLOOR, margin))

@@ -1,0 +1,71 @@
+"""How a cascade's answer reaches the client while it is not yet decided which stage gives it.
+
+| mode   | shown before it is decided | decided on                     | taken back           |
+| ------ | -------------------------- | ------------------------------ | -------------------- |
+| buffer | nothing                    | the stage's whole answer       | never                |
+| early  | nothing                    | its first `hold_tokens` tokens | never                |
+| draft  | everything                 | the stage's whole answer       | by an explicit event |
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from gearfall.core.errors import InvalidRequest
+
+DEFAULT_HOLD_TOKENS = 16
+"""Fewer say little about an answer, more make its first word late: a deployment should know better."""
+MAX_HOLD_TOKENS = 4096
+
+
+class StreamMode(Enum):
+    """What of an undecided stage's answer a client sees."""
+
+    BUFFER = "buffer"
+    EARLY = "early"
+    DRAFT = "draft"
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """What is in force for one request."""
+
+    mode: StreamMode = StreamMode.BUFFER
+    hold_tokens: int = DEFAULT_HOLD_TOKENS
+    """Of `early`: tokens of a stage's answer that are held back and decided on."""
+
+
+def parse_stream_mode(name: str) -> StreamMode:
+    """Return the mode of that name; raise InvalidRequest that lists the modes."""
+    try:
+        return StreamMode(name)
+    except ValueError:
+        known = ", ".join(each.value for each in StreamMode)
+        raise InvalidRequest(
+            f"stream_mode {name[:40]!r} is not one of {known}", param="stream_mode"
+        ) from None
+
+
+def check_hold_tokens(hold_tokens: int) -> None:
+    """Raise InvalidRequest for a number of tokens that can't be held back."""
+    if not 1 <= hold_tokens <= MAX_HOLD_TOKENS:
+        raise InvalidRequest(
+            f"hold_tokens {hold_tokens} must be between 1 and {MAX_HOLD_TOKENS}",
+            param="hold_tokens",
+        )
+
+
+def resolve_streaming(
+    default: Streaming, mode: StreamMode | None, hold_tokens: int | None
+) -> Streaming:
+    """Return what a request gets that asks for `mode` and `hold_tokens`, None: as the deployment.
+
+    Raises InvalidRequest for a number of tokens to hold back where nothing is decided on them.
+    """
+    chosen = mode or default.mode
+    if hold_tokens is not None and chosen is not StreamMode.EARLY:
+        raise InvalidRequest(
+            f"hold_tokens has no effect with stream_mode {chosen.value}: ask for early or leave "
+            "hold_tokens out",
+            param="hold_tokens",
+        )
+    return Streaming(chosen, default.hold_tokens if hold_tokens is None else hold_tokens)
