@@ -13,7 +13,7 @@ from enum import Enum
 from gearfall.core.errors import InvalidRequest
 
 DEFAULT_HOLD_TOKENS = 16
-"""Fewer say little about an answer, more make its first word late: a deployment should know better."""
+"""Fewer say little about an answer, more make its first word late."""
 MAX_HOLD_TOKENS = 4096
 
 
