@@ -3,7 +3,8 @@
 | what is seen                                        | what follows                              |
 | --------------------------------------------------- | ----------------------------------------- |
 | the load's gear is above the one in force           | shift up to it now                        |
-| keys and values fill more than `kv_high` of memory  | one gear above the one in force, now      |
+| keys and values fill more than `kv_high` of memory  | one gear above the one in force, now, and |
+|                                                     | the next only after `kv_settle_s`         |
 | the load's gear is below, for `dwell_s` in a row    | shift down to the highest it was meanwhile |
 | and more than `short_queue_s` of work waits          | the dwell begins anew                     |
 | anything else                                       | stay                                      |
@@ -15,8 +16,9 @@ smoothed rate missed (CUSUM, Page 1954) is past its limit, new samples weigh mor
 before its rate is known.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gearfall.core.gear_plan import Gear, gear_for
 
@@ -38,6 +40,8 @@ class ShiftPolicy:
     """Waiting work, over the gear's highest load, with which the gear may still go down."""
     kv_high: float = 0.92
     """Share of memory for keys and values from which on a higher gear is wanted."""
+    kv_settle_s: float = 3.0
+    """How long a shift for full memory has to show its effect, before it is done again."""
     slack: float = 0.25
     """Relative miss of the smoothed rate that is no change."""
     limit: float = 0.25
@@ -73,6 +77,8 @@ class GearState:
     lower_since_s: float | None = None
     highest_since: int = 0
     """Highest gear that the load wanted since then."""
+    kv_shift_s: float = -math.inf
+    """When memory last shifted it up."""
 
 
 def load_of(state: GearState, sample: LoadSample, policy: ShiftPolicy) -> float:
@@ -85,13 +91,12 @@ def shift(
 ) -> GearState:
     """Return the state after one more sample."""
     rate, above, below = _followed(state, sample, policy)
-    seen = GearState(
-        min(state.gear, len(gears) - 1), max(state.at_s, sample.at_s), rate, above, below
-    )
+    gear, at_s = min(state.gear, len(gears) - 1), max(state.at_s, sample.at_s)
+    seen = GearState(gear, at_s, rate, above, below, kv_shift_s=state.kv_shift_s)
     wanted = gear_for(gears, load_of(seen, sample, policy))
-    if sample.kv_share > policy.kv_high:
-        wanted = max(wanted, min(seen.gear + 1, len(gears) - 1))
-    if wanted >= seen.gear:
+    if sample.kv_share > policy.kv_high and wanted <= gear:
+        return _up_for_memory(seen, len(gears) - 1, policy)
+    if wanted >= gear:
         return _at(seen, wanted)
     waiting_s = sample.queued_tokens / gears[seen.gear].max_load
     since_s = state.lower_since_s
@@ -121,9 +126,21 @@ def _followed(
     return state.rate + weight * (now - state.rate), above, below
 
 
+def _up_for_memory(seen: GearState, highest: int, policy: ShiftPolicy) -> GearState:
+    """One gear up, or, while the shift before has not had its time, none."""
+    if seen.gear == highest or seen.at_s < seen.kv_shift_s + policy.kv_settle_s:
+        return seen
+    return replace(seen, gear=seen.gear + 1, kv_shift_s=seen.at_s)
+
+
 def _at(seen: GearState, gear: int) -> GearState:
-    return GearState(gear, seen.at_s, seen.rate, seen.above, seen.below)
+    return GearState(gear, seen.at_s, seen.rate, seen.above, seen.below, kv_shift_s=seen.kv_shift_s)
 
 
 def _dwelling(seen: GearState, since_s: float, highest: int) -> GearState:
-    return GearState(seen.gear, seen.at_s, seen.rate, seen.above, seen.below, since_s, highest)
+    return GearState(
+        *(seen.gear, seen.at_s, seen.rate, seen.above, seen.below),
+        lower_since_s=since_s,
+        highest_since=highest,
+        kv_shift_s=seen.kv_shift_s,
+    )

@@ -245,6 +245,8 @@ class ReplicaRecord:
     is_adrift: bool = False
     """Its assignment went with a cluster state that lost its memory: it serves on, until the leader
     has assigned it anew."""
+    kv_share: float = 0.0
+    """Of its memory for keys and values, what jobs have; told again when it changed by a tenth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +384,9 @@ class GearVoteRecord:
     tokens_per_s: float
     """That arrive at this router, smoothed."""
     queued_tokens: float
-    """That wait at this router."""
+    """That wait at this router: prompts, and answers as long as they are expected to become."""
+    queued_prompt_tokens: float = 0.0
+    """Of those, the ones to prefill."""
 
 
 @dataclass(frozen=True, slots=True)

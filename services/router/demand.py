@@ -72,6 +72,11 @@ class DemandBoard:
         """Unclaimed jobs of this router by model."""
         return {model: backlog.jobs for model, backlog in self._waiting.items()}
 
+    @property
+    def backlogs(self) -> Mapping[ModelName, Backlog]:
+        """What waits unclaimed at this router, by model."""
+        return self._waiting
+
     def set_waiting(self, model: ModelName, backlog: Backlog) -> None:
         """Take note of what waits for `model` now."""
         if backlog.jobs == 0:

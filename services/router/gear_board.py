@@ -1,9 +1,11 @@
 """Which gear each deployment with a plan is in: this router's wish, and what all routers agree on.
 
 Ten times a second the shift rule (`gearfall/core/gear_shift.py`) sees the load of all routers: this
-one's as it is, the others' as their votes say it. A wish that changed is written as a vote; the
-highest vote for the plan in force counts everywhere, so that one router's burst shifts all of them
-as fast as cluster state tells, and nobody has to lead. A dead router's vote ends with its lease.
+one's as it is, the others' as their votes say it, and the fullest replica's memory. A wish that
+changed is written as a vote; the highest vote for the plan in force counts everywhere, so that one
+router's burst shifts all of them as fast as cluster state tells, and nobody has to lead. A dead
+router's vote ends with its lease. Sampling never waits for a write: each deployment's vote is
+written beside it, one at a time.
 
 A request keeps the gear it was admitted with: `pin` gives it a value, and nothing here changes it.
 """
@@ -18,10 +20,12 @@ from gearfall.core.errors import GearfallError
 from gearfall.core.gear_plan import Gear, GearPlan
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
+from gearfall.core.gears_in_force import highest_vote, on_nodes
 from gearfall.core.ids import DeploymentName, ModelName, RouterId
 from gearfall.core.ports import Lease
-from gearfall.core.records import GearPlanRecord, GearVoteRecord, Stage
+from gearfall.core.records import GearPlanRecord, GearVoteRecord, ReplicaState, Stage
 from gearfall.infra.cluster import Cluster
+from services.router.backlog import Backlog
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +67,25 @@ class _Following:
     gears: tuple[Gear, ...] = ()
     """In force: the plan's, or those of the variant for a node that is gone."""
     shifts: int = 0
+    is_telling: bool = False
+    """Whether a write of its vote is under way."""
+
+    @property
+    def models(self) -> set[ModelName]:
+        """Of all gears in force."""
+        return {stage.model for gear in self.gears for stage in gear.stages}
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """Tokens that wait at this router for one deployment's models."""
+
+    prompt: float = 0.0
+    answer: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.prompt + self.answer
 
 
 class GearBoard:
@@ -72,7 +95,7 @@ class GearBoard:
         self,
         cluster: Cluster,
         router_id: RouterId,
-        waiting: Callable[[], Mapping[ModelName, int]],
+        waiting: Callable[[], Mapping[ModelName, Backlog]],
         *,
         clock: Callable[[], float],
         policy: ShiftPolicy | None = None,
@@ -131,7 +154,7 @@ class GearBoard:
         """Follow plans as they come and go, and shift, for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_plans())
-            tasks.create_task(self._sample_for_ever())
+            tasks.create_task(self._sample_for_ever(tasks))
 
     async def _follow_plans(self) -> None:
         async for kinds in self._cluster.changes():
@@ -148,7 +171,7 @@ class GearBoard:
                 self._take_plan(name, record, known)
         nodes = {worker.node_id for worker in self._cluster.view.workers.values()}
         for following in self._following.values():
-            gears = _gears_on(following.plan, {str(node) for node in nodes})
+            gears, _ = on_nodes(following.plan, nodes)
             if gears != following.gears:
                 _log.warning("other gears", extra={"deployment": following.record.name})
                 following.gears = gears
@@ -172,21 +195,24 @@ class GearBoard:
         )
         _log.info("follows a gear plan", extra={"deployment": name, "version": plan.version})
 
-    async def _sample_for_ever(self) -> None:
+    async def _sample_for_ever(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await asyncio.sleep(SAMPLE_S)
             for following in tuple(self._following.values()):
                 self._sample(following)
-                await self._tell(following)
+                if not following.is_telling and self._news(following) is not None:
+                    following.is_telling = True
+                    tasks.create_task(self._tell(following))
 
     def _sample(self, following: _Following) -> None:
         now_s = self._clock()
         others = self._others(following)
         age_s = max(0.0, now_s - following.state.at_s)
         arrived = following.arrived_tokens + age_s * sum(each.tokens_per_s for each in others)
-        queued = self._queued_tokens(following) + sum(each.queued_tokens for each in others)
+        here = self._queued(following)
+        queued = here.total + sum(each.queued_tokens for each in others)
         following.arrived_tokens = 0.0
-        sample = LoadSample(now_s, arrived, queued)
+        sample = LoadSample(now_s, arrived, queued, self._kv_share(following))
         after = shift(following.state, sample, following.gears, self._policy)
         if after.gear != following.state.gear:
             following.shifts += 1
@@ -197,36 +223,64 @@ class GearBoard:
                     "gear": after.gear,
                     "tokens_per_s": round(after.rate, 1),
                     "queued_tokens": round(queued, 1),
+                    "queued_prompt_tokens": round(here.prompt, 1),
+                    "kv_share": sample.kv_share,
                 },
             )
         following.state = after
 
-    def _queued_tokens(self, following: _Following) -> float:
-        waiting = self._waiting()
-        models = {stage.model for gear in following.gears for stage in gear.stages}
-        # The prompts are not known here any more: as long as an answer, at the least.
-        return 2.0 * following.answer_tokens * sum(waiting.get(model, 0) for model in models)
+    def _queued(self, following: _Following) -> _Queued:
+        """Add up prompts as long as they are, and answers as long as this deployment's lately."""
+        waiting, prompt, answer = self._waiting(), 0, 0.0
+        for host in {self._host_of(model) for model in following.models}:
+            backlog = waiting.get(host, Backlog())
+            prompt += backlog.prompt_tokens
+            answer += min(backlog.jobs * following.answer_tokens, backlog.output_tokens)
+        return _Queued(prompt, answer)
 
-    async def _tell(self, following: _Following) -> None:
-        """Write this router's vote when it is another than the one that stands."""
+    def _kv_share(self, following: _Following) -> float:
+        """Return the share of the fullest replica of the gear in force."""
+        stages = following.gears[self._in_force(following)].stages
+        models = {self._host_of(stage.model) for stage in stages}
+        shares = (
+            replica.kv_share
+            for replica in self._cluster.view.replicas.values()
+            if replica.model in models and replica.state is ReplicaState.READY
+        )
+        return max(shares, default=0.0)
+
+    def _host_of(self, model: ModelName) -> ModelName:
+        """Return the model in whose queue and on whose replicas its jobs are: an adapter's base."""
+        record = self._cluster.view.models.get(model)
+        return ModelName(record.base) if record is not None and record.base else model
+
+    def _news(self, following: _Following) -> GearVoteRecord | None:
+        """Return this router's vote when it is another than the one that stands."""
         others = self._others(following)
         own_rate = max(0.0, following.state.rate - sum(each.tokens_per_s for each in others))
+        queued = self._queued(following)
         vote = GearVoteRecord(
             following.record.name,
             self._router_id,
             following.plan.version,
             following.state.gear,
             own_rate,
-            self._queued_tokens(following),
+            queued.total,
+            queued.prompt,
         )
-        if self._lease is None or not _is_news(following.told, vote):
-            return
-        following.told = vote
+        return vote if self._lease is not None and _is_news(following.told, vote) else None
+
+    async def _tell(self, following: _Following) -> None:
+        """Write votes until the newest stands; after a failure the next sample tries again."""
         try:
-            await self._cluster.put_gear_vote(vote, lease=self._lease)
+            while (vote := self._news(following)) is not None and self._lease is not None:
+                following.told = vote
+                await self._cluster.put_gear_vote(vote, lease=self._lease)
         except GearfallError as error:
             following.told = None
             _log.warning("could not write a gear vote", extra={"error": error.message})
+        finally:
+            following.is_telling = False
 
     def _others(self, following: _Following) -> tuple[GearVoteRecord, ...]:
         return tuple(
@@ -238,17 +292,9 @@ class GearBoard:
         )
 
     def _in_force(self, following: _Following) -> int:
-        votes = [vote.gear for vote in self._others(following)]
-        return min(max([following.state.gear, *votes]), len(following.gears) - 1)
-
-
-def _gears_on(plan: GearPlan, nodes: set[str]) -> tuple[Gear, ...]:
-    """Return the gears for the nodes that have workers: the variant's when one is gone."""
-    gone = {placed.node for placed in plan.placement} - nodes
-    for variant in plan.variants:
-        if variant.lost_node in gone:
-            return variant.gears
-    return plan.gears
+        gears = len(following.gears)
+        others = highest_vote(self._others(following), following.plan.version, gears)
+        return max(min(following.state.gear, gears - 1), others)
 
 
 def _is_news(told: GearVoteRecord | None, vote: GearVoteRecord) -> bool:

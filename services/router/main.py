@@ -98,7 +98,7 @@ class Router:
             on_epoch_bumped=lambda model: metrics.epochs_bumped.labels(model).inc(),
         )
         self.gears = GearBoard(
-            cluster, self.router_id, lambda: self.demand.waiting, clock=time.monotonic
+            cluster, self.router_id, lambda: self.demand.backlogs, clock=time.monotonic
         )
         self.peers = Peers(lambda: cluster.view)
         self.service = RouterService(

@@ -60,6 +60,16 @@ def test_full_memory_shifts_one_up():
     assert run(replace(idle, gear=2), STEP_S, 10.0, kv_share=0.99).gear == 2
 
 
+def test_memory_that_stays_full_shifts_again_only_after_the_shift_had_time_to_show():
+    state = run(GearState(0, 0.0, rate=10.0), POLICY.kv_settle_s * 0.9, 10.0, kv_share=0.99)
+    assert state.gear == 1
+    assert run(state, POLICY.kv_settle_s * 0.3, 10.0, kv_share=0.99).gear == 2
+
+
+def test_full_memory_never_lets_the_gear_go_down():
+    assert run(GearState(1, 0.0, rate=10.0), 3 * POLICY.dwell_s, 10.0, kv_share=0.93).gear == 2
+
+
 def test_a_plan_with_fewer_gears_takes_over():
     assert shift(GearState(2, 0.0), LoadSample(1.0, 0.0, 0.0), GEARS[:1], POLICY).gear == 0
 

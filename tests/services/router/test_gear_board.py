@@ -1,6 +1,7 @@
 """Gears in a running router: pinned at admission, shifted by load and by other routers' votes."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,9 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant, plan_text
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.records import DeploymentRecord, GearVoteRecord, Stage, WorkerRecord
+from gearfall.infra.cluster import Cluster
+from services.router.backlog import Backlog
+from services.router.gear_board import TYPICAL_ANSWER_TOKENS
 from tests.services.router.rig import Answer, Rig, probability, running_rig
 
 NAME = DeploymentName("chat")
@@ -101,6 +105,81 @@ async def test_a_burst_shifts_up_and_tells_the_others(rig: Rig) -> None:
         rig.router.gears.arrived(NAME, 200)
     await rig.until(lambda: in_force(rig) == (1, 1))
     await rig.until(lambda: any(v.gear == 1 for v in rig.cluster.view.gear_votes.values()))
+
+
+async def test_what_waits_counts_with_its_prompts_and_the_answers_that_are_expected(
+    rig: Rig,
+) -> None:
+    """Prompt tokens as they are; of an answer no more than it may become."""
+    await deploy(rig, PLAN)
+    short = Backlog(jobs=2, since_unix_s=1.0, prompt_tokens=900, output_tokens=10)
+    long = Backlog(jobs=3, since_unix_s=1.0, prompt_tokens=60, output_tokens=3000)
+    rig.router.demand.set_waiting(SMALL, short)
+    rig.router.demand.set_waiting(LARGE, long)
+    rig.router.demand.set_waiting(ModelName("of-nobody"), long)
+    expected = 10 + 3 * TYPICAL_ANSWER_TOKENS
+
+    def told() -> set[tuple[float, float]]:
+        votes = rig.cluster.view.gear_votes.values()
+        return {(each.queued_prompt_tokens, each.queued_tokens) for each in votes}
+
+    await rig.until(lambda: told() == {(960.0, 960.0 + expected)})
+    for model in (SMALL, LARGE, ModelName("of-nobody")):
+        rig.router.demand.set_waiting(model, Backlog())
+    await rig.until(lambda: told() == {(0.0, 0.0)})
+
+
+async def set_kv_share(rig: Rig, model: ModelName, share: float) -> None:
+    (record,) = (each for each in rig.cluster.view.replicas.values() if each.model == model)
+    lease = await rig.cluster.grant_lease(60)
+    await rig.cluster.put_replica(replace(record, kv_share=share), lease=lease)
+
+
+async def test_a_replica_whose_memory_is_full_shifts_up(rig: Rig) -> None:
+    await deploy(rig, PLAN)
+    await set_kv_share(rig, LARGE, 0.99)
+    await rig.until(lambda: in_force(rig) == (1, 1))
+
+
+async def test_memory_of_a_model_that_the_gear_does_not_ask_is_not_looked_at(rig: Rig) -> None:
+    await deploy(rig, replace(PLAN, gears=(gear(ALONE), gear(CASCADE, 1e6)), variants=()))
+    await set_kv_share(rig, LARGE, 0.99)
+    await set_kv_share(rig, SMALL, 0.5)
+    board = rig.router.gears
+    following = board._following[NAME]
+    await rig.until(lambda: board._kv_share(following) == 0.5)
+    before = following.state.at_s
+    await rig.until(lambda: following.state.at_s > before)
+    assert in_force(rig) == (1, 0)
+
+
+async def test_a_write_that_hangs_stops_no_sampling(rig: Rig) -> None:
+    await deploy(rig, PLAN)
+    board, reached = rig.router.gears, asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> int:
+        reached.set()
+        await asyncio.Event().wait()
+        raise AssertionError("never")
+
+    board._cluster = _Hanging(rig.cluster, hang)  # type: ignore[assignment]
+    for _ in range(500):
+        board.arrived(NAME, 200)
+    await reached.wait()
+    before = board._following[NAME].state.at_s
+    await rig.until(lambda: board._following[NAME].state.at_s > before)
+    assert in_force(rig) == (1, 1)
+
+
+class _Hanging:
+    """The cluster, but for the writing of votes."""
+
+    def __init__(self, cluster: Cluster, put: Callable[..., Awaitable[int]]) -> None:
+        self._cluster = cluster
+        self.put_gear_vote = put
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._cluster, name)
 
 
 async def test_a_running_request_keeps_its_gear_over_a_reload(rig: Rig) -> None:
