@@ -12,6 +12,13 @@ import typer
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import as_dict, console, print_json, stages_text
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.escalation import (
+    AtDeadline,
+    AtOverload,
+    EscalationPolicy,
+    WhileLoading,
+    choice_of,
+)
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName, ModelName
@@ -69,6 +76,22 @@ def deploy(
     cache_bytes: Annotated[
         int, typer.Option(help="Memory in each router for answers that are asked for again.")
     ] = 0,
+    while_loading: Annotated[
+        str,
+        typer.Option(help="Uncertain, and the next model loads: wait for it, or answer."),
+    ] = "wait",
+    at_deadline: Annotated[
+        str,
+        typer.Option(help="Uncertain, and no time for the next model: answer, or fail."),
+    ] = "answer",
+    at_overload: Annotated[
+        str,
+        typer.Option(help="Uncertain, and a long queue at the next model: wait, or answer."),
+    ] = "wait",
+    queue_target_s: Annotated[
+        float,
+        typer.Option(help="Wait in that queue that is too long; 0: the plan's promised p95."),
+    ] = 0.0,
     plan: Annotated[
         Path | None, typer.Option(help="Gear plan to follow, from `gearfall plan`.")
     ] = None,
@@ -77,11 +100,20 @@ def deploy(
 ) -> None:
     """Create or replace a deployment."""
     gear_plan = plan.read_text() if plan is not None else ""
+    escalation = parse_escalation(
+        {
+            "while_loading": while_loading,
+            "at_deadline": at_deadline,
+            "at_overload": at_overload,
+            "queue_target_s": queue_target_s,
+        }
+    )
     if gear_plan:
         deployment = replace(
             deployment_of_plan(parse_plan(gear_plan), min_replicas, keep_alive_s),
             shadow_share=shadow_share,
             cache_bytes=cache_bytes,
+            escalation=escalation,
         )
     elif file is not None:
         deployment = deployment_from_file(file, name)
@@ -100,6 +132,7 @@ def deploy(
             accelerators,
             shadow_share,
             cache_bytes,
+            escalation,
         )
     with connect(server) as client:
         stored = deployment_to_pb(client.deploy(deployment, gear_plan=gear_plan))
@@ -151,6 +184,20 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
     return labels
 
 
+def parse_escalation(fields: dict[str, Any]) -> EscalationPolicy:
+    """Return the policy of a deployment's file or flags; InvalidRequest names what can't be."""
+    unknown = fields.keys() - {"while_loading", "at_deadline", "at_overload", "queue_target_s"}
+    if unknown:
+        name = min(unknown)
+        raise InvalidRequest(f"escalation has no {name[:40]!r}", param=f"escalation.{name[:40]}")
+    return EscalationPolicy(
+        choice_of(WhileLoading, str(fields.get("while_loading", "wait")), "while_loading"),
+        choice_of(AtDeadline, str(fields.get("at_deadline", "answer")), "at_deadline"),
+        choice_of(AtOverload, str(fields.get("at_overload", "wait")), "at_overload"),
+        float(fields.get("queue_target_s", 0.0)),
+    )
+
+
 def deployment_from_file(path: Path, name: str = "") -> DeploymentRecord:
     """Read a deployment; `name` overrides the file's. Raises InvalidRequest naming the field."""
     try:
@@ -187,4 +234,5 @@ def _deployment(fields: dict[str, Any], name: str) -> DeploymentRecord:
         int(fields.get("accelerators", 1)),
         None if fields.get("shadow_share") is None else float(fields["shadow_share"]),
         int(fields.get("cache_bytes", 0)),
+        parse_escalation(dict(fields.get("escalation", {}))),
     )

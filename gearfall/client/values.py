@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gearfall.core.errors import Internal
+from gearfall.core.escalation import Degraded, parse_degraded
 from gearfall.core.job import FinishReason
 from gearfall.core.usage import StageReport, Usage
 from gearfall.infra.convert import finish_from_pb
@@ -56,6 +57,8 @@ class Finished:
     model: str
     stages: tuple[StageReport, ...]
     usage: Usage
+    degraded: Degraded | None = None
+    """Why a less certain answer was given than the cascade would have given."""
 
 
 Event = Started | Waiting | TextDelta | Finished
@@ -71,6 +74,8 @@ class Choice:
     stages: tuple[StageReport, ...]
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] = ()
+    degraded: Degraded | None = None
+    """Why a less certain answer was given than the cascade would have given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,10 @@ def _finished_from_pb(message: pb.GenerateEnd) -> Finished:
             usage.total_completion_tokens,
             usage.cost_flops,
             usage.cached_tokens,
+            usage.device_s,
+            usage.start_s,
         ),
+        parse_degraded(message.degraded),
     )
 
 
@@ -156,6 +164,8 @@ def _stage_from_pb(message: pb.StageReport) -> StageReport:
         token_margins=tuple(message.token_margins),
         draft_tokens=message.draft_tokens,
         accepted_draft_tokens=message.accepted_draft_tokens,
+        device_s=message.device_s,
+        start_s=message.start_s,
     )
 
 
@@ -186,4 +196,5 @@ def _choice(deltas: list[TextDelta], end: Finished) -> Choice:
         stages=end.stages,
         usage=end.usage,
         logprobs=tuple(item for delta in deltas for item in delta.logprobs),
+        degraded=end.degraded,
     )

@@ -4,6 +4,7 @@ import math
 
 from gearfall.core.certainty import parse_measure
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.escalation import check_policy
 from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.records import DeploymentRecord
 
@@ -27,6 +28,7 @@ def check_deployment_shape(record: DeploymentRecord) -> None:
     _check_labels(record.labels)
     _check_shadow_share(record.shadow_share)
     _check_cache(record.cache_bytes)
+    check_policy(record.escalation)
 
 
 def _check_replicas(record: DeploymentRecord) -> None:

@@ -21,6 +21,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
+
+from gearfall.core.errors import InvalidRequest
+
+E = TypeVar("E", bound=Enum)
+
+MAX_QUEUE_TARGET_S = 3600.0
 
 
 class Degraded(Enum):
@@ -45,12 +52,23 @@ class AtDeadline(Enum):
     FAIL = "fail"
 
 
+class AtOverload(Enum):
+    """What becomes of an uncertain answer while the next stage's queue is too long."""
+
+    WAIT = "wait"
+    ANSWER = "answer"
+
+
 @dataclass(frozen=True, slots=True)
 class EscalationPolicy:
     """What a deployment allows; the defaults change no answer that would have come in time."""
 
     while_loading: WhileLoading = WhileLoading.WAIT
     at_deadline: AtDeadline = AtDeadline.ANSWER
+    at_overload: AtOverload = AtOverload.WAIT
+    queue_target_s: float = 0.0
+    """Wait in an upper stage's queue from which fewer requests go up to it; 0: the promised 95th
+    percentile of the gear in force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +193,39 @@ def _lowest_whole_way(
         if sum(stages[each].total_s for each in offered[position:]) <= left_s:
             return at
     return None
+
+
+def parse_degraded(name: str) -> Degraded | None:
+    """Return the reason of that name, None for an empty one; raise InvalidRequest else."""
+    return choice_of(Degraded, name, "degraded") if name else None
+
+
+def choice_of(kind: type[E], name: str, field: str) -> E:
+    """Return the member of that value; raise InvalidRequest that lists them."""
+    try:
+        return kind(name)
+    except ValueError:
+        known = " or ".join(each.value for each in kind)
+        raise InvalidRequest(
+            f"{field} {name[:40]!r} must be {known}", param=f"escalation.{field}"
+        ) from None
+
+
+def check_policy(policy: EscalationPolicy) -> None:
+    """Raise InvalidRequest for a target that can't be."""
+    target_s = policy.queue_target_s
+    if not (math.isfinite(target_s) and 0.0 <= target_s <= MAX_QUEUE_TARGET_S):
+        raise InvalidRequest(
+            f"queue_target_s {target_s:g} must be between 0 and {MAX_QUEUE_TARGET_S:g} seconds",
+            param="escalation.queue_target_s",
+        )
+
+
+def check_has_target(policy: EscalationPolicy, *, has_plan: bool) -> None:
+    """Raise InvalidRequest when escalations are to be capped by a target that nothing gives."""
+    if policy.at_overload is AtOverload.ANSWER and policy.queue_target_s == 0 and not has_plan:
+        raise InvalidRequest(
+            "at_overload answer needs queue_target_s: without a gear plan nothing else says how "
+            "long a wait is too long",
+            param="escalation.queue_target_s",
+        )

@@ -82,3 +82,5 @@ class TokenRun:
     """Of the job's draft, tokens that were verified in the step of this run."""
     accepted_draft_tokens: int = 0
     """Of those, how many became tokens of this run."""
+    device_s: float = 0.0
+    """The job's share of the time of the engine's steps that it ran in, since its last run."""

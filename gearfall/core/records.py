@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from gearfall.core.escalation import EscalationPolicy
 from gearfall.core.ids import DeploymentName, JobId, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.job import Priority
 
@@ -140,6 +141,8 @@ class DeploymentRecord:
     how often they agree; None: 0.01 with a gear plan, 0 without."""
     cache_bytes: int = 0
     """Memory in each router for whole answers to requests that come again; 0: none are kept."""
+    escalation: EscalationPolicy = field(default_factory=EscalationPolicy)
+    """What becomes of an uncertain answer that can't go up as the cascade means it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +271,9 @@ class DemandRecord:
     """That they may produce at most."""
     batch_jobs: int = 0
     """Of the waiting jobs, those of batch priority: they take idle capacity only."""
+    hinted_jobs: int = 0
+    """None of the waiting jobs: drafts of lower stages whose certainty says that they will ask for
+    this model. Its checkpoint is worth bringing close; nothing is to start for them yet."""
 
 
 @dataclass(frozen=True, slots=True)

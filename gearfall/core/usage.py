@@ -29,6 +29,11 @@ class StageReport:
     """Of every token, the one that ended the answer included; for requests that ask for them."""
     token_margins: tuple[float, ...] = ()
     """log p(token) - log p(second most likely), as certainty is measured from; likewise."""
+    device_s: float = 0.0
+    """Of the device: the stage's share of the steps that it ran in, prefill and decode."""
+    start_s: float = 0.0
+    """Expected, of the start of its model that it caused; 0 where there was no need for one, or
+    another request had caused it."""
     draft_tokens: int = 0
     """Of the answer that came up from the stage below, tokens that this stage's model verified."""
     accepted_draft_tokens: int = 0
@@ -47,3 +52,7 @@ class Usage:
     cost_flops: float
     cached_tokens: int = 0
     """Of `prompt_tokens`, whose keys and values the engine had."""
+    device_s: float = 0.0
+    """Of all stages."""
+    start_s: float = 0.0
+    """Of the starts that its stages caused, as expected then."""

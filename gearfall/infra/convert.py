@@ -1,6 +1,13 @@
 """Converters between core values and the `gearfall.v1` messages that several services send."""
 
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.escalation import (
+    AtDeadline,
+    AtOverload,
+    EscalationPolicy,
+    WhileLoading,
+    choice_of,
+)
 from gearfall.core.ids import DeploymentName, Epoch, JobId, ModelName, RequestId, RouterId
 from gearfall.core.job import FinishReason, Job, Priority, TokenAlternative, TokenRun
 from gearfall.core.records import (
@@ -163,6 +170,7 @@ def token_run_to_pb(run: TokenRun) -> pb.TokenRun:
         cached_tokens=run.cached_tokens,
         draft_tokens=run.draft_tokens,
         accepted_draft_tokens=run.accepted_draft_tokens,
+        device_s=run.device_s,
     )
 
 
@@ -189,6 +197,7 @@ def token_run_from_pb(message: pb.TokenRun) -> TokenRun:
         cached_tokens=message.cached_tokens,
         draft_tokens=message.draft_tokens,
         accepted_draft_tokens=message.accepted_draft_tokens,
+        device_s=message.device_s,
     )
 
 
@@ -292,6 +301,7 @@ def deployment_to_pb(record: DeploymentRecord, revision: int = 0) -> pb.Deployme
         accelerators=record.accelerators,
         shadow_share=record.shadow_share,
         cache_bytes=record.cache_bytes,
+        escalation=_policy_to_pb(record.escalation),
     )
 
 
@@ -317,4 +327,24 @@ def deployment_from_pb(message: pb.Deployment) -> DeploymentRecord:
         accelerators=message.accelerators or 1,
         shadow_share=message.shadow_share if message.HasField("shadow_share") else None,
         cache_bytes=message.cache_bytes,
+        escalation=_policy_from_pb(message.escalation),
+    )
+
+
+def _policy_to_pb(policy: EscalationPolicy) -> pb.EscalationPolicy:
+    return pb.EscalationPolicy(
+        while_loading=policy.while_loading.value,
+        at_deadline=policy.at_deadline.value,
+        at_overload=policy.at_overload.value,
+        queue_target_s=policy.queue_target_s,
+    )
+
+
+def _policy_from_pb(message: pb.EscalationPolicy) -> EscalationPolicy:
+    """Raises InvalidRequest that names the field and what it may be."""
+    return EscalationPolicy(
+        choice_of(WhileLoading, message.while_loading or "wait", "while_loading"),
+        choice_of(AtDeadline, message.at_deadline or "answer", "at_deadline"),
+        choice_of(AtOverload, message.at_overload or "wait", "at_overload"),
+        message.queue_target_s,
     )

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Unavailable
+from gearfall.core.escalation import check_has_target
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName, ModelName, parse_name
 from gearfall.core.ports import JobQueue
@@ -123,6 +124,7 @@ class Catalogue:
         than those registered.
         """
         check_deployment(record, self._cluster.view)
+        check_has_target(record.escalation, has_plan=bool(gear_plan))
         if gear_plan:
             plan = parse_plan(gear_plan)
             check_plan_fits(plan, record, self._cluster.view.models)

@@ -226,6 +226,8 @@ def gearfall_of(
         "seed": seed,
         "expected_start_s": expected_s,
         "cost_flops": sum(end.usage.cost_flops for end in ends),
+        "device_s": sum(end.usage.device_s for end in ends),
+        "start_s": sum(end.usage.start_s for end in ends),
         **_described(first),
     }
     if len(ends) > 1:
@@ -235,7 +237,9 @@ def gearfall_of(
 
 def headers_of(ends: Sequence[ChoiceEnd]) -> dict[str, str]:
     """Return the headers that are known once all choices ended."""
-    return {
+    degraded = {end.degraded.value for end in ends if end.degraded}
+    flags = {"x-gearfall-degraded": ",".join(sorted(degraded))} if degraded else {}
+    return flags | {
         "x-gearfall-model": _listed(end.model for end in ends),
         "x-gearfall-stages": _listed(
             ",".join(report.model for report in end.stages) for end in ends
@@ -254,6 +258,7 @@ def _described(end: ChoiceEnd) -> dict[str, Any]:
     return {
         "model": end.model,
         "finish": end.finish.value,
+        "degraded": end.degraded.value if end.degraded else None,
         "stages": [
             {
                 "model": report.model,
@@ -264,6 +269,8 @@ def _described(end: ChoiceEnd) -> dict[str, Any]:
                 "cached_tokens": report.cached_tokens,
                 "completion_tokens": report.completion_tokens,
                 "cost_flops": report.cost_flops,
+                "device_s": report.device_s,
+                "start_s": report.start_s,
                 "duration_s": report.duration_s,
                 "queued_s": report.queued_s,
                 "epochs": report.epochs,

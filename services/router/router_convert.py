@@ -108,6 +108,7 @@ def _end_to_pb(end: ChoiceEnd) -> pb.GenerateEnd:
         model=end.model,
         stages=[_report_to_pb(each) for each in end.stages],
         usage=_usage_to_pb(end.usage),
+        degraded=end.degraded.value if end.degraded else "",
     )
 
 
@@ -132,6 +133,8 @@ def _report_to_pb(report: StageReport) -> pb.StageReport:
         token_margins=report.token_margins,
         draft_tokens=report.draft_tokens,
         accepted_draft_tokens=report.accepted_draft_tokens,
+        device_s=report.device_s,
+        start_s=report.start_s,
     )
 
 
@@ -143,6 +146,8 @@ def _usage_to_pb(usage: Usage) -> pb.Usage:
         total_completion_tokens=usage.total_completion_tokens,
         cost_flops=usage.cost_flops,
         cached_tokens=usage.cached_tokens,
+        device_s=usage.device_s,
+        start_s=usage.start_s,
     )
 
 

@@ -5,10 +5,16 @@ from pathlib import Path
 import pytest
 
 from gearfall.cli.connection import parse_address
-from gearfall.cli.deploy import deployment_from_file, parse_labels, parse_stage
+from gearfall.cli.deploy import (
+    deployment_from_file,
+    parse_escalation,
+    parse_labels,
+    parse_stage,
+)
 from gearfall.cli.render import bytes_text
 from gearfall.cli.up import parse_bytes, real_policy
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.escalation import AtOverload, EscalationPolicy, WhileLoading
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.scheduling.policies import PlacementPolicy
@@ -62,6 +68,7 @@ def test_a_deployment_file_is_read_and_renamed(tmp_path: Path) -> None:
         '{"name": "a", "certainty": "min_margin", "keep_alive_s": 5,'
         ' "target_jobs": 3, "labels": {"zone": "a"}, "spread": true, "accelerators": 2,'
         ' "shadow_share": 0.02, "cache_bytes": 65536,'
+        ' "escalation": {"while_loading": "answer", "queue_target_s": 2},'
         ' "stages": [{"model": "s", "threshold": 0.5}, {"model": "l", "threshold": null}]}'
     )
     record = deployment_from_file(path, "b")
@@ -70,10 +77,40 @@ def test_a_deployment_file_is_read_and_renamed(tmp_path: Path) -> None:
     assert (record.target_jobs, record.labels, record.spread) == (3, {"zone": "a"}, True)
     assert record.accelerators == 2
     assert (record.shadow_share, record.cache_bytes) == (0.02, 65536)
+    assert record.escalation == EscalationPolicy(WhileLoading.ANSWER, queue_target_s=2.0)
+
+
+def test_an_escalation_policy_is_read() -> None:
+    fields = {"at_overload": "answer", "queue_target_s": "1.5"}
+    wanted = EscalationPolicy(at_overload=AtOverload.ANSWER, queue_target_s=1.5)
+    assert parse_escalation(fields) == wanted
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"stages": 3}', '{"name": "a", "stages": [{}]}', '{"stages": [1]}']
+    ("fields", "says"),
+    [
+        ({"while_loading": "hurry"}, "while_loading 'hurry' must be wait or answer"),
+        ({"at_deadline": ""}, "at_deadline '' must be answer or fail"),
+        ({"while_cold": "wait"}, "escalation has no 'while_cold'"),
+    ],
+)
+def test_an_escalation_policy_is_refused(fields: dict[str, str], says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_escalation(fields)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"stages": 3}',
+        '{"name": "a", "stages": [{}]}',
+        '{"stages": [1]}',
+        '{"name": "a", "stages": [], "escalation": 3}',
+    ],
 )
 def test_a_wrong_deployment_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "d.json"

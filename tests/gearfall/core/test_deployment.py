@@ -2,6 +2,7 @@ import pytest
 
 from gearfall.core.deployment import check_deployment_shape
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.escalation import AtOverload, EscalationPolicy, check_has_target
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 
@@ -23,6 +24,7 @@ def deployment(*stages, name="both", **fields) -> DeploymentRecord:
         deployment(labels={"zone": "a", "empty": ""}, spread=True, accelerators=4),
         deployment(shadow_share=0.0, cache_bytes=1 << 16),
         deployment(shadow_share=0.05, cache_bytes=1 << 36),
+        deployment(escalation=EscalationPolicy(queue_target_s=3600.0)),
     ],
 )
 def test_what_can_work_is_taken(wanted):
@@ -59,6 +61,16 @@ def test_what_can_work_is_taken(wanted):
         (deployment(cache_bytes=-1), "cache_bytes", "-1 must be 0"),
         (deployment(cache_bytes=100), "cache_bytes", "and 68719476736"),
         (deployment(cache_bytes=1 << 37), "cache_bytes", "must be 0"),
+        (
+            deployment(escalation=EscalationPolicy(queue_target_s=-1)),
+            "escalation.queue_target_s",
+            "-1",
+        ),
+        (
+            deployment(escalation=EscalationPolicy(queue_target_s=NAN)),
+            "escalation.queue_target_s",
+            "nan",
+        ),
         (deployment(labels={"": "a"}), "labels", "keys"),
         (deployment(labels={"k": "v" * 200}), "labels", "128"),
         (deployment(labels={f"k{n}": "v" for n in range(17)}), "labels", "at most 16"),
@@ -69,3 +81,11 @@ def test_what_can_not_is_refused_with_what_to_change(wanted, param, says):
         check_deployment_shape(wanted)
     assert refused.value.param == param
     assert says in refused.value.message
+
+
+def test_a_cap_on_escalations_needs_a_target_from_somewhere():
+    policy = EscalationPolicy(at_overload=AtOverload.ANSWER)
+    with pytest.raises(InvalidRequest, match="needs queue_target_s"):
+        check_has_target(policy, has_plan=False)
+    check_has_target(policy, has_plan=True)
+    check_has_target(EscalationPolicy(), has_plan=False)

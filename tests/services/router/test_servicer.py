@@ -13,6 +13,7 @@ from gearfall.core.errors import (
     Unauthenticated,
     Unavailable,
 )
+from gearfall.core.escalation import AtDeadline, AtOverload, EscalationPolicy, WhileLoading
 from gearfall.core.ids import DeploymentName, ModelName, WorkerId
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.infra.bearer import bearer_metadata
@@ -154,6 +155,9 @@ async def test_a_deployment_keeps_every_field(client):
         spread=True,
         shadow_share=0.0,
         cache_bytes=1 << 20,
+        escalation=EscalationPolicy(
+            WhileLoading.ANSWER, AtDeadline.FAIL, AtOverload.ANSWER, queue_target_s=1.5
+        ),
     )
     assert await client.deploy(wanted) == wanted
     (stored,) = (await client.models()).deployments
