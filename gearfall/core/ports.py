@@ -151,6 +151,18 @@ class QueueDepth:
     """Claimed, not acknowledged."""
 
 
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """How far a model's queue has come, as one moment shows it."""
+
+    appended: int
+    """Entries ever appended, in both classes; begins anew when the queue server lost its data."""
+    waiting: int
+    """Appended, not claimed."""
+    newest: tuple[str, ...]
+    """Names the newest entry of each class."""
+
+
 class JobQueue(Protocol):
     """One queue of jobs per model with consumer groups (Redis Streams). At-least-once delivery.
 
@@ -211,6 +223,17 @@ class JobQueue(Protocol):
         """Count the entries of a model's queue."""
         ...
 
+    async def arrivals(self, model: ModelName) -> Arrivals:
+        """Say how far a model's queue has come."""
+        ...
+
+    async def wait_arrival(self, model: ModelName, since: Arrivals, *, block_s: float) -> bool:
+        """Return True once an entry was appended after `since`, False after `block_s` without one.
+
+        Nothing is claimed: everybody who waits hears of every entry.
+        """
+        ...
+
     async def drop(self, model: ModelName) -> None:
         """Remove the whole queue of a model that was removed. Idempotent."""
         ...
@@ -221,6 +244,7 @@ class JobQueue(Protocol):
 
 
 __all__ = [
+    "Arrivals",
     "ClusterState",
     "Fence",
     "JobQueue",

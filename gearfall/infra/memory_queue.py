@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from gearfall.core.errors import Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.job import Job, Priority
-from gearfall.core.ports import QueueDepth, QueuedJob
+from gearfall.core.ports import Arrivals, QueueDepth, QueuedJob
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class MemoryQueueServer:
 
     is_up: bool = True
     queues: dict[ModelName, dict[str, _Entry]] = field(default_factory=dict)
+    appended: dict[ModelName, int] = field(default_factory=dict)
+    """Entries ever appended."""
     change: asyncio.Event = field(default_factory=asyncio.Event)
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -53,6 +55,7 @@ class MemoryQueueServer:
     def flush(self) -> None:
         """Lose all data."""
         self.queues.clear()
+        self.appended.clear()
         self.announce()
 
     def append_malformed(self, model: ModelName) -> str:
@@ -63,6 +66,7 @@ class MemoryQueueServer:
         """Append an entry and return its id."""
         entry_id = f"{next(self._ids)}-0"
         self.queues.setdefault(model, {})[entry_id] = _Entry(job)
+        self.appended[model] = self.appended.get(model, 0) + 1
         self.announce()
         return entry_id
 
@@ -150,9 +154,26 @@ class MemoryQueue:
         claimed = sum(entry.consumer is not None for entry in entries.values())
         return QueueDepth(waiting=len(entries) - claimed, claimed=claimed)
 
+    async def arrivals(self, model: ModelName) -> Arrivals:
+        """See the port."""
+        waiting = (await self.depth(model)).waiting
+        appended = self.server.appended.get(model, 0)
+        return Arrivals(appended, waiting, (str(appended),))
+
+    async def wait_arrival(self, model: ModelName, since: Arrivals, *, block_s: float) -> bool:
+        """See the port."""
+        try:
+            async with asyncio.timeout(block_s):
+                while (await self.arrivals(model)).newest == since.newest:
+                    await self.server.change.wait()
+        except TimeoutError:
+            return False
+        return True
+
     async def drop(self, model: ModelName) -> None:
         """See the port."""
         self._reach().pop(model, None)
+        self.server.appended.pop(model, None)
 
     async def close(self) -> None:
         """Close this client only."""

@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from gearfall.core.errors import Conflict, GearfallError, NotFound, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.job import Job, Priority
-from gearfall.core.ports import QueueDepth, QueuedJob
+from gearfall.core.ports import Arrivals, QueueDepth, QueuedJob
 from gearfall.infra.convert import job_from_pb, job_to_pb
 from gearfall.infra.redis_appends import JoinedAppends
 from gearfall.infra.redis_errors import UNREACHABLE, error_from_redis
@@ -39,7 +39,15 @@ from gearfall.infra.redis_lanes import (
     row_of,
     stream_key,
 )
-from gearfall.infra.redis_scripts import ACKNOWLEDGE, ADOPT, CANCEL, DEPTH, PEEK, RECLAIM
+from gearfall.infra.redis_scripts import (
+    ACKNOWLEDGE,
+    ADOPT,
+    ARRIVALS,
+    CANCEL,
+    DEPTH,
+    PEEK,
+    RECLAIM,
+)
 from gearfall.pb import common_pb2 as pb
 
 _log = logging.getLogger(__name__)
@@ -80,6 +88,7 @@ class RedisQueue:
         self._acknowledge = self._redis.register_script(ACKNOWLEDGE)
         self._cancel = self._redis.register_script(CANCEL)
         self._depth = self._redis.register_script(DEPTH)
+        self._arrivals = self._redis.register_script(ARRIVALS)
         self._peek = self._redis.register_script(PEEK)
         self._reclaim = self._redis.register_script(RECLAIM)
         self._appends = JoinedAppends(self._redis, self._call)
@@ -192,6 +201,23 @@ class RedisQueue:
         ]
         length, claimed = map(sum, zip(*counts, strict=True))
         return QueueDepth(waiting=length - claimed, claimed=claimed)
+
+    async def arrivals(self, model: ModelName) -> Arrivals:
+        """See the port."""
+        rows = [
+            await self._call(partial(self._arrivals, [self._key(model, lane)], [GROUP]), attempts=2)
+            for lane in LANES
+        ]
+        appended, waiting, newest = zip(*rows, strict=True)
+        return Arrivals(sum(appended), sum(waiting), tuple(each.decode() for each in newest))
+
+    async def wait_arrival(self, model: ModelName, since: Arrivals, *, block_s: float) -> bool:
+        """See the port."""
+        keys = [self._key(model, lane) for lane in LANES]
+        after = dict(zip(keys, since.newest, strict=True))
+        block_ms = max(1, round(block_s * 1000))  # 0 would mean for ever
+        read = partial(self._redis.xread, after, count=1, block=block_ms)
+        return bool(await self._call(read, attempts=2, extra_s=block_s))
 
     async def drop(self, model: ModelName) -> None:
         """See the port."""

@@ -22,6 +22,21 @@ if pending.err and not string.find(pending.err, 'NOGROUP') then return pending e
 return {redis.call('XLEN', KEYS[1]), pending.err and 0 or pending[1]}
 """
 
+ARRIVALS = """
+-- Returns the number of entries ever added, of those that wait, and the newest id.
+local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
+if stream.err then
+  if string.find(stream.err, 'no such key') then return {0, 0, '0-0'} end
+  return stream
+end
+local fields = {}
+for i = 1, #stream, 2 do fields[stream[i]] = stream[i + 1] end
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
+if pending.err and not string.find(pending.err, 'NOGROUP') then return pending end
+local claimed = pending.err and 0 or pending[1]
+return {fields['entries-added'], fields['length'] - claimed, fields['last-generated-id']}
+"""
+
 PEEK = """
 -- ARGV[2]: most entries. Returns {id, fields} of the first that no consumer was ever given.
 local after, groups = '-', redis.pcall('XINFO', 'GROUPS', KEYS[1])

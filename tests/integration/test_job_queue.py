@@ -128,6 +128,37 @@ async def test_a_look_ahead_shows_what_the_next_claim_gets_and_takes_nothing(que
     assert await queue.peek(MODEL, max_jobs=9) == []
 
 
+async def test_arrivals_are_counted_whatever_becomes_of_them(queues):
+    queue = queues.connect()
+    before = await queue.arrivals(MODEL)
+    assert (before.appended, before.waiting) == (0, 0)
+    names = [await queue.append(each) for each in (job(0), chat(1), job(2))]
+    (taken,) = await claim(queue, "w1", max_jobs=1)
+    await queue.acknowledge(MODEL, [taken.entry_id])
+    await queue.cancel(MODEL, names[2])
+    after = await queue.arrivals(MODEL)
+    assert (after.appended, after.waiting) == (3, 1)
+    assert after.newest != before.newest
+
+
+@pytest.mark.parametrize("make", [job, chat])
+async def test_who_waits_for_an_arrival_hears_of_it_and_takes_nothing(queues, make):
+    queue = queues.connect()
+    await append(queue, 1)
+    since = await queue.arrivals(MODEL)
+    waits = [
+        asyncio.create_task(queues.connect().wait_arrival(MODEL, since, block_s=20))
+        for _ in range(2)
+    ]
+    await asyncio.sleep(0)
+    await queue.append(make(1))
+    assert await asyncio.gather(*waits) == [True, True]
+    assert await queue.wait_arrival(MODEL, since, block_s=0.01), "what came meanwhile counts"
+    now = await queue.arrivals(MODEL)
+    assert not await queue.wait_arrival(MODEL, now, block_s=0.01)
+    assert len(await claim(queue, "w1")) == 2
+
+
 async def test_a_look_ahead_passes_a_malformed_entry(queues):
     queue = queues.connect()
     await queues.append_malformed(MODEL)
