@@ -18,7 +18,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import Generation, Profile, ProfiledModel, parse_profile, profile_text
 from gearfall.profiling.csv_import import import_csv
 from gearfall.profiling.measure import MeasureSettings, profile_model
-from gearfall.profiling.queries import LabelledQuery, parse_queries
+from gearfall.profiling.queries import LabelledQuery, agreement_rule, parse_queries
 
 
 def profile(
@@ -76,7 +76,8 @@ async def _measure(
                 advance = partial(bars.advance, bar)
                 found.append(await profile_model(client, name, queries, settings, advance))
     names = tuple(query.name for query in queries)
-    return Profile(time.time(), "FLOP", names, tuple(found))
+    rule = agreement_rule(queries)
+    return Profile(time.time(), "FLOP", names, tuple(found), agreement_rule=rule)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""When two answers to the same prompt count as the same, and how a text is told without keeping it.
+"""When two answers count as the same, and how texts are compared without being kept.
 
 | rule         | same                                                                       |
 | ------------ | -------------------------------------------------------------------------- |
@@ -28,7 +28,7 @@ def parse_rule(name: str, *, param: str) -> str:
 def answer_key(text: str, rule: str) -> str:
     """Return 16 hex digits, equal for texts that are the same by `rule`, else but for chance not.
 
-    The text can't be had back from it.
+    No secret: a short text can be guessed from it.
     """
     compared = _normalised(text) if rule == NORMALISED else text.strip()
     return hashlib.blake2b(compared.encode("utf-8", "replace"), digest_size=_KEY_BYTES).hexdigest()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from gearfall.core.agreement import parse_rule
 from gearfall.core.errors import InvalidRequest
 
 FORMAT_VERSION = 1
@@ -42,6 +43,8 @@ class Generation:
     certainty: float | None = None
     """Where only this is known: an imported profile."""
     latency_s: float = 0.0
+    answer_key: str = ""
+    """`agreement.answer_key` of the text by the profile's rule; empty where the text is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class Profile:
     """Names of the queries."""
     models: tuple[ProfiledModel, ...]
     format_version: int = FORMAT_VERSION
+    agreement_rule: str = "exact"
+    """By which `answer_key`s were made."""
 
     def model(self, name: str) -> ProfiledModel:
         """Return one model. Raises InvalidRequest naming those that are there."""
@@ -104,6 +109,7 @@ def check_profile(profile: Profile) -> None:
         raise _broken("format_version", f"{profile.format_version}; this reads {FORMAT_VERSION}")
     if not profile.models:
         raise _broken("models", "there is none")
+    parse_rule(profile.agreement_rule, param="profile.agreement_rule")
     _check_unique("queries", profile.queries)
     _check_unique("models", [each.name for each in profile.models])
     for model in profile.models:

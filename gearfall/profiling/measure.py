@@ -16,13 +16,14 @@ from statistics import median
 from typing import Any
 
 from gearfall.client import Answer, AsyncClient, TextDelta
+from gearfall.core.agreement import answer_key
 from gearfall.core.certainty_features import FLOOR
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import Generation, ProfiledModel, Speed
 from gearfall.core.records import Tier
 from gearfall.infra.convert import TIER_FROM_PB
 from gearfall.pb import common_pb2
-from gearfall.profiling.queries import LabelledQuery
+from gearfall.profiling.queries import LabelledQuery, agreement_rule
 
 Progress = Callable[[], None]
 """Called once a query and once a batch size."""
@@ -97,6 +98,7 @@ async def _answers(
 ) -> tuple[Generation, ...]:
     found: list[Generation | None] = [None] * len(queries)
     left = iter(enumerate(queries))
+    rule = agreement_rule(queries)
 
     async def ask_until_done() -> None:
         for place, query in left:
@@ -108,7 +110,7 @@ async def _answers(
                 temperature=0.0,
                 logprobs=True,
             )
-            found[place] = _generation(answer, query, time.perf_counter() - began_s)
+            found[place] = _generation(answer, query, time.perf_counter() - began_s, rule)
             progress()
 
     tasks = [asyncio.create_task(ask_until_done()) for _ in range(settings.at_once)]
@@ -121,7 +123,7 @@ async def _answers(
     return tuple(each for each in found if each is not None)
 
 
-def _generation(answer: Answer, query: LabelledQuery, latency_s: float) -> Generation:
+def _generation(answer: Answer, query: LabelledQuery, latency_s: float, rule: str) -> Generation:
     (choice,) = answer.choices
     (stage,) = choice.stages
     return Generation(
@@ -132,6 +134,7 @@ def _generation(answer: Answer, query: LabelledQuery, latency_s: float) -> Gener
         logprobs=tuple(max(FLOOR, each) for each in stage.token_logprobs),
         margins=tuple(min(-FLOOR, each) for each in stage.token_margins),
         latency_s=latency_s,
+        answer_key=answer_key(choice.text, rule),
     )
 
 

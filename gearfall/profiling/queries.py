@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from gearfall.core.agreement import EXACT, NORMALISED
 from gearfall.core.errors import InvalidRequest
 
 MATCHES = ("exact", "contains", "regex")
@@ -33,6 +34,11 @@ class LabelledQuery:
         if self.match == "contains":
             return float(self.answer in text)
         return float(re.fullmatch(self.answer, text.strip()) is not None)
+
+
+def agreement_rule(queries: Iterable[LabelledQuery]) -> str:
+    """Return how answers to these queries are compared with each other, as strictly as judged."""
+    return EXACT if all(query.match == "exact" for query in queries) else NORMALISED
 
 
 def parse_queries(lines: Iterable[str]) -> tuple[LabelledQuery, ...]:

@@ -41,6 +41,7 @@ def test_a_profile_is_read_as_it_was_written():
     ("profile", "says"),
     [
         (replace(PROFILE, format_version=9), "format_version: 9"),
+        (replace(PROFILE, agreement_rule="roughly"), "agreement_rule 'roughly'"),
         (replace(PROFILE, models=()), "there is none"),
         (replace(PROFILE, models=(SMALL, SMALL)), "small is there twice"),
         (replace(PROFILE, queries=("q1", "q1")), "q1 is there twice"),

@@ -1,7 +1,7 @@
 import pytest
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.profiling.queries import parse_queries
+from gearfall.profiling.queries import agreement_rule, parse_queries
 
 
 def test_queries_are_named_and_judged():
@@ -16,6 +16,8 @@ def test_queries_are_named_and_judged():
     assert [exact.judge(text) for text in (" 2\n", "2.", "12")] == [1.0, 0.0, 0.0]
     assert [contains.judge(text) for text in ("oh yes!", "no")] == [1.0, 0.0]
     assert [regex.judge(text) for text in ("42 ", "4 2")] == [1.0, 0.0]
+    assert agreement_rule([exact]) == "exact"
+    assert agreement_rule([exact, contains]) == "normalised"
 
 
 @pytest.mark.parametrize(
