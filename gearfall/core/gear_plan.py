@@ -33,6 +33,11 @@ class Promise:
     """Of a whole answer, at the gear's highest load."""
     escalated: tuple[float, ...]
     """Share of requests that reach each stage; 1 for the first."""
+    agreement: tuple[float | None, ...] = ()
+    """By stage but the last: of the answers it accepts, the share that agrees with what the last
+    one answers; None where it accepted none, empty where the profile does not tell."""
+    accepted: tuple[int, ...] = ()
+    """Queries behind each of `agreement`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,8 @@ class GearPlan:
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     """By model: thresholds of its stages are probabilities that the answer is right."""
     format_version: int = FORMAT_VERSION
+    agreement_rule: str = "exact"
+    """When two answers agree, as in `gearfall.core.agreement`."""
 
 
 def plan_text(plan: GearPlan) -> str:

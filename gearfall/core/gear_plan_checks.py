@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import msgspec
 
+from gearfall.core.agreement import parse_rule
 from gearfall.core.calibration import check_calibration
 from gearfall.core.certainty import parse_measure
 from gearfall.core.errors import InvalidRequest
@@ -41,6 +42,7 @@ def check_plan(plan: GearPlan) -> None:
     if not plan.models:
         raise _broken("models", "empty; name each model with its checkpoint's digest")
     parse_measure(plan.certainty)
+    parse_rule(plan.agreement_rule, param="plan.agreement_rule")
     for name, calibration in plan.calibrations.items():
         if name not in plan.models:
             raise _broken("calibrations", f"model {name} is not among the plan's models")
@@ -107,6 +109,20 @@ def _check_promise(where: str, gear: Gear) -> None:
         raise _broken(f"{where}.escalated", "one share for each stage")
     for share in promise.escalated:
         _check_number(f"{where}.escalated", share, above=-1.0, most=1.0)
+    _check_agreement(where, gear)
+
+
+def _check_agreement(where: str, gear: Gear) -> None:
+    agreement, accepted = gear.promise.agreement, gear.promise.accepted
+    if len(agreement) != len(accepted) or len(agreement) not in (0, len(gear.stages) - 1):
+        raise _broken(
+            f"{where}.agreement", "one share and one number accepted for each stage but the last"
+        )
+    for share, count in zip(agreement, accepted, strict=True):
+        if count < 0 or (share is None) != (count == 0):
+            raise _broken(f"{where}.accepted", f"{count} answers for an agreement of {share}")
+        if share is not None:
+            _check_number(f"{where}.agreement", share, above=-1.0, most=1.0)
 
 
 def _check_placement(

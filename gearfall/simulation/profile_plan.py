@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from gearfall.core.calibration import Calibration, calibrated
 from gearfall.core.certainty import measure_certainty
@@ -11,6 +12,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile, ProfiledModel, Speed
+from gearfall.gears.agreement import KeyedAnswers, with_agreement
 from gearfall.gears.answers import ModelAnswers
 from gearfall.gears.calibrate import fit_calibration
 from gearfall.gears.choice import LEARN_SHARE
@@ -102,7 +104,22 @@ def plan_from_profile(
         calibrations=calibrations,
         certainty=request.measure,
     )
-    return _pruned(build_plan(inputs, latency))
+    keyed = _keyed(profile, certainties, order[len(learn) :])
+    return with_agreement(_pruned(build_plan(inputs, latency)), keyed, profile.agreement_rule)
+
+
+def _keyed(
+    profile: Profile, certainties: Mapping[str, Sequence[float]], rows: npt.NDArray[np.intp]
+) -> dict[str, KeyedAnswers]:
+    """Return the answers to the testing queries of models whose texts are known."""
+    return {
+        model.name: KeyedAnswers(
+            np.array(certainties[model.name])[rows],
+            np.array([each.answer_key for each in model.generations])[rows],
+        )
+        for model in profile.models
+        if all(each.answer_key for each in model.generations)
+    }
 
 
 def _pruned(plan: GearPlan) -> GearPlan:

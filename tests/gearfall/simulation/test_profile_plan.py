@@ -50,6 +50,28 @@ def test_a_profile_becomes_a_plan_that_can_be_followed(profile):
     assert any("400 queries" in line for line in plan.assumptions)
 
 
+def test_agreement_is_promised_where_the_answers_are_known(profile):
+    assert plan_from_profile(profile, HOSTS, REQUEST).gears[0].promise.agreement == ()
+    known = tuple(
+        replace(
+            model,
+            generations=tuple(
+                replace(each, answer_key="right" if each.quality else f"{model.name} is wrong")
+                for each in model.generations
+            ),
+        )
+        for model in profile.models
+    )
+    request = replace(REQUEST, loads=(500.0, 1000.0))
+    plan = plan_from_profile(replace(profile, models=known), HOSTS, request)
+    check_plan(plan)
+    (gear, *_) = (each for each in plan.gears if len(each.stages) == 2)
+    ((share,), (accepted,)) = gear.promise.agreement, gear.promise.accepted
+    assert share is not None
+    assert 0.5 < share < 1.0
+    assert 0 < accepted < COUNT
+
+
 def test_without_calibration_the_plain_measure_decides(profile):
     plan = plan_from_profile(profile, HOSTS, replace(REQUEST, is_calibrated=False))
     assert not plan.calibrations
