@@ -38,6 +38,11 @@ class Promise:
     one answers; None where it accepted none, empty where the profile does not tell."""
     accepted: tuple[int, ...] = ()
     """Queries behind each of `agreement`."""
+    loss_bound: float | None = None
+    """Quality lost against the best model that holds with probability 1 - delta, where it was asked
+    for."""
+    start_cost: float = 0.0
+    """Part of `cost`: starts of models that are not kept warm between two requests."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,9 @@ def _check_promise(where: str, gear: Gear) -> None:
         _check_number(f"{where}.{name}", getattr(promise, name), above=-1.0, most=1.0)
     _check_number(f"{where}.cost", promise.cost, above=0.0)
     _check_number(f"{where}.p95_s", promise.p95_s, above=-1.0)
+    _check_number(f"{where}.start_cost", promise.start_cost, above=-1.0, most=promise.cost)
+    if promise.loss_bound is not None:
+        _check_number(f"{where}.loss_bound", promise.loss_bound, above=-1.0, most=1.0)
     if promise.queries < 0:
         raise _broken(f"{where}.queries", f"{promise.queries}; not negative")
     if len(promise.escalated) != len(gear.stages):

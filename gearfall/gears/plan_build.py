@@ -1,9 +1,20 @@
 """Builds a gear plan: cascades for each level of load, one placement, promises, a plan for N - 1.
 
-The sub-problems correct each other until they agree, as in CascadeServe (arXiv 2406.14424): every
-level begins with the best cascade; where the placement says that its load can't be served, or the
-simulation that it is too slow, that level takes the next cheaper cascade, and all is placed anew.
-A level never has a better cascade than a lower one: quality falls with load, if at all.
+The sub-problems hand their errors to each other until they agree, as in CascadeServe
+(arXiv 2406.14424): cascades -> levels of load -> placement -> batch triggers, and back.
+
+| who       | finds                                 | error, and who answers it                    |
+| --------- | ------------------------------------- | -------------------------------------------- |
+| rungs     | cascades that keep the quality        | none does: the plan is refused               |
+| levels    | a cascade for each load, as liked     | none is left: the plan is refused            |
+| placement | replicas and shares, all levels' ones | no room, or a worker used too much: levels   |
+| triggers  | batch triggers, by the simulator      | p95 missed with the best of them: levels     |
+
+Whoever errs names the lowest level that it could not serve; that level takes the next cascade of
+its liking, and all is placed and tuned anew. The search ends when nobody errs, or when a level has
+no cascade left: every round takes one away, so that it ends. With a target for latency or none, the
+best cascade is liked most, and a level never has a better one than a lower level. With a target of
+quality alone it is the cheapest at the level's load, starts of models that went away included.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +26,15 @@ import numpy.typing as npt
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import Gear, GearPlan, Promise, Variant
-from gearfall.gears.answers import ModelAnswers, check_answers
-from gearfall.gears.certificate import lower_bound
-from gearfall.gears.choice import LEARN_SHARE, thinned
+from gearfall.gears.answers import ModelAnswers
 from gearfall.gears.placement import Host, Placeable, Placement, place_models
-from gearfall.gears.search import Cascade, evaluate, front, replay
+from gearfall.gears.rungs import QualityTarget, Rung, find_rungs
+from gearfall.gears.starts import ALWAYS_WARM, Warmth
 
-MAX_CASCADES = 12
-"""Rungs between the best cascade and the cheapest."""
 MAX_UTILISATION = 0.9
-MAX_ROUNDS = 200
-TRIGGERS = (1, 2, 4, 8)
+TRIGGERS = (2, 4, 8)
+WORTH = 0.98
+"""A trigger holds answers back: p95 has to fall below this share of what it was without."""
 
 Latency = Callable[[Gear, Placement, Sequence[Host]], float]
 """The simulator: p95 in seconds of whole answers at the gear's highest load."""
@@ -33,19 +42,29 @@ Latency = Callable[[Gear, Placement, Sequence[Host]], float]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a plan has to keep; the other one is made as good as it can be."""
+    """What a plan has to keep. Without a p95 and with a target of quality it is made cheap, else as
+    good as the load allows."""
 
     quality: float | None = None
     """Certified share of right answers at every load."""
+    loss: float | None = None
+    """Quality that may be lost against the best model at every load, certified."""
     p95_s: float | None = None
     """Of whole answers, at every load."""
     delta: float = 0.05
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether of two cascades that will do the cheaper is liked more."""
+        return self.p95_s is None and (self.quality is not None or self.loss is not None)
 
     def words(self) -> str:
         """Return it as the plan's file says it."""
         parts = []
         if self.quality is not None:
             parts.append(f"quality >= {self.quality:g} with delta {self.delta:g}")
+        if self.loss is not None:
+            parts.append(f"loss <= {self.loss:g} with delta {self.delta:g}")
         if self.p95_s is not None:
             parts.append(f"p95 <= {self.p95_s:g} s")
         return " and ".join(parts) or "the best quality that the load allows"
@@ -73,20 +92,16 @@ class PlanInputs:
     assumptions: tuple[str, ...] = ()
     calibrations: Mapping[str, Calibration] | None = None
     certainty: str = "sequence_probability"
-
-
-@dataclass(frozen=True, slots=True)
-class _Rung:
-    """One cascade with what is known of it on the testing queries."""
-
-    cascade: Cascade
-    bound: float
-    queries: int
+    warmth: Warmth = ALWAYS_WARM
 
 
 def build_plan(inputs: PlanInputs, latency: Latency) -> GearPlan:
     """Return the plan. Raises InvalidRequest for a target out of reach, saying by how much."""
-    rungs = _rungs(inputs)
+    loads = inputs.loads
+    if list(loads) != sorted(set(loads)) or not loads or loads[0] <= 0:
+        raise InvalidRequest(f"loads {list(loads)}: rising, above 0", param="loads")
+    wanted = QualityTarget(inputs.target.quality, inputs.target.loss, inputs.target.delta)
+    rungs = find_rungs(inputs.answers, inputs.order, wanted)
     gears, placement = _Build(inputs, rungs, inputs.hosts, latency).run()
     variants, missing = _variants(inputs, rungs, latency)
     return GearPlan(
@@ -105,134 +120,140 @@ def build_plan(inputs: PlanInputs, latency: Latency) -> GearPlan:
     )
 
 
-def _rungs(inputs: PlanInputs) -> tuple[_Rung, ...]:
-    """Return the cascades to choose from, best first; all their bounds hold together."""
-    if list(inputs.loads) != sorted(set(inputs.loads)) or not inputs.loads or inputs.loads[0] <= 0:
-        raise InvalidRequest(f"loads {list(inputs.loads)}: rising, above 0", param="loads")
-    models = check_answers(inputs.answers)
-    learning = int(len(inputs.order) * LEARN_SHARE)
-    learn = [each.take(inputs.order[:learning]) for each in models]
-    test = {each.model: each.take(inputs.order[learning:]) for each in models}
-    path = thinned(front(learn), MAX_CASCADES)
-    found = []
-    for cascade in path:
-        chosen = [test[stage.model] for stage in cascade.stages]
-        limits = [stage.threshold for stage in cascade.stages if stage.threshold is not None]
-        quality = replay(chosen, limits)[1]
-        bound = lower_bound(quality, inputs.target.delta / len(path))
-        found.append(_Rung(evaluate(chosen, limits), bound, len(quality)))
-    wanted = inputs.target.quality
-    kept = tuple(each for each in found if wanted is None or each.bound >= wanted)
-    if not kept:
-        best = max(each.bound for each in found)
-        raise InvalidRequest(
-            f"{found[0].queries} queries certify a quality of {best:.4f} at most with delta "
-            f"{inputs.target.delta:g}, not {wanted:g}. Lower the target, allow a larger delta, or "
-            "measure more queries",
-            param="quality",
-        )
-    return kept
-
-
 @dataclass(slots=True)
 class _Build:
-    """Owner of one search: which rung each level of load stands on."""
+    """Owner of one search: which cascade each level of load has come to."""
 
     inputs: PlanInputs
-    rungs: Sequence[_Rung]
+    rungs: Sequence[Rung]
     hosts: Sequence[Host]
     latency: Latency
 
     def run(self) -> tuple[tuple[Gear, ...], Placement]:
         """Return gears and placement that agree."""
-        places = [0] * len(self.inputs.loads)
-        for _ in range(MAX_ROUNDS):
-            gears = tuple(self._gear(*each) for each in zip(self.inputs.loads, places, strict=True))
+        liked = [self._liked(load) for load in self.inputs.loads]
+        places = [0] * len(liked)
+        while True:
+            gears = tuple(
+                self._gear(load, order[place])
+                for load, order, place in zip(self.inputs.loads, liked, places, strict=True)
+            )
             try:
                 placement = self._place(gears)
             except InvalidRequest as error:
-                places = self._lowered(places, 0, error.message)
+                places = self._lowered(places, self._without_room(gears), error.message)
                 continue
-            gears = tuple(
-                replace(gear, shares={model: dict(by) for model, by in shares.items()})
-                for gear, shares in zip(gears, placement.shares, strict=True)
-            )
-            level, why = self._first_that_fails(gears, placement)
+            level, why = self._overloaded(placement)
             if level is None:
-                return tuple(self._promised(gear, placement) for gear in gears), placement
+                tuned = self._tuned(gears, placement)
+                level, why = self._slow(tuned)
+                if level is None:
+                    return tuned, placement
             places = self._lowered(places, level, why)
-        raise InvalidRequest(f"the plan did not settle in {MAX_ROUNDS} rounds: plan fewer loads")
+
+    def _liked(self, load: float) -> tuple[Rung, ...]:
+        """Return the cascades in the order in which a level tries them."""
+        if not self.inputs.target.is_cheap:
+            return tuple(self.rungs)
+        costs = [each.cascade.cost + self._start_cost(each, load) for each in self.rungs]
+        order = sorted(range(len(costs)), key=lambda at: (costs[at], at))
+        return tuple(self.rungs[at] for at in order)
 
     def _lowered(self, places: Sequence[int], level: int, why: str) -> list[int]:
-        """Put a level, and those above it that stood as high, one rung down."""
-        rung = places[level] + 1
-        if rung == len(self.rungs):
+        """Let a level take its next cascade, and those above it that it would overtake."""
+        place = places[level] + 1
+        if place == len(self.rungs):
             raise InvalidRequest(
                 f"a load of {self.inputs.loads[level]:g} tokens/s is out of reach: with the "
-                f"cheapest cascade that may be used {why}. Lower the load, relax the target, or "
-                "add workers",
+                f"{'dearest' if self.inputs.target.is_cheap else 'cheapest'} cascade that may be "
+                f"used {why}. Lower the load, relax the target, or add workers",
                 param="loads",
             )
-        return [max(place, rung) if at >= level else place for at, place in enumerate(places)]
+        if self.inputs.target.is_cheap:
+            return [place if at == level else each for at, each in enumerate(places)]
+        return [max(each, place) if at >= level else each for at, each in enumerate(places)]
 
-    def _gear(self, load: float, place: int) -> Gear:
-        rung = self.rungs[place]
+    def _gear(self, load: float, rung: Rung) -> Gear:
+        start_cost = self._start_cost(rung, load)
         promise = Promise(
             quality=rung.cascade.quality,
             quality_bound=rung.bound,
             delta=self.inputs.target.delta,
             queries=rung.queries,
-            cost=rung.cascade.cost,
+            cost=rung.cascade.cost + start_cost,
             p95_s=0.0,
             escalated=rung.cascade.reached,
+            loss_bound=rung.loss_bound,
+            start_cost=start_cost,
         )
         return Gear(load, rung.cascade.stages, promise)
+
+    def _start_cost(self, rung: Rung, load: float) -> float:
+        models = [stage.model for stage in rung.cascade.stages]
+        requests_per_s = load / self.inputs.tokens[models[0]]
+        return self.inputs.warmth.start_cost(models, rung.cascade.reached, requests_per_s)
 
     def _place(self, gears: Sequence[Gear]) -> Placement:
         used = {stage.model for gear in gears for stage in gear.stages}
         models = [each for each in self.inputs.models if each.name in used]
         return place_models(self.hosts, models, [self._demand(gear) for gear in gears])
 
+    def _without_room(self, gears: Sequence[Gear]) -> int:
+        """Return the lowest level whose models do not fit beside those of the levels below."""
+        if not self.inputs.target.is_cheap:
+            return 0  # All levels follow it down, until they share models.
+        for level in range(len(gears)):
+            try:
+                self._place(gears[: level + 1])
+            except InvalidRequest:
+                return level
+        raise AssertionError("all levels fit together")
+
     def _demand(self, gear: Gear) -> dict[str, float]:
         """Tokens a second of each model when requests come at the gear's highest load."""
-        per_request = self.inputs.tokens[gear.stages[0].model]
-        requests_per_s = gear.max_load / per_request
+        requests_per_s = gear.max_load / self.inputs.tokens[gear.stages[0].model]
         return {
             stage.model: requests_per_s * reached * self.inputs.tokens[stage.model]
             for stage, reached in zip(gear.stages, gear.promise.escalated, strict=True)
         }
 
-    def _first_that_fails(
-        self, gears: Sequence[Gear], placement: Placement
-    ) -> tuple[int | None, str]:
-        """Return the lowest level that does not hold, and why."""
+    def _overloaded(self, placement: Placement) -> tuple[int | None, str]:
+        """Return the lowest level whose load does not fit the workers, and why."""
         for level, utilisation in enumerate(placement.utilisation):
             if utilisation > MAX_UTILISATION:
                 return level, f"the busiest worker would be used {utilisation:.2f} times"
-        wanted_s = self.inputs.target.p95_s
-        if wanted_s is None:
-            return None, ""
-        for level, gear in enumerate(gears):
-            p95_s = self.latency(gear, placement, self.hosts)
-            if p95_s > wanted_s:
-                return level, f"p95 is {p95_s:.3f} s"
         return None, ""
 
-    def _promised(self, gear: Gear, placement: Placement) -> Gear:
-        """Return the gear with the triggers that answer soonest, and the p95 they give."""
-        plain_s = self.latency(gear, placement, self.hosts)
-        best, best_s = gear, plain_s
-        for trigger in TRIGGERS[1:]:
-            tried = replace(gear, triggers={gear.stages[0].model: trigger})
-            p95_s = self.latency(tried, placement, self.hosts)
-            # A trigger holds answers back: it has to be worth that.
-            if p95_s < 0.98 * best_s:
+    def _tuned(self, gears: Sequence[Gear], placement: Placement) -> tuple[Gear, ...]:
+        shared = (
+            replace(gear, shares={model: dict(by) for model, by in shares.items()})
+            for gear, shares in zip(gears, placement.shares, strict=True)
+        )
+        return tuple(self._with_triggers(gear, placement) for gear in shared)
+
+    def _with_triggers(self, gear: Gear, placement: Placement) -> Gear:
+        """Return the gear with the triggers that answer soonest, stage by stage, and its p95."""
+        best, best_s = gear, self.latency(gear, placement, self.hosts)
+        for stage in gear.stages:
+            for trigger in TRIGGERS:
+                tried = replace(best, triggers={**best.triggers, stage.model: trigger})
+                p95_s = self.latency(tried, placement, self.hosts)
+                if p95_s >= WORTH * best_s:
+                    break  # What a smaller trigger did not gain, a larger one does not.
                 best, best_s = tried, p95_s
         return replace(best, promise=replace(best.promise, p95_s=best_s))
 
+    def _slow(self, gears: Sequence[Gear]) -> tuple[int | None, str]:
+        """Return the lowest level that misses the p95 with its best triggers, and why."""
+        wanted_s = self.inputs.target.p95_s
+        for level, gear in enumerate(gears):
+            if wanted_s is not None and gear.promise.p95_s > wanted_s:
+                return level, f"p95 is {gear.promise.p95_s:.3f} s"
+        return None, ""
+
 
 def _variants(
-    inputs: PlanInputs, rungs: Sequence[_Rung], latency: Latency
+    inputs: PlanInputs, rungs: Sequence[Rung], latency: Latency
 ) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
     """Return a plan for each node lost; for those that can't be had, a line that says why."""
     nodes = sorted({host.node for host in inputs.hosts})

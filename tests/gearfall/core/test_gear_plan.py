@@ -107,6 +107,8 @@ def with_gear(**changes) -> GearPlan:
         (with_gear(promise=promise(cost=0.0)), "cost: 0.0"),
         (with_gear(promise=promise(queries=-1)), "queries: -1"),
         (with_gear(promise=promise(stages=1)), "one share for each stage"),
+        (with_gear(promise=promise(loss_bound=-0.1)), "loss_bound: -0.1"),
+        (with_gear(promise=promise(start_cost=3.1)), "start_cost: 3.1"),
     ],
 )
 def test_a_plan_that_could_not_be_followed_is_refused(plan, says):
