@@ -12,9 +12,10 @@
 | failed, is the last      | else                                      | GiveUp              |
 
 A stage above may be asked unless its model is not ready and the policy says not to wait
-(`loading`), the cap on escalations holds (`overload`), or its expected time is more than what is
-left (`deadline`). Of those that may, the lowest from which the whole way up fits the time left is
-asked; where none does, the lowest that fits by itself. What was never measured counts as no time.
+(`loading`), its queue is too long for all that ask (`overload`), or its expected time is more than
+what is left (`deadline`). Of those that may, the lowest from which the whole way up fits the time
+left is asked; where none does, the lowest that fits by itself. What was never measured counts as no
+time.
 """
 
 import math
@@ -81,6 +82,8 @@ class Outlook:
     """Until there is one; 0 when there is."""
     queue_s: float = 0.0
     """In the queue of ready replicas."""
+    is_capped: bool = False
+    """Whether its queue is too long for this answer to go up to it."""
     answer_s: float = 0.0
     """Prompt and expected answer on the model's measured speeds; 0 before any was measured."""
 
@@ -106,8 +109,6 @@ class Question:
     """Whether the stage failed because the deadline passed."""
     has_lower_answer: bool = False
     """Whether an earlier stage's answer can still be given."""
-    is_capped: bool = False
-    """Whether the cap on escalations holds this request back."""
     policy: EscalationPolicy = EscalationPolicy()
 
 
@@ -166,16 +167,14 @@ def _after_failure(question: Question) -> Outcome:
 
 
 def _way_up(question: Question) -> Outcome:
-    if question.is_capped:
-        return Settle(Degraded.OVERLOAD)
     above, policy = question.above, question.policy
-    offered = [
-        at
-        for at, outlook in enumerate(above)
-        if outlook.is_ready or policy.while_loading is WhileLoading.WAIT
-    ]
-    if not offered:
+    is_waited_for = policy.while_loading is WhileLoading.WAIT
+    there = [at for at, outlook in enumerate(above) if outlook.is_ready or is_waited_for]
+    if not there:
         return Settle(Degraded.LOADING)
+    offered = [at for at in there if not above[at].is_capped]
+    if not offered:
+        return Settle(Degraded.OVERLOAD)
     to = _lowest_whole_way(above, offered, question.left_s)
     if to is None:
         alone = (at for at in offered if above[at].total_s <= question.left_s)

@@ -25,6 +25,7 @@ ANSWER = EscalationPolicy(while_loading=WhileLoading.ANSWER)
 STRICT = EscalationPolicy(at_deadline=AtDeadline.FAIL)
 READY = Outlook()
 COLD = Outlook(is_ready=False, start_s=10.0)
+CAPPED = Outlook(is_capped=True)
 SLOW = Outlook(queue_s=1.0, answer_s=4.0)
 
 
@@ -42,8 +43,11 @@ def failing(*above: Outlook, **rest: object) -> Question:
         (asked(READY, certainty=0.5), Accept()),
         (asked(READY), GoUp(1)),
         (asked(certainty=0.0), Accept()),
-        (asked(READY, is_capped=True), Settle(Degraded.OVERLOAD)),
-        (asked(READY, is_capped=True, certainty=0.5), Accept()),
+        (asked(CAPPED), Settle(Degraded.OVERLOAD)),
+        (asked(CAPPED, certainty=0.5), Accept()),
+        (asked(CAPPED, READY), GoUp(2)),
+        (asked(CAPPED, COLD, policy=ANSWER), Settle(Degraded.OVERLOAD)),
+        (failing(CAPPED), GoUp(1)),
         (asked(COLD), GoUp(1)),
         (asked(COLD, policy=ANSWER), Settle(Degraded.LOADING)),
         (asked(COLD, READY, policy=ANSWER), GoUp(2)),
@@ -86,7 +90,7 @@ def test_where_a_request_begins(stages, left_s, entry):
 
 
 SECONDS = st.floats(0, 100)
-OUTLOOKS = st.builds(Outlook, st.booleans(), SECONDS, SECONDS, SECONDS)
+OUTLOOKS = st.builds(Outlook, st.booleans(), SECONDS, SECONDS, st.booleans(), SECONDS)
 POLICIES = st.builds(EscalationPolicy, st.sampled_from(WhileLoading), st.sampled_from(AtDeadline))
 
 
@@ -94,12 +98,12 @@ POLICIES = st.builds(EscalationPolicy, st.sampled_from(WhileLoading), st.sampled
     certainty=st.one_of(st.none(), st.floats(0, 1)),
     above=st.lists(OUTLOOKS, max_size=4),
     left_s=st.floats(-1, 300),
-    flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    flags=st.tuples(st.booleans(), st.booleans()),
     policy=POLICIES,
 )
 def test_every_outcome_can_be_done(certainty, above, left_s, flags, policy):
-    is_over, has_lower, is_capped = flags
-    question = Question(2, certainty, 0.5, above, left_s, is_over, has_lower, is_capped, policy)
+    is_over, has_lower = flags
+    question = Question(2, certainty, 0.5, above, left_s, is_over, has_lower, policy)
     outcome = decide(question)
     if isinstance(outcome, GoUp):
         assert 2 < outcome.index <= 2 + len(above)
@@ -111,6 +115,8 @@ def test_every_outcome_can_be_done(certainty, above, left_s, flags, policy):
         if outcome.reason is Degraded.LOADING:
             assert policy.while_loading is WhileLoading.ANSWER
             assert not any(each.is_ready for each in above)
+        if outcome.reason is Degraded.OVERLOAD:
+            assert any(each.is_capped for each in above)
     else:
         assert isinstance(outcome, GiveUp) == (certainty is None)
 
