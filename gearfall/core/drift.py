@@ -14,6 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gearfall.core.records import Stage
+
 ODDS = (1.5, 2.0, 4.0, 8.0)
 """Bets: how many times larger the odds of yes may have become."""
 TOLERANCE_DELTA = 0.01
@@ -76,6 +78,14 @@ def tolerance(queries: float) -> float:
         return UNKNOWN_TOLERANCE
     off = math.sqrt(math.log(2.0 / TOLERANCE_DELTA) / (2.0 * queries))
     return min(max(off, MIN_TOLERANCE), MAX_TOLERANCE)
+
+
+def cascade_name(stages: Sequence[Stage]) -> str:
+    """Return a cascade in one word: `small:0.8,large`. Gears with the same one are one to watch."""
+    return ",".join(
+        each.model if each.threshold is None else f"{each.model}:{each.threshold!r}"
+        for each in stages
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -396,6 +396,37 @@ class GearVoteRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftAlarm:
+    """A promise of a gear plan that does not hold any more."""
+
+    promise: str
+    """agreement or escalation."""
+    stage: int
+    reason: str
+    at_unix_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DriftRecord:
+    """What became of one cascade of a plan in use; key `drift/<name>/<cascade>`, no lease.
+
+    Written by whichever router notices first, heeded by all, deleted when a plan is deployed.
+    """
+
+    name: DeploymentName
+    cascade: str
+    """As `drift.cascade_name` writes it: with the thresholds that were planned."""
+    version: int
+    """Of the plan."""
+    thresholds: tuple[float, ...]
+    """In force, of each stage but the last; never below those planned."""
+    times: int = 0
+    """How often they were raised."""
+    alarms: tuple[DriftAlarm, ...] = ()
+    """The newest of each promise and stage."""
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionRecord:
     """The leader's last decision about a model; key `decisions/<model>`, fenced."""
 

@@ -13,6 +13,7 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    DriftRecord,
     GearPlanRecord,
     GearVoteRecord,
     LearnedRecord,
@@ -268,6 +269,16 @@ class Cluster:
     async def delete_gear_plan(self, name: DeploymentName) -> bool:
         """Have a deployment follow its own stages again and say whether it had a plan."""
         return (await self.state.delete(key_of("gear_plans", name))) > 0
+
+    async def put_drift(self, record: DriftRecord) -> int:
+        """Have all routers heed what became of a plan's cascade."""
+        return await self._put("drift", record)
+
+    async def delete_drift(self, name: DeploymentName, cascade: str) -> int:
+        """Forget it: another plan is to be measured; returns as the others do."""
+        revision = await self.state.delete(key_of("drift", name, cascade))
+        await self._announce(self._builder.forget("drift", (name, cascade)))
+        return revision
 
     async def put_decision(self, record: DecisionRecord, *, fence: Fence) -> int:
         """Record the leader's last decision about a model."""

@@ -15,6 +15,7 @@ prefetch/<node_id>/<model>          PrefetchRecord    fenced
 learned/<subject>                   LearnedRecord     fenced
 gear_plans/<deployment>             GearPlanRecord
 gear_votes/<deployment>/<router_id> GearVoteRecord    lease of the router
+drift/<deployment>/<cascade>        DriftRecord
 decisions/<model>                   DecisionRecord    fenced
 leader                              SchedulerRecord   lease of the leader
 incarnation                         (text)            names one life of cluster state; no record
@@ -33,6 +34,7 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    DriftRecord,
     GearPlanRecord,
     GearVoteRecord,
     LearnedRecord,
@@ -63,6 +65,7 @@ Record = (
     | LearnedRecord
     | GearPlanRecord
     | GearVoteRecord
+    | DriftRecord
     | DecisionRecord
 )
 
@@ -105,6 +108,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("learned", LearnedRecord, ("subject",)),
         Kind("gear_plans", GearPlanRecord, ("name",)),
         Kind("gear_votes", GearVoteRecord, ("name", "router_id")),
+        Kind("drift", DriftRecord, ("name", "cascade")),
         Kind("decisions", DecisionRecord, ("model",)),
     )
 }

@@ -12,6 +12,7 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    DriftRecord,
     GearPlanRecord,
     GearVoteRecord,
     LearnedRecord,
@@ -58,6 +59,7 @@ class ClusterView:
     gear_votes: Mapping[tuple[DeploymentName, RouterId], GearVoteRecord] = field(
         default_factory=dict
     )
+    drift: Mapping[tuple[DeploymentName, str], DriftRecord] = field(default_factory=dict)
     decisions: Mapping[ModelName, DecisionRecord] = field(default_factory=dict)
     leader: SchedulerRecord | None = None
     revision: int = 0

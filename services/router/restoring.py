@@ -1,6 +1,7 @@
 """Writes what was deployed down again when cluster state lost its memory: routers remember it.
 
-Models come back with the stores that have them; deployments and gear plans stand nowhere else.
+Models come back with the stores that have them; deployments, gear plans and what became of those
+plans stand nowhere else.
 """
 
 import asyncio
@@ -10,9 +11,9 @@ import logging
 from gearfall.core.errors import Unavailable
 from gearfall.infra.cluster import Cluster
 
-LASTING = frozenset({"models", "deployments", "gear_plans"})
+LASTING = frozenset({"models", "deployments", "gear_plans", "drift"})
 """Kinds that a router goes on with when state has forgotten them."""
-RESTORED = frozenset({"deployments", "gear_plans"})
+RESTORED = frozenset({"deployments", "gear_plans", "drift"})
 RETRY_S = 0.5
 
 _log = logging.getLogger(__name__)
