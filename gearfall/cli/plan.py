@@ -23,6 +23,10 @@ def plan(
     quality: Annotated[
         float | None, typer.Option(help="Share of right answers to certify at every load.")
     ] = None,
+    loss: Annotated[
+        float | None,
+        typer.Option(help="Quality that may be lost against the best model, to certify."),
+    ] = None,
     p95_s: Annotated[
         float | None, typer.Option("--p95", help="Seconds, of whole answers, at every load.")
     ] = None,
@@ -53,7 +57,7 @@ def plan(
     from gearfall.gears.plan_build import Target
     from gearfall.simulation.profile_plan import PlanRequest, plan_from_profile
 
-    target = Target(quality, p95_s, delta)
+    target = Target(quality=quality, loss=loss, p95_s=p95_s, delta=delta)
     version = parse_plan(out.read_bytes()).version + 1 if out and out.exists() else 1
     request = PlanRequest(
         name, version, time.time(), target, tuple(load or ()), is_calibrated=calibrate,
@@ -92,7 +96,7 @@ def _print(plan: GearPlan, *, as_json: bool) -> None:
                 f"{gear.max_load:.0f}",
                 _stages_text(gear),
                 f"{gear.promise.quality:.3f}",
-                f"{gear.promise.quality_bound:.3f}",
+                _certified_text(gear),
                 f"{gear.promise.cost:.3g}",
                 seconds_text(gear.promise.p95_s),
             )
@@ -103,6 +107,14 @@ def _print(plan: GearPlan, *, as_json: bool) -> None:
         console.print(f"  {placed.node}: {placed.count} x {placed.model}", highlight=False)
     for line in plan.assumptions:
         console.print(f"  assumes: {line}", highlight=False)
+
+
+def _certified_text(gear: Gear) -> str:
+    """Return what holds with probability 1 - delta: a share, a loss, or both."""
+    promise = gear.promise
+    lost = "" if promise.loss_bound is None else f"loss <= {promise.loss_bound:g}"
+    share = f"{promise.quality_bound:.3f}" if promise.quality_bound else ""
+    return " ".join(filter(None, (share, lost))) or "-"
 
 
 def _stages_text(gear: Gear) -> str:
