@@ -37,7 +37,7 @@ RULES_FILE, REACHED_FILE, BELL_FILE = "rules", "reached", "bell"
 NAMES: Final = frozenset(
     {
         *("worker.claim", "worker.accept", "worker.submit", "worker.push", "worker.release"),
-        *("engine.prefill", "engine.decode"),
+        *("engine.prefill", "engine.decode", "draft.verify", "draft.accept"),
         *(
             f"{side}.{step}"
             for side in ("source", "target")

@@ -6,7 +6,10 @@
 
 A step computes the next tokens of each running sequence: one while it decodes, a chunk while it
 prefills (or recomputes after a preemption). The sequence whose last token is computed in a step
-samples one more. Who comes first is `feedback_levels`' to say.
+samples one more; with a draft, also one behind each guessed token that is computed with it. Who
+comes first is `feedback_levels`' to say.
+
+Nobody is preempted for a guess, and blocks that it had are given back if it was wrong.
 
 Held, pinned and frozen sequences are never preempted. What a running one computed stays known to
 the blocks, so that a preempted sequence, or another with the same beginning, finds it again for as
@@ -27,16 +30,22 @@ __all__ = ["Batch", "Chunk", "Sequence", "SequenceKey"]
 class Batch:
     """Waiting and running sequences over one pool of KV blocks."""
 
-    def __init__(self, blocks: KvBlocks, *, slots: int, step_tokens: int) -> None:
+    def __init__(
+        self, blocks: KvBlocks, *, slots: int, step_tokens: int, guess_tokens: int | None = None
+    ) -> None:
         """`step_tokens`: most tokens one step computes, so that a prompt delays nobody long.
 
         With fewer of them than slots, those that come first decode first.
+
+        `guess_tokens`: most tokens of drafts among them, each of which needs a row of logits; None:
+        as many as there are.
         """
         assert slots >= 1
         assert step_tokens >= 1
         self.blocks = blocks
         self._slots = slots
         self._step_tokens = step_tokens
+        self._guess_tokens = step_tokens if guess_tokens is None else guess_tokens
         self._waiting: dict[SequenceKey, Sequence] = {}
         self._running: dict[SequenceKey, Sequence] = {}
         self._arrivals = 0
@@ -97,7 +106,8 @@ class Batch:
         assert sequence.is_held
         if not self._secure(sequence, len(sequence.tokens) + len(token_ids)):
             return False
-        sequence.tokens.extend(token_ids)
+        for token_id in token_ids:
+            _extend(sequence, token_id)
         return True
 
     def advance(self, sequence: Sequence, computed: int) -> None:
@@ -153,14 +163,20 @@ class Batch:
         return self._share_out()
 
     def commit(self, chunk: Chunk) -> None:
-        """Note that a planned chunk's keys and values are in the cache."""
+        """Note that a planned chunk's keys and values are in the cache, guessed ones apart."""
         assert chunk.start == chunk.sequence.computed
-        self.advance(chunk.sequence, chunk.start + chunk.count)
+        end = min(chunk.start + chunk.count, len(chunk.sequence.tokens))
+        self.advance(chunk.sequence, end)
 
     def append(self, sequence: Sequence, token_id: int) -> None:
         """Append a sampled token."""
-        sequence.tokens.append(token_id)
+        _extend(sequence, token_id)
         charge(sequence.standing, self._now_s)
+
+    def accept(self, sequence: Sequence) -> None:
+        """Note that all tokens but the last were computed, those behind them guessed wrong."""
+        self.advance(sequence, len(sequence.tokens) - 1)
+        self.blocks.shrink(sequence.key, len(sequence.tokens))
 
     def check(self) -> None:
         """Assert the invariants between sequences and blocks."""
@@ -171,6 +187,9 @@ class Batch:
             assert key == sequence.key
             assert len(self.blocks.table(key)) >= blocks_for(sequence.computed)
             assert sequence.pending >= 1
+            assert not sequence.draft or sequence.guessed > 0
+            answer = tuple(sequence.tokens[sequence.prompt_tokens :])
+            assert not sequence.draft or sequence.draft[: len(answer)] == answer
         for key, sequence in self._waiting.items():
             assert key == sequence.key
             assert sequence.computed == 0
@@ -185,7 +204,7 @@ class Batch:
         self.blocks.unpin(sequence.key)
         self._arrivals += 1
         sequence.standing = enter(
-            len(sequence.tokens),
+            len(sequence.tokens) + sequence.guessed,
             is_batch=sequence.priority is Priority.BATCH,
             arrival=self._arrivals,
             now_s=now_s,
@@ -241,11 +260,12 @@ class Batch:
     def _make_room(self, sequence: Sequence) -> bool:
         """Set blocks aside for a waiting sequence, preempting those whom it outranks if it must.
 
-        One block more than it needs keeps it from being preempted right after its prefill. That is
-        not asked for a sequence that would then never fit.
+        One block more than it needs, its guess included, keeps it from being preempted right after
+        its prefill. That is not asked for a sequence that would then never fit.
         """
         self._adopt(sequence)
-        wanted = min(blocks_for(len(sequence.tokens) + BLOCK_TOKENS), self.blocks.total_blocks)
+        hoped = len(sequence.tokens) + sequence.guessed + BLOCK_TOKENS
+        wanted = min(blocks_for(hoped), self.blocks.total_blocks)
         missing = wanted - len(self.blocks.table(sequence.key))
         victims = self._find_victims(sequence, missing)
         if victims is None:
@@ -279,9 +299,29 @@ class Batch:
         return victims
 
     def _share_out(self) -> list[Chunk]:
-        running = [(s, self._computable(s)) for s in self._in_order(self._running)]
+        running, guess_tokens = [], self._guess_tokens
+        for sequence in self._in_order(self._running):
+            guess = self._find_room(sequence, min(sequence.guessed, guess_tokens))
+            guess_tokens -= guess
+            running.append((sequence, self._computable(sequence) + guess))
         held_tokens = self.held_share.find(running, self._now_s)
         return share_out(running, self._step_tokens, held_tokens)
+
+    def _find_room(self, sequence: Sequence, guess: int) -> int:
+        """Return how many of `guess` guessed tokens a step can compute, given what blocks are free.
+
+        None before all other tokens can be computed. They get their blocks.
+        """
+        guess = min(guess, self._step_tokens - sequence.pending)
+        if guess <= 0 or sequence.stance is not Stance.FREE:
+            return 0
+        known = len(sequence.tokens)
+        has = len(self.blocks.table(sequence.key)) * BLOCK_TOKENS
+        guess = min(guess, has + self.blocks.free_blocks * BLOCK_TOKENS - known)
+        if guess > 0:
+            is_extended = self.blocks.extend(sequence.key, known + guess)
+            assert is_extended
+        return max(0, guess)
 
     def _computable(self, sequence: Sequence) -> int:
         """Tokens of a running sequence that could be computed now, given its blocks."""
@@ -298,3 +338,12 @@ class Batch:
     def _note_cached(self, sequence: Sequence) -> None:
         if sequence.cached_tokens is None:
             sequence.cached_tokens = min(sequence.computed, sequence.prompt_tokens)
+
+
+def _extend(sequence: Sequence, token_id: int) -> None:
+    """Append a token, which may show that the draft is wrong, or be behind its end."""
+    index = sequence.next_index
+    sequence.tokens.append(token_id)
+    draft = sequence.draft
+    if draft and (draft[index] != token_id or index + 1 == len(draft)):
+        sequence.draft = ()

@@ -1,7 +1,7 @@
 """Continuous batching of jobs over one model: submit, cancel, move, step. No socket, no process."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from typing import Protocol
 
@@ -9,11 +9,12 @@ from gearfall.core.job import FinishReason, TokenRun
 from gearfall.infra.failpoints import failpoint
 from services.worker.engine.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
 from services.worker.engine.batch import Batch, Chunk, Sequence
+from services.worker.engine.drafts import count_right, say
 from services.worker.engine.foretelling import Foretelling
 from services.worker.engine.job_limits import JobLimits
 from services.worker.engine.migrating_jobs import MigratingJobs, MigrationMessage
 from services.worker.engine.packing import PackedStep, pack_step
-from services.worker.engine.sampler import Draw, Logits, Sampled, sample_rows
+from services.worker.engine.sampler import Logits, Rows, Sampled
 from services.worker.engine.sequence import NO_DEADLINE_S
 from services.worker.engine_link.messages import (
     AttachAdapter,
@@ -99,7 +100,7 @@ class Engine:
         self._batch.submit(sequence, self._clock())
         foretold = self.foretelling.take(job, sequence)
         if foretold is not None:
-            self._early.append(self._append(sequence, foretold))
+            self._early.append(self._take(sequence, [foretold]))
             self._is_foretold_due = True
 
     def cancel(self, job: CancelJob) -> None:
@@ -183,11 +184,16 @@ class Engine:
             adapter=job.adapter,
             priority=job.priority,
             deadline_s=deadline_s,
+            draft=self._limits.cut_draft(job),
         )
 
     def _find_foretellable(self, job: SubmitJob) -> Sequence | None:
-        """Return the sequence of a job that can be computed, None if it can't or is whole."""
+        """Return the sequence of a job that can be computed, None if it can't or is whole.
+
+        Without its draft: of each job one token is foretold.
+        """
         sequence = self._admit(job)
+        sequence.draft = ()
         if self._limits.find_fault(job) or self._limits.find_finish(sequence) is not None:
             return None
         return sequence
@@ -203,37 +209,54 @@ class Engine:
     def _compute(self, chunks: list[Chunk]) -> list[TokenRun]:
         _pass_points(chunks)
         logits = self._model.forward(pack_step(chunks, self._batch.blocks))
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        sampling = [(chunk.sequence, chunk.guess) for chunk in chunks if chunk.samples]
         for chunk in chunks:
             self._batch.commit(chunk)
         self._migrating.note_computed(chunks)
-        draws = [Draw(sequence.sampling, sequence.next_index) for sequence in sampling]
-        sampled = sample_rows(logits, draws)
-        return [
-            self._append(sequence, token) for sequence, token in zip(sampling, sampled, strict=True)
-        ]
+        rows = Rows(logits, [one.sampling for one, guess in sampling for _ in (0, *guess)])
+        runs, row = [], 0
+        for sequence, guess in sampling:
+            runs.append(self._take(sequence, say(rows, row, sequence, guess), guess))
+            row += 1 + len(guess)
+        return runs
 
-    def _append(self, sequence: Sequence, sampled: Sampled | None) -> TokenRun:
-        """Append a token to its sequence, which ends here if it was its last."""
-        if sampled is None:
-            self._batch.remove(sequence.key)
-            error = "the model's logits are not numbers"
-            return _run(sequence, finish=FinishReason.ERROR, error=error)
-        index = sequence.next_index
-        self._batch.append(sequence, sampled.token_id)
-        finish = self._limits.find_finish(sequence)
+    def _take(
+        self, sequence: Sequence, sampled: Iterable[Sampled | None], guess: tuple[int, ...] = ()
+    ) -> TokenRun:
+        """Append tokens to their sequence, which ends with the one that was its last.
+
+        `guess`: what was computed with them. Whatever of it was wrong leaves nothing behind.
+        """
+        index, cached_tokens = sequence.next_index, sequence.cached_tokens or 0
+        taken: list[Sampled] = []
+        finish, error = None, ""
+        for each in sampled:
+            if each is None:
+                finish, error = FinishReason.ERROR, "the model's logits are not numbers"
+                break
+            taken.append(each)
+            self._batch.append(sequence, each.token_id)
+            finish = self._limits.find_finish(sequence)
+            if finish is not None:
+                break
+        if guess and taken:
+            self._batch.accept(sequence)
+            failpoint("draft.accept", job_id=sequence.job_id)
         if finish is not None:
             self._batch.remove(sequence.key)
         return TokenRun(
             job_id=sequence.job_id,
             epoch=sequence.epoch,
             index=index,
-            token_ids=(sampled.token_id,),
-            logprobs=(sampled.logprob,),
-            margins=(sampled.margin,),
-            alternatives=(sampled.alternatives,) if sampled.alternatives else (),
+            token_ids=tuple(each.token_id for each in taken),
+            logprobs=tuple(each.logprob for each in taken),
+            margins=tuple(each.margin for each in taken),
+            alternatives=tuple(each.alternatives for each in taken if each.alternatives),
             finish=finish,
-            cached_tokens=(sequence.cached_tokens or 0) if index == 0 else 0,
+            error=error,
+            cached_tokens=cached_tokens if index == 0 and taken else 0,
+            draft_tokens=len(guess),
+            accepted_draft_tokens=count_right(guess, taken),
         )
 
 
@@ -243,6 +266,8 @@ def _pass_points(chunks: list[Chunk]) -> None:
             failpoint("engine.prefill", job_id=chunk.sequence.job_id)
         else:
             failpoint("engine.decode", job_id=chunk.sequence.job_id)
+        if chunk.guess:
+            failpoint("draft.verify", job_id=chunk.sequence.job_id)
 
 
 def _run(sequence: Sequence, *, finish: FinishReason, error: str = "") -> TokenRun:

@@ -32,8 +32,29 @@ class JobLimits:
         return (
             self.find_token_fault(prompt)
             or self.find_answer_fault(len(prompt), answer)
+            or self.find_draft_fault(job.draft_token_ids)
             or self.find_adapter_fault(job.adapter)
         )
+
+    def find_draft_fault(self, token_ids: tuple[int, ...]) -> str:
+        """Return what makes a draft impossible; empty if nothing does, however useless it is."""
+        fault = self.find_token_fault(token_ids)
+        return f"the draft is not one of this model: {fault}" if fault else ""
+
+    def cut_draft(self, job: SubmitJob) -> tuple[int, ...]:
+        """Return the part of a job's draft that is of use behind its log; empty if none is.
+
+        The answer's last token is said by the model in any case: a stop token, or the one at which
+        the answer or the context is full.
+        """
+        sampling, answer = job.sampling, job.generated_token_ids
+        most = min(sampling.max_tokens, self.total_tokens - len(job.prompt_token_ids)) - 1
+        draft = job.draft_token_ids[: max(0, most)]
+        if not sampling.ignore_eos:
+            stops = (at for at, token in enumerate(draft) if token in sampling.stop_token_ids)
+            draft = draft[: next(stops, len(draft))]
+        is_ahead = len(draft) > len(answer) and draft[: len(answer)] == answer
+        return draft if is_ahead else ()
 
     def find_answer_fault(self, before: int, token_ids: tuple[int, ...]) -> str:
         """Return why `token_ids` can't follow `before` tokens; empty if they can."""

@@ -75,7 +75,7 @@ class KvBlocks:
     def extend(self, owner: Hashable, tokens: int) -> bool:
         """Give `owner` blocks for `tokens` tokens altogether; False, and nothing done, if too few.
 
-        A first call creates the owner's table. A table never shrinks.
+        A first call creates the owner's table.
         """
         table = self._tables.get(owner, [])
         missing = blocks_for(tokens) - len(table)
@@ -87,6 +87,16 @@ class KvBlocks:
             table.append(block)
         self._tables[owner] = table
         return True
+
+    def shrink(self, owner: Hashable, tokens: int) -> None:
+        """Take back the owner's blocks behind those for `tokens` tokens; none of them is known."""
+        table = self._tables[owner]
+        for block in reversed(table[blocks_for(tokens) :]):
+            assert self._uses[block] == 1
+            assert block not in self._key_of
+            self._uses[block] = 0
+            self._empty.append(block)
+        del table[blocks_for(tokens) :]
 
     def learn(self, owner: Hashable, place: int, key: bytes) -> None:
         """Note that block `place` of the owner's table is full and what `key` stands for.

@@ -44,6 +44,8 @@ from services.worker.engine_link.messages import (
 _LOG = logging.getLogger(__name__)
 STEP_TOKENS = 256
 """Most tokens computed in one step: what a long prompt may delay everybody else by."""
+GUESS_LOGIT_BYTES = 64 << 20
+"""Most bytes of logits that the drafts of a step need."""
 
 
 def engine_main(sock: socket.socket) -> int:
@@ -111,7 +113,12 @@ def _start(
         arrival=news if tier is None else tier,
     )
     built = time.perf_counter()
-    batch = Batch(blocks, slots=start.slots, step_tokens=max(STEP_TOKENS, start.slots))
+    batch = Batch(
+        blocks,
+        slots=start.slots,
+        step_tokens=max(STEP_TOKENS, start.slots),
+        guess_tokens=GUESS_LOGIT_BYTES // (4 * manifest.model.vocabulary_size),
+    )
     engine = Engine(
         model,
         batch,

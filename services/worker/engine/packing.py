@@ -34,7 +34,7 @@ class PackedStep:
     block_tables: NDArray[np.int32]
     """[S, max_blocks], rows padded with 0."""
     logit_rows: NDArray[np.int64]
-    """[R]: tokens whose logits are wanted, in the order of the chunks that sample."""
+    """[R]: tokens whose logits are wanted, in the order of the chunks and of their tokens."""
     adapters: tuple[AdapterRows, ...] = ()
     """One for each adapter in the step. Tokens that are in none run without."""
     exact_tokens: int = 0
@@ -59,12 +59,11 @@ def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks) -> PackedStep:
         if chunk.sequence.adapter:
             tokens, logits = rows_of.setdefault(chunk.sequence.adapter, ([], []))
             tokens += range(len(token_ids), len(token_ids) + chunk.count)
-            logits += [len(logit_rows)] if chunk.samples else []
-        token_ids += chunk.sequence.tokens[chunk.start : end]
+            logits += range(len(logit_rows), len(logit_rows) + chunk.rows)
+        token_ids += chunk.token_ids
         positions += range(chunk.start, end)
         seq_index += [row] * chunk.count
-        if chunk.samples:
-            logit_rows.append(len(token_ids) - 1)
+        logit_rows += range(len(token_ids) - chunk.rows, len(token_ids))
     block_tables = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
     for row, table in enumerate(tables):
         block_tables[row, : len(table)] = table

@@ -51,26 +51,38 @@ def sample_rows(logits: Logits, draws: Sequence[Draw]) -> list[Sampled | None]:
 
     None for a row whose logits are not all numbers (minus infinity is one): nothing can be drawn.
     """
-    assert logits.shape[0] == len(draws)
-    sharpness = np.array([_sharpness(draw.sampling) for draw in draws], dtype=np.float32)
-    found = summarize(logits, sharpness)
-    with np.errstate(invalid="ignore"):
-        margins = np.minimum(found.largest - found.second, MAX_MARGIN).tolist()
-        log_totals = np.log(found.total) + found.largest
-    best = found.best.tolist()
-    return [
-        None
-        if best[row] < 0
-        else _sample_row(
-            logits[row],
-            draws[row],
-            best[row],
-            log_totals[row],
-            margin=margins[row],
-            total=float(found.sharpened_total[row]),
+    rows = Rows(logits, [draw.sampling for draw in draws])
+    return [rows.sample(row, draw.index) for row, draw in enumerate(draws)]
+
+
+class Rows:
+    """Rows of logits [rows, vocabulary] from which tokens are chosen, each row for itself."""
+
+    def __init__(self, logits: Logits, samplings: Sequence[SamplingParams]) -> None:
+        """`samplings`: one for each row."""
+        assert logits.shape[0] == len(samplings)
+        self._logits = logits
+        self._samplings = samplings
+        sharpness = np.array([_sharpness(sampling) for sampling in samplings], dtype=np.float32)
+        found = summarize(logits, sharpness)
+        with np.errstate(invalid="ignore"):
+            self._margins = np.minimum(found.largest - found.second, MAX_MARGIN).tolist()
+            self._log_totals = np.log(found.total) + found.largest
+        self._best = found.best.tolist()
+        self._totals = found.sharpened_total.tolist()
+
+    def sample(self, row: int, index: int) -> Sampled | None:
+        """Choose the token with this index in its answer; None as with `sample_rows`."""
+        if self._best[row] < 0:
+            return None
+        return _sample_row(
+            self._logits[row],
+            Draw(self._samplings[row], index),
+            self._best[row],
+            self._log_totals[row],
+            margin=self._margins[row],
+            total=self._totals[row],
         )
-        for row in range(len(draws))
-    ]
 
 
 def uniform(seed: int, index: int) -> float:

@@ -33,8 +33,11 @@ class Sequence:
         tokens:    prompt . . . . . . . . | answer . . . . . .
         computed:  ----------------------------------->|
         pending:                                       |------
+        draft:                              - - - - - - - - - - - - - -
+        guessed:                                              |- - - -
 
-    The last token is pending until a step computes it and samples the next.
+    The last token is pending until a step computes it and samples the next. With it a step may
+    compute guessed ones: what it samples behind each of them shows whether the next is right.
     """
 
     job_id: JobId
@@ -59,6 +62,9 @@ class Sequence:
     standing: Standing = field(
         default_factory=lambda: enter(0, is_batch=False, arrival=0, now_s=0.0), compare=False
     )
+    draft: tuple[int, ...] = ()
+    """A guess at the answer from its first token on, the answer so far included; empty as soon as
+    the answer is another or goes further."""
     block_keys: list[bytes] = field(default_factory=list, compare=False)
     """Root key, then the key of each full block so far asked for; see `prefix_keys`."""
 
@@ -78,8 +84,13 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def guessed(self) -> int:
+        """Tokens of the draft that are not tokens of the answer yet."""
+        return len(self.draft) - self.next_index if self.draft else 0
+
+    @property
     def wanted(self) -> int:
-        """Tokens that a step with endless room would compute."""
+        """Tokens that a step with endless room would compute, guessed ones apart."""
         match self.stance:
             case Stance.FREE:
                 return self.pending
@@ -95,7 +106,10 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens `[start, start + count)` of a sequence, computed in one step."""
+    """Tokens `[start, start + count)` of a sequence and its guess, computed in one step.
+
+    To be asked before anything is appended to the sequence.
+    """
 
     sequence: Sequence
     start: int
@@ -103,5 +117,21 @@ class Chunk:
 
     @property
     def samples(self) -> bool:
-        """Whether the last of them is the sequence's last, so that its logits are needed."""
-        return self.start + self.count == len(self.sequence.tokens)
+        """Whether the sequence's last token is among them, so that its logits are needed."""
+        return self.rows > 0
+
+    @property
+    def rows(self) -> int:
+        """How many of the last ones need logits: the sequence's last and all that are guessed."""
+        return max(0, self.start + self.count - len(self.sequence.tokens) + 1)
+
+    @property
+    def guess(self) -> tuple[int, ...]:
+        """Those that are guessed."""
+        index = self.sequence.next_index
+        return self.sequence.draft[index : index + max(0, self.rows - 1)]
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All of them."""
+        return [*self.sequence.tokens[self.start : self.start + self.count], *self.guess]

@@ -140,6 +140,14 @@ class Pool(RuleBasedStateMachine):
             self.pool.learn(owner, place, key)
             self.written[owner] += 1
 
+    @rule(owner=owners, more=st.integers(0, 40))
+    def shrink(self, owner, more):
+        if owner not in self.texts or owner in self.left:
+            return
+        had, kept = list(self.pool.table(owner)), self.written[owner] * BLOCK_TOKENS + more
+        self.pool.shrink(owner, kept)
+        assert self.pool.table(owner) == had[: blocks_for(kept)]
+
     @rule(owner=owners)
     def free(self, owner):
         if owner not in self.left:
