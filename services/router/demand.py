@@ -2,10 +2,17 @@
 
 A model's record is written again at most every REWRITE_S, and all records together at most every
 PACE_S on average: with n models waiting each is written again at most every n x PACE_S.
+
+Beside the jobs that wait there are two reasons for a record. A model that is *wanted*: an answer
+was given without it, for it was not ready; it counts as one waiting job until it is ready or nobody
+has wanted it for WANTED_S, so that it is there for those who come after. And *hints*: drafts on
+their way whose certainty falls; they are no waiting jobs, but its bytes are worth bringing close. A
+hint holds for HINTED_S, so that drafts that come and go write nothing.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +29,8 @@ OVERDUE_S = 0.2
 """A job that waits this long unclaimed is demand, whatever the view says about ready replicas."""
 REWRITE_S = 0.1
 PACE_S = 0.005
+WANTED_S = 30.0
+HINTED_S = 3.0
 _RETRY_S = 0.5
 
 
@@ -41,8 +50,34 @@ class DemandWriter(Protocol):
 class _Said:
     """What the scheduler was told last, and when on the loop's clock."""
 
-    backlog: Backlog
+    demand: "_Demand"
     at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Demand:
+    """What there is to say about a model."""
+
+    backlog: Backlog
+    hinted_jobs: int
+
+    def differs_much(self, said: "_Demand") -> bool:
+        """Whether the scheduler has to be told anew."""
+        is_new = (self.hinted_jobs == 0) != (said.hinted_jobs == 0)
+        return is_new or has_changed_much(said.backlog, self.backlog)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    backlog: Backlog
+    """As of the first answer that was given without the model."""
+    forget: asyncio.TimerHandle
+
+
+@dataclass(frozen=True, slots=True)
+class _Hinted:
+    jobs: int
+    forget: asyncio.TimerHandle
 
 
 class DemandBoard:
@@ -60,6 +95,8 @@ class DemandBoard:
         self._is_ready = is_ready
         self._lease: Lease | None = None
         self._waiting: dict[ModelName, Backlog] = {}
+        self._wanted: dict[ModelName, _Wanted] = {}
+        self._hinted: dict[ModelName, _Hinted] = {}
         self._overdue: set[ModelName] = set()
         self._said: dict[ModelName, _Said] = {}
         self._timers: dict[ModelName, asyncio.TimerHandle] = {}
@@ -97,12 +134,41 @@ class DemandBoard:
         if not self._is_ready(model):
             self._touch(model)
 
+    def want(self, model: ModelName, prompt_tokens: int, output_tokens: int) -> None:
+        """An answer is given without `model`, which is not ready: have it started all the same."""
+        loop = asyncio.get_running_loop()
+        known = self._wanted.get(model)
+        if known is not None:
+            known.forget.cancel()
+        # One job, however many answers: the model is to be there, not to be there many times.
+        backlog = known.backlog if known else Backlog(1, time.time(), prompt_tokens, output_tokens)
+        forget = loop.call_later(WANTED_S, self._forget, self._wanted, model)
+        self._wanted[model] = _Wanted(backlog, forget)
+        if known is None:
+            self._touch(model)
+
+    def hint(self, model: ModelName) -> None:
+        """A draft is likely to ask for `model`."""
+        known = self._hinted.get(model)
+        if known is not None:
+            known.forget.cancel()
+        forget = asyncio.get_running_loop().call_later(HINTED_S, self._forget, self._hinted, model)
+        self._hinted[model] = _Hinted(known.jobs + 1 if known else 1, forget)
+        if known is None:
+            self._touch(model)
+
+    def replicas_changed(self) -> None:
+        """What is ready now is not wanted any more."""
+        for kind in (self._wanted, self._hinted):
+            for model in [each for each in kind if self._is_ready(each)]:
+                self._forget(kind, model)
+
     def set_lease(self, lease: Lease) -> None:
         """The router has a new lease: what stood under the old one is written again."""
         self._lease = lease
         self._overdue |= self._said.keys() & self._waiting.keys()
         self._said.clear()
-        self._dirty |= set(self._waiting)
+        self._dirty |= {*self._waiting, *self._wanted, *self._hinted}
         self._wake.set()
 
     async def run(self) -> None:
@@ -114,6 +180,21 @@ class DemandBoard:
                 self._dirty.discard(model)
                 await self._reconcile(model)
 
+    def _demand(self, model: ModelName) -> _Demand | None:
+        """Return what there is to say about a model, None for nothing."""
+        waiting, wanted = self._waiting.get(model), self._wanted.get(model)
+        hinted = self._hinted.get(model)
+        if waiting is None and wanted is None and hinted is None:
+            return None
+        backlog = waiting or (wanted.backlog if wanted else Backlog())
+        return _Demand(backlog, hinted.jobs if hinted else 0)
+
+    def _forget(
+        self, kind: dict[ModelName, _Wanted] | dict[ModelName, _Hinted], model: ModelName
+    ) -> None:
+        kind.pop(model).forget.cancel()
+        self._touch(model)
+
     def _become_overdue(self, model: ModelName) -> None:
         self._timers.pop(model, None)
         if model in self._waiting:
@@ -122,8 +203,8 @@ class DemandBoard:
 
     def _plan_rewrite(self, model: ModelName) -> None:
         """Have the record written again once it may be, if it has changed by much."""
-        said, waiting = self._said.get(model), self._waiting.get(model)
-        if said is None or waiting is None or not has_changed_much(said.backlog, waiting):
+        said, demand = self._said.get(model), self._demand(model)
+        if said is None or demand is None or not demand.differs_much(said.demand):
             return
         if model in self._timers:
             return
@@ -145,13 +226,13 @@ class DemandBoard:
         self._wake.set()
 
     async def _reconcile(self, model: ModelName) -> None:
-        waiting, said = self._waiting.get(model), self._said.get(model)
+        demand, said = self._demand(model), self._said.get(model)
         try:
-            if waiting is None and said is not None:
+            if demand is None and said is not None:
                 del self._said[model]
                 await self._writer.delete_demand(model, self._router_id)
-            elif waiting is not None and self._lease is not None and self._has_to_say(model):
-                await self._publish(model, waiting, self._lease)
+            elif demand is not None and self._lease is not None and self._has_to_say(model, demand):
+                await self._publish(model, demand, self._lease)
         except GearfallError as error:
             _log.warning("could not write demand", extra={"model": model, "error": error.message})
             self._unsay(model, said)
@@ -163,18 +244,19 @@ class DemandBoard:
             self._said.pop(model, None)
         else:
             self._said[model] = said
-        if model in self._waiting:
+        if self._demand(model) is not None:
             self._overdue.add(model)
 
-    def _has_to_say(self, model: ModelName) -> bool:
+    def _has_to_say(self, model: ModelName, demand: _Demand) -> bool:
         said = self._said.get(model)
         if said is not None:
-            return has_changed_much(said.backlog, self._waiting[model])
+            return demand.differs_much(said.demand)
         return model in self._overdue or not self._is_ready(model)
 
-    async def _publish(self, model: ModelName, waiting: Backlog, lease: Lease) -> None:
-        self._said[model] = _Said(waiting, asyncio.get_running_loop().time())
+    async def _publish(self, model: ModelName, demand: _Demand, lease: Lease) -> None:
+        self._said[model] = _Said(demand, asyncio.get_running_loop().time())
         self._cancel_timer(model)
+        waiting = demand.backlog
         record = DemandRecord(
             model,
             self._router_id,
@@ -183,9 +265,10 @@ class DemandBoard:
             waiting.prompt_tokens,
             waiting.output_tokens,
             waiting.batch_jobs,
+            demand.hinted_jobs,
         )
         await self._writer.put_demand(record, lease=lease)
-        if model not in self._waiting:
+        if self._demand(model) is None:
             self._touch(model)
         else:
             self._plan_rewrite(model)

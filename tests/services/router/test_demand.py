@@ -11,7 +11,14 @@ from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.ports import Lease
 from gearfall.core.records import DemandRecord
 from services.router.backlog import Backlog
-from services.router.demand import OVERDUE_S, PACE_S, REWRITE_S, DemandBoard
+from services.router.demand import (
+    HINTED_S,
+    OVERDUE_S,
+    PACE_S,
+    REWRITE_S,
+    WANTED_S,
+    DemandBoard,
+)
 from tests.services.router.virtual_time import run_virtually
 
 MODEL = ModelName("small")
@@ -196,5 +203,100 @@ def test_a_new_lease_writes_again_what_stood_under_the_old_one():
             rig.board.set_lease(LEASE)
             await rig.after(0.2)
             assert rig.etcd.records[MODEL].waiting_jobs == 4
+
+    run_virtually(play())
+
+
+def test_a_wanted_model_is_one_waiting_job_until_it_is_ready():
+    async def play() -> None:
+        async with Rig() as rig:
+            for _ in range(100):
+                rig.board.want(MODEL, 30, 40)
+            await rig.after(0.1)
+            record = rig.etcd.records[MODEL]
+            assert (record.waiting_jobs, record.prompt_tokens, record.output_tokens) == (1, 30, 40)
+            assert len(rig.etcd.puts) == 1
+            assert rig.board.waiting == {}, "nobody waits in the queue"
+            rig.is_ready = True
+            rig.board.replicas_changed()
+            await rig.after(0.2)
+            assert not rig.etcd.records
+
+    run_virtually(play())
+
+
+def test_a_model_that_nobody_wants_any_more_is_taken_back():
+    async def play() -> None:
+        async with Rig() as rig:
+            rig.board.want(MODEL, 30, 40)
+            await rig.after(WANTED_S - 1)
+            rig.board.want(MODEL, 30, 40)
+            await rig.after(WANTED_S + 1)
+            assert MODEL in rig.etcd.records
+            await rig.after(2 * WANTED_S)
+            assert not rig.etcd.records
+
+    run_virtually(play())
+
+
+def test_jobs_that_wait_count_instead_of_the_want():
+    async def play() -> None:
+        async with Rig() as rig:
+            rig.board.want(MODEL, 30, 40)
+            rig.board.set_waiting(MODEL, Backlog(5, 7.0))
+            await rig.after(0.5)
+            assert rig.etcd.records[MODEL].waiting_jobs == 5
+            rig.board.set_waiting(MODEL, Backlog())
+            await rig.after(1.0)
+            assert rig.etcd.records[MODEL].waiting_jobs == 1
+
+    run_virtually(play())
+
+
+def test_hints_are_no_waiting_jobs_and_pass():
+    async def play() -> None:
+        async with Rig() as rig:
+            for turn in range(20):
+                rig.board.hint(MODEL)
+                await rig.after(turn * 0.1)
+            record = rig.etcd.records[MODEL]
+            assert (record.waiting_jobs, record.hinted_jobs) == (0, 1)
+            assert len(rig.etcd.puts) == 1, "drafts that come and go write nothing"
+            rig.board.set_waiting(MODEL, Backlog(2, 7.0))
+            await rig.after(2.5)
+            record = rig.etcd.records[MODEL]
+            assert record.waiting_jobs == 2
+            assert record.hinted_jobs > 0
+            rig.board.set_waiting(MODEL, Backlog())
+            await rig.after(2.5 + 2 * HINTED_S)
+            assert not rig.etcd.records
+
+    run_virtually(play())
+
+
+def test_a_ready_model_is_neither_wanted_nor_hinted():
+    async def play() -> None:
+        async with Rig(ready=True) as rig:
+            rig.board.hint(MODEL)
+            rig.board.want(MODEL, 1, 1)
+            await rig.after(0.1)
+            assert not rig.etcd.puts
+
+    run_virtually(play())
+
+
+def test_what_is_wanted_is_written_again_after_an_outage_and_under_a_new_lease():
+    async def play() -> None:
+        async with Rig() as rig:
+            rig.etcd.is_down = True
+            rig.board.want(MODEL, 1, 1)
+            await rig.after(0.2)
+            rig.etcd.is_down = False
+            await rig.after(1.0)
+            assert rig.etcd.records[MODEL].waiting_jobs == 1
+            rig.etcd.records.clear()
+            rig.board.set_lease(LEASE)
+            await rig.after(1.1)
+            assert rig.etcd.records[MODEL].waiting_jobs == 1
 
     run_virtually(play())
