@@ -26,6 +26,7 @@ from gearfall.infra.service_main import ServiceParser, announce_ready, run_servi
 from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 from services.worker.drain_door import drain_route
 from services.worker.engine_link.messages import EngineKind
+from services.worker.gear_rules import GearRules
 from services.worker.host import WorkerHost
 from services.worker.jobs.job_board import JobBoard
 from services.worker.jobs.push_stream import PushListener, PushStream
@@ -160,6 +161,7 @@ async def start_worker(
         metrics=metrics,
         evacuate=lambda model: Evacuation(cluster, desk, worker_id, model),
         move_cost=lambda model: desk.move_cost(model),  # noqa: PLW0108 - made further down
+        claim_rule=GearRules(cluster, worker_id).rule_for,
     )
     shared = ReplicaSettings(
         worker_id,

@@ -5,11 +5,13 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from gearfall.core.claim_rule import ClaimRule
 from gearfall.core.errors import GearfallError
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.ports import JobQueue, QueuedJob
 from gearfall.infra.failpoints import failpoint, failpoint_async
 from services.worker.jobs.job_board import JobBoard
+from services.worker.jobs.turns import Turns
 
 RETRY_S = 0.5
 HOLD_S = 5.0
@@ -22,7 +24,8 @@ class ClaimLoop:
     """Claims for one replica while it is open, until it is told to stop.
 
     It claims as many jobs as there are free slots. Where none is free, it claims interactive jobs
-    alone, up to the number of batch jobs whose slots the engine will give them.
+    alone, up to the number of batch jobs whose slots the engine will give them. When it claims, the
+    gears in force say (`turns.py`).
 
     A claim that blocks is never cancelled: entries that the server handed out meanwhile would be
     nobody's while this worker lives.
@@ -39,8 +42,9 @@ class ClaimLoop:
         alive: Callable[[], frozenset[str]],
         block_s: float,
         hold_s: float = HOLD_S,
+        rule: Callable[[], ClaimRule] = ClaimRule,
     ) -> None:
-        """`alive`: workers whose claims are their own; others' are taken over."""
+        """`alive`: workers whose claims are their own; others' are taken over. `rule`: in force."""
         self._model = model
         self._worker_id = worker_id
         self._slots = slots
@@ -49,6 +53,7 @@ class ClaimLoop:
         self._alive = alive
         self._block_s = block_s
         self._hold_s = hold_s
+        self._turns = Turns(model, queue, rule, block_s)
         self._wake = asyncio.Event()
         self._is_open = False
         self._is_stopping = False
@@ -142,9 +147,18 @@ class ClaimLoop:
                 _log.info("reclaimed", extra={"model": self._model, "jobs": len(taken)})
                 return taken
             self._is_reclaim_due = False
-        return await self._queue.claim(
-            self._model, self._worker_id, max_jobs=free, block_s=self._block_s
+        is_idle = self._board.occupied_slots(self._model) == 0
+        turn = await self._turns.next(free, is_idle=is_idle, pause=self._pause)
+        if turn is None:
+            return ()
+        jobs = await self._queue.claim(
+            self._model, self._worker_id, max_jobs=turn.max_jobs, block_s=turn.block_s
         )
+        self._turns.note_taken(len(jobs))
+        return jobs
+
+    async def _pause(self, seconds: float) -> None:
+        await self._wait_for(lambda: self._is_stopping, seconds)
 
     async def _wait_for(self, holds: Callable[[], bool], seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):

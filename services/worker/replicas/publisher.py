@@ -1,4 +1,8 @@
-"""Writes replica records to cluster state: a change of state at once, idle and busy coalesced."""
+"""Writes replica records to cluster state: a change of state at once, idle and busy coalesced.
+
+How full the memory for keys and values is goes out with them, and in between when it changed by a
+step: routers shift gears by it.
+"""
 
 import asyncio
 import contextlib
@@ -12,6 +16,7 @@ from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.ports import Lease
 from gearfall.core.records import ReplicaRecord
 from gearfall.infra.cluster import Cluster
+from services.worker.replicas.workload import KV_INTERVAL_S, KV_STEP
 
 COALESCE_S = 1.0
 RETRY_S = 0.5
@@ -124,7 +129,9 @@ class ReplicaPublisher:
             return None
         if _is_urgent(record, written.record):
             return 0.0
-        return max(0.0, written.at_s + self._coalesce_s - self._monotonic())
+        is_kv_news = abs(record.kv_share - written.record.kv_share) >= KV_STEP
+        coalesce_s = min(self._coalesce_s, KV_INTERVAL_S) if is_kv_news else self._coalesce_s
+        return max(0.0, written.at_s + coalesce_s - self._monotonic())
 
     async def _write(self, model: ModelName, record: ReplicaRecord | None, lease: Lease) -> None:
         if record is not None:

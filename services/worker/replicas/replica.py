@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from gearfall.core.claim_rule import ClaimRule
 from gearfall.core.errors import DeadlineExceeded, GearfallError
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import JobQueue
@@ -50,7 +51,7 @@ from services.worker.replicas.replica_start import (
 from services.worker.replicas.restarts import restart_delay_s
 from services.worker.replicas.start_clock import StartClock
 from services.worker.replicas.waiting_jobs import find_waiting
-from services.worker.replicas.workload import JobNews, RecentSteps, running_jobs
+from services.worker.replicas.workload import JobNews, KvShare, RecentSteps, running_jobs
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,8 @@ class ReplicaPorts:
     """Moves a model's jobs elsewhere when it drains; None where there is no elsewhere."""
     move_cost: Callable[[ModelName], Line] = lambda _model: UNKNOWN_COST
     """Seconds that moving one of a model's jobs takes, by its tokens."""
+    claim_rule: Callable[[ModelName], ClaimRule] = lambda _model: ClaimRule()
+    """How the gears in force want a model's jobs claimed."""
 
 
 class Replica:
@@ -93,6 +96,7 @@ class Replica:
         self._has_produced = False
         self._task: asyncio.Task[None] | None = None
         self._steps = RecentSteps()
+        self._kv = KvShare(self._monotonic)
         self._news = JobNews(self._publish, self._monotonic)
         self._claims = ClaimLoop(
             self.model,
@@ -102,6 +106,7 @@ class Replica:
             ports.board,
             alive=ports.alive_workers,
             block_s=settings.claim_block_s,
+            rule=lambda: ports.claim_rule(self.model),
         )
         self.is_draining = False
         self._drain = Drain(
@@ -278,6 +283,8 @@ class Replica:
                     self._ports.metrics.count_step(self.model, step)
                     self._ports.board.push_step(step)
                     self._steps.note(step)
+                    if self._kv.note(step):
+                        self._publish()
                     self._news.jobs_advanced()
         finally:
             self._claims.close()
@@ -337,6 +344,7 @@ class Replica:
             jobs=running_jobs(self._ports.board.running(self.model)),
             seen_unix_s=self._ports.clock(),
             step_s=self._steps.step_s,
+            kv_share=self._kv.tell() if self.running_jobs else 0.0,
             move_fixed_s=cost.fixed_s,
             move_s_per_token=cost.per_unit_s,
         )

@@ -11,6 +11,9 @@ from services.worker.jobs.claims import Claim
 
 KEPT_STEPS = 33
 NEWS_INTERVAL_S = 1.0
+KV_STEP = 0.1
+"""Change of the KV cache's use that is told before the next news is due."""
+KV_INTERVAL_S = 0.25
 
 
 def running_jobs(claims: Iterable[Claim]) -> tuple[RunningJob, ...]:
@@ -42,6 +45,29 @@ class RecentSteps:
     def step_s(self) -> float:
         """The median, which a prefill among them does not move; 0 while unknown."""
         return median(self._seconds) if self._seconds else 0.0
+
+
+class KvShare:
+    """Owner of how full the KV cache is, as the newest step says; told by steps of `KV_STEP`."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` counts seconds, monotonic."""
+        self._clock = clock
+        self._share = 0.0
+        self._told = 0.0
+        self._told_s = -KV_INTERVAL_S
+
+    def note(self, step: StepDone) -> bool:
+        """Take a step in; return whether it is to be told before anything else happens."""
+        if step.kv_blocks > 0:
+            self._share = step.kv_used_blocks / step.kv_blocks
+        is_news = abs(self._share - self._told) >= KV_STEP
+        return is_news and self._clock() - self._told_s >= KV_INTERVAL_S
+
+    def tell(self) -> float:
+        """Return the share, which is told now."""
+        self._told, self._told_s = self._share, self._clock()
+        return round(self._share, 3)
 
 
 class JobNews:

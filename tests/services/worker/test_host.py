@@ -2,20 +2,25 @@
 
 import asyncio
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 
 import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
-from gearfall.core.ids import ModelName, RouterId, WorkerId
+from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.job import Priority
 from gearfall.core.memory import kv_capacity_tokens
 from gearfall.core.ports import Lease, QueueDepth
 from gearfall.core.records import (
     AssignmentRecord,
+    GearPlanRecord,
+    ReplicaRecord,
     ReplicaState,
     RouterRecord,
     RunningJob,
     SchedulerRecord,
+    Stage,
     Tier,
 )
 from gearfall.infra.cluster import Cluster
@@ -23,6 +28,7 @@ from gearfall.infra.election import campaign
 from gearfall.infra.memory_queue import MemoryQueue
 from gearfall.infra.memory_state import MemoryState
 from services.worker.engine_link.messages import StopEngine
+from services.worker.gear_rules import GearRules
 from services.worker.host import WorkerHost
 from services.worker.jobs.job_board import JobBoard
 from services.worker.jobs.job_follower import submission
@@ -98,6 +104,7 @@ class Site:
             clock=lambda: self.now,
             evacuate=lambda model: Evacuation(self.cluster, self.desk, WORKER, model),
             move_cost=lambda model: self.desk.move_cost(model),  # noqa: PLW0108 - made further down
+            claim_rule=GearRules(self.cluster, WORKER).rule_for,
         )
         settings = ReplicaSettings(WORKER, NODE, "cpu", SLOTS, 1, claim_block_s=0.02)
 
@@ -247,6 +254,53 @@ async def test_claims_no_more_jobs_than_slots_and_goes_on_when_one_frees(site):
     engine.step(run_of(first, 1, finish=FINISH))
     await engine.until(lambda: ("job-3", 1) in engine.submitted)
     site.router.reply_finished(first)
+
+
+async def put_plan(site, **gear) -> None:
+    """A plan of one gear over the model, in force at once."""
+    promise = Promise(0.9, 0.0, 0.1, 0, 1.0, 0.0, (1.0,))
+    plan = GearPlan(
+        *("chat", 1, 1.0, "a test", "FLOP", {str(MODEL): ""}),
+        gears=(Gear(1e6, (Stage(MODEL),), promise, **gear),),
+        placement=(PlacedReplicas(str(NODE), str(MODEL), 1),),
+    )
+    record = GearPlanRecord(DeploymentName("chat"), 1, plan_text(plan))
+    await site.cluster.wait_seen(await site.cluster.put_gear_plan(record))
+
+
+async def test_a_batch_begins_when_the_gears_trigger_is_reached(site):
+    """Without a plan the first job would be claimed alone."""
+    await put_plan(site, triggers={str(MODEL): 2})
+    engine = await site.ready()
+    claims: list[int] = []
+    claim = site.queue.claim
+
+    async def counted(*arguments, **named):
+        jobs = await claim(*arguments, **named)
+        claims.append(len(jobs))
+        return jobs
+
+    site.queue.claim = counted
+    for name in ("job-1", "job-2"):
+        await site.send(name)
+    await engine.until(lambda: len(engine.submitted) == 2)
+    assert [count for count in claims if count] == [2]
+
+
+async def test_a_worker_ahead_of_its_share_still_takes_what_nobody_else_does(site):
+    """Its own node has no share: another replica has it, which never claims."""
+    other = replace(replica_elsewhere(), state=ReplicaState.READY)
+    lease = await site.state.grant_lease(60.0)
+    await site.cluster.put_replica(other, lease=lease)
+    await put_plan(site, shares={str(MODEL): {str(other.node_id): 1.0}})
+    engine = await site.ready()
+    for name in ("job-1", "job-2"):
+        await site.running(engine, name)
+
+
+def replica_elsewhere() -> ReplicaRecord:
+    place = (WorkerId("elsewhere"), NodeId("node-9"))
+    return ReplicaRecord(*place, MODEL, ReplicaState.STARTING, SLOTS, 0, 1, 64, 0.0)
 
 
 async def test_interactive_jobs_are_claimed_beyond_the_slots_that_batch_jobs_have(site):

@@ -10,6 +10,7 @@ from gearfall.core.records import ReplicaRecord, ReplicaState
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState
 from services.worker.replicas.publisher import ReplicaPublisher
+from services.worker.replicas.workload import KV_INTERVAL_S, KV_STEP
 from tests.services.worker.fakes import MODEL, NODE, WORKER
 
 KEY = (WORKER, MODEL)
@@ -97,3 +98,19 @@ async def test_a_new_lease_brings_everything_back(board):
     await board.until(lambda replicas: KEY not in replicas)
     board.publisher.use_lease(await board.state.grant_lease(60))
     await board.until(lambda replicas: replicas.get(KEY) == READY)
+
+
+async def test_memory_that_fills_up_is_told_before_other_news_are_due():
+    async with AsyncExitStack() as stack:
+        board = await Board(stack).open(coalesce_s=1000.0)
+        board.publisher.use_lease(await board.state.grant_lease(60))
+        board.publisher.publish(READY)
+        await board.until(lambda replicas: replicas.get(KEY) == READY)
+        little = replace(READY, kv_share=KV_STEP / 2)
+        board.publisher.publish(little)
+        assert board.publisher._wait_s(MODEL, little) == pytest.approx(1000.0)
+        full = replace(READY, kv_share=0.95)
+        assert board.publisher._wait_s(MODEL, full) == pytest.approx(KV_INTERVAL_S)
+        board.now += KV_INTERVAL_S
+        board.publisher.publish(full)
+        await board.until(lambda replicas: replicas.get(KEY) == full)

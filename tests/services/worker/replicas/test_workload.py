@@ -9,7 +9,13 @@ from gearfall.core.ports import QueuedJob
 from gearfall.core.records import RunningJob
 from services.worker.engine_link.messages import StepDone
 from services.worker.jobs.claims import ClaimBook, ClaimEvent
-from services.worker.replicas.workload import JobNews, RecentSteps, running_jobs
+from services.worker.replicas.workload import (
+    KV_INTERVAL_S,
+    JobNews,
+    KvShare,
+    RecentSteps,
+    running_jobs,
+)
 from tests.services.worker.fakes import job, run_of
 
 
@@ -40,6 +46,28 @@ def test_a_decode_step_takes_what_the_newest_ones_took(steps, expected):
     for each in steps:
         recent.note(each)
     assert recent.step_s == expected
+
+
+def test_a_fuller_cache_is_told_by_steps_and_not_too_often():
+    now_s = 50.0
+    kv = KvShare(lambda: now_s)
+
+    def used(blocks: int) -> bool:
+        return kv.note(StepDone((), 1, 0, 0.01, kv_blocks=100, kv_used_blocks=blocks))
+
+    assert not used(9), "less than a step"
+    assert used(10)
+    assert kv.tell() == 0.1
+    assert not used(95), "told a moment ago"
+    now_s += KV_INTERVAL_S
+    assert used(95)
+    assert kv.tell() == 0.95
+    now_s += KV_INTERVAL_S
+    assert not used(90)
+    assert used(80), "emptier is news too"
+    assert kv.tell() == 0.8
+    now_s += KV_INTERVAL_S
+    assert not kv.note(StepDone((), 0, 0, 0.01)), "an engine that does not say changes nothing"
 
 
 class Desk:
