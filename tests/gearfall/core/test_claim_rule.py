@@ -66,7 +66,8 @@ def test_of_several_plans_the_mean_share_and_the_lowest_trigger_count():
 def test_a_trigger_holds_no_job_longer_than_a_tenth_of_the_promise(p95_s, expected_s):
     held = replace(GEAR, triggers={"small": 4}, promise=replace(PROMISE, p95_s=p95_s))
     rule = claim_rule(SMALL, WorkerId("a/1"), (held,), on("a/1"))
-    assert (rule.trigger, rule.most_wait_s) == (4, pytest.approx(expected_s))
+    assert rule.trigger == 4
+    assert rule.most_wait_s == pytest.approx(expected_s)
 
 
 @given(
@@ -78,7 +79,9 @@ def test_the_shares_of_all_who_are_ready_add_up(by_node, places):
     replicas = on(*sorted(f"{node}/{number}" for node, number in places))
     shares = [share(str(each.worker_id), replicas, gear) for each in replicas]
     if sum(by_node.get(node, 0.0) for node in {node for node, _ in places}) > 0.0:
-        assert sum(shares) == pytest.approx(1.0)
-        assert all(each is not None and each >= 0.0 for each in shares)
+        known = [each for each in shares if each is not None]
+        assert len(known) == len(shares)
+        assert min(known) >= 0.0
+        assert sum(known) == pytest.approx(1.0)
     else:
         assert set(shares) == {None}
