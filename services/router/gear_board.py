@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import GearfallError
-from gearfall.core.gear_plan import Gear, GearPlan
+from gearfall.core.gear_plan import Gear, GearPlan, Promise
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
 from gearfall.core.gears_in_force import highest_vote, on_nodes
@@ -46,11 +46,18 @@ class PinnedGear:
     stages: tuple[Stage, ...]
     certainty: str
     calibrations: Mapping[str, Calibration]
+    promise: Promise
+    agreement_rule: str
+    planned: tuple[Stage, ...]
+    """The stages with the thresholds of the plan."""
+    tightened: int = 0
+    """How often thresholds were raised above the plan's."""
 
     @property
     def label(self) -> str:
-        """How it is shown: plan version and gear."""
-        return f"{self.version}/{self.index}"
+        """How it is shown: plan version and gear, `+1` where thresholds were raised once."""
+        raised = f"+{self.tightened}" if self.tightened else ""
+        return f"{self.version}/{self.index}{raised}"
 
 
 @dataclass(slots=True)
@@ -116,12 +123,16 @@ class GearBoard:
         if following is None:
             return None
         index = self._in_force(following)
+        plan, gear = following.plan, following.gears[index]
         return PinnedGear(
-            following.plan.version,
+            plan.version,
             index,
-            following.gears[index].stages,
-            following.plan.certainty,
-            following.plan.calibrations,
+            gear.stages,
+            plan.certainty,
+            plan.calibrations,
+            gear.promise,
+            plan.agreement_rule,
+            gear.stages,
         )
 
     def arrived(self, name: DeploymentName, prompt_tokens: int) -> None:
