@@ -25,6 +25,10 @@ class Speed:
     step_s_per_job: float
     steps: tuple[tuple[int, float], ...] = ()
     """(jobs at once, seconds a step) as measured."""
+    job_s: float = 0.0
+    """That the worker computes for a job beside its tokens."""
+    request_s: float = 0.0
+    """Of a job's way to its first step and back while nobody computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +125,22 @@ def check_profile(profile: Profile) -> None:
                 "answer of every model",
             )
         for name, speed in model.speeds.items():
-            for at in ("prefill_s_per_token", "step_s", "step_s_per_job"):
+            for at in ("prefill_s_per_token", "step_s", "step_s_per_job", "job_s", "request_s"):
                 _check_number(f"{where}.speeds.{name}.{at}", getattr(speed, at))
             if speed.step_s <= 0:
                 raise _broken(f"{where}.speeds.{name}.step_s", "must be above 0")
+            _check_steps(f"{where}.speeds.{name}.steps", speed.steps)
         for tier, seconds in model.start_s.items():
             _check_number(f"{where}.start_s.{tier}", seconds)
         for query, generation in zip(profile.queries, model.generations, strict=True):
             _check_generation(f"{where}, query {query}", generation)
+
+
+def _check_steps(where: str, steps: Sequence[tuple[int, float]]) -> None:
+    for at, (jobs, seconds) in enumerate(steps):
+        _check_number(f"{where}.{at}", seconds)
+        if seconds <= 0 or jobs <= max((before for before, _ in steps[:at]), default=0):
+            raise _broken(where, f"{list(steps)}; rising numbers of jobs, each time above 0")
 
 
 def _check_generation(where: str, each: Generation) -> None:

@@ -2,7 +2,7 @@
 
 Each request is one query of a profile: what each model would answer, how long, how certainly and at
 what cost is known, so that latency, quality and cost of a run all come out of one replay. A request
-keeps the gear that was in force when it came. Replicas on one worker have cores of their own.
+keeps the gear that was in force when it came. Replicas of one worker share its core.
 """
 
 from collections import deque
@@ -14,9 +14,8 @@ from gearfall.core.gear_plan import Gear
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
 from gearfall.core.ids import ModelName
 from gearfall.simulation.agenda import Agenda
-from gearfall.simulation.batch_engine import BatchEngine
 from gearfall.simulation.requests import Job, Request, StageWork
-from gearfall.simulation.site import EngineSpeed
+from gearfall.simulation.step_engine import Cores, StepEngine, StepSpeed
 
 SAMPLE_S = 0.1
 TRIGGER_WAIT_S = 0.05
@@ -45,8 +44,10 @@ class FixedReplica:
 
     model: ModelName
     node: str
-    speed: EngineSpeed
+    speed: StepSpeed
     slots: int
+    worker: str = ""
+    """Replicas that name the same one share its core; empty: a core of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class CascadeRun:
     """(seconds, gear) of each shift, the first gear at 0 included."""
     busy_share: Mapping[str, float]
     """By model and node: share of the slots' time that was used."""
+    device_s: float = 0.0
+    """Computed by all replicas together."""
 
 
 @dataclass(slots=True)
@@ -89,7 +92,7 @@ class _Seat:
     """A replica and the jobs that it runs."""
 
     replica: FixedReplica
-    engine: BatchEngine
+    engine: StepEngine
     running: int = 0
     busy_s: float = 0.0
     changed_s: float = 0.0
@@ -234,8 +237,10 @@ def run_cascades(
     world = _World(queries, gears, policy, GearState(first_gear, 0.0))
     world.left = len(arrivals)
     world.shifts.append((0.0, first_gear))
+    cores: dict[str, Cores] = {}
     for replica in replicas:
-        engine = BatchEngine(replica.speed, world.agenda, world.finished)
+        shared = cores.setdefault(replica.worker, Cores()) if replica.worker else None
+        engine = StepEngine(replica.speed, world.agenda, world.finished, shared)
         world.seats.setdefault(replica.model, []).append(_Seat(replica, engine))
     for arrival in arrivals:
         world.agenda.at(arrival.at_s, partial(world.arrive, arrival))
@@ -244,7 +249,8 @@ def run_cascades(
     while world.agenda.step():
         pass
     assert len(world.answered) == len(arrivals), "every request is answered"
-    return CascadeRun(tuple(world.answered), tuple(world.shifts), _busy(world))
+    device_s = sum(seat.engine.used_s for seats in world.seats.values() for seat in seats)
+    return CascadeRun(tuple(world.answered), tuple(world.shifts), _busy(world), device_s)
 
 
 def _busy(world: _World) -> Mapping[str, float]:

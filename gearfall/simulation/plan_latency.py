@@ -17,14 +17,14 @@ from gearfall.simulation.cascade_run import (
     run_cascades,
 )
 from gearfall.simulation.figures import quantile
-from gearfall.simulation.site import EngineSpeed
+from gearfall.simulation.step_engine import StepSpeed
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """How a replica of one model serves."""
 
-    speed: EngineSpeed
+    speed: StepSpeed
     slots: int
 
 
@@ -62,6 +62,7 @@ class PlanLatency:
                 nodes[worker],
                 self.models[model].speed,
                 self.models[model].slots,
+                worker,
             )
             for worker, model in placement.by_worker
             if model in used
@@ -72,9 +73,10 @@ class PlanLatency:
 def tokens_per_s(served: ServedModel, prompt_tokens: float, output_tokens: float) -> float:
     """Return what one replica computes with all its slots full, prompt and answer tokens.
 
-    A request takes its prompt's time from everybody and its share of the full batch's steps.
+    A request is in as many steps as its answer has tokens, the first of them with the prompt; so
+    a step of full slots has slots / output_tokens prompts, and one token of every other job.
     """
-    full_step_s = served.speed.step_s + served.speed.step_s_per_job * (served.slots - 1)
-    prompt_s = prompt_tokens * served.speed.prefill_s_per_token
-    request_s = prompt_s + output_tokens * full_step_s / served.slots
+    begun = served.slots / output_tokens
+    step_tokens = served.slots + begun * (prompt_tokens - 1.0)
+    request_s = served.speed.step_s(step_tokens) / begun + served.speed.job_s
     return (prompt_tokens + output_tokens) / request_s

@@ -1,5 +1,6 @@
 """From a profile to a gear plan: certainties calibrated, models sized, latencies simulated."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,9 +19,10 @@ from gearfall.gears.calibrate import fit_calibration
 from gearfall.gears.choice import LEARN_SHARE
 from gearfall.gears.placement import Host, Placeable
 from gearfall.gears.plan_build import PlanInputs, Target, build_plan
+from gearfall.gears.starts import ALWAYS_WARM, StartTerms, Warmth
 from gearfall.simulation.cascade_run import Answer, Query
 from gearfall.simulation.plan_latency import PlanLatency, ServedModel, tokens_per_s
-from gearfall.simulation.site import EngineSpeed
+from gearfall.simulation.step_engine import StepSpeed
 
 LEVELS = 6
 """Of load, where none are given: each twice the one below it."""
@@ -43,6 +45,9 @@ class PlanRequest:
     requests: int = 1000
     """Simulated for each gear."""
     cv: float = 2.0
+    keep_alive_s: float = math.inf
+    """Models leave when nobody asked them for so long; starts then cost what their gear's promise
+    says. Infinite: the gear's models are kept warm."""
 
 
 def plan_from_profile(
@@ -73,7 +78,7 @@ def plan_from_profile(
     }
     # One speed a model in the simulation: that of the slowest device kind that it may run on.
     slowest = {
-        name: max(by_device.values(), key=lambda each: each.speed.step_s)
+        name: max(by_device.values(), key=lambda each: each.speed.step_s(1))
         for name, by_device in served.items()
     }
     latency = PlanLatency(
@@ -103,9 +108,34 @@ def plan_from_profile(
         assumptions=_assumptions(profile, request, calibrations),
         calibrations=calibrations,
         certainty=request.measure,
+        warmth=_warmth(profile, capacity, tokens, request.keep_alive_s),
     )
     keyed = _keyed(profile, certainties, order[len(learn) :])
     return with_agreement(_pruned(build_plan(inputs, latency)), keyed, profile.agreement_rule)
+
+
+def _warmth(
+    profile: Profile,
+    capacity: Mapping[str, Mapping[str, float]],
+    tokens: Mapping[str, float],
+    keep_alive_s: float,
+) -> Warmth:
+    """Return what starts cost, each model's on the slowest worker that it may run on."""
+    if math.isinf(keep_alive_s):
+        return ALWAYS_WARM
+    terms = {}
+    for model in profile.models:
+        if not model.start_s:
+            raise InvalidRequest(
+                f"{model.name} has no start time in the profile: measure it with `gearfall "
+                "profile`, or plan for models that are kept warm",
+                param="keep_alive",
+            )
+        cost = sum(each.cost for each in model.generations) / len(model.generations)
+        cost_per_s = min(capacity[model.name].values()) * cost / tokens[model.name]
+        # What went away for want of requests was there a moment ago: its bytes are near.
+        terms[model.name] = StartTerms(min(model.start_s.values()), cost_per_s)
+    return Warmth(keep_alive_s, terms)
 
 
 def _keyed(
@@ -218,16 +248,15 @@ def _served(model: ProfiledModel, devices: set[str]) -> dict[str, ServedModel]:
             param="profile",
         )
     return {
-        device: ServedModel(_engine_speed(model, model.speeds[device]), model.slots)
+        device: ServedModel(_step_speed(model.speeds[device], model.slots), model.slots)
         for device in sorted(devices)
     }
 
 
-def _engine_speed(model: ProfiledModel, speed: Speed) -> EngineSpeed:
-    start_s = min(model.start_s.values(), default=0.3)
-    return EngineSpeed(
-        speed.prefill_s_per_token, speed.step_s, speed.step_s_per_job, start_s=start_s
-    )
+def _step_speed(speed: Speed, slots: int) -> StepSpeed:
+    """Return the speed as measured; where only the line through it is known, that."""
+    line = ((1, speed.step_s), (slots + 1, speed.step_s + slots * speed.step_s_per_job))
+    return StepSpeed(speed.steps or line, speed.prefill_s_per_token, speed.job_s, speed.request_s)
 
 
 def _loads(capacity: Mapping[str, Mapping[str, float]]) -> tuple[float, ...]:
@@ -245,6 +274,12 @@ def _assumptions(
         f"requests like the profile's {len(profile.queries)} queries",
         f"gaps between arrivals with a CV of {request.cv:g}",
         f"p95 over {request.requests} simulated requests a gear",
-        "each replica has its worker's cores for itself; models stay where they are placed",
+        "replicas of one worker share what it computes; " + _stay_text(request.keep_alive_s),
         f"certainty: {certainty}",
     )
+
+
+def _stay_text(keep_alive_s: float) -> str:
+    if math.isinf(keep_alive_s):
+        return "models stay where they are placed"
+    return f"models leave after {keep_alive_s:g} s without a request (in the cost, not in the p95)"

@@ -9,11 +9,11 @@ from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.simulation.cascade_run import Answer, Arrival, FixedReplica, run_cascades
-from gearfall.simulation.site import EngineSpeed
+from gearfall.simulation.step_engine import StepSpeed
 
 SMALL, LARGE = ModelName("small"), ModelName("large")
 PROMISE = Promise(0.9, 0.0, 0.1, 0, 1.0, 1.0, (1.0,))
-FAST, SLOW = EngineSpeed(0.001, 0.01), EngineSpeed(0.01, 0.1)
+FAST, SLOW = (StepSpeed(((1, each), (16, each)), each / 10) for each in (0.01, 0.1))
 SURE = {SMALL: Answer(10, 5, 0.9, 1.0, 1.0), LARGE: Answer(10, 5, 1.0, 1.0, 10.0)}
 UNSURE = {SMALL: Answer(10, 5, 0.2, 0.0, 1.0), LARGE: Answer(10, 5, 1.0, 1.0, 10.0)}
 CASCADE = Gear(100.0, (Stage(SMALL, 0.5), Stage(LARGE)), PROMISE)

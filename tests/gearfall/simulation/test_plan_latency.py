@@ -13,16 +13,16 @@ from gearfall.gears.placement import Host, Placeable
 from gearfall.gears.plan_build import PlanInputs, Target, build_plan
 from gearfall.simulation.cascade_run import Answer
 from gearfall.simulation.plan_latency import PlanLatency, ServedModel, tokens_per_s
-from gearfall.simulation.site import EngineSpeed
+from gearfall.simulation.step_engine import StepSpeed
 from tests.gearfall.gears.answers import family
 
 GB = 10**9
 COUNT = 1500
 PROMPT, OUTPUT = 20, 10
 SERVED = {
-    "m0": ServedModel(EngineSpeed(1e-5, 0.002, 0.0001), 16),
-    "m1": ServedModel(EngineSpeed(5e-5, 0.01, 0.0005), 16),
-    "m2": ServedModel(EngineSpeed(2e-4, 0.04, 0.002), 16),
+    "m0": ServedModel(StepSpeed(((1, 0.002), (16, 0.0035)), 1e-5), 16),
+    "m1": ServedModel(StepSpeed(((1, 0.01), (16, 0.0175)), 5e-5), 16),
+    "m2": ServedModel(StepSpeed(((1, 0.04), (16, 0.07)), 2e-4), 16),
 }
 TOKENS = dict.fromkeys(SERVED, float(PROMPT + OUTPUT))
 

@@ -1,0 +1,213 @@
+"""Continuous batching step by step: decodes and prompts share each step, replicas share cores.
+
+    step:  one token of every job that decodes, and prompts in the order of arrival, up to
+           `STEP_TOKENS` in all; it takes as long as so many tokens take (`StepSpeed`), and what
+           each job that begins in it costs beside its tokens
+    cores: of n replicas that compute on c cores, each has min(1, c / n) of one
+
+Steps that are all alike are one event: an answer of a thousand tokens costs as many events as jobs
+come and go meanwhile. A job that comes waits for the end of the running step.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from math import ceil
+
+from gearfall.simulation.agenda import Agenda
+from gearfall.simulation.requests import Job
+
+STEP_TOKENS = 256
+"""Most tokens of a step, as in the worker's engine."""
+_EPSILON = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpeed:
+    """What one replica of a model takes on a core of its own."""
+
+    steps: tuple[tuple[int, float], ...]
+    """(tokens, seconds) of steps, by rising tokens; between them times lie on straight lines."""
+    prefill_s_per_token: float
+    """Of each token beyond the largest of `steps`."""
+    job_s: float = 0.0
+    """Computing for a job beside its tokens: claiming it, handing it over, ending it."""
+    request_s: float = 0.0
+    """On the way of a job while nobody computes: router, queue, streams."""
+
+    def step_s(self, tokens: float) -> float:
+        """Return how long a step of so many tokens takes; a mean number may be broken."""
+        sizes = [size for size, _ in self.steps]
+        place = bisect_left(sizes, tokens)
+        if place == len(sizes):
+            most, seconds = self.steps[-1]
+            return seconds + (tokens - most) * self.prefill_s_per_token
+        if place == 0:
+            return self.steps[0][1]
+        (few, low_s), (many, high_s) = self.steps[place - 1 : place + 1]
+        return low_s + (high_s - low_s) * (tokens - few) / (many - few)
+
+    def check(self) -> None:
+        """Assert that steps of more tokens are larger and take some time."""
+        assert self.steps
+        assert all(few[0] < many[0] for few, many in pairwise(self.steps))
+        assert all(size >= 1 and seconds > 0.0 for size, seconds in self.steps)
+        assert min(self.prefill_s_per_token, self.job_s, self.request_s) >= 0.0
+
+
+@dataclass(slots=True)
+class Cores:
+    """Owner of what is shared by the replicas of one worker."""
+
+    count: int = 1
+    busy: "list[StepEngine]" = field(default_factory=list)
+
+    @property
+    def share(self) -> float:
+        """Of a core that each busy replica has."""
+        return min(1.0, self.count / max(1, len(self.busy)))
+
+    def change(self, engine: "StepEngine", *, is_busy: bool) -> None:
+        """Note that a replica begins or ends computing; all others go on at their new pace."""
+        if is_busy == (engine in self.busy):
+            return
+        for each in self.busy:
+            each.advance()
+        if is_busy:
+            self.busy.append(engine)
+        else:
+            self.busy.remove(engine)
+        for each in self.busy:
+            if each is not engine:
+                each.replan()
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Job
+    prompt_left: int
+    tokens_left: int
+
+
+class StepEngine:
+    """Owner of the jobs that one replica runs."""
+
+    def __init__(
+        self,
+        speed: StepSpeed,
+        agenda: Agenda,
+        on_finished: Callable[[Job], None],
+        cores: Cores | None = None,
+    ) -> None:
+        speed.check()
+        self.speed = speed
+        self.used_s = 0.0
+        """Of a core, until the end of the running block."""
+        self._agenda = agenda
+        self._on_finished = on_finished
+        self._cores = cores or Cores()
+        self._jobs: dict[str, _Running] = {}
+        self._coming: deque[Job] = deque()
+        """That begin with the next step."""
+        self._chunks: dict[str, int] = {}
+        """Tokens of each job in a step of the running block."""
+        self._step_s = 0.0
+        self._steps = 0
+        self._work_s = 0.0
+        """Left of the block, at full pace."""
+        self._seen_s = agenda.now_s
+        self._plan_number = 0
+
+    def begin(self, job: Job) -> None:
+        """Take a job in after what it spends on its way."""
+        self._agenda.after(self.speed.request_s, partial(self._come, job))
+
+    def _come(self, job: Job) -> None:
+        self._coming.append(job)
+        if self._steps:
+            self._shorten()
+        else:
+            self._next_block()
+
+    def advance(self) -> None:
+        """Bring the running block up to now at the pace that it had."""
+        if self._steps:
+            self._work_s -= (self._agenda.now_s - self._seen_s) * self._cores.share
+        self._seen_s = self._agenda.now_s
+
+    def replan(self) -> None:
+        """Plan the end of the running block at the pace that it has now."""
+        self._plan_number += 1
+        after_s = max(0.0, self._work_s) / self._cores.share
+        self._agenda.after(after_s, partial(self._block_ends, self._plan_number))
+
+    def _shorten(self) -> None:
+        """End the block with the step that runs."""
+        if self._steps == 1:
+            return
+        self.advance()
+        done = max(1, ceil(self._steps - self._work_s / self._step_s - _EPSILON))
+        if done < self._steps:
+            spared_s = (self._steps - done) * self._step_s
+            self._work_s -= spared_s
+            self.used_s -= spared_s
+            self._steps = done
+            self.replan()
+
+    def _next_block(self) -> None:
+        """Begin the steps up to the next job's end, or one step where a prompt is computed."""
+        began = len(self._coming)
+        while self._coming:
+            job = self._coming.popleft()
+            left = job.work.output_tokens - int(job.done_tokens)
+            self._jobs[job.job_id] = _Running(job, job.context_tokens, left)
+        if not self._jobs:
+            self._cores.change(self, is_busy=False)
+            return
+        self._cores.change(self, is_busy=True)
+        self._chunks = self._shared_out()
+        self._step_s = self.speed.step_s(sum(self._chunks.values()))
+        is_decoding = all(one.prompt_left == 0 for one in self._jobs.values())
+        self._steps = min(one.tokens_left for one in self._jobs.values()) if is_decoding else 1
+        self._work_s = began * self.speed.job_s + self._steps * self._step_s
+        self.used_s += self._work_s
+        self._seen_s = self._agenda.now_s
+        self.replan()
+
+    def _shared_out(self) -> dict[str, int]:
+        """Return how many tokens of each job the next step computes."""
+        chunks = {name: 1 for name, one in self._jobs.items() if not one.prompt_left}
+        room = STEP_TOKENS - len(chunks)
+        for name, one in self._jobs.items():
+            if one.prompt_left and room > 0:
+                chunks[name] = min(one.prompt_left, room)
+                room -= chunks[name]
+        return chunks
+
+    def _block_ends(self, plan_number: int) -> None:
+        if plan_number != self._plan_number:
+            return
+        steps, self._steps = self._steps, 0
+        self._work_s = 0.0
+        ended = [self._jobs[name] for name in self._chunks if self._has_ended(name, steps)]
+        for one in ended:
+            del self._jobs[one.job.job_id]
+        for one in ended:
+            self._on_finished(one.job)
+        if not self._steps:
+            self._next_block()
+
+    def _has_ended(self, name: str, steps: int) -> bool:
+        """Note a job's progress in the block; return whether it was its last."""
+        one = self._jobs[name]
+        if one.prompt_left:
+            one.prompt_left -= self._chunks[name]
+            if one.prompt_left:
+                return False
+            one.job.first_token_s = one.job.first_token_s or self._agenda.now_s
+        one.tokens_left -= steps
+        one.job.done_tokens = one.job.work.output_tokens - one.tokens_left
+        return one.tokens_left <= 0
