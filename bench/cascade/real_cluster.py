@@ -1,0 +1,139 @@
+"""The cluster of `bench.cascade real`: nodes of one worker, each pinned to a core of its own.
+
+A worker's engines share its core, as models on one accelerator do; everything else, the load
+included, has the cores that are left. Every model has a ready replica on every worker, whatever is
+measured: no system waits for a start.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.cascade.companions import write_companion
+from bench.cpu_time import cpu_seconds
+from gearfall.client import AsyncClient
+from gearfall.core.errors import Unavailable
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.demo.catalogue import checkpoint_paths
+from gearfall.infra.launcher import LocalCluster, LocalClusterSettings, service_commands
+from gearfall.infra.supervised_process import ProcessSpec
+from gearfall.pb import common_pb2
+
+WORKERS = 2
+SLOTS = 16
+_READY_S = 120.0
+_LOOK_AGAIN_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RealCluster:
+    """A running cluster with the companions ready everywhere."""
+
+    client: AsyncClient
+    address: str
+    """Of the gRPC door."""
+    models: tuple[ModelName, ...]
+    """Smallest first."""
+    worker_pids: Mapping[str, int]
+
+    def device_seconds(self) -> float:
+        """Return the CPU time of all workers and their engines so far."""
+        return sum(cpu_seconds(self.worker_pids).values())
+
+
+@contextlib.asynccontextmanager
+async def running_cluster(scratch: Path) -> AsyncIterator[RealCluster]:
+    """Start it; stop it and give the cores back at the end."""
+    settings = LocalClusterSettings(
+        runtime_dir=scratch / "run",
+        data_dir=scratch / "data",
+        rest_listen="127.0.0.1:0",
+        grpc_listen="127.0.0.1:0",
+        nodes=WORKERS,
+        dram_bytes=2**30,
+        memory_bytes=3 * 2**30,
+        max_replicas=4,
+        slots=SLOTS,
+        log_level="WARNING",
+    )
+    models = tuple(ModelName(name) for name in checkpoint_paths())
+    with _cores() as workers:
+        cluster = LocalCluster(settings, commands=lambda known: _pinned(known, workers))
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(cluster.stop)
+            await cluster.start()
+            client = await stack.enter_async_context(AsyncClient(cluster.grpc_address))
+            for name, original in checkpoint_paths().items():
+                source = scratch / "companions" / name
+                await asyncio.to_thread(write_companion, original, source)
+                async for _ in client.register_model(name, str(source)):
+                    pass
+            await _keep_ready(client, models)
+            pids = {
+                process.spec.name: process.pid
+                for process in cluster.processes
+                if process.spec.service == "worker" and process.pid is not None
+            }
+            assert len(pids) == WORKERS
+            yield RealCluster(client, cluster.grpc_address, models, pids)
+
+
+@contextlib.contextmanager
+def _cores() -> Iterator[Sequence[int]]:
+    """Take the last cores for workers and leave the others to this process and its children."""
+    whole = os.sched_getaffinity(0)
+    cores = sorted(whole)
+    if len(cores) < WORKERS + 2:
+        raise Unavailable(f"{len(cores)} cores; {WORKERS + 2} are needed, one for each worker")
+    os.sched_setaffinity(0, cores[:-WORKERS])
+    try:
+        yield cores[-WORKERS:]
+    finally:
+        os.sched_setaffinity(0, whole)
+
+
+def _pinned(
+    settings: LocalClusterSettings, cores: Sequence[int]
+) -> Sequence[Sequence[ProcessSpec]]:
+    stores, workers, schedulers, routers = service_commands(settings)
+    pinned = [
+        replace(spec, argv=("taskset", "--cpu-list", str(core), *spec.argv))
+        for spec, core in zip(workers, cores, strict=True)
+    ]
+    return (stores, pinned, schedulers, routers)
+
+
+async def _keep_ready(client: AsyncClient, models: Sequence[ModelName]) -> None:
+    """Deploy each model by itself, to stay on every worker, and return when all are ready."""
+    for model in models:
+        record = DeploymentRecord(
+            DeploymentName(f"keep-{model}"),
+            (Stage(model),),
+            min_replicas=WORKERS,
+            max_replicas=WORKERS,
+            spread=True,
+        )
+        await client.deploy(record)
+    async with asyncio.timeout(_READY_S):
+        await _all_ready(client, models)
+
+
+async def _all_ready(client: AsyncClient, models: Sequence[ModelName]) -> None:
+    while True:
+        if len(await _replicas(client)) == WORKERS * len(models):
+            return
+        await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+async def _replicas(client: AsyncClient) -> set[tuple[str, str]]:
+    """Return (worker, model) of every ready replica."""
+    return {
+        (worker.worker_id, replica.model)
+        for worker in (await client.status()).workers
+        for replica in worker.replicas
+        if replica.state == common_pb2.REPLICA_STATE_READY
+    }
