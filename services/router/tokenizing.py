@@ -45,6 +45,8 @@ class ModelTokenizer:
         """Equal for models that tokenise alike: their prompts are encoded once."""
         if "tokenizer.json" not in files:
             raise CorruptCheckpoint(f"model {model} has no tokenizer.json")
+        self.vocabulary_key = hashlib.sha256(files["tokenizer.json"]).digest()
+        """Equal for models whose token ids mean the same, whatever their chat templates are."""
         try:
             self._tokenizer = Tokenizer.from_buffer(files["tokenizer.json"])
         except Exception as error:  # tokenizers raises bare Exception
@@ -66,14 +68,18 @@ class ModelTokenizer:
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the prompt's token ids, special tokens not doubled. Raises InvalidRequest."""
+        return self._encode(prompt, "")
+
+    def encode_answer(self, prompt: Prompt, answer: str) -> tuple[int, ...]:
+        """Return the tokens of an answer as they would follow the prompt's.
+
+        Empty where they can't be told from the prompt's, which is so whenever its end and the
+        answer's beginning make one token, or the prompt came as tokens of one model.
+        """
         if isinstance(prompt, TokenPrompt):
-            return prompt.token_ids
-        if isinstance(prompt, ChatPrompt):
-            text = self._chat_template().render(prompt.messages)
-            return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        ids = self._tokenizer.encode(prompt.text, add_special_tokens=True).ids
-        is_doubled = len(ids) > 1 and self._bos_id is not None and ids[0] == ids[1] == self._bos_id
-        return tuple(ids[1:] if is_doubled else ids)
+            return ()
+        before, whole = self._encode(prompt, ""), self._encode(prompt, answer)
+        return whole[len(before) :] if whole[: len(before)] == before else ()
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of consecutive tokens, special tokens left out."""
@@ -83,6 +89,16 @@ class ModelTokenizer:
         """Return one token as text and as the bytes it stands for, special tokens included."""
         text = self._tokenizer.decode((token_id,), skip_special_tokens=False)
         return text, self._bytes.bytes_of(self._tokenizer.id_to_token(token_id) or "", text)
+
+    def _encode(self, prompt: Prompt, answer: str) -> tuple[int, ...]:
+        if isinstance(prompt, TokenPrompt):
+            return prompt.token_ids
+        if isinstance(prompt, ChatPrompt):
+            text = self._chat_template().render(prompt.messages) + answer
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        ids = self._tokenizer.encode(prompt.text + answer, add_special_tokens=True).ids
+        is_doubled = len(ids) > 1 and self._bos_id is not None and ids[0] == ids[1] == self._bos_id
+        return tuple(ids[1:] if is_doubled else ids)
 
     def _chat_template(self) -> ChatTemplate:
         if self._template_source is None:

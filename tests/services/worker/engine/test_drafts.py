@@ -250,7 +250,7 @@ def test_a_job_that_moves_takes_its_draft_along():
     target.migrate(ReleaseJob(JobId("a"), Epoch(1)))
     runs = run_out(target)["a"]
     assert (runs[0].index, runs[0].accepted_draft_tokens) == (11, 19)
-    assert sum((list(run.token_ids) for run in runs), []) == whole[11:]
+    assert [token for run in runs for token in run.token_ids] == whole[11:]
     assert len(model.steps) - before < 12
 
 
