@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.token_entropy import pair_entropy
 
 Measure = Callable[[Sequence[float], Sequence[float]], float]
 """From log-probabilities and margins, one each a token and at least one, to a value in 0 to 1."""
@@ -40,12 +41,18 @@ def _min_margin(logprobs: Sequence[float], margins: Sequence[float]) -> float:
     )
 
 
+def _entropy(logprobs: Sequence[float], margins: Sequence[float]) -> float:
+    """exp of minus the mean entropy of the next token, of which a lower bound is known."""
+    return math.exp(-math.fsum(map(pair_entropy, logprobs, margins)) / len(logprobs))
+
+
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
         "sequence_probability": _sequence_probability,
         "mean_token_probability": _mean_token_probability,
         "min_token_probability": _min_token_probability,
         "min_margin": _min_margin,
+        "entropy": _entropy,
     }
 )
 """By the names that a deployment uses."""

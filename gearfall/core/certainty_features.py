@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from gearfall.core.token_entropy import pair_entropy
+
 FLOOR = -30.0
 """Log-probabilities below this, and those that are no numbers, count as this."""
 
@@ -50,6 +52,14 @@ def _mean_margin(_logprobs: Sequence[float], margins: Sequence[float]) -> float:
     return math.fsum(margins) / len(margins)
 
 
+def _mean_entropy(logprobs: Sequence[float], margins: Sequence[float]) -> float:
+    return math.fsum(map(pair_entropy, logprobs, margins)) / len(logprobs)
+
+
+def _max_entropy(logprobs: Sequence[float], margins: Sequence[float]) -> float:
+    return max(map(pair_entropy, logprobs, margins))
+
+
 def _log_length(logprobs: Sequence[float], _margins: Sequence[float]) -> float:
     return math.log(len(logprobs))
 
@@ -66,9 +76,16 @@ FEATURES: Mapping[str, Feature] = MappingProxyType(
         "min_margin": _min_margin,
         "mean_margin": _mean_margin,
         "log_length": _log_length,
+        "mean_entropy": _mean_entropy,
+        "max_entropy": _max_entropy,
     }
 )
-"""By name. Log-probabilities in nats; a margin is log p(token) - log p(second), at most -FLOOR."""
+"""By name. Log-probabilities in nats; a margin is log p(token) - log p(second), at most -FLOOR.
+Entropies are lower bounds, from these two (`gearfall.core.token_entropy`)."""
+
+USUAL_FEATURES = tuple(name for name in FEATURES if not name.endswith("_entropy"))
+"""What calibrations are fitted on if nothing else is asked for: beside these, the entropies told
+nothing more about right and wrong where it was measured."""
 
 
 def features_of(

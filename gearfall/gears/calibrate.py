@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from gearfall.core.calibration import MAX_KNOTS, Calibration
-from gearfall.core.certainty_features import FEATURES, features_of
+from gearfall.core.certainty_features import USUAL_FEATURES, features_of
 from gearfall.core.errors import InvalidRequest
 from gearfall.gears.answers import MIN_QUERIES, FloatArray
 
@@ -38,7 +38,7 @@ def fit_calibration(
     margins: Sequence[Sequence[float]],
     right: FloatArray,
     *,
-    features: Sequence[str] = tuple(FEATURES),
+    features: Sequence[str] = USUAL_FEATURES,
 ) -> Calibration:
     """Return the calibration of one model's answers.
 

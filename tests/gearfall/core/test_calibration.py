@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gearfall.core.calibration import Calibration, calibrated, check_calibration
 from gearfall.core.certainty_features import FEATURES, features_of
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.token_entropy import pair_entropy
 
 PLAIN = Calibration(("mean",), (-1.0,), (0.5,), (2.0,), 0.25, ((0.2, 0.1), (0.8, 0.9)))
 any_float = st.floats(allow_nan=True, allow_infinity=True)
@@ -32,6 +33,8 @@ def test_every_answer_has_finite_features(tokens):
         ("min_margin", 0.5),
         ("mean_margin", 1.5),
         ("log_length", math.log(3)),
+        ("mean_entropy", (2 * pair_entropy(-1.0, 2.0) + pair_entropy(-3.0, 0.5)) / 3),
+        ("max_entropy", pair_entropy(-3.0, 0.5)),
     ],
 )
 def test_features(name, value):

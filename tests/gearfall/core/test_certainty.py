@@ -20,6 +20,11 @@ MARGINS = [math.log(5), math.log(8), math.log(9)]
         ("mean_token_probability", (0.5 * 0.8 * 0.9) ** (1 / 3)),
         ("min_token_probability", 0.5),
         ("min_margin", 0.5 - 0.1),
+        # Tokens of 0.5, 0.8, 0.9 whose second has 0.1 each, and a rest of at most 0.1 each.
+        (
+            "entropy",
+            (0.5**0.5 * 0.8**0.8 * 0.9**0.9 * 0.1 ** (0.5 + 0.2 + 0.1)) ** (1 / 3),
+        ),
     ],
 )
 def test_known_values(measure, value):
