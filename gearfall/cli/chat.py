@@ -7,7 +7,7 @@ import typer
 
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import console, print_json, seconds_text
-from gearfall.client import Client, Finished, TextDelta, Waiting
+from gearfall.client import Client, Finished, Replaced, StreamMode, TextDelta, Waiting
 from gearfall.client.request import Options
 from gearfall.client.values import Event, answer_from_events
 from gearfall.core.errors import GearfallError
@@ -21,6 +21,9 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    stream_mode: Annotated[
+        StreamMode | None, typer.Option(help="What to show before it is decided who answers.")
+    ] = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -30,6 +33,8 @@ def chat(
         options["max_tokens"] = max_tokens
     if seed is not None:
         options["seed"] = seed
+    if stream_mode is not None:
+        options["stream_mode"] = stream_mode
     with connect(server) as client:
         if prompt:
             _ask(client, model, [{"role": "user", "content": prompt}], options, as_json=as_json)
@@ -88,6 +93,8 @@ def _show(event: Event) -> None:
             console.print(f"[dim]waiting for {event.model}, expected {expected}[/]")
         case TextDelta():
             console.print(event.text, end="", markup=False, highlight=False)
+        case Replaced():
+            console.print(f"\n[dim]not certain enough; {event.next_model} instead of that:[/]")
         case Finished():
             tried = " -> ".join(
                 stage.model if stage.certainty is None else f"{stage.model} ({stage.certainty:.2f})"

@@ -23,6 +23,12 @@ from gearfall.core.gear_plan import GearPlan
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.streaming import (
+    DEFAULT_HOLD_TOKENS,
+    Streaming,
+    StreamMode,
+    parse_stream_mode,
+)
 from gearfall.infra.convert import deployment_to_pb
 
 
@@ -92,6 +98,20 @@ def deploy(
         float,
         typer.Option(help="Wait in that queue that is too long; 0: the plan's promised p95."),
     ] = 0.0,
+    stream_mode: Annotated[
+        StreamMode, typer.Option(help="What clients see before it is decided who answers.")
+    ] = StreamMode.BUFFER,
+    hold_tokens: Annotated[
+        int, typer.Option(help="With early: tokens that are held back and decided on.")
+    ] = DEFAULT_HOLD_TOKENS,
+    finish_drafts: Annotated[
+        bool,
+        typer.Option(
+            "--finish-drafts",
+            help="Drafts that can't be accepted any more are finished, for the next model to "
+            "verify.",
+        ),
+    ] = False,
     plan: Annotated[
         Path | None, typer.Option(help="Gear plan to follow, from `gearfall plan`.")
     ] = None,
@@ -108,12 +128,14 @@ def deploy(
             "queue_target_s": queue_target_s,
         }
     )
+    streaming = Streaming(stream_mode, hold_tokens, finish_drafts)
     if gear_plan:
         deployment = replace(
             deployment_of_plan(parse_plan(gear_plan), min_replicas, keep_alive_s),
             shadow_share=shadow_share,
             cache_bytes=cache_bytes,
             escalation=escalation,
+            streaming=streaming,
         )
     elif file is not None:
         deployment = deployment_from_file(file, name)
@@ -133,6 +155,7 @@ def deploy(
             shadow_share,
             cache_bytes,
             escalation,
+            streaming,
         )
     with connect(server) as client:
         stored = deployment_to_pb(client.deploy(deployment, gear_plan=gear_plan))
@@ -198,6 +221,19 @@ def parse_escalation(fields: dict[str, Any]) -> EscalationPolicy:
     )
 
 
+def parse_streaming(fields: dict[str, Any]) -> Streaming:
+    """Return the streaming of a deployment's file; InvalidRequest names what can't be."""
+    unknown = fields.keys() - {"mode", "hold_tokens", "finishes_drafts"}
+    if unknown:
+        name = min(unknown)
+        raise InvalidRequest(f"streaming has no {name[:40]!r}", param=f"streaming.{name[:40]}")
+    return Streaming(
+        parse_stream_mode(str(fields.get("mode", "buffer")), "streaming.mode"),
+        int(fields.get("hold_tokens", DEFAULT_HOLD_TOKENS)),
+        bool(fields.get("finishes_drafts", False)),
+    )
+
+
 def deployment_from_file(path: Path, name: str = "") -> DeploymentRecord:
     """Read a deployment; `name` overrides the file's. Raises InvalidRequest naming the field."""
     try:
@@ -235,4 +271,5 @@ def _deployment(fields: dict[str, Any], name: str) -> DeploymentRecord:
         None if fields.get("shadow_share") is None else float(fields["shadow_share"]),
         int(fields.get("cache_bytes", 0)),
         parse_escalation(dict(fields.get("escalation", {}))),
+        parse_streaming(dict(fields.get("streaming", {}))),
     )

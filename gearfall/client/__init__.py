@@ -6,11 +6,13 @@ from gearfall.client.values import (
     Answer,
     Choice,
     Finished,
+    Replaced,
     Started,
     TextDelta,
     TokenLogprob,
     Waiting,
 )
+from gearfall.core.streaming import StreamMode
 from gearfall.core.usage import StageReport, Usage
 
 __all__ = [
@@ -19,8 +21,10 @@ __all__ = [
     "Choice",
     "Client",
     "Finished",
+    "Replaced",
     "StageReport",
     "Started",
+    "StreamMode",
     "TextDelta",
     "TokenLogprob",
     "Usage",

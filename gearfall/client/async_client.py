@@ -63,6 +63,8 @@ class AsyncClient:
     ) -> AsyncIterator[Event]:
         """Yield Started, then Waiting and TextDelta as they come, then one Finished per choice.
 
+        With stream mode `draft` a Replaced makes the text of its choice void that came before it.
+
         Closing the iterator stops the work within one decode step.
         """
         request = GenerateCall(model, prompt, options).to_pb()

@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.job import Priority
+from gearfall.core.streaming import StreamMode
 from gearfall.infra.convert import priority_to_pb
 from gearfall.pb import router_pb2 as pb
 
@@ -30,6 +31,8 @@ class Options(TypedDict, total=False):
     tenant: str
     ignore_eos: bool
     request_id: str
+    stream_mode: StreamMode
+    hold_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class GenerateCall:
         if "priority" in self.options:
             fields["priority"] = priority_to_pb(self.options["priority"])
         try:
+            if "stream_mode" in self.options:
+                fields["stream_mode"] = StreamMode(self.options["stream_mode"]).value
             request = pb.GenerateRequest(model=self.model, **fields)  # type: ignore[arg-type]
             _set_prompt(request, self.prompt)
         except (TypeError, ValueError, KeyError) as error:

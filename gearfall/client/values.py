@@ -41,11 +41,29 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text of one choice that is never taken back."""
+    """Text of one choice; only a Replaced takes it back."""
 
     choice: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Every TextDelta of the choice so far is void; those of another stage follow.
+
+    Only with stream mode `draft`.
+    """
+
+    choice: int
+    model: str
+    """Whose text is void."""
+    next_model: str
+    """Whose text follows."""
+    characters: int
+    """That are void."""
+    logprobs: int
+    """Entries that are void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +79,7 @@ class Finished:
     """Why a less certain answer was given than the cascade would have given."""
 
 
-Event = Started | Waiting | TextDelta | Finished
+Event = Started | Waiting | TextDelta | Replaced | Finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,9 @@ def event_from_pb(message: pb.GenerateEvent) -> Event:
             return TextDelta(
                 delta.choice, delta.text, tuple(_logprob_from_pb(item) for item in delta.logprobs)
             )
+        case "replace":
+            it = message.replace
+            return Replaced(it.choice, it.model, it.next_model, it.characters, it.logprobs)
         case "end":
             return _finished_from_pb(message.end)
         case unknown:
@@ -162,6 +183,8 @@ def _stage_from_pb(message: pb.StageReport) -> StageReport:
         cached_tokens=message.cached_tokens,
         token_logprobs=tuple(message.token_logprobs),
         token_margins=tuple(message.token_margins),
+        stopped_early=message.stopped_early,
+        spared_tokens=message.spared_tokens,
         draft_tokens=message.draft_tokens,
         accepted_draft_tokens=message.accepted_draft_tokens,
         device_s=message.device_s,
@@ -180,6 +203,8 @@ def answer_from_events(events: Iterable[Event]) -> Answer:
                 started = event
             case TextDelta():
                 texts.setdefault(event.choice, []).append(event)
+            case Replaced():
+                texts.pop(event.choice, None)
             case Finished():
                 ends[event.choice] = event
     if started is None or not ends or sorted(ends) != list(range(len(ends))):

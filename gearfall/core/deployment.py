@@ -7,6 +7,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.escalation import check_policy
 from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.records import DeploymentRecord
+from gearfall.core.streaming import check_hold_tokens
 
 MAX_STAGES = 8
 MAX_REPLICAS = 1024
@@ -29,6 +30,7 @@ def check_deployment_shape(record: DeploymentRecord) -> None:
     _check_shadow_share(record.shadow_share)
     _check_cache(record.cache_bytes)
     check_policy(record.escalation)
+    check_hold_tokens(record.streaming.hold_tokens, "streaming.hold_tokens")
 
 
 def _check_replicas(record: DeploymentRecord) -> None:

@@ -6,6 +6,7 @@ from enum import Enum
 from gearfall.core.escalation import EscalationPolicy
 from gearfall.core.ids import DeploymentName, JobId, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.job import Priority
+from gearfall.core.streaming import Streaming
 
 
 class Tier(Enum):
@@ -143,6 +144,8 @@ class DeploymentRecord:
     """Memory in each router for whole answers to requests that come again; 0: none are kept."""
     escalation: EscalationPolicy = field(default_factory=EscalationPolicy)
     """What becomes of an uncertain answer that can't go up as the cascade means it."""
+    streaming: Streaming = field(default_factory=Streaming)
+    """What of an undecided stage's answer a client sees that does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@
 | draft  | everything                 | the stage's whole answer       | by an explicit event |
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from gearfall.core.errors import InvalidRequest
@@ -27,30 +27,30 @@ class StreamMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """What is in force for one request."""
+    """What is in force for a deployment, and for one request."""
 
     mode: StreamMode = StreamMode.BUFFER
     hold_tokens: int = DEFAULT_HOLD_TOKENS
     """Of `early`: tokens of a stage's answer that are held back and decided on."""
+    finishes_drafts: bool = False
+    """A draft that can't be accepted any more is finished all the same, for the next stage to
+    verify; else it is stopped there."""
 
 
-def parse_stream_mode(name: str) -> StreamMode:
+def parse_stream_mode(name: str, param: str = "stream_mode") -> StreamMode:
     """Return the mode of that name; raise InvalidRequest that lists the modes."""
     try:
         return StreamMode(name)
     except ValueError:
         known = ", ".join(each.value for each in StreamMode)
-        raise InvalidRequest(
-            f"stream_mode {name[:40]!r} is not one of {known}", param="stream_mode"
-        ) from None
+        raise InvalidRequest(f"{param} {name[:40]!r} is not one of {known}", param=param) from None
 
 
-def check_hold_tokens(hold_tokens: int) -> None:
+def check_hold_tokens(hold_tokens: int, param: str = "hold_tokens") -> None:
     """Raise InvalidRequest for a number of tokens that can't be held back."""
     if not 1 <= hold_tokens <= MAX_HOLD_TOKENS:
         raise InvalidRequest(
-            f"hold_tokens {hold_tokens} must be between 1 and {MAX_HOLD_TOKENS}",
-            param="hold_tokens",
+            f"{param} {hold_tokens} must be between 1 and {MAX_HOLD_TOKENS}", param=param
         )
 
 
@@ -68,4 +68,5 @@ def resolve_streaming(
             "hold_tokens out",
             param="hold_tokens",
         )
-    return Streaming(chosen, default.hold_tokens if hold_tokens is None else hold_tokens)
+    held = default.hold_tokens if hold_tokens is None else hold_tokens
+    return replace(default, mode=chosen, hold_tokens=held)

@@ -29,6 +29,11 @@ class StageReport:
     """Of every token, the one that ended the answer included; for requests that ask for them."""
     token_margins: tuple[float, ...] = ()
     """log p(token) - log p(second most likely), as certainty is measured from; likewise."""
+    stopped_early: bool = False
+    """In the middle of an answer that went up whatever would have followed. `certainty` is then the
+    most that the answer could have reached or, where its beginning was decided on, that one's."""
+    spared_tokens: int = 0
+    """That it might still have produced then: up to `max_tokens`."""
     device_s: float = 0.0
     """Of the device: the stage's share of the steps that it ran in, prefill and decode."""
     start_s: float = 0.0

@@ -20,6 +20,12 @@ from gearfall.core.records import (
     Tier,
 )
 from gearfall.core.sampling import SamplingParams
+from gearfall.core.streaming import (
+    DEFAULT_HOLD_TOKENS,
+    Streaming,
+    StreamMode,
+    parse_stream_mode,
+)
 from gearfall.pb import common_pb2 as pb
 
 FINISH_TO_PB = {
@@ -302,6 +308,7 @@ def deployment_to_pb(record: DeploymentRecord, revision: int = 0) -> pb.Deployme
         shadow_share=record.shadow_share,
         cache_bytes=record.cache_bytes,
         escalation=_policy_to_pb(record.escalation),
+        streaming=_streaming_to_pb(record.streaming),
     )
 
 
@@ -328,6 +335,24 @@ def deployment_from_pb(message: pb.Deployment) -> DeploymentRecord:
         shadow_share=message.shadow_share if message.HasField("shadow_share") else None,
         cache_bytes=message.cache_bytes,
         escalation=_policy_from_pb(message.escalation),
+        streaming=_streaming_from_pb(message.streaming),
+    )
+
+
+def _streaming_to_pb(streaming: Streaming) -> pb.Streaming:
+    return pb.Streaming(
+        mode=streaming.mode.value,
+        hold_tokens=streaming.hold_tokens,
+        finishes_drafts=streaming.finishes_drafts,
+    )
+
+
+def _streaming_from_pb(message: pb.Streaming) -> Streaming:
+    """Raises InvalidRequest for an unknown mode."""
+    return Streaming(
+        parse_stream_mode(message.mode or StreamMode.BUFFER.value, "streaming.mode"),
+        message.hold_tokens or DEFAULT_HOLD_TOKENS,
+        message.finishes_drafts,
     )
 
 

@@ -1,19 +1,27 @@
 """One choice's way through the stages of its deployment, as a pure step function.
 
-| state     | event                                     | next          | effects                  |
-| --------- | ----------------------------------------- | ------------- | ------------------------ |
-| stage i   | Piece, stage i is not the last            | stage i       | none: it is held         |
-| stage i   | Piece, stage i is the last                | stage i       | Release                  |
-| stage i   | StageDone, Accept                         | done          | Release, Finish(i)       |
-| stage i   | StageDone, Settle(reason)                 | done          | Release, Finish(i, why)  |
-| stage i   | StageDone, GoUp(j): its answer is kept    | stage j       | StartStage(j)            |
-| stage i   | StageFailed, GoUp(j)                      | stage j       | StartStage(j)            |
-| stage i   | StageFailed, Settle(reason): that of k    | done          | Release, Finish(k, why)  |
-| stage i   | StageFailed, GiveUp                       | done          | Fail                     |
+A stage is *settled* when nothing can overrule it: the last one is, and one that `early` decided on
+by the beginning of its answer.
 
-The outcome comes with the event, as `gearfall/core/escalation.py` decides it. What was released is
-never taken back: a stage that can be overruled releases nothing before it is decided, and a lower
-answer is there to be given only as long as nothing above it was released.
+| state      | event                                   | next       | effects                    |
+| ---------- | --------------------------------------- | ---------- | -------------------------- |
+| undecided  | Piece, `buffer` or `early`              | undecided  | none: it is held           |
+| undecided  | Piece, `draft`                          | undecided  | Release, and it is held    |
+| undecided  | BeginningDecided, Accept or Settle(why) | settled    | Release of what is held    |
+| settled    | Piece                                   | settled    | Release                    |
+| undecided  | StageDone, Accept or Settle(why)        | done       | Release, Finish(i, why)    |
+| settled    | StageDone, Accept                       | done       | Finish(i, why it settled)  |
+| undecided  | StageDone, GoUp(j): its answer is kept  | stage j    | StartStage(j)              |
+| undecided  | StageStopped, GoUp(j)                   | stage j    | StartStage(j)              |
+| undecided  | StageFailed, GoUp(j)                    | stage j    | StartStage(j)              |
+| any        | StageFailed, Settle(why): that of k     | done       | Release, Finish(k, why)    |
+| any        | StageFailed, GiveUp                     | done       | Fail                       |
+
+The outcome comes with the event, as `gearfall/core/escalation.py` decides it. Before a Release, or
+a Finish, of another stage than the one whose text the client has comes Replace(that, this): what
+was released up to there is void. Until then a draft stays with the client, also while the stage
+above it starts. Only a stage that was undecided when its text was released is ever replaced: in
+`draft`. A lower answer is there to be given only as long as no settled stage released anything.
 """
 
 from dataclasses import dataclass, replace
@@ -23,13 +31,14 @@ from gearfall.core.errors import GearfallError
 from gearfall.core.escalation import Accept, Degraded, GoUp, Outcome, Settle
 from gearfall.core.job import FinishReason
 from gearfall.core.records import Stage
+from gearfall.core.streaming import StreamMode
 
 P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
 class Draft(Generic[P]):
-    """A whole answer of stage `index` that was too uncertain to be given at once."""
+    """A whole answer of stage `index`, or what is not released yet of one that is settled."""
 
     index: int
     pieces: tuple[P, ...]
@@ -38,13 +47,18 @@ class Draft(Generic[P]):
 
 @dataclass(frozen=True, slots=True)
 class CascadeState(Generic[P]):
-    """Where a choice is. `held` are the current stage's pieces that are not released yet."""
+    """Where a choice is. `held` are the pieces of the current stage while it is undecided."""
 
     stages: tuple[Stage, ...]
     index: int = 0
+    mode: StreamMode = StreamMode.BUFFER
     held: tuple[P, ...] = ()
     draft: Draft[P] | None = None
-    """The newest answer that went up; None once a stage above it released text."""
+    """The newest answer that went up; None once a settled stage above it released text."""
+    beginning: Accept | Settle | None = None
+    """What `early` decided about the current stage; None: not yet, or another mode."""
+    visible: int | None = None
+    """Stage whose text the client has; None: it has none."""
     is_done: bool = False
 
     @property
@@ -56,6 +70,11 @@ class CascadeState(Generic[P]):
     def is_last(self) -> bool:
         """Whether nothing stands above the stage that runs."""
         return self.index == len(self.stages) - 1
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing can overrule the stage that runs."""
+        return self.is_last or self.beginning is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +100,33 @@ class StageFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class StageStopped:
+    """The stage was stopped in the middle of an answer that goes up whatever would follow.
+
+    `certainty` is the most that the answer could have reached or, with `early`, that of the
+    beginning which was decided on; `outcome` is what it was stopped for.
+    """
+
+    certainty: float
+    outcome: GoUp
+
+
+Verdict = StageDone | StageFailed | StageStopped
+
+
+@dataclass(frozen=True, slots=True)
 class StageEnded:
     """The stage is over, and what becomes of the choice."""
 
-    verdict: StageDone | StageFailed
+    verdict: Verdict
     outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class BeginningDecided:
+    """The held beginning of the stage's answer is given, and the rest of it will be."""
+
+    outcome: Accept | Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +138,17 @@ class StartStage:
 
 @dataclass(frozen=True, slots=True)
 class Release(Generic[P]):
-    """Give these pieces to the client; they will never be taken back."""
+    """Give these pieces to the client; only a Replace takes them back."""
 
     pieces: tuple[P, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Everything released so far, stage `dropped`'s, is void: the text of stage `index` follows."""
+
+    dropped: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +168,8 @@ class Fail:
     error: GearfallError
 
 
-Event = Piece[P] | StageEnded
-Effect = StartStage | Release[P] | Finish | Fail
+Event = Piece[P] | BeginningDecided | StageEnded
+Effect = StartStage | Release[P] | Replace | Finish | Fail
 Step = tuple[CascadeState[P], tuple[Effect[P], ...]]
 
 
@@ -129,13 +178,17 @@ def step(state: CascadeState[P], event: Event[P]) -> Step[P]:
     assert not state.is_done, "a cascade that is done takes no event"
     if isinstance(event, Piece):
         return _on_piece(state, event.piece)
+    if isinstance(event, BeginningDecided):
+        return _on_beginning(state, event.outcome)
     verdict, outcome = event.verdict, event.outcome
     if isinstance(outcome, GoUp):
         return _go_up(state, verdict, outcome.index)
     if isinstance(verdict, StageDone):
         assert isinstance(outcome, Accept | Settle), "an answer is given or goes up"
+        given = state.beginning or outcome
         own = Draft(state.index, state.held, verdict.finish)
-        return _give(state, own, outcome.reason if isinstance(outcome, Settle) else None)
+        return _give(state, own, given.reason if isinstance(given, Settle) else None)
+    assert isinstance(verdict, StageFailed), "a stage is stopped to go up"
     if isinstance(outcome, Settle):
         assert state.draft is not None, "only an answer that there is can be given"
         return _give(state, state.draft, outcome.reason)
@@ -143,18 +196,42 @@ def step(state: CascadeState[P], event: Event[P]) -> Step[P]:
 
 
 def _on_piece(state: CascadeState[P], piece: P) -> Step[P]:
-    if state.is_last:
-        return replace(state, draft=None), (Release((piece,)),)
-    return replace(state, held=(*state.held, piece)), ()
+    if state.is_settled:
+        return _release(replace(state, draft=None), (piece,))
+    held = replace(state, held=(*state.held, piece))
+    return _release(held, (piece,)) if state.mode is StreamMode.DRAFT else (held, ())
+
+
+def _on_beginning(state: CascadeState[P], outcome: Accept | Settle) -> Step[P]:
+    assert state.mode is StreamMode.EARLY, "other modes decide on whole answers"
+    assert not state.is_settled, "a stage is decided once"
+    settled = replace(state, beginning=outcome, held=(), draft=None)
+    return _release(settled, state.held) if state.held else (settled, ())
+
+
+def _release(state: CascadeState[P], pieces: tuple[P, ...]) -> Step[P]:
+    """Give pieces of the current stage, in place of what the client has of another."""
+    replaces = _replaces(state, state.index)
+    return replace(state, visible=state.index), (*replaces, Release(pieces))
+
+
+def _replaces(state: CascadeState[P], index: int) -> tuple[Replace, ...]:
+    if state.visible is None or state.visible == index:
+        return ()
+    return (Replace(state.visible, index),)
 
 
 def _give(state: CascadeState[P], answer: Draft[P], degraded: Degraded | None) -> Step[P]:
-    release: tuple[Effect[P], ...] = (Release(answer.pieces),) if answer.pieces else ()
-    return _ended(state), (*release, Finish(answer.finish, answer.index, degraded))
+    """End with an answer, all of whose pieces the client has if it has any of them."""
+    is_missing = state.visible != answer.index and answer.pieces
+    release: tuple[Effect[P], ...] = (Release(answer.pieces),) if is_missing else ()
+    finish = Finish(answer.finish, answer.index, degraded)
+    return _ended(state), (*_replaces(state, answer.index), *release, finish)
 
 
-def _go_up(state: CascadeState[P], verdict: StageDone | StageFailed, to: int) -> Step[P]:
+def _go_up(state: CascadeState[P], verdict: Verdict, to: int) -> Step[P]:
     assert state.index < to < len(state.stages), "up is a stage above"
+    assert not state.is_settled, "what is settled stays"
     draft = state.draft
     if isinstance(verdict, StageDone):
         draft = Draft(state.index, state.held, verdict.finish)

@@ -7,12 +7,21 @@ from dataclasses import dataclass, replace
 
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
-from gearfall.core.escalation import EscalationPolicy, Outlook, Question, decide, entry_stage
+from gearfall.core.escalation import (
+    EscalationPolicy,
+    Outcome,
+    Outlook,
+    Question,
+    decide,
+    entry_stage,
+)
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
 from gearfall.core.job import Job
+from gearfall.core.streaming import Streaming
 from gearfall.core.usage import StageReport, Usage
 from services.router.answer_text import AnswerPiece
 from services.router.cascade import (
+    BeginningDecided,
     CascadeState,
     Effect,
     Fail,
@@ -22,19 +31,25 @@ from services.router.cascade import (
     StageDone,
     StageEnded,
     StageFailed,
+    StageStopped,
     StartStage,
+    Verdict,
     step,
 )
+from services.router.cascade import Event as CascadeEvent
+from services.router.cascade import Replace as ReplaceText
 from services.router.generation import (
     ChoiceEnd,
     Delta,
     GenerationEvent,
     GenerationRequest,
+    Replace,
     Wait,
 )
 from services.router.jobs import JobTable
 from services.router.stage_plan import StagePlan, StageReady, StageUnfit
 from services.router.stage_run import Note, StageRun
+from services.router.stage_watch import StageWatch, Yardstick
 
 ANSWER_MARGIN_S = 0.05
 """Before the deadline: when a lower answer is given, so that it arrives in time."""
@@ -63,6 +78,7 @@ class RunContext:
     """0 when a replica is ready."""
     start_error: Callable[[ModelName], str | None]
     """Why a model can't start, if so."""
+    streaming: Streaming
     policy: EscalationPolicy
     outlook: Callable[[StagePlan], Outlook]
     """What asking a stage now is expected to take."""
@@ -78,11 +94,14 @@ class ChoiceRun:
         self._choice = choice
         self._plans = plans
         self._state: CascadeState[AnswerPiece] = CascadeState(
-            tuple(each.stage for each in plans), index=self._entry()
+            tuple(each.stage for each in plans), index=self._entry(), mode=context.streaming.mode
         )
         self._reports: dict[int, StageReport] = {}
         """By stage, in the order they ran."""
         self._error: GearfallError | None = None
+        self._visible_characters = 0
+        """Of the choice's text, at the client."""
+        self._visible_logprobs = 0
 
     async def run(self) -> None:
         """Run stage after stage until the cascade is done."""
@@ -140,15 +159,30 @@ class ChoiceRun:
             stage_run.on_failed(error)
 
     def _follow(self, plan: StageReady, job_id: JobId) -> StageRun:
+        calibration = self._context.calibrations.get(plan.record.name)
+        yardstick = Yardstick(self._context.measure, calibration)
         return StageRun(
             plan,
             self._context.request,
             job_id,
-            measure=self._context.measure,
-            calibration=self._context.calibrations.get(plan.record.name),
+            yardstick=yardstick,
+            watch=self._watch(plan, yardstick),
             on_piece=self._on_piece,
+            on_beginning=self._on_beginning,
             close_job=self._context.jobs.close,
             note=self._context.note,
+        )
+
+    def _watch(self, plan: StageReady, yardstick: Yardstick) -> StageWatch | None:
+        threshold = plan.stage.threshold
+        if self._state.is_settled or threshold is None:
+            return None
+        return StageWatch(
+            yardstick,
+            self._context.streaming,
+            threshold=threshold,
+            max_tokens=plan.max_tokens,
+            judge=lambda certainty: decide(self._question(certainty)),
         )
 
     def _seed(self) -> int:
@@ -185,12 +219,10 @@ class ChoiceRun:
         if self._state.draft is not None:
             stage_run.on_failed(error)
 
-    def _conclude(
-        self, verdict: StageDone | StageFailed, report: Callable[[bool], StageReport]
-    ) -> None:
+    def _conclude(self, verdict: Verdict, report: Callable[[bool], StageReport]) -> None:
         """`report` takes whether the stage's answer is the one released."""
         index = self._state.index
-        outcome = decide(self._question(verdict))
+        outcome = self._outcome(verdict)
         self._state, effects = step(self._state, StageEnded(verdict, outcome))
         given = next((each for each in effects if isinstance(each, Finish)), None)
         done = self._reports[index] = report(given is not None and given.index == index)
@@ -199,18 +231,21 @@ class ChoiceRun:
         )
         self._perform(effects)
 
-    def _question(self, verdict: StageDone | StageFailed) -> Question:
-        index, state = self._state.index, self._state
-        certainty, error = None, None
+    def _outcome(self, verdict: Verdict) -> Outcome:
+        if isinstance(verdict, StageStopped):
+            return verdict.outcome
         if isinstance(verdict, StageDone):
-            certainty = verdict.certainty
-        else:
-            error = verdict.error
+            return decide(self._question(verdict.certainty))
+        return decide(self._question(None, verdict.error))
+
+    def _question(self, certainty: float | None, error: GearfallError | None = None) -> Question:
+        index, state = self._state.index, self._state
+        above = () if state.is_settled else self._plans[index + 1 :]
         return Question(
             index=index,
             certainty=certainty,
             threshold=state.stage.threshold,
-            above=[self._context.outlook(plan) for plan in self._plans[index + 1 :]],
+            above=[self._context.outlook(plan) for plan in above],
             left_s=self._left_s(),
             is_deadline_over=isinstance(error, DeadlineExceeded),
             has_lower_answer=state.draft is not None,
@@ -218,15 +253,22 @@ class ChoiceRun:
         )
 
     def _on_piece(self, piece: AnswerPiece) -> None:
-        self._state, effects = step(self._state, Piece(piece))
+        self._step(Piece(piece))
+
+    def _on_beginning(self, decided: BeginningDecided) -> None:
+        self._step(decided)
+
+    def _step(self, event: CascadeEvent[AnswerPiece]) -> None:
+        self._state, effects = step(self._state, event)
         self._perform(effects)
 
     def _perform(self, effects: Sequence[Effect[AnswerPiece]]) -> None:
         for effect in effects:
             if isinstance(effect, Release):
                 for piece in effect.pieces:
-                    delta = Delta(self._choice, piece.text, piece.logprobs, piece.token_count)
-                    self._context.emit(delta)
+                    self._show(piece)
+            elif isinstance(effect, ReplaceText):
+                self._context.emit(self._replace(effect))
             elif isinstance(effect, Finish):
                 self._context.emit(self._end(effect))
             elif isinstance(effect, Fail):
@@ -234,6 +276,21 @@ class ChoiceRun:
             elif isinstance(effect, StartStage):
                 *_, below = self._reports.values()
                 self._context.note("escalated", _why_up(below))
+
+    def _show(self, piece: AnswerPiece) -> None:
+        self._visible_characters += len(piece.text)
+        self._visible_logprobs += len(piece.logprobs)
+        delta = Delta(self._choice, piece.text, piece.logprobs, piece.token_count)
+        self._context.emit(delta)
+
+    def _replace(self, effect: ReplaceText) -> Replace:
+        model = self._plans[effect.dropped].stage.model
+        following = self._plans[effect.index].stage.model
+        characters, self._visible_characters = self._visible_characters, 0
+        logprobs, self._visible_logprobs = self._visible_logprobs, 0
+        reason = f"{characters} characters of {model}, by {following}"
+        self._context.note("replaced", reason, model=model)
+        return Replace(self._choice, model, following, characters, logprobs)
 
     def _end(self, effect: Finish) -> ChoiceEnd:
         answer = self._reports[effect.index] = replace(
@@ -281,6 +338,8 @@ def _in_words(report: StageReport) -> str:
     if report.error:
         return f"{report.model} failed: {report.error}"
     certainty = "" if report.certainty is None else f", certainty {report.certainty:.4f}"
+    if report.stopped_early:
+        certainty += f", stopped there, at most {report.spared_tokens} tokens spared"
     owners = "" if report.epochs <= 1 else f", by {report.epochs} owners one after the other"
     return (
         f"{report.model}: {report.completion_tokens} tokens in {report.duration_s:.3f} s, "

@@ -7,6 +7,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.escalation import Degraded
 from gearfall.core.job import FinishReason, Priority
 from gearfall.core.sampling import MAX_TOP_LOGPROBS
+from gearfall.core.streaming import StreamMode, check_hold_tokens
 from gearfall.core.usage import StageReport, Usage
 
 MAX_CHOICES = 16
@@ -77,6 +78,10 @@ class GenerationRequest:
     ignore_eos: bool = False
     request_id: str = ""
     """Chosen by the client, or empty."""
+    stream_mode: StreamMode | None = None
+    """None: as the deployment has it. It decides streamed and whole answers alike."""
+    hold_tokens: int | None = None
+    """None: as the deployment has it."""
 
     def __post_init__(self) -> None:
         _require(0 < len(self.prompts) <= MAX_PROMPTS, "prompt", f"1 to {MAX_PROMPTS} prompts")
@@ -109,6 +114,8 @@ class GenerationRequest:
             "timeout_s",
             f"between 0 and {MAX_TIMEOUT_S:.0f}, not {self.timeout_s}",
         )
+        if self.hold_tokens is not None:
+            check_hold_tokens(self.hold_tokens)
         self._check_texts()
 
     def _check_texts(self) -> None:
@@ -164,13 +171,28 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text of one choice that will never be taken back."""
+    """Text of one choice; only a Replace takes it back."""
 
     choice: int
     text: str
     logprobs: tuple[TokenText, ...] = ()
     token_count: int = 0
     """Tokens of the job that this piece covers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Every delta of the choice so far is void; another stage's follow."""
+
+    choice: int
+    model: str
+    """Whose text is void."""
+    next_model: str
+    """Whose text follows."""
+    characters: int
+    """That are void."""
+    logprobs: int
+    """Entries that are void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +210,7 @@ class ChoiceEnd:
     """Why a less certain answer was given than the cascade would have given; None: it was not."""
 
 
-GenerationEvent = Wait | Delta | ChoiceEnd
+GenerationEvent = Wait | Delta | Replace | ChoiceEnd
 
 
 def _require(holds: bool, param: str, rule: str) -> None:

@@ -57,6 +57,24 @@ class RouterMetrics:
             ["model", "stage"],
             registry=self._registry,
         )
+        self.early_stops = Counter(
+            "gearfall_early_stops",
+            "Drafts stopped in the middle because they would have gone up anyway",
+            ["model", "stage"],
+            registry=self._registry,
+        )
+        self.spared_tokens = Counter(
+            "gearfall_spared_tokens",
+            "That the drafts stopped early might still have produced, at most",
+            ["model", "stage"],
+            registry=self._registry,
+        )
+        self.drafts_replaced = Counter(
+            "gearfall_drafts_replaced",
+            "Drafts that a client had and that another stage's answer replaced",
+            ["model", "stage"],
+            registry=self._registry,
+        )
         self.epochs_bumped = Counter(
             "gearfall_epochs_bumped", "Jobs that lost an owner", ["stage"], registry=self._registry
         )

@@ -22,7 +22,7 @@ from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.infra.bearer import HEADER, check_bearer
 from services.router.catalogue import Catalogue
 from services.router.cluster_status import ClusterStatus
-from services.router.generation import Delta, GenerationEvent, GenerationRequest
+from services.router.generation import Delta, GenerationEvent, GenerationRequest, Replace
 from services.router.openai_errors import body_too_large, error_response, http_error_response
 from services.router.rest_answers import AnswerShape, ChatShape, CompletionShape, headers_of
 from services.router.rest_schema import (
@@ -211,6 +211,8 @@ async def _collect(
             for event in batch:
                 if isinstance(event, Delta):
                     deltas.setdefault(event.choice, []).append(event)
+                elif isinstance(event, Replace):
+                    deltas.pop(event.choice, None)
     finally:
         watch.cancel()
         running.close()

@@ -7,7 +7,14 @@ from typing import Any
 import orjson
 
 from gearfall.core.job import FinishReason
-from services.router.generation import ChoiceEnd, Delta, GenerationEvent, TokenText, Wait
+from services.router.generation import (
+    ChoiceEnd,
+    Delta,
+    GenerationEvent,
+    Replace,
+    TokenText,
+    Wait,
+)
 
 _LOWEST_LOGPROB = -9999.0
 """What OpenAI sends for a token without probability: JSON has no infinity."""
@@ -55,20 +62,43 @@ class AnswerShape(ABC):
         """One choice of a chunk; `text` is None in a choice's last chunk."""
 
     def chunks(self, batch: Sequence[GenerationEvent]) -> bytes:
-        """Return the server-sent events of a batch: one for each choice that got text."""
+        """Return the server-sent events of a batch: one for each choice that got text.
+
+        What a Replace makes void and stands in the same batch is sent before it all the same: its
+        event says how much that was.
+        """
         parts: list[bytes] = []
         deltas: dict[int, list[Delta]] = {}
         for event in batch:
             if isinstance(event, Delta):
                 deltas.setdefault(event.choice, []).append(event)
+            elif isinstance(event, Replace):
+                parts += self._text_chunks(event.choice, deltas.pop(event.choice, ()))
+                parts.append(self._replace_chunk(event))
             elif isinstance(event, Wait):
                 line = f": waiting for {event.model}, expected {event.expected_s:.1f} s\n\n"
                 parts.append(line.encode())
         for choice, pieces in deltas.items():
-            text = "".join(piece.text for piece in pieces)
-            tokens = [token for piece in pieces for token in piece.logprobs]
-            parts += (*self._first(choice), self._chunk(self._delta(choice, text, tokens)))
+            parts += self._text_chunks(choice, pieces)
         return b"".join(parts)
+
+    def _text_chunks(self, choice: int, pieces: Sequence[Delta]) -> tuple[bytes, ...]:
+        if not pieces:
+            return ()
+        text = "".join(piece.text for piece in pieces)
+        tokens = [token for piece in pieces for token in piece.logprobs]
+        return (*self._first(choice), self._chunk(self._delta(choice, text, tokens)))
+
+    def _replace_chunk(self, event: Replace) -> bytes:
+        """A chunk whose text is empty, for clients that know nothing of `gearfall.replace`."""
+        said = {
+            "index": event.choice,
+            "model": event.model,
+            "next_model": event.next_model,
+            "characters": event.characters,
+            "logprobs": event.logprobs,
+        }
+        return self._chunk(self._delta(event.choice, "", ()), {"gearfall": {"replace": said}})
 
     def end_chunk(self, end: ChoiceEnd, extra: Mapping[str, Any] | None) -> bytes:
         """Return a choice's last chunk; `extra` fields go beside its choices."""
@@ -269,6 +299,8 @@ def _described(end: ChoiceEnd) -> dict[str, Any]:
                 "cached_tokens": report.cached_tokens,
                 "completion_tokens": report.completion_tokens,
                 "cost_flops": report.cost_flops,
+                "stopped_early": report.stopped_early,
+                "spared_tokens": report.spared_tokens,
                 "device_s": report.device_s,
                 "start_s": report.start_s,
                 "duration_s": report.duration_s,

@@ -12,6 +12,7 @@ import msgspec
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.job import Priority
+from gearfall.core.streaming import parse_stream_mode
 from services.router.generation import (
     ChatMessage,
     ChatPrompt,
@@ -62,6 +63,8 @@ class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool | None = None
     timeout_s: float | None = None
     priority: str | None = None
+    stream_mode: str | None = None
+    hold_tokens: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
@@ -189,6 +192,8 @@ def _request(
         priority=_priority(body.priority),
         ignore_eos=bool(body.ignore_eos),
         request_id=request_id,
+        stream_mode=None if body.stream_mode is None else parse_stream_mode(body.stream_mode),
+        hold_tokens=body.hold_tokens,
     )
 
 

@@ -2,6 +2,7 @@
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.records import DecisionRecord
+from gearfall.core.streaming import parse_stream_mode
 from gearfall.core.usage import StageReport, Usage
 from gearfall.infra.convert import FINISH_TO_PB, priority_from_pb
 from gearfall.pb import common_pb2, scheduler_pb2
@@ -14,6 +15,7 @@ from services.router.generation import (
     GenerationEvent,
     GenerationRequest,
     Prompt,
+    Replace,
     TextPrompt,
     TokenPrompt,
     TokenText,
@@ -43,6 +45,8 @@ def request_from_pb(message: pb.GenerateRequest) -> GenerationRequest:
         tenant=message.tenant,
         ignore_eos=message.ignore_eos,
         request_id=message.request_id,
+        stream_mode=parse_stream_mode(message.stream_mode) if message.stream_mode else None,
+        hold_tokens=message.hold_tokens if message.HasField("hold_tokens") else None,
     )
 
 
@@ -71,6 +75,8 @@ def event_to_pb(event: GenerationEvent) -> pb.GenerateEvent:
     if isinstance(event, Wait):
         wait = pb.GenerateWait(choice=event.choice, model=event.model, expected_s=event.expected_s)
         return pb.GenerateEvent(wait=wait)
+    if isinstance(event, Replace):
+        return pb.GenerateEvent(replace=_replace_to_pb(event))
     return pb.GenerateEvent(end=_end_to_pb(event))
 
 
@@ -98,6 +104,16 @@ def decision_to_pb(decision: DecisionRecord) -> scheduler_pb2.Explanation:
             for choice, reason in decision.rejected
         ],
         predicted_s=decision.predicted_start_s,
+    )
+
+
+def _replace_to_pb(replace: Replace) -> pb.GenerateReplace:
+    return pb.GenerateReplace(
+        choice=replace.choice,
+        model=replace.model,
+        next_model=replace.next_model,
+        characters=replace.characters,
+        logprobs=replace.logprobs,
     )
 
 
@@ -131,6 +147,8 @@ def _report_to_pb(report: StageReport) -> pb.StageReport:
         cached_tokens=report.cached_tokens,
         token_logprobs=report.token_logprobs,
         token_margins=report.token_margins,
+        stopped_early=report.stopped_early,
+        spared_tokens=report.spared_tokens,
         draft_tokens=report.draft_tokens,
         accepted_draft_tokens=report.accepted_draft_tokens,
         device_s=report.device_s,

@@ -11,7 +11,7 @@ from gearfall.core.job import FinishReason
 from gearfall.core.usage import StageReport, Usage
 from services.router.choice_run import ChoiceRun
 from services.router.gear_board import PinnedGear
-from services.router.generation import ChoiceEnd, Delta, GenerationEvent
+from services.router.generation import ChoiceEnd, Delta, GenerationEvent, Replace
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class RunningRequest:
         self.error: GearfallError | None = None
         self.is_cancelled = False
         self.ends: dict[int, ChoiceEnd] = {}
+        self.replaced: list[str] = []
+        """Models whose text the client had and lost again, once each time."""
         self.started_s = time.perf_counter()
         """The loop's own clock is too coarse to measure with: uvloop's has whole milliseconds."""
         self.first_text_s: float | None = None
@@ -65,6 +67,8 @@ class RunningRequest:
         """Queue an event for the client."""
         if isinstance(event, ChoiceEnd):
             self.ends[event.choice] = event
+        elif isinstance(event, Replace):
+            self.replaced.append(event.model)
         elif self.first_text_s is None and isinstance(event, Delta):
             self.first_text_s = time.perf_counter()
         self._outbox.append(event)

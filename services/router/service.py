@@ -11,6 +11,7 @@ from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFou
 from gearfall.core.escalation import EscalationPolicy, Outlook
 from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
 from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.streaming import resolve_streaming
 from gearfall.infra.cluster import Cluster
 from services.router.admission import Admission
 from services.router.choice_run import ChoiceRun, RunContext, cannot_start
@@ -95,6 +96,10 @@ class RouterService:
         gear = self.gears.pin(deployment.name)
         if gear is not None:
             deployment = replace(deployment, stages=gear.stages, certainty=gear.certainty)
+        streaming = resolve_streaming(
+            deployment.streaming, request.stream_mode, request.hold_tokens
+        )
+        deployment = replace(deployment, streaming=streaming)
         request_id = RequestId(request.request_id or self._draw_id())
         if request_id in self._running:
             raise Conflict(f"request {request_id} is running already", param="request_id")
@@ -246,6 +251,7 @@ class RouterService:
             next_job_id=self._next_job_id,
             expected_start_s=self.expected_start_s,
             start_error=self._starts.error_of,
+            streaming=deployment.streaming,
             policy=EscalationPolicy(),
             outlook=self._outlook,
             emit=running.emit,
@@ -309,6 +315,11 @@ class RouterService:
             for report in end.stages:
                 counter = metrics.stage_answers if report.is_accepted else metrics.escalations
                 counter.labels(name, report.model).inc()
+                if report.stopped_early:
+                    metrics.early_stops.labels(name, report.model).inc()
+                    metrics.spared_tokens.labels(name, report.model).inc(report.spared_tokens)
+        for model in running.replaced:
+            metrics.drafts_replaced.labels(name, model).inc()
 
     async def _follow_replicas(self) -> None:
         async for kinds in self._cluster.changes():

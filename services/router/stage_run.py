@@ -5,16 +5,22 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from gearfall.core.calibration import Calibration, calibrated
-from gearfall.core.certainty import measure_certainty
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
 from gearfall.core.ids import Epoch, JobId, WorkerId
 from gearfall.core.job import FinishReason, TokenRun
 from gearfall.core.usage import StageReport
 from services.router.answer_text import AnswerPiece, AnswerText
-from services.router.cascade import StageDone, StageFailed, cost_flops
+from services.router.cascade import (
+    BeginningDecided,
+    StageDone,
+    StageFailed,
+    StageStopped,
+    Verdict,
+    cost_flops,
+)
 from services.router.generation import GenerationRequest
 from services.router.stage_plan import StageReady
+from services.router.stage_watch import StageWatch, Yardstick
 
 
 class Note(Protocol):
@@ -42,19 +48,22 @@ class StageRun:
         request: GenerationRequest,
         job_id: JobId,
         *,
-        measure: str,
-        calibration: Calibration | None = None,
+        yardstick: Yardstick,
+        watch: StageWatch | None,
         on_piece: Callable[[AnswerPiece], None],
+        on_beginning: Callable[[BeginningDecided], None],
         close_job: Callable[[JobId, str], None],
         note: Note,
     ) -> None:
-        self.ended: asyncio.Future[StageDone | StageFailed]
+        """`watch`: None where nothing can overrule the stage."""
+        self.ended: asyncio.Future[Verdict]
         self.ended = asyncio.get_running_loop().create_future()
         self._plan = plan
         self._job_id = job_id
-        self._measure = "calibrated" if calibration else measure
-        self._calibration = calibration
+        self._yardstick = yardstick
+        self._watch = watch
         self._on_piece = on_piece
+        self._on_beginning = on_beginning
         self._close_job = close_job
         self._note = note
         self._text = AnswerText(
@@ -102,7 +111,7 @@ class StageRun:
         )
 
     def on_run(self, run: TokenRun) -> None:
-        """Release text; end at a finish or a stop string."""
+        """Release text; end at a finish or a stop string, or where the watch says so."""
         if self.ended.done():
             return
         if run.finish is FinishReason.ERROR:
@@ -112,11 +121,19 @@ class StageRun:
             self._end(StageFailed(DeadlineExceeded("the deadline passed during generation")))
             return
         self._cached_tokens = max(self._cached_tokens, run.cached_tokens)
-        self._logprobs.extend(run.logprobs)
-        self._margins.extend(run.margins)
+        # Rounding can leave a hair above 0, and no bound on what may follow would hold then.
+        self._logprobs.extend(min(each, 0.0) for each in run.logprobs)
+        self._margins.extend(max(each, 0.0) for each in run.margins)
         piece = self._text.feed(run)
+        sign = self._look(is_whole=run.finish is not None or self._text.stop_found)
+        if isinstance(sign, StageStopped):
+            self._close_job(self._job_id, "the answer goes up")
+            self._end(sign)
+            return
         if piece is not None:
             self._on_piece(piece)
+        if sign is not None:
+            self._on_beginning(sign)
         if self._text.stop_found:
             if run.finish is None:
                 self._close_job(self._job_id, "a stop string was found")
@@ -132,10 +149,11 @@ class StageRun:
         """Say what the stage did so far."""
         prompt, completion = len(self._plan.prompt_token_ids), len(self._logprobs)
         ended = self.ended.result() if self.ended.done() else None
+        is_stopped = isinstance(ended, StageStopped)
         return StageReport(
             model=self._plan.record.name,
-            measure=self._measure,
-            certainty=ended.certainty if isinstance(ended, StageDone) else None,
+            measure=self._yardstick.name,
+            certainty=None if isinstance(ended, StageFailed | None) else ended.certainty,
             threshold=self._plan.stage.threshold,
             prompt_tokens=prompt,
             completion_tokens=completion,
@@ -148,17 +166,22 @@ class StageRun:
             cached_tokens=self._cached_tokens,
             token_logprobs=tuple(self._logprobs) if self._shows_tokens else (),
             token_margins=tuple(self._margins) if self._shows_tokens else (),
+            stopped_early=is_stopped,
+            spared_tokens=max(0, self._plan.max_tokens - completion) if is_stopped else 0,
         )
 
     def _cost(self, tokens: int) -> float:
         """A job that nobody claimed cost nothing."""
         return cost_flops(self._plan.parameters, tokens) if self._owners else 0.0
 
-    def _certainty(self) -> float:
-        if self._calibration is not None:
-            return calibrated(self._calibration, self._logprobs, self._margins)
-        return measure_certainty(self._measure, self._logprobs, self._margins)
+    def _look(self, *, is_whole: bool) -> BeginningDecided | StageStopped | None:
+        if self._watch is None:
+            return None
+        return self._watch.look(self._logprobs, self._margins, is_whole=is_whole)
 
-    def _end(self, verdict: StageDone | StageFailed) -> None:
+    def _certainty(self) -> float:
+        return self._yardstick.certainty(self._logprobs, self._margins)
+
+    def _end(self, verdict: Verdict) -> None:
         if not self.ended.done():
             self.ended.set_result(verdict)

@@ -10,6 +10,7 @@ from gearfall.cli.deploy import (
     parse_escalation,
     parse_labels,
     parse_stage,
+    parse_streaming,
 )
 from gearfall.cli.render import bytes_text
 from gearfall.cli.up import parse_bytes, real_policy
@@ -17,6 +18,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.escalation import AtOverload, EscalationPolicy, WhileLoading
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
+from gearfall.core.streaming import Streaming, StreamMode
 from gearfall.scheduling.policies import PlacementPolicy
 
 
@@ -69,6 +71,7 @@ def test_a_deployment_file_is_read_and_renamed(tmp_path: Path) -> None:
         ' "target_jobs": 3, "labels": {"zone": "a"}, "spread": true, "accelerators": 2,'
         ' "shadow_share": 0.02, "cache_bytes": 65536,'
         ' "escalation": {"while_loading": "answer", "queue_target_s": 2},'
+        ' "streaming": {"mode": "early", "hold_tokens": 8, "finishes_drafts": true},'
         ' "stages": [{"model": "s", "threshold": 0.5}, {"model": "l", "threshold": null}]}'
     )
     record = deployment_from_file(path, "b")
@@ -78,6 +81,7 @@ def test_a_deployment_file_is_read_and_renamed(tmp_path: Path) -> None:
     assert record.accelerators == 2
     assert (record.shadow_share, record.cache_bytes) == (0.02, 65536)
     assert record.escalation == EscalationPolicy(WhileLoading.ANSWER, queue_target_s=2.0)
+    assert record.streaming == Streaming(StreamMode.EARLY, 8, finishes_drafts=True)
 
 
 def test_an_escalation_policy_is_read() -> None:
@@ -101,6 +105,19 @@ def test_an_escalation_policy_is_refused(fields: dict[str, str], says: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"mode": "eager"}, "streaming.mode 'eager' is not one of buffer, early, draft"),
+        ({"hold": 4}, "streaming has no 'hold'"),
+    ],
+)
+def test_a_streaming_is_refused(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_streaming(fields)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -110,6 +127,8 @@ def test_an_escalation_policy_is_refused(fields: dict[str, str], says: str) -> N
         '{"name": "a", "stages": [{}]}',
         '{"stages": [1]}',
         '{"name": "a", "stages": [], "escalation": 3}',
+        '{"name": "a", "stages": [], "streaming": 3}',
+        '{"name": "a", "stages": [], "streaming": {"hold_tokens": "x"}}',
     ],
 )
 def test_a_wrong_deployment_file_is_refused(tmp_path: Path, text: str) -> None:

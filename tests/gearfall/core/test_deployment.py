@@ -5,6 +5,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.escalation import AtOverload, EscalationPolicy, check_has_target
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.streaming import MAX_HOLD_TOKENS, Streaming, StreamMode
 
 NAN = float("nan")
 
@@ -25,6 +26,7 @@ def deployment(*stages, name="both", **fields) -> DeploymentRecord:
         deployment(shadow_share=0.0, cache_bytes=1 << 16),
         deployment(shadow_share=0.05, cache_bytes=1 << 36),
         deployment(escalation=EscalationPolicy(queue_target_s=3600.0)),
+        deployment(streaming=Streaming(StreamMode.EARLY, MAX_HOLD_TOKENS)),
     ],
 )
 def test_what_can_work_is_taken(wanted):
@@ -70,6 +72,11 @@ def test_what_can_work_is_taken(wanted):
             deployment(escalation=EscalationPolicy(queue_target_s=NAN)),
             "escalation.queue_target_s",
             "nan",
+        ),
+        (
+            deployment(streaming=Streaming(StreamMode.EARLY, 0)),
+            "streaming.hold_tokens",
+            "between 1 and 4096",
         ),
         (deployment(labels={"": "a"}), "labels", "keys"),
         (deployment(labels={"k": "v" * 200}), "labels", "128"),

@@ -32,6 +32,7 @@ from services.router.generation import (
     Delta,
     GenerationEvent,
     GenerationRequest,
+    Replace,
     TextPrompt,
     Wait,
 )
@@ -319,8 +320,17 @@ class Outcome:
         return [each for each in self.events if isinstance(each, Wait)]
 
     def text(self, choice: int = 0) -> str:
-        deltas = (each for each in self.events if isinstance(each, Delta))
-        return "".join(each.text for each in deltas if each.choice == choice)
+        return "".join(each.text for each in self.deltas(choice))
+
+    def deltas(self, choice: int = 0) -> list[Delta]:
+        """What a client has in the end: the deltas behind the choice's last Replace."""
+        found: list[Delta] = []
+        for each in self.events:
+            if isinstance(each, Replace) and each.choice == choice:
+                found.clear()
+            elif isinstance(each, Delta) and each.choice == choice:
+                found.append(each)
+        return found
 
 
 @contextlib.asynccontextmanager

@@ -129,8 +129,9 @@ async def test_cascade_goes_up_and_shows_nothing_of_the_draft():
         first, second = outcome.ends[0].stages
         assert [first.is_accepted, second.is_accepted] == [False, True]
         assert outcome.ends[0].model == "large"
-        assert outcome.ends[0].usage.cost_flops == 2 * 10 * 9 + 2 * 100 * 9
-        assert outcome.ends[0].usage.total_completion_tokens == 12
+        # The draft is stopped at its first token: exp(-1) is below the threshold.
+        assert outcome.ends[0].usage.cost_flops == 2 * 10 * 4 + 2 * 100 * 9
+        assert outcome.ends[0].usage.total_completion_tokens == 7
         decisions = [event.decision for event in _events_of_last(rig)]
         assert decisions[:3] == ["finished", "answered", "claimed"]
         assert "escalated" in decisions

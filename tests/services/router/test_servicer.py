@@ -16,6 +16,7 @@ from gearfall.core.errors import (
 from gearfall.core.escalation import AtDeadline, AtOverload, EscalationPolicy, WhileLoading
 from gearfall.core.ids import DeploymentName, ModelName, WorkerId
 from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.streaming import Streaming, StreamMode
 from gearfall.infra.bearer import bearer_metadata
 from gearfall.infra.convert import deployment_from_pb
 from gearfall.infra.grpc_channels import open_channel
@@ -158,6 +159,7 @@ async def test_a_deployment_keeps_every_field(client):
         escalation=EscalationPolicy(
             WhileLoading.ANSWER, AtDeadline.FAIL, AtOverload.ANSWER, queue_target_s=1.5
         ),
+        streaming=Streaming(StreamMode.EARLY, 5, finishes_drafts=True),
     )
     assert await client.deploy(wanted) == wanted
     (stored,) = (await client.models()).deployments

@@ -1,0 +1,113 @@
+"""Looks at an undecided stage's tokens: decides on its beginning, stops a hopeless draft.
+
+| streaming | tokens                                  | the decision says | then                   |
+| --------- | --------------------------------------- | ----------------- | ---------------------- |
+| early     | the first `hold_tokens`, and more to be | Accept, Settle    | BeginningDecided, once |
+| early     | the same                                | GoUp              | StageStopped           |
+| any       | no continuation reaches the threshold   | GoUp              | StageStopped           |
+| any       | the same                                | Settle            | nothing, and asked     |
+|           |                                         |                   | again at twice as many |
+
+The decision is that of `gearfall/core/escalation.py`, asked with the certainty of the beginning, or
+with the most that the answer can still reach.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gearfall.core.calibration import Calibration, calibrated
+from gearfall.core.certainty import measure_certainty
+from gearfall.core.certainty_bounds import bound_of, has_bound
+from gearfall.core.escalation import Accept, GoUp, Outcome, Settle
+from gearfall.core.streaming import Streaming, StreamMode
+from services.router.cascade import BeginningDecided, StageStopped
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What a stage's certainty is measured with."""
+
+    measure: str
+    calibration: Calibration | None = None
+    """In place of the measure."""
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        return "calibrated" if self.calibration else self.measure
+
+    def certainty(self, logprobs: Sequence[float], margins: Sequence[float]) -> float:
+        """Return the certainty of an answer, in [0, 1]."""
+        if self.calibration is not None:
+            return calibrated(self.calibration, logprobs, margins)
+        return measure_certainty(self.measure, logprobs, margins)
+
+
+class StageWatch:
+    """One stage's, from its first token on.
+
+    Whether the answer goes up depends on the tokens and the decision, not on how many came at once.
+    """
+
+    def __init__(
+        self,
+        yardstick: Yardstick,
+        streaming: Streaming,
+        *,
+        threshold: float,
+        max_tokens: int,
+        judge: Callable[[float], Outcome],
+    ) -> None:
+        """`judge`: what would become of an answer of that certainty."""
+        self._yardstick = yardstick
+        self._threshold = threshold
+        self._judge = judge
+        self._hold_tokens = streaming.hold_tokens if streaming.mode is StreamMode.EARLY else None
+        self._last = min(max_tokens, self._hold_tokens or max_tokens)
+        """Tokens on which the stage is decided at the latest."""
+        self._bound = bound_of(yardstick.measure, yardstick.calibration)
+        self._stops_hopeless = not streaming.finishes_drafts and has_bound(
+            yardstick.measure, yardstick.calibration
+        )
+        self._seen = 0
+        self._ask_from = 0
+        self._is_over = False
+
+    def look(
+        self, logprobs: Sequence[float], margins: Sequence[float], *, is_whole: bool
+    ) -> BeginningDecided | StageStopped | None:
+        """Look at all tokens so far; `is_whole`: the answer ends with them."""
+        if self._is_over:
+            return None
+        if self._hold_tokens is not None and len(logprobs) >= self._hold_tokens:
+            self._is_over = True
+            if is_whole and len(logprobs) == self._hold_tokens:
+                return None
+            held = slice(0, self._hold_tokens)
+            return self._on_beginning(self._yardstick.certainty(logprobs[held], margins[held]))
+        if is_whole or not self._stops_hopeless:
+            return None
+        for at in range(self._seen, len(logprobs)):
+            self._bound.add(logprobs[at], margins[at])
+        self._seen = len(logprobs)
+        return self._stop_if_hopeless()
+
+    def _on_beginning(self, certainty: float) -> BeginningDecided | StageStopped:
+        outcome = self._judge(certainty)
+        if isinstance(outcome, GoUp):
+            return StageStopped(certainty, outcome)
+        assert isinstance(outcome, Accept | Settle), "an answer is given or goes up"
+        return BeginningDecided(outcome)
+
+    def _stop_if_hopeless(self) -> StageStopped | None:
+        if self._seen < self._ask_from:
+            return None
+        most = self._bound.most(self._last - self._seen)
+        if most >= self._threshold:
+            return None
+        outcome = self._judge(most)
+        if not isinstance(outcome, GoUp):
+            self._ask_from = 2 * self._seen
+            return None
+        self._is_over = True
+        return StageStopped(most, outcome)
