@@ -94,6 +94,18 @@ def test_what_can_not_be_planned_from_is_refused(profile, change, says):
         plan_from_profile(broken, HOSTS, REQUEST)
 
 
+def test_models_that_leave_pay_for_their_starts(profile):
+    loss = replace(REQUEST, target=Target(loss=0.1), loads=(1.0, 300.0))
+    stays = plan_from_profile(profile, HOSTS, loss)
+    leaves = plan_from_profile(profile, HOSTS, replace(loss, keep_alive_s=5.0))
+    assert all(gear.promise.start_cost == 0.0 for gear in stays.gears)
+    assert leaves.gears[0].promise.start_cost > leaves.gears[1].promise.start_cost
+    assert any("after 5 s without a request" in line for line in leaves.assumptions)
+    unknown = tuple(replace(model, start_s={}) for model in profile.models)
+    with pytest.raises(InvalidRequest, match="small has no start time"):
+        plan_from_profile(replace(profile, models=unknown), HOSTS, replace(loss, keep_alive_s=5.0))
+
+
 def test_no_workers(profile):
     with pytest.raises(InvalidRequest, match="no worker"):
         plan_from_profile(profile, {}, REQUEST)
