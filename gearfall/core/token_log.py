@@ -237,4 +237,5 @@ def _tail(run: TokenRun, count: int) -> TokenRun:
         alternatives=run.alternatives[skipped:],
         finish=run.finish,
         error=run.error,
+        device_s=run.device_s * count / len(run.token_ids),
     )

@@ -9,6 +9,7 @@ from gearfall.core.job import FinishReason, TokenRun
 from gearfall.infra.failpoints import failpoint
 from services.worker.engine.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
 from services.worker.engine.batch import Batch, Chunk, Sequence
+from services.worker.engine.device_time import DeviceTime
 from services.worker.engine.drafts import count_right, say
 from services.worker.engine.foretelling import Foretelling
 from services.worker.engine.job_limits import JobLimits
@@ -66,6 +67,8 @@ class Engine:
         )
         self._clock = clock
         self._unix_clock = unix_clock
+        self.device_time = DeviceTime(lambda key: batch.find(key) is not None)
+        """Whose the time of the steps was."""
         self._migrating = MigratingJobs(batch, self._limits, lambda hold: self._admit(hold.job))
         self.foretelling = Foretelling(batch, self._find_foretellable)
         """First tokens of jobs that waited for the model."""
@@ -91,11 +94,11 @@ class Engine:
         sequence = self._admit(job)
         error = self._limits.find_fault(job)
         if error:
-            self._early.append(_run(sequence, finish=FinishReason.ERROR, error=error))
+            self._early.append(self._end(sequence, FinishReason.ERROR, error))
             return
         finish = self._limits.find_finish(sequence)
         if finish is not None:
-            self._early.append(_run(sequence, finish=finish))
+            self._early.append(self._end(sequence, finish))
             return
         self._batch.submit(sequence, self._clock())
         foretold = self.foretelling.take(job, sequence)
@@ -129,13 +132,12 @@ class Engine:
         started_s = self._clock()
         runs, self._early = self._early, []
         runs += [
-            _run(sequence, finish=FinishReason.DEADLINE)
-            for sequence in self._batch.expire(started_s)
+            self._end(sequence, FinishReason.DEADLINE) for sequence in self._batch.expire(started_s)
         ]
         chunks = self._batch.plan_step(started_s)
         self._is_stuck = not chunks
         if chunks:
-            runs += self._compute(chunks)
+            runs += self._compute(chunks, started_s)
         self._adapters.settle()
         step_s = self._clock() - started_s
         self._batch.held_share.note(chunks, step_s)
@@ -165,8 +167,9 @@ class Engine:
         )
 
     def check(self) -> None:
-        """Assert the invariants of batch and adapters."""
+        """Assert the invariants of batch, time and adapters."""
         self._batch.check()
+        self.device_time.check()
         self._adapters.check()
 
     def _admit(self, job: SubmitJob) -> Sequence:
@@ -204,9 +207,9 @@ class Engine:
         finish = None if sequence is None else self._limits.find_finish(sequence)
         if sequence is not None and finish is not None:
             self._batch.remove(sequence.key)
-            self._early.append(_run(sequence, finish=finish))
+            self._early.append(self._end(sequence, finish))
 
-    def _compute(self, chunks: list[Chunk]) -> list[TokenRun]:
+    def _compute(self, chunks: list[Chunk], started_s: float) -> list[TokenRun]:
         _pass_points(chunks)
         logits = self._model.forward(pack_step(chunks, self._batch.blocks))
         sampling = [(chunk.sequence, chunk.guess) for chunk in chunks if chunk.samples]
@@ -214,11 +217,12 @@ class Engine:
             self._batch.commit(chunk)
         self._migrating.note_computed(chunks)
         rows = Rows(logits, [one.sampling for one, guess in sampling for _ in (0, *guess)])
-        runs, row = [], 0
+        said, row = [], 0
         for sequence, guess in sampling:
-            runs.append(self._take(sequence, say(rows, row, sequence, guess), guess))
+            said.append((sequence, tuple(say(rows, row, sequence, guess)), guess))
             row += 1 + len(guess)
-        return runs
+        self.device_time.divide(chunks, self._clock() - started_s)
+        return [self._take(sequence, sampled, guess) for sequence, sampled, guess in said]
 
     def _take(
         self, sequence: Sequence, sampled: Iterable[Sampled | None], guess: tuple[int, ...] = ()
@@ -257,6 +261,18 @@ class Engine:
             cached_tokens=cached_tokens if index == 0 and taken else 0,
             draft_tokens=len(guess),
             accepted_draft_tokens=count_right(guess, taken),
+            device_s=self.device_time.take(sequence.key),
+        )
+
+    def _end(self, sequence: Sequence, finish: FinishReason, error: str = "") -> TokenRun:
+        """A run without tokens that ends a job."""
+        return TokenRun(
+            job_id=sequence.job_id,
+            epoch=sequence.epoch,
+            index=sequence.next_index,
+            finish=finish,
+            error=error,
+            device_s=self.device_time.take(sequence.key),
         )
 
 
@@ -268,14 +284,3 @@ def _pass_points(chunks: list[Chunk]) -> None:
             failpoint("engine.decode", job_id=chunk.sequence.job_id)
         if chunk.guess:
             failpoint("draft.verify", job_id=chunk.sequence.job_id)
-
-
-def _run(sequence: Sequence, *, finish: FinishReason, error: str = "") -> TokenRun:
-    """A run without tokens that ends a job."""
-    return TokenRun(
-        job_id=sequence.job_id,
-        epoch=sequence.epoch,
-        index=sequence.next_index,
-        finish=finish,
-        error=error,
-    )

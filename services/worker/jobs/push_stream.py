@@ -276,6 +276,7 @@ def _extend(step: pb.StepTokens, later: pb.StepTokens) -> None:
         last.alternatives.extend(run.alternatives)
         last.finish = run.finish
         last.error = run.error
+        last.device_s += run.device_s
 
 
 def _continues(last: pb_common.TokenRun, run: pb_common.TokenRun) -> bool:

@@ -1,5 +1,7 @@
 """The token log: its table, and a state machine of workers, delays and losses."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -53,6 +55,13 @@ def test_takes_the_new_tail_of_a_run():
     verdict = log.append(A, run(1, 8, 9))
     assert verdict == Appended(run(2, 9))
     assert log.logprobs == [-7.0, -8.0, -9.0]
+
+
+def test_the_time_of_known_tokens_is_not_counted_twice():
+    log = owned()
+    log.append(A, replace(run(0, 7, 8), device_s=2.0))
+    verdict = log.append(A, replace(run(0, 7, 8, 9, 10), device_s=4.0))
+    assert verdict == Appended(replace(run(2, 9, 10), device_s=2.0))
 
 
 def test_waiting_log_takes_no_token():

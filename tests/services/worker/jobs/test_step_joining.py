@@ -107,3 +107,18 @@ def test_a_jobs_consecutive_runs_become_one(runs: list[Any], expected: list[Any]
 )
 def test_what_is_not_one_run_stays_apart(runs: list[Any]) -> None:
     assert steps(*runs) == runs
+
+
+def test_the_device_time_of_joined_runs_is_their_sum() -> None:
+    pushes = [
+        pb.WorkerPush(step=pb.StepTokens(runs=[run]))
+        for run in (
+            common_pb2.TokenRun(
+                job_id="a", index=at, token_ids=[7], logprobs=[-1.0], margins=[1.0], device_s=0.25
+            )
+            for at in range(3)
+        )
+    ]
+    (joined,) = join_steps(pushes)
+    (run,) = joined.step.runs
+    assert (list(run.token_ids), run.device_s) == ([7, 7, 7], 0.75)
