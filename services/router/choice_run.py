@@ -38,6 +38,7 @@ from services.router.cascade import (
 )
 from services.router.cascade import Event as CascadeEvent
 from services.router.cascade import Replace as ReplaceText
+from services.router.drafting import draft_of
 from services.router.generation import (
     ChoiceEnd,
     Delta,
@@ -98,6 +99,8 @@ class ChoiceRun:
         )
         self._reports: dict[int, StageReport] = {}
         """By stage, in the order they ran."""
+        self._below: tuple[StageReady, StageRun] | None = None
+        """The last stage that said something: its answer goes up as a draft."""
         self._error: GearfallError | None = None
         self._visible_characters = 0
         """Of the choice's text, at the client."""
@@ -127,6 +130,8 @@ class ChoiceRun:
                 verdict = await stage_run.ended
         finally:
             self._context.jobs.close(job_id, "the request ended")
+        if stage_run.token_ids:
+            self._below = plan, stage_run
         self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
 
     async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
@@ -150,6 +155,7 @@ class ChoiceRun:
             priority=context.request.priority,
             tenant=context.request.tenant,
             adapter=plan.adapter,
+            draft_token_ids=await self._draft(plan),
         )
         try:
             await context.jobs.submit(
@@ -157,6 +163,13 @@ class ChoiceRun:
             )
         except Unavailable as error:
             stage_run.on_failed(error)
+
+    async def _draft(self, plan: StageReady) -> tuple[int, ...]:
+        if self._below is None:
+            return ()
+        request, (below, answer) = self._context.request, self._below
+        prompt = request.prompts[self._choice // request.n]
+        return await draft_of(below, answer.token_ids, plan, prompt)
 
     def _follow(self, plan: StageReady, job_id: JobId) -> StageRun:
         calibration = self._context.calibrations.get(plan.record.name)
@@ -341,6 +354,9 @@ def _in_words(report: StageReport) -> str:
     if report.stopped_early:
         certainty += f", stopped there, at most {report.spared_tokens} tokens spared"
     owners = "" if report.epochs <= 1 else f", by {report.epochs} owners one after the other"
+    if report.draft_tokens:
+        right = report.accepted_draft_tokens
+        certainty += f", {right} of {report.draft_tokens} tokens of the draft were right"
     return (
         f"{report.model}: {report.completion_tokens} tokens in {report.duration_s:.3f} s, "
         f"{report.queued_s:.3f} s of them in the queue{owners}{certainty}"

@@ -75,6 +75,12 @@ class RouterMetrics:
             ["model", "stage"],
             registry=self._registry,
         )
+        self.draft_tokens = Counter(
+            "gearfall_draft_tokens",
+            "Tokens of lower stages' answers that a stage's model verified",
+            ["model", "stage", "outcome"],
+            registry=self._registry,
+        )
         self.epochs_bumped = Counter(
             "gearfall_epochs_bumped", "Jobs that lost an owner", ["stage"], registry=self._registry
         )

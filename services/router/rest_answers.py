@@ -298,6 +298,8 @@ def _described(end: ChoiceEnd) -> dict[str, Any]:
                 "prompt_tokens": report.prompt_tokens,
                 "cached_tokens": report.cached_tokens,
                 "completion_tokens": report.completion_tokens,
+                "draft_tokens": report.draft_tokens,
+                "accepted_draft_tokens": report.accepted_draft_tokens,
                 "cost_flops": report.cost_flops,
                 "stopped_early": report.stopped_early,
                 "spared_tokens": report.spared_tokens,

@@ -315,6 +315,11 @@ class RouterService:
             for report in end.stages:
                 counter = metrics.stage_answers if report.is_accepted else metrics.escalations
                 counter.labels(name, report.model).inc()
+                if report.draft_tokens:
+                    right = report.accepted_draft_tokens
+                    wrong = report.draft_tokens - right
+                    metrics.draft_tokens.labels(name, report.model, "accepted").inc(right)
+                    metrics.draft_tokens.labels(name, report.model, "rejected").inc(wrong)
                 if report.stopped_early:
                     metrics.early_stops.labels(name, report.model).inc()
                     metrics.spared_tokens.labels(name, report.model).inc(report.spared_tokens)

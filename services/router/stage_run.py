@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
@@ -72,7 +73,12 @@ class StageRun:
             stop_token_ids=() if request.ignore_eos else plan.record.eos_token_ids,
             with_logprobs=request.logprobs,
         )
+        self._is_cut = bool(request.stop) or watch is not None
+        """Whether the answer may end before the job's last token."""
         self._shows_tokens = request.logprobs
+        self.token_ids: list[int] = []
+        """Of the answer so far."""
+        self._draft_tokens = self._accepted_draft_tokens = 0
         self._logprobs: list[float] = []
         self._margins: list[float] = []
         self._cached_tokens = 0
@@ -121,6 +127,15 @@ class StageRun:
             self._end(StageFailed(DeadlineExceeded("the deadline passed during generation")))
             return
         self._cached_tokens = max(self._cached_tokens, run.cached_tokens)
+        self._draft_tokens += run.draft_tokens
+        self._accepted_draft_tokens += run.accepted_draft_tokens
+        for part in _one_by_one(run) if self._is_cut else (run,):
+            self._take(part)
+            if self.ended.done():
+                return
+
+    def _take(self, run: TokenRun) -> None:
+        self.token_ids.extend(run.token_ids)
         # Rounding can leave a hair above 0, and no bound on what may follow would hold then.
         self._logprobs.extend(min(each, 0.0) for each in run.logprobs)
         self._margins.extend(max(each, 0.0) for each in run.margins)
@@ -157,7 +172,7 @@ class StageRun:
             threshold=self._plan.stage.threshold,
             prompt_tokens=prompt,
             completion_tokens=completion,
-            cost_flops=self._cost(prompt + completion),
+            cost_flops=self._cost(prompt + completion + self._wrong_draft_tokens),
             duration_s=time.perf_counter() - self._started_s,
             queued_s=self._queued_s,
             epochs=self._owners,
@@ -166,9 +181,15 @@ class StageRun:
             cached_tokens=self._cached_tokens,
             token_logprobs=tuple(self._logprobs) if self._shows_tokens else (),
             token_margins=tuple(self._margins) if self._shows_tokens else (),
+            draft_tokens=self._draft_tokens,
+            accepted_draft_tokens=self._accepted_draft_tokens,
             stopped_early=is_stopped,
             spared_tokens=max(0, self._plan.max_tokens - completion) if is_stopped else 0,
         )
+
+    @property
+    def _wrong_draft_tokens(self) -> int:
+        return self._draft_tokens - self._accepted_draft_tokens
 
     def _cost(self, tokens: int) -> float:
         """A job that nobody claimed cost nothing."""
@@ -185,3 +206,22 @@ class StageRun:
     def _end(self, verdict: Verdict) -> None:
         if not self.ended.done():
             self.ended.set_result(verdict)
+
+
+def _one_by_one(run: TokenRun) -> Iterator[TokenRun]:
+    """Yield a run's tokens one by one, as if no draft had brought several at once."""
+    last = len(run.token_ids) - 1
+    if last <= 0:
+        yield run
+        return
+    for place in range(last + 1):
+        part = slice(place, place + 1)
+        yield replace(
+            run,
+            index=run.index + place,
+            token_ids=run.token_ids[part],
+            logprobs=run.logprobs[part],
+            margins=run.margins[part],
+            alternatives=run.alternatives[part],
+            finish=run.finish if place == last else None,
+        )
