@@ -1,5 +1,6 @@
 """`gearfall plan`: gears for every level of load, from a profile and the workers that there are."""
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,10 @@ def plan(
         list[float] | None, typer.Option(help="Highest tokens a second of each gear; repeatable.")
     ] = None,
     cv: Annotated[float, typer.Option(help="Burstiness: CV of the gaps between requests.")] = 2.0,
+    keep_alive: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds after which an idle model leaves; default: it stays."),
+    ] = math.inf,
     requests: Annotated[int, typer.Option(min=50, help="Simulated for each gear.")] = 1000,
     calibrate: Annotated[bool, typer.Option(help="Map certainty to P(right).")] = True,
     out: Annotated[Path | None, typer.Option(help="Where the plan goes.")] = None,
@@ -61,7 +66,7 @@ def plan(
     version = parse_plan(out.read_bytes()).version + 1 if out and out.exists() else 1
     request = PlanRequest(
         name, version, time.time(), target, tuple(load or ()), is_calibrated=calibrate,
-        requests=requests, cv=cv,
+        requests=requests, cv=cv, keep_alive_s=keep_alive,
     )  # fmt: skip
     made = plan_from_profile(parse_profile(profile.read_bytes()), _hosts(server), request)
     if out is not None:

@@ -93,6 +93,8 @@ class PlanInputs:
     calibrations: Mapping[str, Calibration] | None = None
     certainty: str = "sequence_probability"
     warmth: Warmth = ALWAYS_WARM
+    may_drop_loads: bool = False
+    """Loads are a guess: the highest ones that can't be served are left out."""
 
 
 def build_plan(inputs: PlanInputs, latency: Latency) -> GearPlan:
@@ -102,7 +104,13 @@ def build_plan(inputs: PlanInputs, latency: Latency) -> GearPlan:
         raise InvalidRequest(f"loads {list(loads)}: rising, above 0", param="loads")
     wanted = QualityTarget(inputs.target.quality, inputs.target.loss, inputs.target.delta)
     rungs = find_rungs(inputs.answers, inputs.order, wanted)
-    gears, placement = _Build(inputs, rungs, inputs.hosts, latency).run()
+    agreed = _Build(inputs, rungs, inputs.hosts, latency).run()
+    while isinstance(agreed, _Failure):
+        if not inputs.may_drop_loads or agreed.level == 0:
+            raise InvalidRequest(agreed.why, param="loads")
+        inputs = replace(inputs, loads=inputs.loads[: agreed.level])
+        agreed = _Build(inputs, rungs, inputs.hosts, latency).run()
+    gears, placement = agreed
     variants, missing = _variants(inputs, rungs, latency)
     return GearPlan(
         name=inputs.name,
@@ -120,6 +128,17 @@ def build_plan(inputs: PlanInputs, latency: Latency) -> GearPlan:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """The lowest level that could not be served, and why."""
+
+    level: int
+    why: str
+
+
+_Agreed = tuple[tuple[Gear, ...], Placement]
+
+
 @dataclass(slots=True)
 class _Build:
     """Owner of one search: which cascade each level of load has come to."""
@@ -129,8 +148,8 @@ class _Build:
     hosts: Sequence[Host]
     latency: Latency
 
-    def run(self) -> tuple[tuple[Gear, ...], Placement]:
-        """Return gears and placement that agree."""
+    def run(self) -> _Agreed | _Failure:
+        """Return gears and placement that agree, or the level for which no cascade is left."""
         liked = [self._liked(load) for load in self.inputs.loads]
         places = [0] * len(liked)
         while True:
@@ -138,18 +157,33 @@ class _Build:
                 self._gear(load, order[place])
                 for load, order, place in zip(self.inputs.loads, liked, places, strict=True)
             )
-            try:
-                placement = self._place(gears)
-            except InvalidRequest as error:
-                places = self._lowered(places, self._without_room(gears), error.message)
-                continue
-            level, why = self._overloaded(placement)
-            if level is None:
-                tuned = self._tuned(gears, placement)
-                level, why = self._slow(tuned)
-                if level is None:
-                    return tuned, placement
-            places = self._lowered(places, level, why)
+            found = self._agreed(gears)
+            if not isinstance(found, _Failure):
+                return found
+            if places[found.level] + 1 == len(self.rungs):
+                return self._out_of_reach(found)
+            places = self._lowered(places, found.level)
+
+    def _agreed(self, gears: Sequence[Gear]) -> _Agreed | _Failure:
+        """Return the gears placed and tuned, or the first error on the way."""
+        try:
+            placement = self._place(gears)
+        except InvalidRequest as error:
+            return _Failure(self._without_room(gears), error.message)
+        failure = self._overloaded(placement)
+        if failure is not None:
+            return failure
+        tuned = self._tuned(gears, placement)
+        return self._slow(tuned) or (tuned, placement)
+
+    def _out_of_reach(self, failure: _Failure) -> _Failure:
+        kind = "dearest" if self.inputs.target.is_cheap else "cheapest"
+        return _Failure(
+            failure.level,
+            f"a load of {self.inputs.loads[failure.level]:g} tokens/s is out of reach: with the "
+            f"{kind} cascade that may be used {failure.why}. Lower the load, relax the target, or "
+            "add workers",
+        )
 
     def _liked(self, load: float) -> tuple[Rung, ...]:
         """Return the cascades in the order in which a level tries them."""
@@ -159,16 +193,9 @@ class _Build:
         order = sorted(range(len(costs)), key=lambda at: (costs[at], at))
         return tuple(self.rungs[at] for at in order)
 
-    def _lowered(self, places: Sequence[int], level: int, why: str) -> list[int]:
+    def _lowered(self, places: Sequence[int], level: int) -> list[int]:
         """Let a level take its next cascade, and those above it that it would overtake."""
         place = places[level] + 1
-        if place == len(self.rungs):
-            raise InvalidRequest(
-                f"a load of {self.inputs.loads[level]:g} tokens/s is out of reach: with the "
-                f"{'dearest' if self.inputs.target.is_cheap else 'cheapest'} cascade that may be "
-                f"used {why}. Lower the load, relax the target, or add workers",
-                param="loads",
-            )
         if self.inputs.target.is_cheap:
             return [place if at == level else each for at, each in enumerate(places)]
         return [max(each, place) if at >= level else each for at, each in enumerate(places)]
@@ -217,12 +244,13 @@ class _Build:
             for stage, reached in zip(gear.stages, gear.promise.escalated, strict=True)
         }
 
-    def _overloaded(self, placement: Placement) -> tuple[int | None, str]:
-        """Return the lowest level whose load does not fit the workers, and why."""
+    def _overloaded(self, placement: Placement) -> _Failure | None:
+        """Return the lowest level whose load does not fit the workers."""
         for level, utilisation in enumerate(placement.utilisation):
             if utilisation > MAX_UTILISATION:
-                return level, f"the busiest worker would be used {utilisation:.2f} times"
-        return None, ""
+                why = f"the busiest worker would be used {utilisation:.2f} times"
+                return _Failure(level, why)
+        return None
 
     def _tuned(self, gears: Sequence[Gear], placement: Placement) -> tuple[Gear, ...]:
         shared = (
@@ -243,13 +271,13 @@ class _Build:
                 best, best_s = tried, p95_s
         return replace(best, promise=replace(best.promise, p95_s=best_s))
 
-    def _slow(self, gears: Sequence[Gear]) -> tuple[int | None, str]:
-        """Return the lowest level that misses the p95 with its best triggers, and why."""
+    def _slow(self, gears: Sequence[Gear]) -> _Failure | None:
+        """Return the lowest level that misses the p95 with its best triggers."""
         wanted_s = self.inputs.target.p95_s
         for level, gear in enumerate(gears):
             if wanted_s is not None and gear.promise.p95_s > wanted_s:
-                return level, f"p95 is {gear.promise.p95_s:.3f} s"
-        return None, ""
+                return _Failure(level, f"p95 is {gear.promise.p95_s:.3f} s")
+        return None
 
 
 def _variants(
@@ -260,10 +288,10 @@ def _variants(
     variants, missing = [], []
     for lost in nodes if len(nodes) > 1 else ():
         left = [host for host in inputs.hosts if host.node != lost]
-        try:
-            gears, placement = _Build(inputs, rungs, left, latency).run()
-        except InvalidRequest as error:
-            missing.append(f"without node {lost} this plan can't be kept: {error.message}")
+        agreed = _Build(inputs, rungs, left, latency).run()
+        if isinstance(agreed, _Failure):
+            missing.append(f"without node {lost} this plan can't be kept: {agreed.why}")
             continue
+        gears, placement = agreed
         variants.append(Variant(lost, gears, placement.replicas))
     return tuple(variants), tuple(missing)

@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gearfall.core.calibration import Calibration, calibrated
-from gearfall.core.certainty import measure_certainty
+from gearfall.core.calibration import Calibration
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.ids import ModelName
-from gearfall.core.profile import Generation, Profile, ProfiledModel, Speed
+from gearfall.core.profile import Profile, ProfiledModel, Speed
 from gearfall.gears.agreement import KeyedAnswers, with_agreement
-from gearfall.gears.answers import ModelAnswers
-from gearfall.gears.calibrate import fit_calibration
-from gearfall.gears.choice import LEARN_SHARE
 from gearfall.gears.placement import Host, Placeable
 from gearfall.gears.plan_build import PlanInputs, Target, build_plan
+from gearfall.gears.profile_answers import (
+    answers_of,
+    certainties_of,
+    fit_calibrations,
+    learning,
+    shuffled,
+)
 from gearfall.gears.starts import ALWAYS_WARM, StartTerms, Warmth
 from gearfall.simulation.cascade_run import Answer, Query
 from gearfall.simulation.plan_latency import PlanLatency, ServedModel, tokens_per_s
@@ -60,13 +63,10 @@ def plan_from_profile(
     """
     if not hosts:
         raise InvalidRequest("there is no worker to plan for", param="nodes")
-    order = np.random.default_rng(request.seed).permutation(len(profile.queries))
-    learn = [int(at) for at in order[: int(len(order) * LEARN_SHARE)]]
-    calibrations = _calibrations(profile, learn) if request.is_calibrated else {}
-    certainties = {
-        model.name: _certainties(model, calibrations.get(model.name), request.measure)
-        for model in profile.models
-    }
+    order = shuffled(profile, request.seed)
+    learn = learning(order)
+    calibrations = fit_calibrations(profile, learn.tolist()) if request.is_calibrated else {}
+    certainties = certainties_of(profile, calibrations, request.measure)
     served = {model.name: _served(model, set(hosts.values())) for model in profile.models}
     tokens = {model.name: _mean_tokens(model) for model in profile.models}
     capacity = {
@@ -95,7 +95,8 @@ def plan_from_profile(
         made_unix_s=request.made_unix_s,
         target=request.target,
         loads=request.loads or _loads(capacity),
-        answers=tuple(_answers(model, certainties[model.name]) for model in profile.models),
+        may_drop_loads=not request.loads,
+        answers=answers_of(profile, certainties),
         tokens=tokens,
         order=order,
         models=tuple(
@@ -164,47 +165,6 @@ def _pruned(plan: GearPlan) -> GearPlan:
     )
 
 
-def _calibrations(profile: Profile, learn: Sequence[int]) -> dict[str, Calibration]:
-    """Fit what can be fitted: models with log-probabilities, and right and wrong answers."""
-    found = {}
-    for model in profile.models:
-        seen = [model.generations[at] for at in learn]
-        if not all(each.logprobs for each in seen):
-            continue
-        right = np.array([each.quality for each in seen])
-        try:
-            found[model.name] = fit_calibration(
-                [each.logprobs for each in seen], [each.margins for each in seen], right
-            )
-        except InvalidRequest:
-            # Too few answers of one kind: the plain measure stands, and the plan says so.
-            continue
-    return found
-
-
-def _certainties(
-    model: ProfiledModel, calibration: Calibration | None, measure: str
-) -> list[float]:
-    return [_certainty(each, calibration, measure) for each in model.generations]
-
-
-def _certainty(each: Generation, calibration: Calibration | None, measure: str) -> float:
-    if each.certainty is not None:
-        return each.certainty
-    if calibration is not None:
-        return calibrated(calibration, each.logprobs, each.margins)
-    return measure_certainty(measure, each.logprobs, each.margins)
-
-
-def _answers(model: ProfiledModel, certainty: Sequence[float]) -> ModelAnswers:
-    return ModelAnswers(
-        ModelName(model.name),
-        np.array([each.quality for each in model.generations]),
-        np.array(certainty),
-        np.array([each.cost for each in model.generations]),
-    )
-
-
 def _queries(profile: Profile, certainties: Mapping[str, Sequence[float]]) -> list[Query]:
     return [
         {
@@ -260,7 +220,8 @@ def _step_speed(speed: Speed, slots: int) -> StepSpeed:
 
 
 def _loads(capacity: Mapping[str, Mapping[str, float]]) -> tuple[float, ...]:
-    """Return levels up to half of what the fastest model could serve on every worker."""
+    """Return levels up to half of what the fastest model could serve on every worker; those that
+    turn out to be beyond reach are dropped."""
     fastest = max(sum(by_host.values()) for by_host in capacity.values())
     return tuple(fastest / 2 / 2**number for number in reversed(range(LEVELS)))
 

@@ -80,6 +80,16 @@ def test_p95_missed_with_every_trigger_takes_the_next_cascade():
         build_plan(replace(INPUTS, target=Target(p95_s=1.0)), lambda *_: 5.0)
 
 
+def test_guessed_loads_beyond_reach_are_left_out():
+    loads = (50.0, 400.0, 4000.0, 10**9)
+    with pytest.raises(InvalidRequest, match=r"load of 1e\+09 tokens/s is out of reach"):
+        build_plan(replace(INPUTS, loads=loads), quick)
+    guessed = build_plan(replace(INPUTS, loads=loads, may_drop_loads=True), quick)
+    assert [gear.max_load for gear in guessed.gears] == [50.0, 400.0, 4000.0]
+    with pytest.raises(InvalidRequest, match="out of reach"):
+        build_plan(replace(INPUTS, loads=(10**9,), may_drop_loads=True), quick)
+
+
 def test_a_loss_alone_is_kept_as_cheaply_as_it_can_be():
     plan = build_plan(replace(INPUTS, target=Target(loss=0.06)), quick)
     best = build_plan(INPUTS, quick)

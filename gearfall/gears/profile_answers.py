@@ -1,0 +1,78 @@
+"""What a profile says about answers, as the planner's columns: one number a query."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from gearfall.core.calibration import Calibration, calibrated
+from gearfall.core.certainty import measure_certainty
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.ids import ModelName
+from gearfall.core.profile import Generation, Profile
+from gearfall.gears.answers import ModelAnswers
+from gearfall.gears.calibrate import fit_calibration
+from gearfall.gears.choice import LEARN_SHARE
+
+
+def shuffled(profile: Profile, seed: int = 0) -> npt.NDArray[np.intp]:
+    """Return the queries' places in random order; the same seed gives the same."""
+    return np.random.default_rng(seed).permutation(len(profile.queries))
+
+
+def learning(order: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Return the part that learns; what follows it in `order` tests."""
+    return order[: int(len(order) * LEARN_SHARE)]
+
+
+def fit_calibrations(profile: Profile, rows: Sequence[int]) -> dict[str, Calibration]:
+    """Fit what can be fitted: models with log-probabilities, and right and wrong answers."""
+    found = {}
+    for model in profile.models:
+        seen = [model.generations[at] for at in rows]
+        if not all(each.logprobs for each in seen):
+            continue
+        right = np.array([each.quality for each in seen])
+        try:
+            found[model.name] = fit_calibration(
+                [each.logprobs for each in seen], [each.margins for each in seen], right
+            )
+        except InvalidRequest:
+            # Too few answers of one kind: the plain measure stands, and the plan says so.
+            continue
+    return found
+
+
+def certainties_of(
+    profile: Profile, calibrations: Mapping[str, Calibration], measure: str
+) -> dict[str, list[float]]:
+    """Return each model's certainty of each query, as the router would measure it."""
+    return {
+        model.name: [
+            _certainty(each, calibrations.get(model.name), measure) for each in model.generations
+        ]
+        for model in profile.models
+    }
+
+
+def answers_of(
+    profile: Profile, certainties: Mapping[str, Sequence[float]]
+) -> tuple[ModelAnswers, ...]:
+    """Return what each model answered, in the profile's order of models and queries."""
+    return tuple(
+        ModelAnswers(
+            ModelName(model.name),
+            np.array([each.quality for each in model.generations]),
+            np.array(certainties[model.name]),
+            np.array([each.cost for each in model.generations]),
+        )
+        for model in profile.models
+    )
+
+
+def _certainty(each: Generation, calibration: Calibration | None, measure: str) -> float:
+    if each.certainty is not None:
+        return each.certainty
+    if calibration is not None:
+        return calibrated(calibration, each.logprobs, each.margins)
+    return measure_certainty(measure, each.logprobs, each.margins)
