@@ -71,7 +71,7 @@ async def _measure(
     async with AsyncClient(address, api_key=api_key()) as client:
         with Progress(console=console, disable=quiet) as bars:
             for name in models:
-                total = len(queries) + len(settings.batches)
+                total = len(queries) + len(settings.speed.batches)
                 bar = bars.add_task(f"profiling {name}", total=total)
                 advance = partial(bars.advance, bar)
                 found.append(await profile_model(client, name, queries, settings, advance))

@@ -1,29 +1,23 @@
 """Measures models on a running cluster through its public door: answers, then speed.
 
-Answers: greedy, several at once, each with its tokens' log-probabilities. Speed: so many streams at
-once; a step is the median gap between one stream's tokens while all of them run, a prompt's time is
-the slope of the time to the first token over two prompt lengths.
+Answers: greedy, several at once, each with its tokens' log-probabilities. Speed: `speed`.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
-from itertools import pairwise
-from random import Random
-from statistics import median
-from typing import Any
+from dataclasses import dataclass, field
 
-from gearfall.client import Answer, AsyncClient, TextDelta
+from gearfall.client import Answer, AsyncClient
 from gearfall.core.agreement import answer_key
 from gearfall.core.certainty_features import FLOOR
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.profile import Generation, ProfiledModel, Speed
+from gearfall.core.profile import Generation, ProfiledModel
 from gearfall.core.records import Tier
 from gearfall.infra.convert import TIER_FROM_PB
 from gearfall.pb import common_pb2
 from gearfall.profiling.queries import LabelledQuery, agreement_rule
+from gearfall.profiling.speed import Served, SpeedSettings, measure_speed
 
 Progress = Callable[[], None]
 """Called once a query and once a batch size."""
@@ -37,13 +31,7 @@ class MeasureSettings:
     """Of an answer."""
     at_once: int = 8
     """Queries that are asked at the same time."""
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Streams at once, for the speed; those above a replica's slots are left out."""
-    step_tokens: int = 24
-    """Of each stream."""
-    prompts: tuple[int, int] = (16, 96)
-    """Tokens of a short and a long prompt."""
-    repeats: int = 3
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
 
 
 async def profile_model(
@@ -59,16 +47,18 @@ async def profile_model(
     """
     facts = await _facts(client, name)
     generations = await _answers(client, name, queries, settings, progress)
-    replica, device = await _replica(client, name)
+    replicas, device = await _replicas(client, name)
+    replica = replicas[0]
     tier = TIER_FROM_PB.get(replica.timeline.from_tier, Tier.SSD)
     # The first start after a registration waits for the canary; no later one does.
     start_s = replica.timeline.total_s - replica.timeline.prepare_s
+    served = Served(facts, len(replicas), replica.slots)
     return ProfiledModel(
         name=name,
         digest=facts.digest,
         memory_bytes=replica.memory_bytes,
         slots=replica.slots,
-        speeds={device: await _speed(client, facts, replica.slots, settings, progress)},
+        speeds={device: await measure_speed(client, served, settings.speed, progress)},
         start_s={tier.value: start_s} if start_s > 0 else {},
         generations=generations,
     )
@@ -81,12 +71,24 @@ async def _facts(client: AsyncClient, name: str) -> common_pb2.Model:
     return listed[name]
 
 
-async def _replica(client: AsyncClient, name: str) -> tuple[common_pb2.Replica, str]:
-    for worker in (await client.status()).workers:
-        for replica in worker.replicas:
-            if replica.model == name and replica.state == common_pb2.REPLICA_STATE_READY:
-                return replica, worker.device
-    raise InvalidRequest(f"no replica of {name} is ready any more: keep it while it is profiled")
+async def _replicas(client: AsyncClient, name: str) -> tuple[list[common_pb2.Replica], str]:
+    """Return the ready replicas and the device kind of all of them."""
+    found = [
+        (replica, worker.device)
+        for worker in (await client.status()).workers
+        for replica in worker.replicas
+        if replica.model == name and replica.state == common_pb2.REPLICA_STATE_READY
+    ]
+    devices = {device for _, device in found}
+    if not found:
+        raise InvalidRequest(
+            f"no replica of {name} is ready any more: keep it while it is profiled"
+        )
+    if len(devices) > 1:
+        raise InvalidRequest(
+            f"{name} is ready on {', '.join(sorted(devices))}: profile it on one kind at a time"
+        )
+    return [replica for replica, _ in found], devices.pop()
 
 
 async def _answers(
@@ -136,94 +138,3 @@ def _generation(answer: Answer, query: LabelledQuery, latency_s: float, rule: st
         latency_s=latency_s,
         answer_key=answer_key(choice.text, rule),
     )
-
-
-async def _speed(
-    client: AsyncClient,
-    facts: common_pb2.Model,
-    slots: int,
-    settings: MeasureSettings,
-    progress: Progress,
-) -> Speed:
-    short, long = (min(n, facts.context_tokens // 2) for n in settings.prompts)
-    step_tokens = min(settings.step_tokens, facts.context_tokens - long)
-    steps = []
-    for batch in (each for each in settings.batches if each <= slots):
-        prompt = _prompt(facts, short)
-        seen = [
-            await _steps(client, facts.name, prompt, batch, step_tokens)
-            for _ in range(settings.repeats)
-        ]
-        steps.append((batch, median(seen)))
-        progress()
-    first_s = [
-        median(
-            [
-                await _first_token(client, facts.name, _prompt(facts, length, number))
-                for number in range(settings.repeats)
-            ]
-        )
-        for length in (short, long)
-    ]
-    slope = max(0.0, first_s[1] - first_s[0]) / max(1, long - short)
-    base_s, per_job_s = _line(steps)
-    return Speed(slope, base_s, per_job_s, tuple(steps))
-
-
-def _line(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Return (seconds with one job, seconds for each further job) by least squares."""
-    xs, ys = [batch - 1 for batch, _ in steps], [seconds for _, seconds in steps]
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    spread = sum((x - mean_x) ** 2 for x in xs)
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
-    slope = max(0.0, slope / spread) if spread else 0.0
-    return max(mean_y - slope * mean_x, 1e-9), slope
-
-
-async def _steps(
-    client: AsyncClient, name: str, prompt: Sequence[int], batch: int, tokens: int
-) -> float:
-    """Return the median seconds a token of a stream among `batch`, while all of them run."""
-    seen = await asyncio.gather(*(_times(client, name, prompt, tokens) for _ in range(batch)))
-    begin_s, end_s = max(times[0][0] for times in seen), min(times[-1][0] for times in seen)
-    gaps: list[float] = []
-    for times in seen:
-        for (before_s, _), (after_s, count) in pairwise(times):
-            if begin_s <= before_s and after_s <= end_s:
-                gaps += [(after_s - before_s) / count] * count
-    if not gaps:
-        # Streams of models this fast do not overlap: each had the replica to itself.
-        gaps = [
-            (times[-1][0] - times[0][0]) / max(1, sum(count for _, count in times[1:]))
-            for times in seen
-        ]
-    return median(gaps)
-
-
-async def _first_token(client: AsyncClient, name: str, prompt: Sequence[int]) -> float:
-    began_s = time.perf_counter()
-    times = await _times(client, name, prompt, 1)
-    return times[0][0] - began_s
-
-
-async def _times(
-    client: AsyncClient, name: str, prompt: Sequence[int], tokens: int
-) -> list[tuple[float, int]]:
-    """Return when each message came and how many tokens it had."""
-    found = []
-    events: Any = client.stream(
-        name, prompt, max_tokens=tokens, temperature=0.0, ignore_eos=True, logprobs=True
-    )
-    async with aclosing(events) as opened:
-        async for event in opened:
-            if isinstance(event, TextDelta) and event.logprobs:
-                found.append((time.perf_counter(), len(event.logprobs)))  # noqa: PERF401
-    if not found:
-        raise InvalidRequest(f"{name} gave no token")
-    return found
-
-
-def _prompt(facts: common_pb2.Model, length: int, seed: int = 0) -> list[int]:
-    """Return random tokens: no prompt's prefix is one that was computed before."""
-    draw = Random(f"{facts.name} {length} {seed} {time.monotonic_ns()}")  # noqa: S311
-    return [draw.randrange(facts.vocabulary_size) for _ in range(max(1, length))]

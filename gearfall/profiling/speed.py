@@ -1,0 +1,177 @@
+"""Measures how fast a model's replicas compute, through the cluster's public door.
+
+Steps: so many streams at once; a step is the median gap between one stream's tokens while all of
+them run. Prompts: how long they take to their first token. Overheads: a job of a single token, all
+alone, and as many of them as a replica can take. A worker's part is what limits those.
+
+    alone   = request_s + job_s + step of 1
+    crowded = job_s + step of `slots` / slots            seconds a job
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+from statistics import median
+from typing import Any
+
+from gearfall.client import AsyncClient, TextDelta
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.profile import Speed
+from gearfall.pb import common_pb2
+
+_STREAM_PROMPT = 16
+_CROWD_ROUNDS = 4
+"""Times the slots: jobs of which the crowd consists."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeedSettings:
+    """How a replica's speed is measured."""
+
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Streams at once; those above a replica's slots are left out."""
+    step_tokens: int = 24
+    """Of each stream."""
+    prompts: tuple[int, ...] = (32, 64, 128)
+    """Tokens; those beyond half the model's context are left out."""
+    repeats: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The replicas that are measured: all that are ready, of one kind of device."""
+
+    facts: common_pb2.Model
+    replicas: int
+    slots: int
+    """Of each."""
+
+
+async def measure_speed(
+    client: AsyncClient,
+    served: Served,
+    settings: SpeedSettings,
+    progress: Callable[[], None] = lambda: None,
+) -> Speed:
+    """Return the speed of one replica; `progress` is called once a batch size."""
+    steps: list[tuple[int, float]] = []
+    for batch in (each for each in settings.batches if each <= served.slots):
+        found = [await _step(client, served, batch, settings) for _ in range(settings.repeats)]
+        steps.append((batch, median(found)))
+        progress()
+    way_s = max(0.0, await _first_token(client, served, 1, settings.repeats) - steps[0][1])
+    crowded_s = median([await _crowded(client, served) for _ in range(settings.repeats)])
+    widest, widest_s = steps[-1]
+    job_s = min(way_s, max(0.0, crowded_s - widest_s / widest))
+    prompts = await _prompts(client, served, settings, way_s)
+    base_s, per_job_s = line_through(steps)
+    larger = [each for each in prompts if each[0] > widest]
+    return Speed(
+        slope_beyond(steps[-1], larger),
+        base_s,
+        per_job_s,
+        (*steps, *larger),
+        job_s,
+        way_s - job_s,
+    )
+
+
+async def _prompts(
+    client: AsyncClient, served: Served, settings: SpeedSettings, way_s: float
+) -> list[tuple[int, float]]:
+    """Return (tokens, seconds) of steps that are a prompt each; more tokens never take less."""
+    found: list[tuple[int, float]] = []
+    for length in settings.prompts:
+        if length > served.facts.context_tokens // 2:
+            break
+        first_s = await _first_token(client, served, length, settings.repeats)
+        found.append((length, max(first_s - way_s, found[-1][1] if found else 1e-9)))
+    return found
+
+
+def slope_beyond(widest: tuple[int, float], larger: Sequence[tuple[int, float]]) -> float:
+    """Return seconds a token beyond the largest measured step."""
+    few, many = ([widest, *larger])[-2:] if larger else ((0, 0.0), widest)
+    return max(0.0, many[1] - few[1]) / (many[0] - few[0])
+
+
+def line_through(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Return (seconds with one job, seconds for each further job) by least squares."""
+    xs, ys = [batch - 1 for batch, _ in steps], [seconds for _, seconds in steps]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    slope = max(0.0, slope / spread) if spread else 0.0
+    return max(mean_y - slope * mean_x, 1e-9), slope
+
+
+async def _step(client: AsyncClient, served: Served, batch: int, settings: SpeedSettings) -> float:
+    """Return the median seconds a token of a stream among `batch`, while all of them run."""
+    longest = served.facts.context_tokens - _STREAM_PROMPT
+    tokens, prompt = min(settings.step_tokens, longest), _prompt(served, _STREAM_PROMPT)
+    streams = range(batch * served.replicas)
+    seen = await asyncio.gather(*(_times(client, served, prompt, tokens) for _ in streams))
+    begin_s, end_s = max(times[0][0] for times in seen), min(times[-1][0] for times in seen)
+    gaps: list[float] = []
+    for times in seen:
+        for (before_s, _), (after_s, count) in pairwise(times):
+            if begin_s <= before_s and after_s <= end_s:
+                gaps += [(after_s - before_s) / count] * count
+    if not gaps:
+        # Streams of models this fast do not overlap: each had the replica to itself.
+        gaps = [
+            (times[-1][0] - times[0][0]) / max(1, sum(count for _, count in times[1:]))
+            for times in seen
+        ]
+    return median(gaps)
+
+
+async def _crowded(client: AsyncClient, served: Served) -> float:
+    """Return the seconds that a replica takes for each of many jobs of one token."""
+    at_once = 2 * served.slots * served.replicas
+    left = iter(range(_CROWD_ROUNDS * at_once))
+
+    async def ask_until_done() -> None:
+        for number in left:
+            await _times(client, served, _prompt(served, 1, number), 1)
+
+    began_s = time.perf_counter()
+    await asyncio.gather(*(ask_until_done() for _ in range(at_once)))
+    return (time.perf_counter() - began_s) * served.replicas / (_CROWD_ROUNDS * at_once)
+
+
+async def _first_token(client: AsyncClient, served: Served, length: int, repeats: int) -> float:
+    """Return the median seconds to the first token of a prompt of so many tokens."""
+    found = []
+    for number in range(repeats):
+        began_s = time.perf_counter()
+        times = await _times(client, served, _prompt(served, length, number), 1)
+        found.append(times[0][0] - began_s)
+    return median(found)
+
+
+async def _times(
+    client: AsyncClient, served: Served, prompt: Sequence[int], tokens: int
+) -> list[tuple[float, int]]:
+    """Return when each message came and how many tokens it had."""
+    found, name = [], served.facts.name
+    events: Any = client.stream(
+        name, prompt, max_tokens=tokens, temperature=0.0, ignore_eos=True, logprobs=True
+    )
+    async with aclosing(events) as opened:
+        async for event in opened:
+            if isinstance(event, TextDelta) and event.logprobs:
+                found.append((time.perf_counter(), len(event.logprobs)))  # noqa: PERF401
+    if not found:
+        raise InvalidRequest(f"{name} gave no token")
+    return found
+
+
+def _prompt(served: Served, length: int, seed: int = 0) -> list[int]:
+    """Return random tokens: no prompt's prefix is one that was computed before."""
+    draw = Random(f"{served.facts.name} {length} {seed} {time.monotonic_ns()}")  # noqa: S311
+    return [draw.randrange(served.facts.vocabulary_size) for _ in range(max(1, length))]
