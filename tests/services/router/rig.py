@@ -20,6 +20,7 @@ from gearfall.core.records import (
     ReplicaState,
     Stage,
 )
+from gearfall.core.streaming import Streaming
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.convert import token_run_to_pb
 from gearfall.infra.grpc_channels import open_channel
@@ -110,23 +111,28 @@ class Answer:
     finish: FinishReason = FinishReason.STOP
     error: str = ""
     cached_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+    """Of the first tokens, in place of `logprob`."""
+    token_ids: tuple[int, ...] = ()
+    """In place of the text's."""
 
     def run_at(self, job: Job, index: int) -> TokenRun:
         """The one-token run at `index`, as an engine would send it."""
-        ids = (*ids_of(self.text), EOS_ID)
+        ids = (*(self.token_ids or ids_of(self.text)), EOS_ID)
+        logprob = self.logprobs[index] if index < len(self.logprobs) else self.logprob
         limit = job.sampling.max_tokens
         is_end = index == len(ids) - 1
         finish = self.finish if is_end else FinishReason.LENGTH if index == limit - 1 else None
         if finish is FinishReason.ERROR:
             return TokenRun(job.job_id, job.epoch, index, finish=finish, error=self.error)
-        other = TokenAlternative(ids_of("z")[0], self.logprob - self.margin)
-        top = (TokenAlternative(ids[index], self.logprob), other)[: job.sampling.top_logprobs]
+        other = TokenAlternative(ids_of("z")[0], logprob - self.margin)
+        top = (TokenAlternative(ids[index], logprob), other)[: job.sampling.top_logprobs]
         return TokenRun(
             job.job_id,
             job.epoch,
             index,
             token_ids=(ids[index],),
-            logprobs=(self.logprob,),
+            logprobs=(logprob,),
             margins=(self.margin,),
             alternatives=(top,) if top else (),
             finish=finish,
@@ -211,7 +217,7 @@ class ScriptedWorker:
                 run = self.answers[job.model].run_at(job, index)
                 step = pb.StepTokens(runs=[token_run_to_pb(run)] * (2 if self.repeat else 1))
                 await self._call.write(pb.WorkerPush(step=step))
-                index += 1
+                index += max(1, len(run.token_ids))
                 if run.finish is not None:
                     break
             await reader
@@ -277,11 +283,14 @@ class Rig:
         await self.cluster.wait_seen(revision)
         return revision
 
-    async def deploy(self, name: str, *stages: tuple[str, float | None]) -> None:
+    async def deploy(
+        self, name: str, *stages: tuple[str, float | None], streaming: Streaming | None = None
+    ) -> None:
         """Put a deployment."""
         record = DeploymentRecord(
             DeploymentName(name),
             tuple(Stage(ModelName(model), threshold) for model, threshold in stages),
+            streaming=streaming or Streaming(),
         )
         revision = await self.cluster.put_deployment(record)
         await self.cluster.wait_seen(revision)
