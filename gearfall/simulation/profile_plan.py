@@ -67,8 +67,8 @@ def plan_from_profile(
     learn = learning(order)
     calibrations = fit_calibrations(profile, learn.tolist()) if request.is_calibrated else {}
     certainties = certainties_of(profile, calibrations, request.measure)
-    served = {model.name: _served(model, set(hosts.values())) for model in profile.models}
-    tokens = {model.name: _mean_tokens(model) for model in profile.models}
+    served = {model.name: served_on(model, set(hosts.values())) for model in profile.models}
+    tokens = {model.name: mean_tokens(model) for model in profile.models}
     capacity = {
         model.name: {
             host.name: tokens_per_s(served[model.name][device], *_means(model))
@@ -82,7 +82,7 @@ def plan_from_profile(
         for name, by_device in served.items()
     }
     latency = PlanLatency(
-        _queries(profile, certainties),
+        queries_of(profile, certainties),
         slowest,
         tokens,
         requests=request.requests,
@@ -165,7 +165,8 @@ def _pruned(plan: GearPlan) -> GearPlan:
     )
 
 
-def _queries(profile: Profile, certainties: Mapping[str, Sequence[float]]) -> list[Query]:
+def queries_of(profile: Profile, certainties: Mapping[str, Sequence[float]]) -> list[Query]:
+    """Return what each model answers to each query, in the profile's order."""
     return [
         {
             ModelName(model.name): Answer(
@@ -189,11 +190,13 @@ def _means(model: ProfiledModel) -> tuple[float, float]:
     return sum(prompts) / len(prompts), sum(outputs) / len(outputs)
 
 
-def _mean_tokens(model: ProfiledModel) -> float:
+def mean_tokens(model: ProfiledModel) -> float:
+    """Return the tokens of a request there, prompt and answer."""
     return sum(_means(model))
 
 
-def _served(model: ProfiledModel, devices: set[str]) -> dict[str, ServedModel]:
+def served_on(model: ProfiledModel, devices: set[str]) -> dict[str, ServedModel]:
+    """Return how a replica serves, by device kind. Raises InvalidRequest for an unknown one."""
     missing = sorted(devices - model.speeds.keys())
     if missing:
         raise InvalidRequest(
