@@ -17,6 +17,8 @@ from gearfall.core.errors import GearfallError
 from gearfall.core.history import Answered
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.streaming import Streaming
+from gearfall.core.usage import StageReport
 from gearfall.core.verdict import Verdict, judge
 from gearfall.demo import catalogue
 from gearfall.infra.failpoints import DIRECTORY_VARIABLE, REACHED_FILE, RULES_FILE
@@ -204,6 +206,31 @@ class FaultClient:
         if beside is not None:
             await beside
         return Received(tuple(ids), owners, error)
+
+    async def stand_above(self, name: str, source: Path) -> None:
+        """Register the model once more, and "upward", where its every answer goes to that one."""
+        if name in await self._models():
+            return
+        async for _ in self.client.register_model(name, str(source)):
+            pass
+        stages = (Stage(MODEL, 1.0), Stage(ModelName(name)))
+        streaming = Streaming(finishes_drafts=True)
+        await self.client.deploy(
+            DeploymentRecord(DeploymentName("upward"), stages, streaming=streaming)
+        )
+
+    async def ask(
+        self, model: str, options: Options
+    ) -> tuple[tuple[int, ...], tuple[StageReport, ...]]:
+        """Return an answer's tokens and what its stages did."""
+        ids: list[int] = []
+        stages: tuple[StageReport, ...] = ()
+        async for event in self.client.stream(model, PROMPT_IDS, **options):
+            if isinstance(event, TextDelta):
+                ids += [item.token_id for item in event.logprobs]
+            elif isinstance(event, Finished):
+                stages = event.stages
+        return tuple(ids), stages
 
     async def owner(self) -> tuple[WorkerProcess, WorkerProcess, pb.RunningJob]:
         """Return the worker that has the only running job, the other one, and the job."""

@@ -16,10 +16,12 @@ from itertools import product
 import grpc
 import pytest
 
+from gearfall.client.request import Options
 from gearfall.core.errors import GearfallError
 from gearfall.core.verdict import Verdict
 from tests.faults.fault_cluster import (
     GREEDY,
+    MODEL,
     SAMPLED,
     TOKENS,
     FaultClient,
@@ -78,6 +80,8 @@ POINTS = [
         SIGNALS,
     )
 ]
+VERIFIED = Options(temperature=0.0, max_tokens=300, ignore_eos=True, logprobs=True)
+"""A step computes the prompt and a part of the draft, a second one the rest."""
 SAMPLE = {
     "source.freeze-source-kill",
     "target.commit-target-stop",
@@ -214,3 +218,28 @@ async def test_a_sampled_answer_goes_on_with_the_same_tokens(
     verdict = await client.verdict()
     assert (verdict.lost, verdict.repeated, verdict.changed) == (0, 0, 0)
     assert verdict.resumes > before.resumes
+
+
+@pytest.mark.parametrize(
+    "rule", ["draft.verify=kill@1", "draft.verify=kill@2", "draft.accept=kill@1"]
+)
+@pytest.mark.parametrize(
+    "options", [VERIFIED, VERIFIED | {"temperature": 1.0, "seed": 11}], ids=["greedy", "sampled"]
+)
+async def test_an_engine_dies_while_it_verifies_a_draft(
+    cluster: FaultCluster, client: FaultClient, before: Verdict, rule: str, options: Options
+) -> None:
+    """The answer of a model to itself, by way of a cascade of two names for its bytes."""
+    await client.stand_above("elder", cluster.source)
+    expected, _ = await client.ask(MODEL, options)
+    cluster.arm(rule)
+    token_ids, stages = await client.ask("upward", options)
+    assert cluster.last_struck_point() == rule.partition("=")[0]
+    assert token_ids == expected
+    assert [stage.epochs for stage in stages] == [1, 2]
+    # What the first owner verified and nobody heard of is not counted; each step says one more.
+    accepted = stages[1].accepted_draft_tokens
+    assert stages[1].draft_tokens == accepted
+    assert len(expected) - 6 <= accepted < len(expected)
+    verdict = await client.verdict()
+    assert (verdict.lost, verdict.repeated, verdict.changed) == (0, 0, 0)
