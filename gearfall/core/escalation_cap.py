@@ -14,7 +14,25 @@ PERIOD_S = 0.5
 CUT = 0.7
 STEP = 0.05
 LEAST = 0.05
+LEAST_OF_PROMISE = 0.1
+"""Of a promised time, what a queue may take however slow the model is."""
 _ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class CapTarget:
+    """What a stage's queue is held against."""
+
+    queue_s: float = 0.0
+    """Longest wait, as it was set; 0: from the promise."""
+    answer_p95_s: float = 0.0
+    """Promised for whole answers: what the answer itself does not take is left for the queue."""
+
+    def wait_s(self, answer_s: float) -> float:
+        """Return how long the queue may be before an answer that takes `answer_s`."""
+        if self.queue_s > 0:
+            return self.queue_s
+        return max(self.answer_p95_s - answer_s, LEAST_OF_PROMISE * self.answer_p95_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,19 @@ class Line:
         return max(0.0, self.at_zero + self.slope * tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one answer took, from the moment a worker had claimed it."""
+
+    computed_tokens: int
+    """Of the prompt: those that the engine did not have."""
+    first_token_s: float
+    further_tokens: int
+    """Behind the first."""
+    further_s: float
+    """From the first to the last."""
+
+
 class ModelPace:
     """Owner of what is known about one model's speed."""
 
@@ -40,14 +53,11 @@ class ModelPace:
         self._token_s = 0.0
         self._since_fit = 0
 
-    def learn(
-        self, computed_tokens: int, first_token_s: float, further_tokens: int, further_s: float
-    ) -> None:
-        """Take one whole answer: prompt tokens that were computed, seconds from its claim to its
-        first token, tokens after that and their seconds."""
-        self._firsts.append((computed_tokens, first_token_s))
-        if further_tokens > 0:
-            self._paces.append(further_s / further_tokens)
+    def learn(self, timing: Timing) -> None:
+        """Take one whole answer."""
+        self._firsts.append((timing.computed_tokens, timing.first_token_s))
+        if timing.further_tokens > 0:
+            self._paces.append(timing.further_s / timing.further_tokens)
         self._since_fit += 1
         if len(self._firsts) <= FIT_EVERY or self._since_fit >= FIT_EVERY:
             self._since_fit = 0

@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
 from gearfall.core.escalation import (
-    EscalationPolicy,
+    Degraded,
+    GoUp,
     Outcome,
-    Outlook,
     Question,
+    Settle,
     decide,
     entry_stage,
 )
@@ -48,6 +50,8 @@ from services.router.generation import (
     Wait,
 )
 from services.router.jobs import JobTable
+from services.router.prospects import RequestProspects
+from services.router.stage_forecast import StageForecast
 from services.router.stage_plan import StagePlan, StageReady, StageUnfit
 from services.router.stage_run import Note, StageRun
 from services.router.stage_watch import StageWatch, Yardstick
@@ -80,9 +84,7 @@ class RunContext:
     start_error: Callable[[ModelName], str | None]
     """Why a model can't start, if so."""
     streaming: Streaming
-    policy: EscalationPolicy
-    outlook: Callable[[StagePlan], Outlook]
-    """What asking a stage now is expected to take."""
+    prospects: RequestProspects
     emit: Callable[[GenerationEvent], None]
     note: Note
 
@@ -102,6 +104,8 @@ class ChoiceRun:
         self._below: tuple[StageReady, StageRun] | None = None
         """The last stage that said something: its answer goes up as a draft."""
         self._error: GearfallError | None = None
+        self._missed_start_s = 0.0
+        """Expected, of starts that were caused by answers given without the model."""
         self._visible_characters = 0
         """Of the choice's text, at the client."""
         self._visible_logprobs = 0
@@ -132,11 +136,15 @@ class ChoiceRun:
             self._context.jobs.close(job_id, "the request ended")
         if stage_run.token_ids:
             self._below = plan, stage_run
+        timing = stage_run.timing()
+        if timing is not None and isinstance(verdict, StageDone):
+            self._context.prospects.learn(plan, timing, len(stage_run.token_ids))
         self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
 
     async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
         context, model = self._context, plan.host.name
         expected_s = context.expected_start_s(model)
+        stage_run.start_s = context.prospects.charge_start(plan)
         waits = f"start expected in {expected_s:.2f} s" if expected_s > 0 else "a replica is ready"
         context.note("queued", f"{model}, {waits}", model=model, predicted_s=expected_s)
         if expected_s > 0:
@@ -180,6 +188,8 @@ class ChoiceRun:
             job_id,
             yardstick=yardstick,
             watch=self._watch(plan, yardstick),
+            forecast=self._forecast(plan, yardstick),
+            on_falling=partial(self._hint, self._state.index),
             on_piece=self._on_piece,
             on_beginning=self._on_beginning,
             close_job=self._context.jobs.close,
@@ -198,13 +208,27 @@ class ChoiceRun:
             judge=lambda certainty: decide(self._question(certainty)),
         )
 
+    def _forecast(self, plan: StageReady, yardstick: Yardstick) -> StageForecast | None:
+        threshold = plan.stage.threshold
+        if self._state.is_settled or threshold is None:
+            return None
+        usual_tokens = self._context.prospects.usual_tokens(plan)
+        return StageForecast(yardstick, threshold=threshold, usual_tokens=usual_tokens)
+
+    def _hint(self, index: int) -> None:
+        """The answer of stage `index` is likely to go up."""
+        if not self._state.is_settled:
+            self._context.prospects.hint(self._plans[index + 1])
+
     def _seed(self) -> int:
         """Choices of one prompt differ; the same choice of another prompt draws the same."""
         return (self._context.seed + self._choice % self._context.request.n) % 2**64
 
     def _entry(self) -> int:
         """Return the stage to begin with: a later one when the whole way takes too long."""
-        first = entry_stage([self._context.outlook(plan) for plan in self._plans], self._left_s())
+        first = entry_stage(
+            [self._context.prospects.outlook(plan) for plan in self._plans], self._left_s()
+        )
         if first > 0:
             skipped = ", ".join(plan.stage.model for plan in self._plans[:first])
             reason = f"{skipped}: the whole way takes longer than {self._left_s():.2f} s"
@@ -236,6 +260,8 @@ class ChoiceRun:
         """`report` takes whether the stage's answer is the one released."""
         index = self._state.index
         outcome = self._outcome(verdict)
+        if not isinstance(verdict, StageFailed):
+            self._note_way(outcome)
         self._state, effects = step(self._state, StageEnded(verdict, outcome))
         given = next((each for each in effects if isinstance(each, Finish)), None)
         done = self._reports[index] = report(given is not None and given.index == index)
@@ -253,22 +279,35 @@ class ChoiceRun:
 
     def _question(self, certainty: float | None, error: GearfallError | None = None) -> Question:
         index, state = self._state.index, self._state
-        above = () if state.is_settled else self._plans[index + 1 :]
+        threshold, prospects = state.stage.threshold, self._context.prospects
+        is_certain = certainty is not None and threshold is not None and certainty >= threshold
+        above = () if state.is_settled or is_certain else self._plans[index + 1 :]
         return Question(
             index=index,
             certainty=certainty,
-            threshold=state.stage.threshold,
-            above=[self._context.outlook(plan) for plan in above],
+            threshold=threshold,
+            above=[prospects.outlook(plan) for plan in above],
             left_s=self._left_s(),
             is_deadline_over=isinstance(error, DeadlineExceeded),
             has_lower_answer=state.draft is not None,
-            policy=self._context.policy,
+            policy=prospects.policy,
         )
+
+    def _note_way(self, outcome: Outcome) -> None:
+        """Remember that an answer goes up, or why it does not."""
+        prospects, above = self._context.prospects, self._plans[self._state.index + 1 :]
+        if isinstance(outcome, GoUp):
+            prospects.went_up(self._plans[outcome.index])
+        elif isinstance(outcome, Settle) and outcome.reason is Degraded.OVERLOAD:
+            prospects.held_back(above[0])
+        elif isinstance(outcome, Settle) and not prospects.outlook(above[0]).is_ready:
+            self._missed_start_s += prospects.go_without(above[0])
 
     def _on_piece(self, piece: AnswerPiece) -> None:
         self._step(Piece(piece))
 
     def _on_beginning(self, decided: BeginningDecided) -> None:
+        self._note_way(decided.outcome)
         self._step(decided)
 
     def _step(self, event: CascadeEvent[AnswerPiece]) -> None:
@@ -320,6 +359,8 @@ class ChoiceRun:
             total_completion_tokens=sum(each.completion_tokens for each in reports),
             cost_flops=sum(each.cost_flops for each in reports),
             cached_tokens=answer.cached_tokens,
+            device_s=sum(each.device_s for each in reports),
+            start_s=sum(each.start_s for each in reports) + self._missed_start_s,
         )
         end = ChoiceEnd(self._choice, effect.finish, answer.model, reports, usage)
         return replace(end, degraded=effect.degraded)

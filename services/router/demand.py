@@ -114,6 +114,11 @@ class DemandBoard:
         """What waits unclaimed at this router, by model."""
         return self._waiting
 
+    def oldest_wait_s(self, model: ModelName) -> float:
+        """How long the oldest unclaimed job of the model has waited; 0 for none."""
+        waiting = self._waiting.get(model)
+        return 0.0 if waiting is None else max(0.0, time.time() - waiting.since_unix_s)
+
     def set_waiting(self, model: ModelName, backlog: Backlog) -> None:
         """Take note of what waits for `model` now."""
         if backlog.jobs == 0:

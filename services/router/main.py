@@ -108,6 +108,7 @@ class Router:
             tokenizers=TokenizerCache(files or self.peers),
             metrics=metrics,
             gears=self.gears,
+            wishes=self.demand,
             draw_seed=lambda: secrets.randbits(63),
             draw_id=lambda: uuid.uuid4().hex,
             limits=settings.limits,

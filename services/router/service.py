@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
-from gearfall.core.escalation import EscalationPolicy, Outlook
 from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.core.streaming import resolve_streaming
@@ -19,6 +18,7 @@ from services.router.gear_board import GearBoard, PinnedGear
 from services.router.generation import GenerationRequest
 from services.router.jobs import JobTable
 from services.router.metrics import RouterMetrics
+from services.router.prospects import Prospects, ScheduleWishes
 from services.router.request_log import RequestEvent, RequestLog
 from services.router.running_request import RunningRequest
 from services.router.stage_plan import StagePlan, StageReady, plan_stages
@@ -56,6 +56,7 @@ class RouterService:
         tokenizers: TokenizerCache,
         metrics: RouterMetrics,
         gears: GearBoard,
+        wishes: ScheduleWishes,
         draw_seed: Callable[[], int],
         draw_id: Callable[[], str],
         limits: RouterLimits,
@@ -75,6 +76,7 @@ class RouterService:
         self._draw_id = draw_id
         self._limits = limits
         self._starts = StartHistory()
+        self.prospects = Prospects(self, wishes, clock=time.monotonic)
         self._running: dict[RequestId, RunningRequest] = {}
         self._job_count = 0
         self._is_stopping = False
@@ -137,6 +139,10 @@ class RouterService:
     def is_ready(self, model: ModelName) -> bool:
         """Whether a ready replica of `model` is known."""
         return is_ready(model, self._cluster.view.replicas.values())
+
+    def is_starting(self, model: ModelName) -> bool:
+        """Whether a replica of `model` is on its way."""
+        return any(each.model == model for each in self._cluster.view.assignments.values())
 
     def expected_start_s(self, model: ModelName) -> float:
         """Seconds to the first token if `model` were asked for now; 0 when a replica is ready."""
@@ -252,18 +258,12 @@ class RouterService:
             expected_start_s=self.expected_start_s,
             start_error=self._starts.error_of,
             streaming=deployment.streaming,
-            policy=EscalationPolicy(),
-            outlook=self._outlook,
+            prospects=self.prospects.for_request(
+                deployment.name, deployment.escalation, gear.promise.p95_s if gear else 0.0
+            ),
             emit=running.emit,
             note=partial(self._note, request_id),
         )
-
-    def _outlook(self, plan: StagePlan) -> Outlook:
-        """Return what asking a stage now is expected to take; one that is unfit takes no time."""
-        if not isinstance(plan, StageReady):
-            return Outlook()
-        model = plan.host.name
-        return Outlook(self.is_ready(model), self.expected_start_s(model))
 
     def _next_job_id(self) -> JobId:
         self._job_count += 1
@@ -330,6 +330,7 @@ class RouterService:
         async for kinds in self._cluster.changes():
             if "replicas" not in kinds:
                 continue
+            self.prospects.replicas_changed()
             for model in self._starts.observe(self._cluster.view.replicas.values()):
                 reason = self._starts.error_of(model) or "unknown"
                 self._jobs.fail_waiting(model, cannot_start(model, reason))

@@ -9,6 +9,7 @@ from typing import Protocol
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
 from gearfall.core.ids import Epoch, JobId, WorkerId
 from gearfall.core.job import FinishReason, TokenRun
+from gearfall.core.model_pace import Timing
 from gearfall.core.usage import StageReport
 from services.router.answer_text import AnswerPiece, AnswerText
 from services.router.cascade import (
@@ -20,6 +21,7 @@ from services.router.cascade import (
     cost_flops,
 )
 from services.router.generation import GenerationRequest
+from services.router.stage_forecast import StageForecast
 from services.router.stage_plan import StageReady
 from services.router.stage_watch import StageWatch, Yardstick
 
@@ -51,18 +53,25 @@ class StageRun:
         *,
         yardstick: Yardstick,
         watch: StageWatch | None,
+        forecast: StageForecast | None,
+        on_falling: Callable[[], None],
         on_piece: Callable[[AnswerPiece], None],
         on_beginning: Callable[[BeginningDecided], None],
         close_job: Callable[[JobId, str], None],
         note: Note,
     ) -> None:
-        """`watch`: None where nothing can overrule the stage."""
+        """`watch`, `forecast`: None where nothing can overrule the stage, or nothing is to be told.
+
+        `on_falling` is called when the forecast says that the answer will go up.
+        """
         self.ended: asyncio.Future[Verdict]
         self.ended = asyncio.get_running_loop().create_future()
         self._plan = plan
         self._job_id = job_id
         self._yardstick = yardstick
         self._watch = watch
+        self._forecast = forecast
+        self._on_falling = on_falling
         self._on_piece = on_piece
         self._on_beginning = on_beginning
         self._close_job = close_job
@@ -84,13 +93,19 @@ class StageRun:
         self._cached_tokens = 0
         self._owners = 0
         self._queued_s = 0.0
+        self.start_s = 0.0
+        """Expected, of the start that the stage caused."""
+        self._device_s = 0.0
+        self._bound_s = self._first_s = self._last_s = 0.0
+        """When the job was claimed, and its first and newest tokens came."""
         self._started_s = time.perf_counter()
         self._waits_since_s = self._started_s
 
     def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
         """Count the owner and the time it took to find one."""
         self._owners += 1
-        waited_s = time.perf_counter() - self._waits_since_s
+        self._bound_s = time.perf_counter()
+        waited_s = self._bound_s - self._waits_since_s
         self._queued_s += waited_s
         name = self._plan.record.name
         self._note(
@@ -120,6 +135,7 @@ class StageRun:
         """Release text; end at a finish or a stop string, or where the watch says so."""
         if self.ended.done():
             return
+        self._device_s += run.device_s
         if run.finish is FinishReason.ERROR:
             self._end(StageFailed(Internal(f"the engine failed the job: {run.error}")))
             return
@@ -139,6 +155,10 @@ class StageRun:
         # Rounding can leave a hair above 0, and no bound on what may follow would hold then.
         self._logprobs.extend(min(each, 0.0) for each in run.logprobs)
         self._margins.extend(max(each, 0.0) for each in run.margins)
+        self._last_s = time.perf_counter()
+        self._first_s = self._first_s or self._last_s
+        if self._forecast is not None and self._forecast.look(self._logprobs, self._margins):
+            self._on_falling()
         piece = self._text.feed(run)
         sign = self._look(is_whole=run.finish is not None or self._text.stop_found)
         if isinstance(sign, StageStopped):
@@ -159,6 +179,17 @@ class StageRun:
     def on_failed(self, error: GearfallError) -> None:
         """The job ended without an answer."""
         self._end(StageFailed(error))
+
+    def timing(self) -> Timing | None:
+        """Return what the answer took; None for one that more than one owner gave, or none."""
+        if self._owners != 1 or not self.token_ids or self._draft_tokens:
+            return None
+        return Timing(
+            computed_tokens=len(self._plan.prompt_token_ids) - self._cached_tokens,
+            first_token_s=self._first_s - self._bound_s,
+            further_tokens=len(self.token_ids) - 1,
+            further_s=self._last_s - self._first_s,
+        )
 
     def report(self, *, is_accepted: bool) -> StageReport:
         """Say what the stage did so far."""
@@ -184,6 +215,8 @@ class StageRun:
             draft_tokens=self._draft_tokens,
             accepted_draft_tokens=self._accepted_draft_tokens,
             stopped_early=is_stopped,
+            device_s=self._device_s,
+            start_s=self.start_s,
             spared_tokens=max(0, self._plan.max_tokens - completion) if is_stopped else 0,
         )
 

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearfall.core.model_pace import FIT_EVERY, NEWEST, ModelPace, UsualLength, theil_sen
+from gearfall.core.model_pace import FIT_EVERY, NEWEST, ModelPace, Timing, UsualLength, theil_sen
 
 
 def learned(*answers: tuple[int, float, int, float]) -> ModelPace:
     pace = ModelPace()
     for answer in answers:
-        pace.learn(*answer)
+        pace.learn(Timing(*answer))
     return pace
 
 

@@ -1,0 +1,233 @@
+"""What asking a stage now is expected to take, and what requests have taught about it.
+
+Start: as `starts.py` says. Queue: how long the oldest unclaimed job of this router has waited.
+Answer: the model's pace and the deployment's usual length (`gearfall/core/model_pace.py`), from the
+answers that came through here. Whether the cap holds: `gearfall/core/escalation_cap.py`.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from gearfall.core.escalation import AtOverload, EscalationPolicy, Outlook
+from gearfall.core.escalation_cap import CapState, CapTarget, gone_up, offered
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.model_pace import ModelPace, Timing, UsualLength
+from services.router.stage_plan import StagePlan, StageReady
+
+MAX_REMEMBERED = 4096
+"""Models, and stages of deployments, that something is remembered of; the longest unused go."""
+
+K = TypeVar("K")
+V = TypeVar("V")
+StageKey = tuple[DeploymentName, ModelName]
+
+
+class StartOracle(Protocol):
+    """What is known about models that are not ready."""
+
+    def is_ready(self, model: ModelName) -> bool:
+        """Whether a replica takes jobs."""
+        ...
+
+    def is_starting(self, model: ModelName) -> bool:
+        """Whether a replica is on its way."""
+        ...
+
+    def expected_start_s(self, model: ModelName) -> float:
+        """Seconds until one takes jobs; 0 when one does."""
+        ...
+
+
+class ScheduleWishes(Protocol):
+    """Who tells the scheduler."""
+
+    def want(self, model: ModelName, prompt_tokens: int, output_tokens: int) -> None:
+        """An answer is given without the model."""
+        ...
+
+    def hint(self, model: ModelName) -> None:
+        """A draft is likely to ask for the model."""
+        ...
+
+    def oldest_wait_s(self, model: ModelName) -> float:
+        """How long this router's oldest unclaimed job of the model has waited; 0 for none."""
+        ...
+
+    def replicas_changed(self) -> None:
+        """Look what is ready now."""
+        ...
+
+
+class Prospects:
+    """Owner of what this router has learned about its models, for all requests."""
+
+    def __init__(
+        self,
+        starts: StartOracle,
+        wishes: ScheduleWishes,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        """`clock`: monotonic seconds."""
+        self._starts = starts
+        self._wishes = wishes
+        self._clock = clock
+        self._paces: OrderedDict[ModelName, ModelPace] = OrderedDict()
+        self._lengths: OrderedDict[StageKey, UsualLength] = OrderedDict()
+        self._caps: OrderedDict[StageKey, CapState] = OrderedDict()
+        self._charged: set[ModelName] = set()
+        """Models whose start some request has been charged for since they were last ready."""
+
+    def for_request(
+        self, deployment: DeploymentName, policy: EscalationPolicy, promised_p95_s: float
+    ) -> "RequestProspects":
+        """Return what one request's choices ask; `promised_p95_s`: of its gear, 0 for none."""
+        return RequestProspects(self, deployment, policy, promised_p95_s)
+
+    def shares(self) -> Mapping[StageKey, float]:
+        """Return the share of uncertain answers that may go up, where a cap is in force."""
+        return {key: state.share for key, state in self._caps.items()}
+
+    def replicas_changed(self) -> None:
+        """Look which starts are over."""
+        self._wishes.replicas_changed()
+        self._charged = {each for each in self._charged if not self._starts.is_ready(each)}
+
+    def outlook(self, key: StageKey, plan: StageReady, target: CapTarget | None) -> Outlook:
+        """Return what asking `plan` now is expected to take; `target`: None for no cap."""
+        host = plan.host.name
+        pace, tokens = self._paces.get(plan.record.name), self.usual_tokens(key, plan.max_tokens)
+        answer_s = pace.answer_s(len(plan.prompt_token_ids), tokens) if pace else 0.0
+        queue_s = self._wishes.oldest_wait_s(host) if self._starts.is_ready(host) else 0.0
+        return Outlook(
+            is_ready=self._starts.is_ready(host),
+            start_s=self._starts.expected_start_s(host),
+            queue_s=queue_s,
+            answer_s=answer_s,
+            is_capped=target is not None
+            and not self._offered(key, queue_s, target.wait_s(answer_s)).is_open,
+        )
+
+    def usual_tokens(self, key: StageKey, at_most: int) -> float:
+        """Return how long the stage's answers usually are; 0 before any."""
+        length = self._lengths.get(key)
+        return length.tokens(at_most) if length else 0.0
+
+    def learn(self, key: StageKey, timing: Timing, tokens: int) -> None:
+        """Take one whole answer."""
+        _remembered(self._paces, key[1], ModelPace).learn(timing)
+        _remembered(self._lengths, key, UsualLength).learn(tokens)
+
+    def note_offer(
+        self, key: StageKey, outlook: Outlook, target: CapTarget, *, went_up: bool
+    ) -> None:
+        """An uncertain answer went up to the stage, or did not because of its cap."""
+        _remembered(self._caps, key, CapState)
+        state = self._offered(key, outlook.queue_s, target.wait_s(outlook.answer_s))
+        self._caps[key] = gone_up(state) if went_up and state.is_open else state
+
+    def charge_start(self, plan: StageReady) -> float:
+        """Return the expected seconds of the start that asking `plan` causes.
+
+        0 when its model is ready, or comes already, or another request was charged for it.
+        """
+        host = plan.host.name
+        is_coming = self._starts.is_ready(host) or self._starts.is_starting(host)
+        if is_coming or host in self._charged:
+            return 0.0
+        self._charged.add(host)
+        return self._starts.expected_start_s(host)
+
+    def want(self, plan: StageReady) -> None:
+        """An answer is given without the stage: have its model started."""
+        self._wishes.want(plan.host.name, len(plan.prompt_token_ids), plan.max_tokens)
+
+    def hint(self, plan: StageReady) -> None:
+        """A draft is likely to ask for the stage."""
+        if not self._starts.is_ready(plan.host.name):
+            self._wishes.hint(plan.host.name)
+
+    def _offered(self, key: StageKey, wait_s: float, target_s: float) -> CapState:
+        return offered(self._caps.get(key, CapState()), wait_s, target_s, self._clock())
+
+
+@dataclass(frozen=True, slots=True)
+class RequestProspects:
+    """The same for the stages of one request."""
+
+    owner: Prospects
+    deployment: DeploymentName
+    policy: EscalationPolicy
+    promised_p95_s: float
+
+    @property
+    def _target(self) -> CapTarget | None:
+        if self.policy.at_overload is AtOverload.WAIT:
+            return None
+        target = CapTarget(self.policy.queue_target_s, self.promised_p95_s)
+        return None if target == CapTarget() else target
+
+    def outlook(self, plan: StagePlan) -> Outlook:
+        """Return what asking a stage now is expected to take; one that is unfit takes no time."""
+        if not isinstance(plan, StageReady):
+            return Outlook()
+        return self.owner.outlook(self._key(plan), plan, self._target)
+
+    def learn(self, plan: StageReady, timing: Timing, tokens: int) -> None:
+        """Take the stage's whole answer."""
+        self.owner.learn(self._key(plan), timing, tokens)
+
+    def went_up(self, plan: StagePlan) -> None:
+        """An uncertain answer goes up to `plan`."""
+        self._note_offer(plan, went_up=True)
+
+    def held_back(self, plan: StagePlan) -> None:
+        """An uncertain answer is given because `plan`'s queue is too long."""
+        self._note_offer(plan, went_up=False)
+
+    def charge_start(self, plan: StageReady) -> float:
+        """Return the expected seconds of the start that asking `plan` causes."""
+        return self.owner.charge_start(plan)
+
+    def go_without(self, plan: StagePlan) -> float:
+        """An answer is given without `plan`, whose model is not ready: have it started.
+
+        Returns the expected seconds of the start that this causes.
+        """
+        if not isinstance(plan, StageReady):
+            return 0.0
+        start_s = self.owner.charge_start(plan)
+        self.owner.want(plan)
+        return start_s
+
+    def hint(self, plan: StagePlan) -> None:
+        """A draft is likely to ask for `plan`."""
+        if isinstance(plan, StageReady):
+            self.owner.hint(plan)
+
+    def usual_tokens(self, plan: StageReady) -> float:
+        """Return how long the stage's answers usually are; 0 before any."""
+        return self.owner.usual_tokens(self._key(plan), plan.max_tokens)
+
+    def _note_offer(self, plan: StagePlan, *, went_up: bool) -> None:
+        target = self._target
+        if isinstance(plan, StageReady) and target is not None:
+            key = self._key(plan)
+            outlook = self.owner.outlook(key, plan, target)
+            self.owner.note_offer(key, outlook, target, went_up=went_up)
+
+    def _key(self, plan: StageReady) -> StageKey:
+        return self.deployment, plan.record.name
+
+
+def _remembered(table: "OrderedDict[K, V]", key: K, make: Callable[[], V]) -> V:
+    """Return the entry of `key`, made if it is new; the longest unused goes when there are many."""
+    found = table.get(key)
+    if found is None:
+        found = table[key] = make()
+    table.move_to_end(key)
+    if len(table) > MAX_REMEMBERED:
+        table.popitem(last=False)
+    return found
