@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, processors
 
@@ -111,6 +112,8 @@ class Answer:
     finish: FinishReason = FinishReason.STOP
     error: str = ""
     cached_tokens: int = 0
+    device_s: float = 0.0
+    """Of every token."""
     logprobs: tuple[float, ...] = ()
     """Of the first tokens, in place of `logprob`."""
     token_ids: tuple[int, ...] = ()
@@ -137,6 +140,7 @@ class Answer:
             alternatives=(top,) if top else (),
             finish=finish,
             cached_tokens=self.cached_tokens if index == 0 else 0,
+            device_s=self.device_s,
         )
 
 
@@ -284,13 +288,18 @@ class Rig:
         return revision
 
     async def deploy(
-        self, name: str, *stages: tuple[str, float | None], streaming: Streaming | None = None
+        self,
+        name: str,
+        *stages: tuple[str, float | None],
+        streaming: Streaming | None = None,
+        **fields: Any,
     ) -> None:
         """Put a deployment."""
         record = DeploymentRecord(
             DeploymentName(name),
             tuple(Stage(ModelName(model), threshold) for model, threshold in stages),
             streaming=streaming or Streaming(),
+            **fields,
         )
         revision = await self.cluster.put_deployment(record)
         await self.cluster.wait_seen(revision)

@@ -1,0 +1,246 @@
+"""What a router does with an uncertain answer: up, or given with its flag, and what that costs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from gearfall.core.errors import DeadlineExceeded
+from gearfall.core.escalation import (
+    AtDeadline,
+    AtOverload,
+    Degraded,
+    EscalationPolicy,
+    WhileLoading,
+)
+from gearfall.core.escalation_cap import CUT, PERIOD_S, CapState
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.model_pace import Timing
+from gearfall.core.records import DemandRecord, ReplicaState
+from gearfall.core.streaming import Streaming
+from tests.services.router.rig import Answer, Outcome, Rig, running_rig
+
+UNSURE, SURE = Answer("small", logprob=-1.0), Answer("small", logprob=-0.001)
+LARGE = ModelName("large")
+ANSWER = EscalationPolicy(while_loading=WhileLoading.ANSWER)
+WHOLE_DRAFTS = Streaming(finishes_drafts=True)
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    """A router that knows a small model that is ready and a large one that is cold."""
+    async with running_rig() as started:
+        await started.add_model("small", parameters=10)
+        await started.add_model("large", parameters=1000, ready=False)
+        yield started
+
+
+async def deploy(rig: Rig, policy: EscalationPolicy, **fields: Any) -> None:
+    await rig.deploy(
+        "both",
+        ("small", 0.5),
+        ("large", None),
+        streaming=WHOLE_DRAFTS,
+        escalation=policy,
+        **fields,
+    )
+
+
+def learn(rig: Rig, model: str, seconds: float) -> None:
+    """Make the router believe that `model` takes so long."""
+    key = DeploymentName("both"), ModelName(model)
+    rig.router.service.prospects.learn(key, Timing(3, seconds, 0, 0.0), 1)
+
+
+def demand(rig: Rig) -> list[DemandRecord]:
+    """What the scheduler is told about the large model."""
+    return [each for (model, _), each in rig.cluster.view.demand.items() if model == LARGE]
+
+
+def told(outcome: Outcome) -> tuple[str, Degraded | None]:
+    (end,) = outcome.ends
+    assert outcome.text() in ("", end.model)
+    return end.model, end.degraded
+
+
+async def seen(rig: Rig, holds: Callable[[], bool]) -> None:
+    """Return once the view shows it: `Rig.until` gives writes on their way no time."""
+    async with asyncio.timeout(5):
+        async for _ in rig.cluster.changes():
+            if holds():
+                return
+
+
+async def test_the_small_model_answers_while_the_large_one_loads_and_has_it_started(rig: Rig):
+    await deploy(rig, ANSWER)
+    rig.worker(small=UNSURE)
+    for _ in range(3):
+        assert told(await rig.ask("both")) == ("small", Degraded.LOADING)
+    await seen(rig, lambda: bool(demand(rig)))
+    assert [each.waiting_jobs for each in demand(rig)] == [1], "once, however many asked"
+    assert not rig.queue_server.queues.get(LARGE), "nobody waits for it"
+    await rig.set_replica("large", ReplicaState.READY)
+    await seen(rig, lambda: not demand(rig))
+    rig.worker("worker-b", large=Answer("large"))
+    outcome = await rig.ask("both")
+    assert told(outcome) == ("large", None)
+    assert [each.model for each in outcome.ends[0].stages] == ["small", "large"]
+
+
+async def test_a_certain_answer_starts_nothing(rig: Rig):
+    await deploy(rig, ANSWER)
+    rig.worker(small=SURE)
+    assert told(await rig.ask("both")) == ("small", None)
+    assert not demand(rig)
+    assert rig.router.service.prospects._charged == set()
+
+
+async def test_by_default_the_large_model_is_waited_for(rig: Rig):
+    await deploy(rig, EscalationPolicy())
+    rig.worker(small=UNSURE)
+    asking = asyncio.create_task(rig.ask("both"))
+    await seen(rig, lambda: bool(demand(rig)))
+    await rig.set_replica("large", ReplicaState.READY)
+    rig.worker("worker-b", large=Answer("large"))
+    assert told(await asking) == ("large", None)
+
+
+async def test_the_request_that_causes_a_start_is_charged_for_it(rig: Rig):
+    await deploy(rig, ANSWER)
+    rig.worker(small=UNSURE)
+    first, second = (await rig.ask("both")).ends[0], (await rig.ask("both")).ends[0]
+    expected_s = rig.router.service.expected_start_s(LARGE)
+    assert first.usage.start_s == pytest.approx(expected_s)
+    assert expected_s > 0
+    assert second.usage.start_s == 0.0
+    await rig.set_replica("large", ReplicaState.READY)
+    rig.worker("worker-b", large=Answer("large"))
+    assert (await rig.ask("both")).ends[0].usage.start_s == 0.0
+
+
+async def test_no_time_for_the_large_model_gives_the_small_ones_answer(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy())
+    rig.worker(small=UNSURE, large=Answer("large"))
+    learn(rig, "large", 30.0)
+    outcome = await rig.ask("both", timeout_s=10.0)
+    assert told(outcome) == ("small", Degraded.DEADLINE)
+    assert outcome.ends[0].finish.value == "stop", "the reason to stop is the answer's own"
+    assert told(await rig.ask("both", timeout_s=60.0)) == ("large", None)
+
+
+async def test_a_deployment_that_rather_fails_asks_the_large_model_all_the_same(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy(at_deadline=AtDeadline.FAIL))
+    rig.worker(small=UNSURE, large=Answer("large"))
+    learn(rig, "large", 30.0)
+    assert told(await rig.ask("both", timeout_s=10.0)) == ("large", None)
+
+
+async def test_what_does_not_fit_the_deadline_is_left_out(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy())
+    rig.worker(small=UNSURE, large=Answer("large"))
+    learn(rig, "small", 8.0)
+    learn(rig, "large", 8.0)
+    outcome = await rig.ask("both", timeout_s=10.0, request_id="mine")
+    assert told(outcome) == ("large", None)
+    assert [each.model for each in outcome.ends[0].stages] == ["large"], "straight to it"
+    events = rig.router.service.request_log.events(
+        next(reversed(rig.router.service.request_log._events))
+    )
+    assert "skipped" in [event.decision for event in events]
+    both = await rig.ask("both", timeout_s=60.0)
+    assert [each.model for each in both.ends[0].stages] == ["small", "large"]
+
+
+async def test_a_stage_that_is_late_leaves_the_lower_answer(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy())
+    rig.worker(small=UNSURE)
+    outcome = await rig.ask("both", timeout_s=0.4)
+    assert told(outcome) == ("small", Degraded.DEADLINE)
+    small, large = outcome.ends[0].stages
+    assert small.is_accepted
+    assert not large.is_accepted
+    assert "deadline" in large.error
+
+
+async def test_a_late_stage_is_an_error_where_the_policy_says_so(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy(at_deadline=AtDeadline.FAIL))
+    rig.worker(small=UNSURE)
+    with pytest.raises(DeadlineExceeded):
+        await rig.ask("both", timeout_s=0.4)
+
+
+async def test_a_long_queue_keeps_some_answers_down_and_lets_some_up(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy(at_overload=AtOverload.ANSWER, queue_target_s=0.01))
+    rig.worker(small=UNSURE)
+    first = asyncio.create_task(rig.ask("both"))
+    board, caps = rig.router.demand, rig.router.service.prospects._caps
+    await rig.until(lambda: board.oldest_wait_s(LARGE) > 0.01)
+    # As if the last look at the queue was some periods ago.
+    key = DeploymentName("both"), LARGE
+    caps[key] = CapState(share=0.5, credit=0.0, changed_s=caps[key].changed_s - 10 * PERIOD_S)
+    asking = [asyncio.create_task(rig.ask("both")) for _ in range(12)]
+
+    def ended() -> list[Outcome]:
+        return [each.result() for each in asking if each.done()]
+
+    await rig.until(lambda: len(ended()) + board.waiting.get(LARGE, 0) == 13)
+    assert rig.router.service.prospects.shares() == {key: 0.5 * CUT}
+    assert {told(each) for each in ended()} == {("small", Degraded.OVERLOAD)}
+    assert board.waiting[LARGE] == 1 + int(12 * 0.5 * CUT), "the first one, and the share"
+    rig.worker("worker-b", large=Answer("large"))
+    outcomes = [await each for each in (first, *asking)]
+    assert [told(each) for each in outcomes].count(("large", None)) == 5
+
+
+async def test_nothing_is_held_back_without_the_policy(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy(queue_target_s=0.01))
+    rig.worker(small=UNSURE)
+    asking = [asyncio.create_task(rig.ask("both")) for _ in range(5)]
+    await rig.until(lambda: rig.router.demand.oldest_wait_s(LARGE) > 0.01)
+    rig.worker("worker-b", large=Answer("large"))
+    assert {told(await each) for each in asking} == {("large", None)}
+    assert not rig.router.service.prospects.shares()
+
+
+async def test_falling_certainty_hints_at_the_next_stage(rig: Rig):
+    await deploy(rig, EscalationPolicy(), certainty="mean_token_probability")
+    worker = rig.worker(small=Answer("a long answer", logprob=-1.0))
+    worker.hold_at = 6
+    asking = asyncio.create_task(rig.ask("both"))
+    await worker.held.wait()
+    await seen(rig, lambda: bool(demand(rig)))
+    (record,) = demand(rig)
+    assert (record.waiting_jobs, record.hinted_jobs) == (0, 1), "before anybody waits for it"
+    worker.gate.set()
+    await seen(rig, lambda: any(each.waiting_jobs for each in demand(rig)))
+    asking.cancel()
+
+
+async def test_a_draft_that_stays_certain_hints_at_nothing(rig: Rig):
+    await deploy(rig, EscalationPolicy(), certainty="mean_token_probability")
+    worker = rig.worker(small=Answer("a long answer", logprob=-0.01))
+    worker.hold_at = 10
+    asking = asyncio.create_task(rig.ask("both"))
+    await worker.held.wait()
+    worker.gate.set()
+    assert (await asking).ends[0].degraded is None
+    assert not demand(rig)
+
+
+async def test_device_seconds_of_all_stages_add_up(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy())
+    rig.worker(
+        small=Answer("small", logprob=-1.0, device_s=0.25), large=Answer("large", device_s=2.0)
+    )
+    (end,) = (await rig.ask("both")).ends
+    assert [each.device_s for each in end.stages] == [6 * 0.25, 6 * 2.0]
+    assert end.usage.device_s == 6 * 2.25
