@@ -40,6 +40,7 @@ from services.router.cascade import (
 )
 from services.router.cascade import Event as CascadeEvent
 from services.router.cascade import Replace as ReplaceText
+from services.router.cost_metrics import RequestCosts
 from services.router.drafting import draft_of
 from services.router.generation import (
     ChoiceEnd,
@@ -85,6 +86,7 @@ class RunContext:
     """Why a model can't start, if so."""
     streaming: Streaming
     prospects: RequestProspects
+    costs: RequestCosts
     emit: Callable[[GenerationEvent], None]
     note: Note
 
@@ -134,6 +136,7 @@ class ChoiceRun:
                 verdict = await stage_run.ended
         finally:
             self._context.jobs.close(job_id, "the request ended")
+            self._context.costs.spent(plan.record.name, stage_run.device_s, stage_run.cost_flops)
         if stage_run.token_ids:
             self._below = plan, stage_run
         timing = stage_run.timing()
@@ -145,6 +148,7 @@ class ChoiceRun:
         context, model = self._context, plan.host.name
         expected_s = context.expected_start_s(model)
         stage_run.start_s = context.prospects.charge_start(plan)
+        context.costs.started(stage_run.start_s)
         waits = f"start expected in {expected_s:.2f} s" if expected_s > 0 else "a replica is ready"
         context.note("queued", f"{model}, {waits}", model=model, predicted_s=expected_s)
         if expected_s > 0:
@@ -301,7 +305,9 @@ class ChoiceRun:
         elif isinstance(outcome, Settle) and outcome.reason is Degraded.OVERLOAD:
             prospects.held_back(above[0])
         elif isinstance(outcome, Settle) and not prospects.outlook(above[0]).is_ready:
-            self._missed_start_s += prospects.go_without(above[0])
+            start_s = prospects.go_without(above[0])
+            self._missed_start_s += start_s
+            self._context.costs.started(start_s)
 
     def _on_piece(self, piece: AnswerPiece) -> None:
         self._step(Piece(piece))
@@ -351,6 +357,7 @@ class ChoiceRun:
         if effect.degraded is not None:
             reason = f"{answer.model} answers: {effect.degraded.value}"
             self._context.note("degraded", reason, model=answer.model)
+            self._context.costs.degraded(effect.degraded)
         reports = tuple(self._reports.values())
         usage = Usage(
             prompt_tokens=answer.prompt_tokens,

@@ -10,6 +10,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from services.router.cost_metrics import CostMetrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -89,6 +90,7 @@ class RouterMetrics:
             "Queue entries that were lost and appended again",
             registry=self._registry,
         )
+        self.costs = CostMetrics(self._registry)
         self._queue_depth = Gauge(
             "gearfall_queue_depth", "Queue entries", ["model", "state"], registry=self._registry
         )
@@ -116,6 +118,7 @@ class RouterMetrics:
         force, and how often this router has wanted another one.
         """
         self._running.set(running_choices)
+        self.costs.refresh()
         for gauge in (self._gear, self._gear_version, self._gear_shifts):
             gauge.clear()
         for deployment, (version, gear, shifts) in gears.items():

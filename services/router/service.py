@@ -77,6 +77,7 @@ class RouterService:
         self._limits = limits
         self._starts = StartHistory()
         self.prospects = Prospects(self, wishes, clock=time.monotonic)
+        metrics.costs.follow(self.prospects.shares)
         self._running: dict[RequestId, RunningRequest] = {}
         self._job_count = 0
         self._is_stopping = False
@@ -261,6 +262,7 @@ class RouterService:
             prospects=self.prospects.for_request(
                 deployment.name, deployment.escalation, gear.promise.p95_s if gear else 0.0
             ),
+            costs=self.metrics.costs.for_request(running.deployment, request.tenant),
             emit=running.emit,
             note=partial(self._note, request_id),
         )

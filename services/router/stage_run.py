@@ -95,7 +95,8 @@ class StageRun:
         self._queued_s = 0.0
         self.start_s = 0.0
         """Expected, of the start that the stage caused."""
-        self._device_s = 0.0
+        self.device_s = 0.0
+        """That engines have told so far."""
         self._bound_s = self._first_s = self._last_s = 0.0
         """When the job was claimed, and its first and newest tokens came."""
         self._started_s = time.perf_counter()
@@ -135,7 +136,7 @@ class StageRun:
         """Release text; end at a finish or a stop string, or where the watch says so."""
         if self.ended.done():
             return
-        self._device_s += run.device_s
+        self.device_s += run.device_s
         if run.finish is FinishReason.ERROR:
             self._end(StageFailed(Internal(f"the engine failed the job: {run.error}")))
             return
@@ -203,7 +204,7 @@ class StageRun:
             threshold=self._plan.stage.threshold,
             prompt_tokens=prompt,
             completion_tokens=completion,
-            cost_flops=self._cost(prompt + completion + self._wrong_draft_tokens),
+            cost_flops=self.cost_flops,
             duration_s=time.perf_counter() - self._started_s,
             queued_s=self._queued_s,
             epochs=self._owners,
@@ -215,7 +216,7 @@ class StageRun:
             draft_tokens=self._draft_tokens,
             accepted_draft_tokens=self._accepted_draft_tokens,
             stopped_early=is_stopped,
-            device_s=self._device_s,
+            device_s=self.device_s,
             start_s=self.start_s,
             spared_tokens=max(0, self._plan.max_tokens - completion) if is_stopped else 0,
         )
@@ -224,8 +225,11 @@ class StageRun:
     def _wrong_draft_tokens(self) -> int:
         return self._draft_tokens - self._accepted_draft_tokens
 
-    def _cost(self, tokens: int) -> float:
-        """A job that nobody claimed cost nothing."""
+    @property
+    def cost_flops(self) -> float:
+        """Arithmetic so far; a job that nobody claimed cost nothing."""
+        answer = len(self._logprobs) + self._wrong_draft_tokens
+        tokens = len(self._plan.prompt_token_ids) + answer
         return cost_flops(self._plan.parameters, tokens) if self._owners else 0.0
 
     def _look(self, *, is_whole: bool) -> BeginningDecided | StageStopped | None:

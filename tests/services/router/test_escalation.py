@@ -19,6 +19,7 @@ from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.model_pace import Timing
 from gearfall.core.records import DemandRecord, ReplicaState
 from gearfall.core.streaming import Streaming
+from tests.gearfall.infra.metric_samples import Samples, samples_of
 from tests.services.router.rig import Answer, Outcome, Rig, running_rig
 
 UNSURE, SURE = Answer("small", logprob=-1.0), Answer("small", logprob=-0.001)
@@ -62,6 +63,10 @@ def told(outcome: Outcome) -> tuple[str, Degraded | None]:
     (end,) = outcome.ends
     assert outcome.text() in ("", end.model)
     return end.model, end.degraded
+
+
+def metrics(rig: Rig) -> Samples:
+    return samples_of(rig.router.service.metrics.render(0, {}, {}).decode())
 
 
 async def seen(rig: Rig, holds: Callable[[], bool]) -> None:
@@ -192,6 +197,7 @@ async def test_a_long_queue_keeps_some_answers_down_and_lets_some_up(rig: Rig):
 
     await rig.until(lambda: len(ended()) + board.waiting.get(LARGE, 0) == 13)
     assert rig.router.service.prospects.shares() == {key: 0.5 * CUT}
+    assert metrics(rig)["gearfall_escalation_share", "both", "large"] == 0.5 * CUT
     assert {told(each) for each in ended()} == {("small", Degraded.OVERLOAD)}
     assert board.waiting[LARGE] == 1 + int(12 * 0.5 * CUT), "the first one, and the share"
     rig.worker("worker-b", large=Answer("large"))
@@ -235,12 +241,40 @@ async def test_a_draft_that_stays_certain_hints_at_nothing(rig: Rig):
     assert not demand(rig)
 
 
-async def test_device_seconds_of_all_stages_add_up(rig: Rig):
+async def test_device_seconds_of_all_stages_add_up_and_show_in_the_metrics(rig: Rig):
     await rig.set_replica("large", ReplicaState.READY)
     await deploy(rig, EscalationPolicy())
     rig.worker(
         small=Answer("small", logprob=-1.0, device_s=0.25), large=Answer("large", device_s=2.0)
     )
-    (end,) = (await rig.ask("both")).ends
+    (end,) = (await rig.ask("both", tenant="team")).ends
     assert [each.device_s for each in end.stages] == [6 * 0.25, 6 * 2.0]
     assert end.usage.device_s == 6 * 2.25
+    now = metrics(rig)
+    assert now["gearfall_device_seconds_total", "both", "small", "team"] == 6 * 0.25
+    assert now["gearfall_device_seconds_total", "both", "large", "team"] == 6 * 2.0
+    flops = now["gearfall_cost_flops_total", "both", "large", "team"]
+    assert flops == end.stages[1].cost_flops > 0
+
+
+async def test_what_a_cancelled_request_took_counts_all_the_same(rig: Rig):
+    await deploy(rig, EscalationPolicy())
+    worker = rig.worker(small=Answer("small", device_s=0.25))
+    worker.hold_at = 4
+    asking = asyncio.create_task(rig.ask("both", request_id="mine"))
+    await worker.held.wait()
+    log = rig.router.jobs._jobs[worker.jobs[0].job_id].log
+    await rig.until(lambda: len(log.token_ids) == 4)
+    rig.router.service.cancel("mine")
+    await asking
+    assert metrics(rig)["gearfall_device_seconds_total", "both", "small", ""] == 4 * 0.25
+
+
+async def test_degraded_answers_and_the_starts_they_cause_are_counted(rig: Rig):
+    await deploy(rig, ANSWER)
+    rig.worker(small=UNSURE)
+    (end,) = (await rig.ask("both")).ends
+    await rig.ask("both")
+    now = metrics(rig)
+    assert now["gearfall_degraded_answers_total", "both", "loading"] == 2
+    assert now["gearfall_caused_start_seconds_total", "both", ""] == end.usage.start_s > 0

@@ -1,0 +1,94 @@
+"""What answers cost, for Prometheus: device time, arithmetic and starts, by deployment and tenant.
+
+Everything that was spent counts, whatever became of the request: rejected drafts, stages that
+failed, answers whose client went away. Only time that an engine had not told before a job was
+cancelled is missing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from gearfall.core.escalation import Degraded
+
+MAX_TENANTS = 64
+"""Tenants with series of their own; those that come later share one."""
+OTHERS = "other"
+
+
+class CostMetrics:
+    """Counters of one router; `model` is what the client asked for, `stage` a model that ran."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        by_stage = ["model", "stage", "tenant"]
+        self.device_s = Counter(
+            "gearfall_device_seconds",
+            "Of engines, their steps divided by the tokens that they computed",
+            by_stage,
+            registry=registry,
+        )
+        self.flops = Counter(
+            "gearfall_cost_flops", "2 x parameters x tokens computed", by_stage, registry=registry
+        )
+        self.start_s = Counter(
+            "gearfall_caused_start_seconds",
+            "Expected, of starts that requests caused",
+            ["model", "tenant"],
+            registry=registry,
+        )
+        self.degraded = Counter(
+            "gearfall_degraded_answers",
+            "Uncertain answers that were given because they could not go up",
+            ["model", "reason"],
+            registry=registry,
+        )
+        self._share = Gauge(
+            "gearfall_escalation_share",
+            "Of uncertain answers, those that may go up to the stage; 1 when its queue is short",
+            ["model", "stage"],
+            registry=registry,
+        )
+        self._tenants: set[str] = set()
+        self._shares: Callable[[], Mapping[tuple[str, str], float]] = dict
+
+    def for_request(self, deployment: str, tenant: str) -> "RequestCosts":
+        """Return where one request's costs go."""
+        if tenant not in self._tenants:
+            if len(self._tenants) >= MAX_TENANTS:
+                return RequestCosts(self, deployment, OTHERS)
+            self._tenants.add(tenant)
+        return RequestCosts(self, deployment, tenant)
+
+    def follow(self, shares: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+        """Ask `shares` for what (deployment, stage) may go up, at every scrape."""
+        self._shares = shares
+
+    def refresh(self) -> None:
+        """Take over what is not counted but asked for."""
+        self._share.clear()
+        for (deployment, stage), share in self._shares().items():
+            self._share.labels(deployment, stage).set(share)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCosts:
+    """Where the costs of one request go."""
+
+    metrics: CostMetrics
+    deployment: str
+    tenant: str
+
+    def spent(self, stage: str, device_s: float, flops: float) -> None:
+        """A stage is over, however it ended."""
+        self.metrics.device_s.labels(self.deployment, stage, self.tenant).inc(device_s)
+        self.metrics.flops.labels(self.deployment, stage, self.tenant).inc(flops)
+
+    def started(self, start_s: float) -> None:
+        """The request caused a start."""
+        if start_s > 0:
+            self.metrics.start_s.labels(self.deployment, self.tenant).inc(start_s)
+
+    def degraded(self, reason: Degraded) -> None:
+        """An uncertain answer was given."""
+        self.metrics.degraded.labels(self.deployment, reason.value).inc()
