@@ -20,7 +20,7 @@ time.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
 
@@ -147,6 +147,19 @@ def decide(question: Question) -> Outcome:
     if not question.above or threshold is None or question.certainty >= threshold:
         return Accept()
     return _way_up(question)
+
+
+def decide_stop(question: Question) -> Outcome:
+    """Return the same for a draft that is not whole and that nothing can make certain any more.
+
+    Stopped in the middle, it is no answer to fall back on when the deadline comes. Where there is
+    no other it goes up only if that is expected to take half of the time that is left at most.
+    """
+    outcome = decide(question)
+    if question.has_lower_answer:
+        return outcome
+    in_half = decide(replace(question, left_s=question.left_s / 2))
+    return outcome if isinstance(in_half, GoUp) else in_half
 
 
 def entry_stage(stages: Sequence[Outlook], left_s: float) -> int:

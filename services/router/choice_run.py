@@ -15,6 +15,7 @@ from gearfall.core.escalation import (
     Question,
     Settle,
     decide,
+    decide_stop,
     entry_stage,
 )
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
@@ -44,14 +45,13 @@ from services.router.cost_metrics import RequestCosts
 from services.router.drafting import draft_of
 from services.router.generation import (
     ChoiceEnd,
-    Delta,
     GenerationEvent,
     GenerationRequest,
-    Replace,
     Wait,
 )
 from services.router.jobs import JobTable
 from services.router.prospects import RequestProspects
+from services.router.shown_text import ShownText
 from services.router.stage_forecast import StageForecast
 from services.router.stage_plan import StagePlan, StageReady, StageUnfit
 from services.router.stage_run import Note, StageRun
@@ -108,9 +108,7 @@ class ChoiceRun:
         self._error: GearfallError | None = None
         self._missed_start_s = 0.0
         """Expected, of starts that were caused by answers given without the model."""
-        self._visible_characters = 0
-        """Of the choice's text, at the client."""
-        self._visible_logprobs = 0
+        self._shown = ShownText(choice, context.emit)
 
     async def run(self) -> None:
         """Run stage after stage until the cascade is done."""
@@ -210,6 +208,7 @@ class ChoiceRun:
             threshold=threshold,
             max_tokens=plan.max_tokens,
             judge=lambda certainty: decide(self._question(certainty)),
+            judge_stop=lambda certainty: decide_stop(self._question(certainty)),
         )
 
     def _forecast(self, plan: StageReady, yardstick: Yardstick) -> StageForecast | None:
@@ -324,9 +323,9 @@ class ChoiceRun:
         for effect in effects:
             if isinstance(effect, Release):
                 for piece in effect.pieces:
-                    self._show(piece)
+                    self._shown.show(piece)
             elif isinstance(effect, ReplaceText):
-                self._context.emit(self._replace(effect))
+                self._replace(effect)
             elif isinstance(effect, Finish):
                 self._context.emit(self._end(effect))
             elif isinstance(effect, Fail):
@@ -335,20 +334,12 @@ class ChoiceRun:
                 *_, below = self._reports.values()
                 self._context.note("escalated", _why_up(below))
 
-    def _show(self, piece: AnswerPiece) -> None:
-        self._visible_characters += len(piece.text)
-        self._visible_logprobs += len(piece.logprobs)
-        delta = Delta(self._choice, piece.text, piece.logprobs, piece.token_count)
-        self._context.emit(delta)
-
-    def _replace(self, effect: ReplaceText) -> Replace:
+    def _replace(self, effect: ReplaceText) -> None:
         model = self._plans[effect.dropped].stage.model
         following = self._plans[effect.index].stage.model
-        characters, self._visible_characters = self._visible_characters, 0
-        logprobs, self._visible_logprobs = self._visible_logprobs, 0
+        characters = self._shown.replace(model, following)
         reason = f"{characters} characters of {model}, by {following}"
         self._context.note("replaced", reason, model=model)
-        return Replace(self._choice, model, following, characters, logprobs)
 
     def _end(self, effect: Finish) -> ChoiceEnd:
         answer = self._reports[effect.index] = replace(

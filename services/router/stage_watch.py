@@ -57,11 +57,14 @@ class StageWatch:
         threshold: float,
         max_tokens: int,
         judge: Callable[[float], Outcome],
+        judge_stop: Callable[[float], Outcome],
     ) -> None:
-        """`judge`: what would become of an answer of that certainty."""
+        """`judge`: what becomes of a beginning of that certainty; `judge_stop`: of a draft that can
+        reach no more than that."""
         self._yardstick = yardstick
         self._threshold = threshold
         self._judge = judge
+        self._judge_stop = judge_stop
         self._hold_tokens = streaming.hold_tokens if streaming.mode is StreamMode.EARLY else None
         self._last = min(max_tokens, self._hold_tokens or max_tokens)
         """Tokens on which the stage is decided at the latest."""
@@ -105,7 +108,7 @@ class StageWatch:
         most = self._bound.most(self._last - self._seen)
         if most >= self._threshold:
             return None
-        outcome = self._judge(most)
+        outcome = self._judge_stop(most)
         if not isinstance(outcome, GoUp):
             self._ask_from = 2 * self._seen
             return None

@@ -18,6 +18,7 @@ from gearfall.core.escalation import (
     Settle,
     WhileLoading,
     decide,
+    decide_stop,
     entry_stage,
 )
 
@@ -127,3 +128,35 @@ def test_more_time_never_takes_an_escalation_away(above, left_s, policy):
         return isinstance(decide(Question(0, 0.0, 0.5, above, seconds, policy=policy)), GoUp)
 
     assert not up(left_s) or up(left_s * 2 + 1)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "has_lower", "policy", "outcome"),
+    [
+        (4.0, False, EscalationPolicy(), GoUp(1)),
+        (3.9, False, EscalationPolicy(), Settle(Degraded.DEADLINE)),
+        (3.9, True, EscalationPolicy(), GoUp(1)),
+        (3.9, False, EscalationPolicy(at_deadline=AtDeadline.FAIL), GoUp(1)),
+        (1.9, True, EscalationPolicy(), Settle(Degraded.DEADLINE)),
+    ],
+)
+def test_a_draft_is_stopped_only_where_it_is_not_needed(left_s, has_lower, policy, outcome):
+    above = [Outlook(answer_s=2.0)]
+    question = Question(
+        0, 0.1, 0.5, above, left_s=left_s, has_lower_answer=has_lower, policy=policy
+    )
+    assert decide_stop(question) == outcome
+
+
+@given(
+    above=st.lists(OUTLOOKS, min_size=1, max_size=4),
+    left_s=SECONDS,
+    policy=POLICIES,
+    has_lower=st.booleans(),
+)
+def test_what_is_stopped_goes_where_it_would_have_gone(above, left_s, policy, has_lower):
+    question = Question(
+        0, 0.0, 0.5, above, left_s=left_s, has_lower_answer=has_lower, policy=policy
+    )
+    outcome = decide_stop(question)
+    assert isinstance(outcome, Settle) or outcome == decide(question)

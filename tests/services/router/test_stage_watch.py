@@ -34,12 +34,14 @@ class Judge:
 def watch_of(
     yardstick=SEQUENCE, streaming=None, *, threshold=0.4, max_tokens=10, judge=None
 ) -> StageWatch:
+    judge = judge or Judge(threshold)
     return StageWatch(
         yardstick,
         streaming or Streaming(),
         threshold=threshold,
         max_tokens=max_tokens,
-        judge=judge or Judge(threshold),
+        judge=judge,
+        judge_stop=judge,
     )
 
 
