@@ -3,9 +3,9 @@
     step's seconds -> owed to each job that ran in it -> told with the job's next run
                                                       -> dropped, of a job that got no more runs
 
-Every busy second is in exactly one of the three places. Tokens of a prompt cost less than tokens of
-an answer where memory's speed is what limits; the division says who was in the step, not why it
-took its time.
+Every busy second is in exactly one of the three places; what a step took behind its tokens counts
+for the next. Tokens of a prompt cost less than tokens of an answer where memory's speed is what
+limits; the division says who was in the step, not why it took its time.
 """
 
 import math
@@ -24,18 +24,25 @@ class DeviceTime:
         self.busy_s = 0.0
         self.told_s = 0.0
         self.dropped_s = 0.0
+        self._rest_s = 0.0
         self._owed: dict[SequenceKey, float] = {}
         self._is_here = is_here
 
     def divide(self, chunks: Sequence[Chunk], step_s: float) -> None:
-        """Owe a step's seconds to those whose tokens it computed."""
+        """Owe a step's seconds, up to its tokens, to those whose tokens it computed."""
         if len(self._owed) > _SPARE_ENTRIES + 2 * len(chunks):
             self._drop_absent()
+        step_s += self._rest_s
+        self._rest_s = 0.0
         self.busy_s += step_s
         token_s = step_s / sum(chunk.count for chunk in chunks)
         for chunk in chunks:
             key = chunk.sequence.key
             self._owed[key] = self._owed.get(key, 0.0) + chunk.count * token_s
+
+    def add_rest(self, rest_s: float) -> None:
+        """Take what the step took behind its tokens."""
+        self._rest_s += rest_s
 
     def take(self, key: SequenceKey) -> float:
         """Return what is owed to a job, to be told with its run."""

@@ -69,6 +69,8 @@ class Engine:
         self._unix_clock = unix_clock
         self.device_time = DeviceTime(lambda key: batch.find(key) is not None)
         """Whose the time of the steps was."""
+        self._sampled_s = 0.0
+        """When the tokens of the newest step were known."""
         self._migrating = MigratingJobs(batch, self._limits, lambda hold: self._admit(hold.job))
         self.foretelling = Foretelling(batch, self._find_foretellable)
         """First tokens of jobs that waited for the model."""
@@ -141,6 +143,8 @@ class Engine:
         self._adapters.settle()
         step_s = self._clock() - started_s
         self._batch.held_share.note(chunks, step_s)
+        if chunks:
+            self.device_time.add_rest(step_s - (self._sampled_s - started_s))
         return self._tell(runs, step_s)
 
     @property
@@ -221,7 +225,8 @@ class Engine:
         for sequence, guess in sampling:
             said.append((sequence, tuple(say(rows, row, sequence, guess)), guess))
             row += 1 + len(guess)
-        self.device_time.divide(chunks, self._clock() - started_s)
+        self._sampled_s = self._clock()
+        self.device_time.divide(chunks, self._sampled_s - started_s)
         return [self._take(sequence, sampled, guess) for sequence, sampled, guess in said]
 
     def _take(

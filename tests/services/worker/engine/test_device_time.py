@@ -57,6 +57,17 @@ def test_a_step_is_divided_by_the_tokens_it_computed():
     books.check()
 
 
+def test_the_rest_of_a_step_goes_to_the_next():
+    books = DeviceTime(lambda _: True)
+    books.divide([chunk("a", 1)], 1.0)
+    books.add_rest(0.5)
+    assert books.take((JobId("a"), Epoch(1))) == 1.0
+    books.divide([chunk("b", 1)], 1.0)
+    assert books.take((JobId("b"), Epoch(1))) == 1.5
+    assert books.busy_s == 2.5
+    books.check()
+
+
 def test_jobs_that_are_gone_do_not_pile_up():
     books = DeviceTime(lambda _: False)
     for number in range(1000):
