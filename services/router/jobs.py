@@ -72,6 +72,11 @@ class JobTable:
         """Whether a running job needs `model`, be it an adapter."""
         return any(model in (each.job.model, each.job.adapter) for each in self._jobs.values())
 
+    def waiting(self, model: ModelName) -> int:
+        """Jobs of a model that no worker has yet."""
+        waiting = self._waiting.get(model)
+        return len(waiting) if waiting else 0
+
     async def submit(
         self, job: Job, listener: JobListener, *, deadline_s: float, patience_s: float
     ) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from gearfall.core.ids import RouterId
+from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.ports import ClusterState, JobQueue, Lease
 from gearfall.core.records import RouterRecord
 from gearfall.infra.bearer import SECRET_VARIABLE, BearerInterceptor
@@ -28,6 +28,8 @@ from gearfall.pb.router_pb2_grpc import (
     add_RouterServicer_to_server,
     add_TokenSinkServicer_to_server,
 )
+from services.router.answer_cache import AnswerCache
+from services.router.answer_desk import AnswerDesk
 from services.router.background import Background
 from services.router.catalogue import Catalogue
 from services.router.cluster_status import ClusterStatus
@@ -38,10 +40,13 @@ from services.router.load_board import LoadBoard
 from services.router.metrics import RouterMetrics
 from services.router.peers import Peers
 from services.router.presence import Presence
+from services.router.quality_metrics import CacheMetrics, QualityMetrics
+from services.router.quality_watch import QualityWatch
 from services.router.rest import MAX_BODY_BYTES, RestDoor
 from services.router.restoring import LASTING, restore_what_is_lost
 from services.router.service import RouterLimits, RouterService
 from services.router.servicer import RouterServicer
+from services.router.shadow import Shadow
 from services.router.starts import is_ready
 from services.router.token_sink import TokenSinkServicer
 from services.router.tokenizing import FileSource, TokenizerCache
@@ -101,6 +106,17 @@ class Router:
             cluster, self.router_id, lambda: self.demand.backlogs, clock=time.monotonic
         )
         self.peers = Peers(lambda: cluster.view)
+        quality = QualityMetrics(metrics.registry)
+        self.quality = QualityWatch(
+            cluster, self.gears.pin, self._background, quality, clock=time.time
+        )
+        self.shadow = Shadow(
+            self._background,
+            quality,
+            hindrance=self._hindrance,
+            on_compared=self.quality.compared,
+        )
+        self.cache = AnswerCache(cluster)
         self.service = RouterService(
             router_id=self.router_id,
             cluster=cluster,
@@ -108,6 +124,7 @@ class Router:
             tokenizers=TokenizerCache(files or self.peers),
             metrics=metrics,
             gears=self.gears,
+            desk=AnswerDesk(self.cache, self.quality, self.shadow, CacheMetrics(metrics.registry)),
             wishes=self.demand,
             draw_seed=lambda: secrets.randbits(63),
             draw_id=lambda: uuid.uuid4().hex,
@@ -169,10 +186,15 @@ class Router:
             (self.demand.run(), "demand"),
             (self.load.run(), "load"),
             (self.gears.run(), "gears"),
+            (self.quality.run(), "quality"),
+            (self.cache.run(), "cache"),
             (self.service.run(), "service"),
             (restore_what_is_lost(self._cluster), "restoring"),
         ):
             self._background.spawn(work, name)
+
+    def _hindrance(self, model: ModelName) -> str:
+        return self.service.hindrance(model)
 
     def _take_lease(self, lease: Lease) -> None:
         self.demand.set_lease(lease)

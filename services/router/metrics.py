@@ -10,6 +10,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+
 from services.router.cost_metrics import CostMetrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -23,6 +24,8 @@ class RouterMetrics:
         # this setting for the whole process only.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
+        self.registry = self._registry
+        """For parts that have metrics of their own."""
         self.requests = Counter(
             "gearfall_requests",
             "Requests by outcome",

@@ -192,6 +192,7 @@ class RestDoor:
 
     async def _metrics(self, _request: Request) -> Response:
         depths = await self._status.queue_depths()
+        self._service.desk.show()
         text = self._service.metrics.render(
             self._service.admission.running_choices,
             {model: (depth.waiting, depth.claimed) for model, depth in depths.items()},
@@ -229,6 +230,8 @@ def _early_headers(running: RunningRequest) -> dict[str, str]:
         "x-gearfall-request-id": running.request_id,
         "x-gearfall-expected-start-s": f"{running.expected_start_s:.3f}",
     }
+    if running.cache:
+        headers["x-gearfall-cache"] = running.cache
     return headers | ({"x-gearfall-gear": running.gear.label} if running.gear else {})
 
 

@@ -4,18 +4,28 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
 from gearfall.core.ids import RequestId
 from gearfall.core.job import FinishReason
 from gearfall.core.usage import StageReport, Usage
-from services.router.choice_run import ChoiceRun
+from services.router.answer_cache import Ticket
+from services.router.answer_record import AnswerRecord
 from services.router.gear_board import PinnedGear
 from services.router.generation import ChoiceEnd, Delta, GenerationEvent, Replace
 
 _log = logging.getLogger(__name__)
 
 EndObserver = Callable[["RunningRequest"], None]
+
+
+class Run(Protocol):
+    """What brings one choice to its end, or all of them."""
+
+    async def run(self) -> None:
+        """Emit events until then; raises what it failed with."""
+        ...
 
 
 class RunningRequest:
@@ -46,6 +56,10 @@ class RunningRequest:
         """Models whose text the client had and lost again, once each time."""
         self.started_s = time.perf_counter()
         """The loop's own clock is too coarse to measure with: uvloop's has whole milliseconds."""
+        self.ticket: Ticket | None = None
+        self.answer: AnswerRecord | None = None
+        """Where the whole answer is wanted once it ended."""
+        self._is_from_cache = False
         self.first_text_s: float | None = None
         """When the first text was released, on the same clock."""
         self._on_end = on_end
@@ -55,7 +69,26 @@ class RunningRequest:
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
-    def start(self, runs: Sequence[ChoiceRun], deadline_s: float) -> None:
+    @property
+    def is_from_cache(self) -> bool:
+        """Whether its answer was there when it came: it was not admitted and computes nothing."""
+        return self._is_from_cache
+
+    @property
+    def cache(self) -> str:
+        """`hit`, `miss`, `joined` while another request computes it; empty where none is kept."""
+        if self.ticket is None:
+            return ""
+        if self.ticket.answer is not None:
+            return "hit"
+        return "miss" if self.ticket.is_leading or self.answer is not None else "joined"
+
+    def take_ticket(self, ticket: Ticket | None) -> None:
+        """Its place at the answer cache, before it starts."""
+        self.ticket = ticket
+        self._is_from_cache = ticket is not None and ticket.answer is not None
+
+    def start(self, runs: Sequence[Run], deadline_s: float) -> None:
         """Start every choice; all end by `deadline_s` on the loop's clock."""
         loop = asyncio.get_running_loop()
         self._timer = loop.call_at(deadline_s, self._expire)
@@ -65,6 +98,8 @@ class RunningRequest:
 
     def emit(self, event: GenerationEvent) -> None:
         """Queue an event for the client."""
+        if self.answer is not None:
+            self.answer.take(event)
         if isinstance(event, ChoiceEnd):
             self.ends[event.choice] = event
         elif isinstance(event, Replace):
@@ -124,7 +159,7 @@ class RunningRequest:
     def _expire(self) -> None:
         self.fail(DeadlineExceeded("the request's deadline passed before its answer was whole"))
 
-    async def _run(self, run: ChoiceRun) -> None:
+    async def _run(self, run: Run) -> None:
         try:
             await run.run()
         except GearfallError as error:

@@ -9,10 +9,11 @@ from functools import partial
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
 from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
-from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.records import DeploymentRecord
 from gearfall.core.streaming import resolve_streaming
 from gearfall.infra.cluster import Cluster
 from services.router.admission import Admission
+from services.router.answer_desk import AnswerDesk
 from services.router.choice_run import ChoiceRun, RunContext, cannot_start
 from services.router.gear_board import GearBoard, PinnedGear
 from services.router.generation import GenerationRequest
@@ -20,6 +21,7 @@ from services.router.jobs import JobTable
 from services.router.metrics import RouterMetrics
 from services.router.prospects import Prospects, ScheduleWishes
 from services.router.request_log import RequestEvent, RequestLog
+from services.router.resolving import resolve
 from services.router.running_request import RunningRequest
 from services.router.stage_plan import StagePlan, StageReady, plan_stages
 from services.router.starts import StartHistory, expected_start_s, is_ready
@@ -56,6 +58,7 @@ class RouterService:
         tokenizers: TokenizerCache,
         metrics: RouterMetrics,
         gears: GearBoard,
+        desk: AnswerDesk,
         wishes: ScheduleWishes,
         draw_seed: Callable[[], int],
         draw_id: Callable[[], str],
@@ -69,6 +72,7 @@ class RouterService:
         self.request_log = RequestLog()
         self.metrics = metrics
         self.gears = gears
+        self.desk = desk
         self._cluster = cluster
         self._jobs = jobs
         self._tokenizers = tokenizers
@@ -95,8 +99,8 @@ class RouterService:
         """
         if self._is_stopping:
             raise Overloaded("this router is stopping", retry_after_s=1.0)
-        deployment = self._resolve(request.model)
-        gear = self.gears.pin(deployment.name)
+        deployment = resolve(self._cluster.view, request.model)
+        gear = self.desk.quality.pin(deployment.name)
         if gear is not None:
             deployment = replace(deployment, stages=gear.stages, certainty=gear.certainty)
         streaming = resolve_streaming(
@@ -106,8 +110,11 @@ class RouterService:
         request_id = RequestId(request.request_id or self._draw_id())
         if request_id in self._running:
             raise Conflict(f"request {request_id} is running already", param="request_id")
-        self.admission.enter(request.choices)
+        ticket = self.desk.cache.ticket(request, deployment, gear)
+        if ticket is None or ticket.answer is None:
+            self.admission.enter(request.choices)
         running = self._new_request(request, request_id)
+        self.desk.open(running, request, deployment, gear, ticket)
         try:
             await self._start_choices(running, request, deployment, gear)
         except BaseException as error:
@@ -145,6 +152,14 @@ class RouterService:
         """Whether a replica of `model` is on its way."""
         return any(each.model == model for each in self._cluster.view.assignments.values())
 
+    def hindrance(self, model: ModelName) -> str:
+        """Say why `model` must not be asked what can be left out; empty if it may."""
+        host = self.host_of(model)
+        if not self.is_ready(host):
+            return "cold"
+        is_full = 2 * self.admission.running_choices > self.admission.max_choices
+        return "busy" if is_full or self._jobs.waiting(host) else ""
+
     def expected_start_s(self, model: ModelName) -> float:
         """Seconds to the first token if `model` were asked for now; 0 when a replica is ready."""
         view = self._cluster.view
@@ -178,25 +193,6 @@ class RouterService:
         await asyncio.gather(*waits)
         await self._tokenizers.stop()
 
-    def _resolve(self, name: str) -> DeploymentRecord:
-        """Return the deployment of that name, or one that has the model as its only stage.
-
-        The record is pinned to the request: a later change of the deployment does not reach it.
-        """
-        view = self._cluster.view
-        deployment = view.deployments.get(DeploymentName(name))
-        if deployment is not None:
-            return deployment
-        model = view.models.get(ModelName(name))
-        if model is not None and not model.is_removing:
-            return DeploymentRecord(DeploymentName(name), (Stage(ModelName(name)),))
-        shown = name if len(name) <= 96 else name[:96] + "..."
-        raise NotFound(
-            f"the model {shown!r} does not exist: no model or deployment has this name",
-            param="model",
-            code="model_not_found",
-        )
-
     def _new_request(self, request: GenerationRequest, request_id: RequestId) -> RunningRequest:
         running = RunningRequest(
             request_id,
@@ -216,9 +212,16 @@ class RouterService:
         deployment: DeploymentRecord,
         gear: PinnedGear | None,
     ) -> None:
-        models = self._cluster.view.models
         context = self._context(running, request, deployment, gear)
         running.gear = gear
+        own = partial(self._own_runs, running, context, deployment)
+        running.start(self.desk.runs(running, own) or await own(), context.deadline_s)
+
+    async def _own_runs(
+        self, running: RunningRequest, context: RunContext, deployment: DeploymentRecord
+    ) -> list[ChoiceRun]:
+        """Return the request's own way through the stages, planned and checked."""
+        request, models = context.request, self._cluster.view.models
         plans = [
             await plan_stages(request, prompt, deployment.stages, models, self._tokenizers)
             for prompt in request.prompts
@@ -228,11 +231,11 @@ class RouterService:
         if asyncio.get_running_loop().time() >= context.deadline_s:
             raise InvalidRequest("the timeout is too short to read the prompt", param="timeout_s")
         running.expected_start_s = self.expected_start_s(deployment.stages[0].model)
-        runs = [
+        self.desk.begin(running, context, plans)
+        return [
             ChoiceRun(context, choice, plans[choice // request.n])
             for choice in range(request.choices)
         ]
-        running.start(runs, context.deadline_s)
 
     def _context(
         self,
@@ -287,13 +290,15 @@ class RouterService:
     def _on_end(self, running: RunningRequest) -> None:
         duration_s = time.perf_counter() - running.started_s
         self._running.pop(running.request_id, None)
-        self.admission.leave(running.choices, duration_s)
+        if not running.is_from_cache:
+            self.admission.leave(running.choices, duration_s)
         outcome = _outcome(running)
         self._note(running.request_id, outcome, f"after {duration_s:.3f} s", measured_s=duration_s)
         self._measure(running, outcome, duration_s)
-        for end in running.ends.values():
+        for end in running.ends.values() if running.cache != "hit" else ():
             name = DeploymentName(running.deployment)
             self.gears.answered(name, end.usage.completion_tokens)
+        self.desk.ended(running)
         _log.info(
             "request ended",
             extra={

@@ -109,6 +109,8 @@ def described(running: RunningRequest) -> dict[str, Any]:
         seed=running.seed,
         expected_s=running.expected_start_s,
     )
+    if running.cache:
+        described["cache"] = running.cache
     return described | ({"gear": running.gear.label} if running.gear else {})
 
 
