@@ -40,6 +40,8 @@ class FleetIndex:
         self.demand: dict[ModelName, dict[RouterId, DemandRecord]] = {}
         self.waiting: dict[ModelName, Waiting] = {}
         """The demand of all routers together."""
+        self.hinted: set[ModelName] = set()
+        """Models that drafts on their way are likely to ask for."""
         self.load: dict[ModelName, dict[RouterId, LoadRecord]] = {}
         self.deployments: dict[ModelName, set[DeploymentName]] = {}
         """By the models of their stages as they name them, adapters included."""
@@ -119,7 +121,12 @@ class FleetIndex:
     def note_demand(self, model: ModelName, router: RouterId, now: DemandRecord | None) -> None:
         """What waits at one router."""
         _note_item(self.demand, model, router, now)
-        waiting = waiting_by_model(tuple(self.demand.get(model, {}).values()))
+        records = tuple(self.demand.get(model, {}).values())
+        if any(each.hinted_jobs > 0 for each in records):
+            self.hinted.add(model)
+        else:
+            self.hinted.discard(model)
+        waiting = waiting_by_model(records)
         if model in waiting:
             self.waiting[model] = waiting[model]
         else:

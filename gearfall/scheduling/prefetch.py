@@ -1,6 +1,7 @@
 """Which models a node should have near before anybody asks: expected use x time it saves.
 
 A model is worth `probability of use within the horizon x seconds that its bytes take to the pool`.
+One that a draft on its way is likely to ask for is taken as certain to be used.
 Models are taken by what each of their bytes is worth. One goes to the node it gets to soonest, into
 room that is free or held by models that nobody maps and that are worth less than a share of it a
 byte; where the pool has none but the bytes are far away, to the node's SSD. What is up somewhere or
@@ -78,6 +79,8 @@ class PrefetchScene:
     """Nodes on which a worker has or gets a replica."""
     resident: Callable[[ModelName], Collection[NodeId]]
     """Nodes that have a model in their pool, as their records say."""
+    hinted: Collection[ModelName] = ()
+    """Models that drafts on their way are likely to ask for."""
 
 
 def plan_prefetch(
@@ -107,6 +110,8 @@ class _Look:
 
     def use(self, name: ModelName) -> float:
         """Return how likely a model is wanted within the horizon."""
+        if name in self.scene.hinted:
+            return 1.0
         known = self._uses.get(name)
         if known is None:
             known = self._uses[name] = use_probability(
@@ -236,8 +241,10 @@ class _Look:
         self._count((node_id, model.name), tier)
         place = (node_id, tier)
         self.taken_bytes[place] = self.taken_bytes.get(place, 0) - freed
-        reason = f"{use:.0%} likely to be wanted within {self.policy.horizon_s:g} s, "
-        reason += f"which saves {saved_s:.2f} s"
+        reason = f"{use:.0%} likely to be wanted within {self.policy.horizon_s:g} s"
+        if model.name in self.scene.hinted:
+            reason = "a draft is likely to ask for it"
+        reason += f", which saves {saved_s:.2f} s"
         reason += f"; instead of {', '.join(gone)}" if gone else ""
         record = PrefetchRecord(node_id, model.name, tier, reason, self.now_unix_s)
         self.wishes.append(Wish(record))

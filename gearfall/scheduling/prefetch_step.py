@@ -16,21 +16,34 @@ def prefetch_step(
 ) -> tuple[tuple[Wish | Unwish, ...], float | None]:
     """Return the wishes to write and to take back, and when to look next.
 
-    Nothing before the next look is due. It never is while nothing ever came and nothing is wished,
+    Nothing before the next look is due, but for models that are hinted at: those are looked at in
+    every step until they are near. It never is due while nothing ever came and nothing is wished,
     nor without a policy: then wishes that stand are taken back at once.
     """
     if policy is None:
         standing = sorted(fleet.records.prefetch)
         return tuple(Unwish(key, "nothing is fetched ahead") for key in standing), None
+    urgent = _urgent(fleet)[: policy.most_models]
     if not fleet.loads and not fleet.records.prefetch:
-        return (), None
+        return plan_prefetch(_scene(fleet, urgent), policy, now_unix_s) if urgent else (), None
     if now_unix_s < fleet.prefetch_due_unix_s:
-        return (), fleet.prefetch_due_unix_s
-    candidates = _next_candidates(fleet, policy.most_models)
+        actions = plan_prefetch(_scene(fleet, urgent), policy, now_unix_s) if urgent else ()
+        return actions, fleet.prefetch_due_unix_s
+    candidates = list({*urgent, *_next_candidates(fleet, policy.most_models)})
     share = min(1.0, policy.most_models / max(1, len(fleet.loads)))
     fleet.prefetch_due_unix_s = now_unix_s + policy.every_s * share
     actions = plan_prefetch(_scene(fleet, candidates), policy, now_unix_s)
     return actions, fleet.prefetch_due_unix_s
+
+
+def _urgent(fleet: FleetState) -> list[ModelName]:
+    """Return what is hinted at and neither near nor wished for yet."""
+    wished = {model for _, model in fleet.records.prefetch} if fleet.index.hinted else ()
+    return sorted(
+        model
+        for model in fleet.index.hinted
+        if model not in wished and model not in fleet.index.resident
+    )
 
 
 def _next_candidates(fleet: FleetState, most: int) -> list[ModelName]:
@@ -61,4 +74,5 @@ def _scene(fleet: FleetState, candidates: list[ModelName]) -> PrefetchScene:
         source=lambda model, node: fleet.source_tier(model, node.node_id),
         hosting=hosting,
         resident=lambda model: fleet.index.resident.get(model, ()),
+        hinted=frozenset(fleet.index.hinted),
     )

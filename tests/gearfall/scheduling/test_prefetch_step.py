@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.ids import ModelName, RouterId
-from gearfall.core.records import LoadRecord, Tier
+from gearfall.core.records import DemandRecord, LoadRecord, Tier
 from gearfall.scheduling.actions import Unwish, Wish
 from gearfall.scheduling.autoscaler_limits import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
@@ -68,6 +68,35 @@ def test_what_came_is_wished_for_and_looked_at_again_in_time():
     assert due == NOW + 20.0
     fleet.put("prefetch", wish.prefetch)
     assert step(fleet, NOW + 20.0)[0] == []
+
+
+def test_what_is_hinted_at_is_wished_for_at_once_and_starts_nothing():
+    fleet = fleet_of_one()
+    fleet.put("load", load(0, NOW))
+    assert step(fleet, NOW) == ([], NOW + 10.0)
+    fleet.put("demand", DemandRecord(NAME, RouterId("router-a"), 0, 0.0, hinted_jobs=1))
+    plan = decide(fleet, StartCosts(), POLICY, NOW + 1.0)
+    (wish,) = plan.actions
+    assert isinstance(wish, Wish)
+    assert (wish.prefetch.model, wish.prefetch.tier) == (NAME, Tier.DRAM)
+    fleet.put("prefetch", wish.prefetch)
+    assert step(fleet, NOW + 2.0) == ([], NOW + 10.0), "once"
+    fleet.check()
+
+
+def test_a_hint_is_enough_where_nothing_ever_came_and_ends():
+    fleet = fleet_of_one()
+    hint = DemandRecord(NAME, RouterId("router-a"), 0, 0.0, hinted_jobs=1)
+    fleet.put("demand", hint)
+    (wish,), _ = step(fleet, NOW)
+    assert isinstance(wish, Wish)
+    fleet.put("prefetch", wish.prefetch)
+    fleet.remove("demand", (NAME, RouterId("router-a")))
+    fleet.check()
+    _, due = step(fleet, NOW + 0.1)
+    assert due is not None
+    (unwish,), _ = step(fleet, due)
+    assert unwish == Unwish((NODE, NAME), "0% likely to be wanted within 300 s")
 
 
 def test_with_many_models_each_has_its_turn_within_the_pause():
