@@ -64,13 +64,15 @@ class PlanShelf:
         """Return what is in force; `nodes` are those that have workers."""
         for name in self._known.keys() - records.keys():
             del self._known[name]
+        cast: dict[DeploymentName, list[GearVoteRecord]] = {}
+        for (name, _), vote in votes.items():
+            cast.setdefault(name, []).append(vote)
         found = {}
         for name, record in records.items():
             plan = self._plan(record)
             if plan is not None:
                 gears, placement = on_nodes(plan, nodes)
-                mine = (vote for (voted, _), vote in votes.items() if voted == name)
-                index = highest_vote(mine, plan.version, len(gears))
+                index = highest_vote(cast.get(name, ()), plan.version, len(gears))
                 found[name] = GearInForce(plan, gears, placement, index)
         return found
 

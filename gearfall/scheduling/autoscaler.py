@@ -63,12 +63,14 @@ def scale_model(
     *,
     policy: SchedulerPolicy,
     now_unix_s: float,
+    kept: frozenset[ReplicaKey] = frozenset(),
 ) -> ScaleDecision:
     """Compare what a model has with what it needs. A model with demand is never scaled down.
 
-    `load` was advanced at `now_unix_s` or before; nothing changed since.
+    `load` was advanced at `now_unix_s` or before; nothing changed since. `kept`: replicas that stay
+    whatever comes, as gear plans want them.
     """
-    scale = _Scale(hosted, limits, load, policy, now_unix_s)
+    scale = _Scale(hosted, limits, load, policy, now_unix_s, kept)
     if waiting is not None:
         needed = max(scale.needed_by(waiting), scale.wanted_by_load())
         return ScaleDecision(scale.missing(needed), (), None)
@@ -94,6 +96,7 @@ class _Scale:
     load: ModelLoad
     policy: SchedulerPolicy
     now_unix_s: float
+    kept: frozenset[ReplicaKey] = frozenset()
     due_unix_s: list[float] = field(default_factory=list)
     target_jobs: float = field(init=False)
 
@@ -162,7 +165,8 @@ class _Scale:
 
     def _idle(self) -> list[tuple[float, Hosted]]:
         """Return idle replicas with when each may go, the earliest first."""
-        dues = [(self._release_due(each), each) for each in self.hosted if each.is_idle]
+        idle = [each for each in self.hosted if each.is_idle and each.key not in self.kept]
+        dues = [(self._release_due(each), each) for each in idle]
         return sorted(dues, key=lambda due: (due[0], due[1].key))
 
     def _release_due(self, each: Hosted) -> float:
@@ -172,7 +176,8 @@ class _Scale:
 
     def _beyond_most(self, gone: set[ReplicaKey]) -> list[tuple[ReplicaKey, str]]:
         excess = len(self.hosted) - len(gone) - self.limits.max_replicas
-        busy = sorted(each.key for each in self.hosted if not each.is_idle)
+        stay = self.kept
+        busy = sorted(each.key for each in self.hosted if not (each.is_idle or each.key in stay))
         idle = [each.key for _, each in self._idle()]
         left = [key for key in (*idle, *busy) if key not in gone]
         reason = f"more than max_replicas = {self.limits.max_replicas}"
@@ -188,7 +193,10 @@ class _Scale:
             if len(self.hosted) > max(1, self.limits.min_replicas):
                 self._wait_for_less(len(self.hosted) - 1)
             return ()
-        least = min(self.hosted, key=lambda each: (each.running_jobs, each.key))
+        others = [each for each in self.hosted if each.key not in self.kept]
+        if not others:
+            return ()
+        least = min(others, key=lambda each: (each.running_jobs, each.key))
         others_room = sum(e.free_slots for e in self.hosted if e is not least)
         rested_unix_s = _rested(least, self.policy)
         if rested_unix_s > self.now_unix_s:

@@ -34,6 +34,9 @@ class SchedulerPolicy:
     panic_threshold: float = 2.0
     """A burst of this many times what the usual load's replicas should run is followed at once,
     and nothing is scaled down while it is remembered."""
+    gear_shift_s: float = 1.0
+    """What a shift to the next gear may take: a model of that gear which starts slower is up before
+    the gear is in force."""
     prefetch: PrefetchPolicy | None = field(default_factory=PrefetchPolicy)
     """When models are fetched ahead of anybody's asking; None for never."""
 

@@ -136,7 +136,7 @@ class Fleet(FleetState):
     def check(self) -> None:
         """Raise AssertionError unless the index is what one made anew from the records is."""
         anew = Fleet.of(self.records.as_snapshot())
-        anew.claims = self.claims
+        anew.claims, anew.gears = self.claims, self.gears
         anew.refresh(self.policy, self._now_unix_s)
         self.refresh(self.policy, self._now_unix_s)
         for name, index in vars(self.index).items():
@@ -151,7 +151,8 @@ class Fleet(FleetState):
     def _refresh_flags(self, model: ModelName) -> None:
         waiting = self.index.waiting.get(model)
         is_interactive = waiting is not None and waiting.batch_jobs < waiting.jobs
-        flags = ModelFlags(waiting is not None, is_interactive, self.is_spare(model))
+        spare, kept = self.is_spare(model), self.kept(model)
+        flags = ModelFlags(waiting is not None, is_interactive, spare, kept)
         if self.flags.get(model) != flags:
             self.dirty_workers |= self.index.holders.get(model, set())
             self.flags[model] = flags

@@ -1,5 +1,6 @@
 """What a changed record touches: the index, models to look at again, workers' rows."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gearfall.core.ids import ModelName
@@ -7,6 +8,7 @@ from gearfall.core.records import (
     AssignmentRecord,
     DemandRecord,
     DeploymentRecord,
+    GearVoteRecord,
     LoadRecord,
     ModelRecord,
     MoveRecord,
@@ -22,25 +24,12 @@ from gearfall.scheduling.snapshot import ReplicaKey
 
 def note_change(fleet: FleetState, kind: str, record_id: Any, before: Any, now: Any) -> None:
     """Note that a record changed; `before` or `now` is None where there was or is none."""
-    match kind:
-        case "models":
-            _note_model(fleet, before, now)
-        case "deployments":
-            _note_deployment(fleet, before, now)
-        case "nodes":
-            _note_node(fleet, before, now)
-        case "workers":
-            _note_worker(fleet, before, now)
-        case "assignments":
-            _note_assignment(fleet, record_id, before, now)
-        case "replicas":
-            _note_replica(fleet, record_id, before, now)
-        case "demand":
-            _note_demand(fleet, before, now)
-        case "load":
-            _note_load(fleet, before, now)
-        case "moves":
-            _note_move(fleet, before, now)
+    if kind == "assignments":
+        _note_assignment(fleet, record_id, before, now)
+    elif kind == "replicas":
+        _note_replica(fleet, record_id, before, now)
+    elif kind in _NOTES:
+        _NOTES[kind](fleet, before, now)
 
 
 def _touch_model(fleet: FleetState, name: ModelName) -> None:
@@ -74,6 +63,15 @@ def _note_deployment(
         if record is not None and record.base:
             fleet.forget_limits(ModelName(record.base))
         _touch_model(fleet, stage.model)
+    fleet.gears_changed = fleet.gears_changed or bool(fleet.records.gear_plans)
+
+
+def _note_vote(
+    fleet: FleetState, before: GearVoteRecord | None, now: GearVoteRecord | None
+) -> None:
+    """Most votes say only that the load is another one."""
+    said = [(vote.version, vote.gear) if vote else None for vote in (before, now)]
+    fleet.gears_changed = fleet.gears_changed or said[0] != said[1]
 
 
 def _note_node(fleet: FleetState, before: NodeRecord | None, now: NodeRecord | None) -> None:
@@ -98,6 +96,8 @@ def _note_membership(fleet: FleetState, node: NodeRecord) -> None:
 
 def _note_worker(fleet: FleetState, before: WorkerRecord | None, now: WorkerRecord | None) -> None:
     fleet.index.note_worker(before, now)
+    if before is None or now is None:
+        fleet.gears_changed = fleet.gears_changed or bool(fleet.records.gear_plans)
     for record in (before, now):
         if record is not None:
             fleet.touch_worker(record.worker_id)
@@ -165,3 +165,21 @@ def _note_move(fleet: FleetState, before: MoveRecord | None, now: MoveRecord | N
             fleet.dirty_models |= {move.model, move.for_model}
             fleet.touch_worker(move.worker_id)
             fleet.touch_worker(move.target)
+
+
+def _note_plan(fleet: FleetState, _before: object, _now: object) -> None:
+    fleet.gears_changed = True
+
+
+_NOTES: Mapping[str, Callable[[FleetState, Any, Any], None]] = {
+    "models": _note_model,
+    "deployments": _note_deployment,
+    "nodes": _note_node,
+    "workers": _note_worker,
+    "demand": _note_demand,
+    "load": _note_load,
+    "moves": _note_move,
+    "gear_plans": _note_plan,
+    "gear_votes": _note_vote,
+}
+"""By kind of record."""

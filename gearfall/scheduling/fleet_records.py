@@ -9,6 +9,8 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    GearPlanRecord,
+    GearVoteRecord,
     LoadRecord,
     ModelRecord,
     MoveRecord,
@@ -30,6 +32,8 @@ ID_FIELDS: Mapping[str, tuple[str, ...]] = {
     "load": ("model", "router_id"),
     "moves": ("worker_id", "model"),
     "prefetch": ("node_id", "model"),
+    "gear_plans": ("name",),
+    "gear_votes": ("name", "router_id"),
     "decisions": ("model",),
 }
 
@@ -49,6 +53,8 @@ class FleetRecords:
         self.load: dict[tuple[ModelName, RouterId], LoadRecord] = {}
         self.moves: dict[ReplicaKey, MoveRecord] = {}
         self.prefetch: dict[tuple[NodeId, ModelName], PrefetchRecord] = {}
+        self.gear_plans: dict[DeploymentName, GearPlanRecord] = {}
+        self.gear_votes: dict[tuple[DeploymentName, RouterId], GearVoteRecord] = {}
         self.decisions: dict[ModelName, DecisionRecord] = {}
         self.unreachable: frozenset[WorkerId] = frozenset()
         self.awaited: dict[WorkerId, float] = {}

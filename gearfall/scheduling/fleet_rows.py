@@ -76,7 +76,7 @@ def row_of(
 def _victim(fleet: FleetState, key: ReplicaKey, size_bytes: int) -> Victim | None:
     if fleet.model(key[1]) is None:
         return None
-    hosted = fleet.index.hosted[key[1]][key]
+    hosted, flags = fleet.index.hosted[key[1]][key], fleet.flags[key[1]]
     if group := hosted.assignment.group:
         # Only the first of a group says how the replica is.
         hosted = Hosted(hosted.assignment, fleet.records.replicas.get((group[0], key[1])))
@@ -84,7 +84,7 @@ def _victim(fleet: FleetState, key: ReplicaKey, size_bytes: int) -> Victim | Non
         hosted,
         fleet.index.waiting.get(key[1]),
         size_bytes,
-        spare=fleet.flags[key[1]].is_spare,
+        spare=flags.is_spare and key not in flags.kept,
         policy=fleet.policy,
     )
 

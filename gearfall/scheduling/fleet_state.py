@@ -1,8 +1,10 @@
 """What the fleet's owner keeps, and what can be read from it."""
 
 from collections import deque
+from dataclasses import replace
 from typing import NamedTuple
 
+from gearfall.core.gears_in_force import PlanShelf
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import ModelRecord, Tier
 from gearfall.scheduling.autoscaler import ModelLimits, SchedulerPolicy, limits_by_model
@@ -11,8 +13,9 @@ from gearfall.scheduling.claims import Claims
 from gearfall.scheduling.due_times import DueTimes
 from gearfall.scheduling.fleet_index import FleetIndex
 from gearfall.scheduling.fleet_records import FleetRecords
+from gearfall.scheduling.gear_wishes import GearWish, kept_replicas
 from gearfall.scheduling.label_masks import LabelMasks
-from gearfall.scheduling.snapshot import Hosted, on_bases
+from gearfall.scheduling.snapshot import Hosted, ReplicaKey, on_bases
 from gearfall.scheduling.victims import Victim
 from gearfall.scheduling.wants import PlacementRules, Want, replica_bytes, rules_of
 from gearfall.scheduling.worker_rows import WorkerRows
@@ -25,6 +28,8 @@ class ModelFlags(NamedTuple):
     waits_interactively: bool = False
     is_spare: bool = False
     """Whether it would keep its min_replicas with one replica less."""
+    kept: frozenset[ReplicaKey] = frozenset()
+    """Replicas that gear plans want where they are."""
 
 
 class FleetState:
@@ -47,6 +52,12 @@ class FleetState:
         self.blocked: dict[ModelName, Want] = {}
         """What found no room, in the order in which it was first looked for."""
         self.loads: dict[ModelName, ModelLoad] = {}
+        self.gears: dict[ModelName, GearWish] = {}
+        """What gear plans want of each model that they place."""
+        self.plan_shelf = PlanShelf()
+        self.gears_changed = False
+        """Whether a plan, a gear or a plan's nodes are others than `gears` was made from."""
+        self.gears_due_unix_s = 0.0
         self.prefetch_due_unix_s = 0.0
         self.prefetch_turns: deque[ModelName] = deque()
         """Models that have not been looked at since all had their turn."""
@@ -85,6 +96,11 @@ class FleetState:
         record = self.records.models.get(name)
         return None if record is None or record.is_removing or record.base else record
 
+    def host_of(self, name: ModelName) -> ModelName:
+        """Return the model that a name's replicas are of: of an adapter its base."""
+        record = self.records.models.get(name)
+        return ModelName(record.base) if record is not None and record.base else name
+
     def limits_of(self, model: ModelName) -> ModelLimits:
         """Return how many replicas a model may have."""
         return self._limits_and_rules(model)[0]
@@ -106,6 +122,19 @@ class FleetState:
             and not _is_follower(hosted[key])
             and not (key in self.index.arriving and self._is_arriving(hosted[key]))
         )
+
+    def by_node(self, model: ModelName) -> dict[NodeId, list[Hosted]]:
+        """Return what a model really has, by node."""
+        found: dict[NodeId, list[Hosted]] = {}
+        for hosted in self.counted(model):
+            node_id = self.records.workers[hosted.key[0]].node_id
+            found.setdefault(node_id, []).append(hosted)
+        return found
+
+    def kept(self, model: ModelName) -> frozenset[ReplicaKey]:
+        """Return the replicas of a model that gear plans want where they are."""
+        wish = self.gears.get(model)
+        return kept_replicas(wish, self.by_node(model)) if wish and wish.by_node else frozenset()
 
     def source_tier(self, model: ModelRecord, node_id: NodeId) -> Tier | None:
         """Return where the bytes of a start on a live node would come from."""
@@ -129,6 +158,13 @@ class FleetState:
             mine = {name: self.records.deployments[name] for name in sorted(names)}
             adapters = {each: self.records.models[each] for each in named - {model}}
             limits = limits_by_model((model,), on_bases(mine, adapters), self.policy)[model]
+            if (wish := self.gears.get(model)) is not None:
+                known_s = limits.keep_alive_s if mine else 0.0
+                limits = replace(
+                    limits,
+                    max_replicas=max(limits.max_replicas, wish.most),
+                    keep_alive_s=max(known_s, wish.keep_alive_s),
+                )
             found = self._limits[model] = (limits, rules_of(mine.values()))
         return found
 

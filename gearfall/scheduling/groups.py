@@ -17,7 +17,7 @@ def find_groups(scene: Scene, want: Want, search: Search) -> list[tuple[WorkerId
     would have to be made.
     """
     kinds = ["free"]
-    if want.urgency >= Urgency.EVACUATE:
+    if want.urgency >= Urgency.GEAR:
         kinds.append("idle")
     if want.urgency is Urgency.INTERACTIVE:
         kinds.append("busy")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.scheduling.estimator import StartPrediction
 from gearfall.scheduling.groups import find_groups
-from gearfall.scheduling.placement_search import EXAMINED, Search
+from gearfall.scheduling.placement_search import EXAMINED, OFF_PLAN_S, Search
 from gearfall.scheduling.room_making import Way, room_on
 from gearfall.scheduling.scene import Scene, claimed_bytes, is_crowded, needed_bytes, predict
 from gearfall.scheduling.transfers import Transfer
@@ -84,7 +84,7 @@ def find_options(scene: Scene, want: Want, search: Search, rivals: int = 0) -> l
         assess(scene, want, (each,)) for each in search.free(EXAMINED + min(rivals, _MOST_RIVALS))
     ]
     options = [each for each in free if each is not None]
-    if want.urgency >= Urgency.EVACUATE:
+    if want.urgency >= Urgency.GEAR:
         best = min(options, key=lambda option: option.rank, default=None)
         also_busy = want.urgency is Urgency.INTERACTIVE
         options += _by_making_room(scene, want, search, best, also_busy=also_busy)
@@ -125,7 +125,8 @@ def assess(
         return None
     own = [claimed_bytes(fleet, want.model.name, each) for each in workers]
     bonus_s = CLAIMED_S * (None not in own)
-    sooner_than_s = below_s - prediction.total_s + bonus_s
+    off_plan_s = OFF_PLAN_S * (bool(want.wished) and node_id not in want.wished)
+    sooner_than_s = below_s - prediction.total_s + bonus_s - off_plan_s
     if sooner_than_s <= 0:
         return None
     rooms = [room_on(scene, want, worker_id, sooner_than_s) for worker_id in workers]
@@ -142,7 +143,7 @@ def assess(
         memory_bytes={each: needed_bytes(fleet, want, each) for each in workers},
         prediction=prediction,
         wait_s=max(room.wait_s for room in found),
-        cost_s=sum(room.cost_s for room in found) - bonus_s,
+        cost_s=sum(room.cost_s for room in found) - bonus_s + off_plan_s,
         free_bytes=min(fleet.rows.number(each, "free_bytes") for each in workers),
         places=max(1, int(min(fleet.rows.number(each, "free_replicas") for each in workers))),
         is_crowded=want.rules.spread and is_crowded(fleet, want.model.name, node_id),

@@ -20,6 +20,8 @@ EXAMINED = 5
 _PER_USED_BYTE = 1e-15
 """Seconds; the emptier of equals comes first."""
 _CROWDED_S = 1e6
+OFF_PLAN_S = 1.0
+"""What has to be gained to start somewhere else than where a gear plan wants the model."""
 _EVICT_S = 0.1
 _MOVE_S = 0.5
 """Guesses of what it takes to have room made, for choosing only."""
@@ -36,6 +38,9 @@ class Search:
         self._can_host = self._seconds < np.inf
         self._need = _needs(fleet, want)
         self._score = self._seconds + _PER_USED_BYTE * fleet.rows.column("used_bytes")
+        if want.wished:
+            self._score += OFF_PLAN_S
+            self._score[_on_nodes(fleet, want.wished)] -= OFF_PLAN_S
         if want.rules.spread:
             self._score[_on_crowded_nodes(fleet, want)] += _CROWDED_S
 
@@ -127,6 +132,10 @@ def _load_seconds(fleet: FleetState, want: Want) -> Floats:
         seconds = np.full(len(rows), np.inf)
     _set_out_of_line(fleet, want, seconds)
     seconds[rows.column("pool_bytes") < max(1, model.size_bytes)] = np.inf
+    if want.node_id is not None:
+        elsewhere = np.ones(len(rows), dtype=np.bool_)
+        elsewhere[_on_nodes(fleet, (want.node_id,))] = False
+        seconds[elsewhere] = np.inf
     if want.rules.labels:
         seconds[~_matching(fleet, want)] = np.inf
     seconds[_numbers(fleet, fleet.index.holders.get(model.name, ()))] = np.inf
@@ -150,6 +159,10 @@ def _set_out_of_line(fleet: FleetState, want: Want, seconds: Floats) -> None:
             per_byte = rows.column(f"{tier.value}_s_per_byte")[numbers]
             queued = rows.column(f"{tier.value}_queued_s")[numbers]
             seconds[numbers] = per_byte * float(model.size_bytes) + queued
+
+
+def _on_nodes(fleet: FleetState, nodes: Iterable[NodeId]) -> Rows:
+    return _numbers(fleet, [w for each in nodes for w in fleet.index.workers.get(each, ())])
 
 
 def _numbers(fleet: FleetState, workers: Iterable[WorkerId]) -> Rows:

@@ -5,7 +5,7 @@ or is due is scaled; then all that is missing is placed together. What one model
 in this step counts for the models after it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import MoveRecord, ReplicaState
@@ -13,6 +13,8 @@ from gearfall.scheduling.actions import Action
 from gearfall.scheduling.autoscaler import ScaleDecision, SchedulerPolicy, scale_model
 from gearfall.scheduling.autoscaler_load import ModelLoad, advance_load
 from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.gear_step import follow_gears
+from gearfall.scheduling.gear_wishes import missing_on
 from gearfall.scheduling.moves import MOST_S, MoveStep, next_step
 from gearfall.scheduling.prefetch_step import prefetch_step
 from gearfall.scheduling.reopening import reopen
@@ -46,6 +48,8 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
     records stay as they are: the caller puts what it has written.
     """
     fleet.refresh(policy, now_unix_s)
+    if follow_gears(Scene(fleet, costs, policy, now_unix_s)):
+        fleet.refresh(policy, now_unix_s)
     due, dirty, sites = fleet.model_due.take(now_unix_s), fleet.take_dirty(), reopen(fleet)
     models = sorted(due | dirty | sites.keys())
     for model in dirty & fleet.blocked.keys() - due:
@@ -149,10 +153,27 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
     missing, urgency = decision.missing, _urgency(step, model)
     if missing == 0 and _must_evacuate(step, model):
         missing, urgency = 1, max(urgency, Urgency.EVACUATE)
-    if missing == 0:
+    by_gear = _wants_of_gears(step, model)
+    # Whoever waits is served first, near where the plan wants it; what is left follows the plan.
+    wished = frozenset(each.node_id for each in by_gear if each.node_id is not None)
+    wants = [replace(_want(step, model, urgency), wished=wished)] * missing + by_gear[missing:]
+    if not wants:
         step.forget(model)
+    return wants
+
+
+def _wants_of_gears(step: Step, model: ModelName) -> list[Want]:
+    """Return what gear plans miss of a model: for the gear in force, then for the one above."""
+    wish = step.fleet.gears.get(model)
+    if wish is None or not wish.by_node:
         return []
-    return [_want(step, model, urgency)] * missing
+    on_node = step.fleet.by_node(model)
+    now, later = missing_on(wish.now, on_node), missing_on(wish.soon, on_node)
+    return [
+        replace(_want(step, model, urgency), node_id=node_id, reason=wish.reason)
+        for urgency, nodes in ((Urgency.GEAR, now), (Urgency.KEEP, later))
+        for node_id in nodes
+    ]
 
 
 def _decide_scale(step: Step, model: ModelName) -> ScaleDecision | None:
@@ -171,6 +192,7 @@ def _decide_scale(step: Step, model: ModelName) -> ScaleDecision | None:
         load,
         policy=step.scene.policy,
         now_unix_s=step.now_unix_s,
+        kept=fleet.kept(model),
     )
 
 

@@ -72,7 +72,7 @@ def _best_room(
 def _room_in(row: WorkerRow, size_bytes: int, urgency: Urgency) -> str:
     if row.free_replicas >= 1 and row.free_bytes >= size_bytes:
         return "free"
-    if urgency < Urgency.EVACUATE:
+    if urgency < Urgency.GEAR:
         return ""
     if row.idle_replicas >= 1 and row.idle_bytes >= size_bytes:
         return "idle"
@@ -86,6 +86,7 @@ def _can_host(fleet: FleetState, want: Want, worker_id: WorkerId) -> bool:
         node is not None
         and node.dram_capacity_bytes >= want.model.size_bytes
         and want.rules.allow(worker)
+        and want.node_id in {None, worker.node_id}
         and worker_id not in fleet.index.holders.get(want.model.name, ())
         and fleet.source_tier(want.model, worker.node_id) is not None
     )

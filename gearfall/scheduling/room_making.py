@@ -71,7 +71,7 @@ def room_on(scene: Scene, want: Want, worker_id: WorkerId, sooner_than_s: float)
         gap.shrink(own)
     if gap.is_closed():
         return Room(Way.FREE)
-    if want.urgency < Urgency.EVACUATE:
+    if want.urgency < Urgency.GEAR:
         return None
     leaving_s = _let_leave(scene, worker_id, gap)
     if gap.is_closed():

@@ -9,6 +9,8 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
+    GearPlanRecord,
+    GearVoteRecord,
     LoadRecord,
     ModelRecord,
     MoveRecord,
@@ -46,6 +48,10 @@ class ClusterSnapshot:
     """Under way, by the replica that leaves."""
     prefetch: Mapping[tuple[NodeId, ModelName], PrefetchRecord] = field(default_factory=dict)
     load: Mapping[tuple[ModelName, RouterId], LoadRecord] = field(default_factory=dict)
+    gear_plans: Mapping[DeploymentName, GearPlanRecord] = field(default_factory=dict)
+    gear_votes: Mapping[tuple[DeploymentName, RouterId], GearVoteRecord] = field(
+        default_factory=dict
+    )
 
 
 _NOT_SERVING = frozenset({ReplicaState.FAILED, ReplicaState.LOADING, ReplicaState.STARTING})

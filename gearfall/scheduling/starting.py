@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import AssignmentRecord, MoveRecord
 from gearfall.scheduling.contention import Contender, choose_together
 from gearfall.scheduling.placement import Option, assess, find_options
@@ -36,15 +36,17 @@ def place_all(step: Step, wants: list[Want], sites: Sites) -> None:
             else:
                 chunk[want.model.name] = want
         stuck = _place_together(step, list(chunk.values()), sites)
-        left = [want for want in later if want.model.name not in stuck]
+        left = [want for want in later if (want.model.name, want.node_id) not in stuck]
 
 
-def _place_together(step: Step, wants: list[Want], sites: Sites) -> set[ModelName]:
-    """Place at most one replica each; return the models that could not start one now."""
+def _place_together(
+    step: Step, wants: list[Want], sites: Sites
+) -> set[tuple[ModelName, NodeId | None]]:
+    """Place at most one replica each; return the models that could not start one now, and where."""
     step.refresh()
     rivals = len(wants) - 1
     left = [_contender(step, want, sites.get(want.model.name), rivals) for want in wants]
-    stuck: set[ModelName] = set()
+    stuck: set[tuple[ModelName, NodeId | None]] = set()
     while left:
         touched: set[WorkerId] = set()
         for contender, option in choose_together(left, step.scene.policy, step.now_unix_s):
@@ -53,7 +55,7 @@ def _place_together(step: Step, wants: list[Want], sites: Sites) -> set[ModelNam
             left.remove(contender)
             touched |= _take(step, contender, option, is_limited=contender.want.model.name in sites)
             if option is None or option.way is not Way.FREE:
-                stuck.add(contender.want.model.name)
+                stuck.add((contender.want.model.name, contender.want.node_id))
         if touched and left:
             step.refresh()
             for other in left:
@@ -68,7 +70,8 @@ def _contender(
         search = Search(step.fleet, want)
         options = find_options(step.scene, want, search, rivals)
         return Contender(want, _worth_it(step, want, options), search)
-    found = [assess(step.scene, want, (each,)) for each in workers]
+    there = step.fleet.index.workers.get(want.node_id, set()) if want.node_id else set(workers)
+    found = [assess(step.scene, want, (each,)) for each in workers if each in there]
     options = sorted(filter(None, found), key=lambda option: option.rank)
     if not options and not _moves_for(step, want) and step.fleet.claims.of(want.model.name):
         step.forget(want.model.name)
@@ -152,6 +155,8 @@ def _take(
 def _assign(step: Step, contender: Contender, option: Option) -> None:
     want = contender.want
     reason = why_chosen(option)
+    if want.reason:
+        reason += f"; kept warm for {want.reason}"
     group = option.workers if len(option.workers) > 1 else ()
     rejected = _rejected(step, contender, option)
     for worker_id in option.workers:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from gearfall.core.ids import NodeId
 from gearfall.core.memory import PROCESS_OVERHEAD_BYTES, estimate_replica_memory
 from gearfall.core.records import DeploymentRecord, ModelRecord, WorkerRecord
 
@@ -15,9 +16,11 @@ class Urgency(IntEnum):
     """Batch jobs wait, and no others: free room only."""
     KEEP = 1
     """Nobody waits: free room only."""
-    EVACUATE = 2
+    GEAR = 2
+    """The gear in force needs it there: free room, or that of idle replicas."""
+    EVACUATE = 3
     """Jobs run on a worker that is leaving: free room, or that of idle replicas."""
-    INTERACTIVE = 3
+    INTERACTIVE = 4
     """Somebody waits for the first token."""
 
 
@@ -46,6 +49,12 @@ class Want:
     jobs: int = 1
     """That wait for it."""
     rules: PlacementRules = field(default_factory=PlacementRules)
+    node_id: NodeId | None = None
+    """The only node where it is wanted; None: wherever it starts soonest."""
+    wished: frozenset[NodeId] = frozenset()
+    """Nodes where a gear plan would like to have it, whoever waits; none: all are alike."""
+    reason: str = ""
+    """Who wants it, where nobody waits."""
 
 
 def rules_of(deployments: Iterable[DeploymentRecord]) -> PlacementRules:

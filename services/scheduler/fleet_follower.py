@@ -24,7 +24,7 @@ from services.scheduler.worker_links import Links
 DECISIVE = frozenset(
     {
         *("models", "deployments", "nodes", "workers", "assignments", "replicas"),
-        *("demand", "load", "moves", "prefetch"),
+        *("demand", "load", "moves", "prefetch", "gear_plans", "gear_votes"),
     }
 )
 """Kinds whose change may change a decision."""
@@ -128,6 +128,8 @@ class FleetFollower:
                 moves=view.moves,
                 prefetch=view.prefetch,
                 load=view.load,
+                gear_plans=view.gear_plans,
+                gear_votes=view.gear_votes,
             )
         )
         # What came in all that time stands in no record.

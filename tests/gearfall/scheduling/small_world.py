@@ -62,6 +62,8 @@ class SmallWorld:
         self.jobs: list[WorldJob] = []
         self.done = 0
         self.starts: Counter[ModelName] = Counter()
+        self.took_back: dict[ReplicaKey, str] = {}
+        """Assignments of this tick that were, with the reason."""
         self._began: dict[ReplicaKey, float] = {}
         self._drains: dict[ReplicaKey, float] = {}
         for kind, record in records:
@@ -88,6 +90,7 @@ class SmallWorld:
 
     def tick(self):
         self.now += 1.0
+        self.took_back.clear()
         self._run_jobs()
         self._follow_assignments()
         self._claim()
@@ -118,6 +121,7 @@ class SmallWorld:
             case Unassign(key, reason):
                 assert key in self.records.assignments, "took back what is not there"
                 self._check_residency(key, reason)
+                self.took_back[key] = reason
                 self.fleet.remove("assignments", key)
             case BeginMove(move):
                 assert (move.worker_id, move.model) not in self.records.moves

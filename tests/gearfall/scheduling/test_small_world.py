@@ -6,13 +6,15 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.job import Priority
 from gearfall.scheduling.actions import Assign
 from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.gear_wishes import missing_on
 from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import MIB, demand, deployment, model, node, worker
+from tests.gearfall.scheduling.plans import plan, plan_record, vote
 from tests.gearfall.scheduling.small_world import POLICY, SmallWorld
 
 MODELS = tuple(map(ModelName, ("m0", "m1", "m2", "m3")))
@@ -162,3 +164,57 @@ def test_nothing_is_given_twice_whoever_goes(records, requests, blows):
         world.tick()
     for move in world.records.moves.values():
         assert world.now - move.began_unix_s < 121.0
+
+
+@st.composite
+def planned(draw):
+    """A deployment of three models with a plan of three gears, placed anywhere."""
+    nodes = {name: draw(st.lists(st.sampled_from(NODES), min_size=1, unique=True)) for name in
+             MODELS[:3]}  # fmt: skip
+    on = tuple(f"{node}/{name}" for name, found in nodes.items() for node in found)
+    gears = [
+        tuple(draw(st.lists(st.sampled_from(MODELS[:3]), min_size=1, max_size=2, unique=True)))
+        for _ in range(3)
+    ]
+    kept = deployment("m0", name="chat", keep_alive_s=draw(st.sampled_from((0.0, 5.0, 60.0))))
+    return [("deployments", kept), ("gear_plans", plan_record(plan(*gears, on=on)))]
+
+
+def _taken(world: SmallWorld, name: ModelName) -> set[NodeId]:
+    """Nodes where a replica was taken back; for who waits it may be moved elsewhere, alive."""
+    return {
+        world.records.workers[worker_id].node_id
+        for (worker_id, model), reason in world.took_back.items()
+        if model == name and not reason.startswith("moves to")
+    }
+
+
+@settings(SOME, max_examples=15)
+@given(
+    clusters(),
+    arrivals,
+    planned(),
+    st.lists(st.tuples(st.integers(0, 80), st.integers(0, 2)), max_size=8),
+)
+def test_what_gears_want_is_kept_and_nothing_else_for_ever(records, requests, with_plan, shifts):
+    """Whoever waits: what stands where the plan wants it stays while its gear is in force."""
+    world = SmallWorld(*records, *with_plan)
+    for second in range(160):
+        for _, name, tokens, priority in [each for each in requests if each[0] == second]:
+            world.ask(name, tokens, priority)
+        for _, gear in [each for each in shifts if each[0] == second]:
+            world.fleet.put("gear_votes", vote(gear))
+        before = dict(world.fleet.gears)
+        world.tick()
+        for name, wish in world.fleet.gears.items():
+            if wish == before.get(name):
+                assert not _taken(world, name) & set(
+                    missing_on(wish.by_node.items(), world.fleet.by_node(name))
+                )
+    for _ in range(120):  # what is idle goes, and the gears have its room
+        world.tick()
+    started = world.starts.copy()
+    for _ in range(40):
+        world.tick()
+    if not world.jobs and not world.records.moves:
+        assert world.starts == started, "starts for ever though nothing comes"

@@ -1,0 +1,218 @@
+"""What gear plans want kept, and that decisions give it to them and to nobody else."""
+
+from dataclasses import replace
+
+import pytest
+
+from gearfall.core.gears_in_force import PlanShelf
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
+from gearfall.scheduling.gear_wishes import GearWish, gear_wishes
+from tests.gearfall.scheduling.clusters import MIB, deployment, model, node, worker
+from tests.gearfall.scheduling.plans import NAME, placed, plan, plan_record, vote
+from tests.gearfall.scheduling.small_world import POLICY, SmallWorld
+
+SMALL, LARGE, ALONE = map(ModelName, ("small", "large", "alone"))
+A, B = NodeId("a"), NodeId("b")
+ON_TWO = plan(
+    ("small", "large"), ("small",), ("alone",), on=("a/small", "b/small", "b/large", "a/alone")
+)
+QUICK_S, SLOW_S = 0.5, 5.0
+
+
+def wishes(made, *votes, nodes=("a", "b"), start_s=QUICK_S, deployed=True):
+    cast = {(each.name, each.router_id): each for each in votes}
+    record = plan_record(made)
+    in_force = PlanShelf().read({record.name: record}, cast, nodes)
+    known = deployment("small", name=NAME, keep_alive_s=60.0)
+    return gear_wishes(
+        in_force,
+        {known.name: known} if deployed else {},
+        host_of=lambda name: name,
+        start_s=lambda *_: start_s,
+        shift_s=1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gear", "expected"),
+    [
+        (0, {SMALL: {A: 1, B: 1}, LARGE: {B: 1}, ALONE: {}}),
+        (1, {SMALL: {A: 1, B: 1}, LARGE: {}, ALONE: {}}),
+        (2, {SMALL: {}, LARGE: {}, ALONE: {A: 1}}),
+    ],
+)
+def test_the_gear_in_force_keeps_its_models_where_the_plan_has_them(gear, expected):
+    found = wishes(ON_TWO, vote(gear))
+    assert {name: wish.by_node for name, wish in found.items()} == expected
+    assert {name: wish.most for name, wish in found.items()} == {SMALL: 2, LARGE: 1, ALONE: 1}
+    assert {wish.keep_alive_s for wish in found.values()} == {60.0}
+
+
+def test_what_the_next_gear_needs_is_kept_when_it_starts_slower_than_a_shift():
+    found = wishes(ON_TWO, vote(1), start_s=SLOW_S)
+    assert found[ALONE].soon == ((A, 1),)
+    assert found[ALONE].now == ()
+    assert found[LARGE].by_node == {}, "a gear below is nobody's next"
+    assert wishes(ON_TWO, vote(0), start_s=SLOW_S)[ALONE].by_node == {}, "two gears up is far"
+
+
+def test_a_lost_node_leaves_what_its_variant_wants():
+    made = plan(("small", "large"), ("small",), on=("a/small", "b/large"), lost="b",
+                left=("a/small/2",))  # fmt: skip
+    assert wishes(made, nodes=("a",))[SMALL] == GearWish(((A, 2),), (), 2, 60.0, "gear 0 of chat")
+    assert LARGE not in wishes(made, nodes=("a",))
+
+
+def test_a_plan_without_its_deployment_wants_nothing():
+    assert wishes(ON_TWO, deployed=False) == {}
+
+
+MODELS = [("models", model(name, nodes=("a", "b"), size_bytes=10 * MIB)) for name in
+          ("small", "large", "alone", "other")]  # fmt: skip
+NODES = [("nodes", node(name, resident=("small", "large", "alone", "other"))) for name in "ab"]
+DEPLOYED = ("deployments", deployment("small", "large", name=NAME, keep_alive_s=5.0))
+
+
+def hosts(*places: str, memory_bytes=1 << 30, most=4):
+    """Workers, each `node/number`."""
+    return [
+        ("workers", worker(each, node_id=each[0], memory_bytes=memory_bytes, max_replicas=most))
+        for each in places
+    ]
+
+
+def world(made, *records, policy=POLICY) -> SmallWorld:
+    return SmallWorld(
+        *MODELS, *NODES, *records, DEPLOYED, ("gear_plans", plan_record(made)), policy=policy
+    )
+
+
+def places(here: SmallWorld) -> set[str]:
+    """What is assigned, as the plan would say it."""
+    nodes = {w: each.node_id for w, each in here.records.workers.items()}
+    return {f"{nodes[worker_id]}/{name}" for worker_id, name in here.records.assignments}
+
+
+def ticks(here: SmallWorld, count: int) -> None:
+    for _ in range(count):
+        here.tick()
+
+
+def test_a_plan_brings_its_lowest_gear_up_where_it_says():
+    here = world(ON_TWO, *hosts("a/1", "b/1"))
+    ticks(here, 3)
+    assert places(here) == {"a/small", "b/small", "b/large"}
+    started = here.starts.copy()
+    ticks(here, 60)
+    assert places(here) == {"a/small", "b/small", "b/large"}
+    assert here.starts == started, "what is kept is not started anew"
+
+
+def test_a_shift_starts_the_gears_replicas_and_releases_the_others_after_their_keep_alive():
+    here = world(ON_TWO, *hosts("a/1", "b/1"))
+    ticks(here, 5)
+    here.fleet.put("gear_votes", vote(2))
+    here.tick()
+    assert places(here) == {"a/small", "b/small", "b/large", "a/alone"}
+    ticks(here, 20)
+    assert places(here) == {"a/alone"}
+    here.fleet.put("gear_votes", vote(0))
+    ticks(here, 20)
+    assert places(here) == {"a/small", "b/small", "b/large"}
+
+
+def test_a_gear_takes_the_room_of_what_is_idle_and_never_what_another_gear_keeps():
+    one = replace(plan(("other",), on=("a/other",), name="one"), name="one")
+    records = [("deployments", deployment("other", name="one")), ("gear_plans", plan_record(one))]
+    made = plan(("small",), ("alone",), on=("a/small", "a/alone"))
+    here = world(made, *hosts("a/1", most=2), *records)
+    ticks(here, 5)
+    assert places(here) == {"a/small", "a/other"}
+    here.fleet.put("gear_votes", vote(1))
+    ticks(here, 5)
+    assert places(here) == {"a/alone", "a/other"}
+
+
+def test_a_node_that_comes_back_gets_its_places_back():
+    made = plan(("small", "large"), on=("a/small", "b/large"), lost="b",
+                left=("a/small", "a/large"))  # fmt: skip
+    here = world(made, *hosts("a/1", "b/1"))
+    ticks(here, 5)
+    assert places(here) == {"a/small", "b/large"}
+    here.lose_worker(WorkerId("b/1"))
+    ticks(here, 5)
+    assert places(here) == {"a/small", "a/large"}
+    here.fleet.put(*hosts("b/1")[0])
+    ticks(here, 30)
+    assert places(here) == {"a/small", "b/large"}
+
+
+def test_who_waits_is_served_where_the_plan_wants_the_model():
+    """Node b has the bytes in memory too; without the plan the emptier worker is taken."""
+    made = plan(("small",), on=("b/small",))
+    here = world(made, *hosts("a/1", "b/1", memory_bytes=2 << 30))
+    here.fleet.put("workers", worker("b/1", node_id="b", memory_bytes=1 << 30))
+    here.ask("small", 5)
+    ticks(here, 6)
+    assert here.done == 1
+    assert places(here) == {"b/small"}
+    assert here.starts == {SMALL: 1}
+
+
+def test_who_waits_is_served_elsewhere_while_the_plans_node_is_full():
+    made = plan(("small",), on=("b/small",))
+    only_there = ("models", model("other", nodes=("b",), size_bytes=10 * MIB))
+    here = world(made, *hosts("a/1"), *hosts("b/1", most=1), only_there)
+    here.fleet.put("nodes", node("a", resident=("small",), dram_bytes=15 * MIB))
+    here.fleet.put("workers", worker("a/1", node_id="a", memory_bytes=1 << 30))
+    here.fleet.put("nodes", node("b", resident=("small", "other")))
+    here.fleet.put("models", replace(only_there[1], size_bytes=16 * MIB))
+    here.ask("other", 1000)
+    ticks(here, 1)
+    assert places(here) == {"b/other"}
+    here.ask("small", 5)
+    ticks(here, 6)
+    assert here.done == 1
+    assert places(here) == {"a/small", "b/other"}
+
+
+def test_a_replica_that_gears_keep_is_no_victim_and_one_beyond_them_is():
+    made = plan(("small",), on=("a/small",))
+    here = world(made, *hosts("a/1", most=1))
+    ticks(here, 5)
+    here.ask("other", 5)
+    ticks(here, 40)
+    assert places(here) == {"a/small"}
+    assert here.done == 0
+    here.fleet.remove("gear_plans", DeploymentName(NAME))
+    ticks(here, 30)
+    assert here.done == 1
+
+
+def test_without_a_plan_nothing_is_kept():
+    here = world(ON_TWO, *hosts("a/1", "b/1"))
+    ticks(here, 5)
+    here.fleet.remove("gear_plans", DeploymentName(NAME))
+    ticks(here, 40)
+    assert places(here) == set()
+
+
+def test_the_next_gears_model_takes_free_room_only():
+    """Its start takes long: nothing of it is near."""
+    far = replace(model("alone", nodes=("a",), size_bytes=400 * MIB), source="/models/x")
+    slow = ("nodes", node("a", resident=("small", "other"), on_ssd=("alone",), ssd_bytes_per_s=1e7))
+    made = plan(("small",), ("alone",), on=("a/small", "a/alone"))
+    policy = replace(POLICY, gear_shift_s=1.0)
+    here = world(made, *hosts("a/1", most=2), ("models", far), slow, policy=policy)
+    here.ask("other", 3)
+    ticks(here, 3)
+    assert places(here) == {"a/small", "a/other"}, "full: other is idle, and stays"
+    ticks(here, 60)
+    assert places(here) == {"a/small", "a/alone"}, "other went by its keep-alive"
+
+
+def test_placed_reads_counts():
+    assert [(p.node, p.model, p.count) for p in placed("a/m", "b/m/3")] == [
+        ("a", "m", 1),
+        ("b", "m", 3),
+    ]
