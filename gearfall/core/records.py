@@ -276,7 +276,7 @@ class DemandRecord:
     """Of the waiting jobs, those of batch priority: they take idle capacity only."""
     hinted_jobs: int = 0
     """None of the waiting jobs: drafts of lower stages whose certainty says that they will ask for
-    this model. Its checkpoint is worth bringing close; nothing is to start for them yet."""
+    this model. Its checkpoint is worth bringing close; it starts only where room is free."""
 
 
 @dataclass(frozen=True, slots=True)

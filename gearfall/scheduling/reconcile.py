@@ -157,6 +157,8 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
     # Whoever waits is served first, near where the plan wants it; what is left follows the plan.
     wished = frozenset(each.node_id for each in by_gear if each.node_id is not None)
     wants = [replace(_want(step, model, urgency), wished=wished)] * missing + by_gear[missing:]
+    if not wants and model in step.fleet.index.hinted and not step.fleet.counted(model):
+        wants = [_want(step, model, Urgency.KEEP)]  # where room is free; else only its bytes come
     if not wants:
         step.forget(model)
     return wants

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.gears_in_force import PlanShelf
-from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
+from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.records import DemandRecord
 from gearfall.scheduling.gear_wishes import GearWish, gear_wishes
 from tests.gearfall.scheduling.clusters import MIB, deployment, model, node, worker
 from tests.gearfall.scheduling.plans import NAME, placed, plan, plan_record, vote
@@ -209,6 +210,29 @@ def test_the_next_gears_model_takes_free_room_only():
     assert places(here) == {"a/small", "a/other"}, "full: other is idle, and stays"
     ticks(here, 60)
     assert places(here) == {"a/small", "a/alone"}, "other went by its keep-alive"
+
+
+def hint(model_name: str, jobs: int = 1) -> DemandRecord:
+    return DemandRecord(ModelName(model_name), RouterId("r2"), 0, 0.0, hinted_jobs=jobs)
+
+
+def test_a_hint_starts_a_model_where_room_is_free():
+    here = SmallWorld(*MODELS, *NODES, *hosts("a/1"))
+    here.fleet.put("demand", hint("small"))
+    ticks(here, 2)
+    assert places(here) == {"a/small"}
+    here.fleet.remove("demand", ("small", RouterId("r2")))
+    ticks(here, 40)
+    assert places(here) == set(), "nobody came: it went by its keep-alive"
+
+
+def test_a_hint_takes_nobodys_room():
+    here = SmallWorld(*MODELS, *NODES, *hosts("a/1", most=1))
+    here.ask("other", 5)
+    ticks(here, 10)
+    here.fleet.put("demand", hint("small"))
+    ticks(here, 5)
+    assert places(here) == {"a/other"}, "idle, and it stays"
 
 
 def test_placed_reads_counts():
