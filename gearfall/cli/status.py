@@ -28,6 +28,8 @@ def status(server: Server = "", as_json: AsJson = False) -> None:
     )
     for problem in reply.degraded:
         console.print(f"[red]degraded:[/] {problem}")
+    for alarm in reply.alarms:
+        console.print(f"[red]alarm:[/] {alarm}", highlight=False)
     _print_nodes(reply)
     print_table(
         "models",

@@ -1,4 +1,4 @@
-"""`gearfall why`: the reasons behind a placement, or what happened to a request."""
+"""`gearfall why`: reasons of a placement, what happened to a request, how a plan is kept."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -13,11 +13,11 @@ from gearfall.pb import scheduler_pb2
 
 
 def why(
-    subject: Annotated[str, typer.Argument(help="A model's name or a request's id.")],
+    subject: Annotated[str, typer.Argument(help="A model, a deployment or a request's id.")],
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Explain a model's placement or a request's way, newest first."""
+    """Explain a model's placement, a plan's promises or a request's way, newest first."""
     with connect(server) as client:
         reply = _explain(client, subject)
     if as_json:
@@ -33,12 +33,16 @@ def why(
 
 
 def _explain(client: Client, subject: str) -> scheduler_pb2.ExplainReply:
-    if any(model.name == subject for model in client.models().models):
+    listed = client.models()
+    models = {each.name for each in listed.models}
+    if subject in models | {each.name for each in listed.deployments}:
         return client.explain_model(subject)
     try:
         return client.explain_request(subject)
     except NotFound:
-        raise NotFound(f"{subject!r} is neither a registered model nor a recent request") from None
+        raise NotFound(
+            f"{subject!r} is neither a registered model, nor a deployment, nor a recent request"
+        ) from None
 
 
 def _times(item: scheduler_pb2.Explanation) -> str:

@@ -28,6 +28,8 @@ class Started:
     request_id: str
     seed: int
     deployment: str
+    cache: str = ""
+    """Of deployments that keep answers: hit, miss, or joined while another request computes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def event_from_pb(message: pb.GenerateEvent) -> Event:
     match message.WhichOneof("event"):
         case "start":
             start = message.start
-            return Started(start.request_id, start.seed, start.deployment)
+            return Started(start.request_id, start.seed, start.deployment, start.cache)
         case "wait":
             return Waiting(message.wait.choice, message.wait.model, message.wait.expected_s)
         case "delta":

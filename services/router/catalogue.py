@@ -15,7 +15,11 @@ from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.infra.remote import is_url
 from gearfall.pb import store_pb2
-from services.router.deployment_checks import check_deployment, check_plan_fits
+from services.router.deployment_checks import (
+    check_deployment,
+    check_is_compared,
+    check_plan_fits,
+)
 from services.router.peers import Peers
 
 _log = logging.getLogger(__name__)
@@ -119,11 +123,13 @@ class Catalogue:
     ) -> tuple[DeploymentRecord, int]:
         """Create or replace a deployment after `check_deployment`; return it with its revision.
 
-        With a gear plan its gears decide about the stages, without one the record does. Raises
+        With a gear plan its gears decide about the stages, without one the record does. Thresholds
+        that were raised above those of the plan before, and alarms, are forgotten. Raises
         InvalidRequest for a plan that is broken, bears another name, or speaks of other checkpoints
         than those registered.
         """
         check_deployment(record, self._cluster.view)
+        check_is_compared(record, has_plan=bool(gear_plan))
         check_has_target(record.escalation, has_plan=bool(gear_plan))
         if gear_plan:
             plan = parse_plan(gear_plan)
@@ -131,6 +137,7 @@ class Catalogue:
             await self._cluster.put_gear_plan(GearPlanRecord(record.name, plan.version, gear_plan))
         else:
             await self._cluster.delete_gear_plan(record.name)
+        await self._forget_drift(record.name)
         revision = await self._cluster.put_deployment(record)
         await self._cluster.wait_seen(revision, timeout_s=_SEEN_S)
         return record, revision
@@ -140,7 +147,13 @@ class Catalogue:
         if not await self._cluster.delete_deployment(DeploymentName(name)):
             raise NotFound(f"there is no deployment {name!r}", param="name")
         await self._cluster.delete_gear_plan(DeploymentName(name))
+        await self._forget_drift(DeploymentName(name))
         await self._until(lambda now: DeploymentName(name) not in now.deployments)
+
+    async def _forget_drift(self, name: DeploymentName) -> None:
+        for deployment, cascade in tuple(self._cluster.view.drift):
+            if deployment == name:
+                await self._cluster.delete_drift(name, cascade)
 
     async def _register_on(
         self, nodes: tuple[NodeRecord, ...], call: store_pb2.RegisterModelRequest

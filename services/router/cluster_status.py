@@ -28,6 +28,7 @@ class ClusterStatus:
         peers: Peers,
         waiting: Callable[[], Mapping[ModelName, int]],
         running_requests: Callable[[], int],
+        alarms: Callable[[], list[str]],
     ) -> None:
         """`waiting`: unclaimed jobs of this router by model."""
         self._router_id = router_id
@@ -37,6 +38,7 @@ class ClusterStatus:
         self._peers = peers
         self._waiting = waiting
         self._running_requests = running_requests
+        self._alarms = alarms
 
     async def read(self) -> pb.GetStatusReply:
         """Return the whole status within a few seconds."""
@@ -59,6 +61,7 @@ class ClusterStatus:
             running_requests=self._running_requests(),
             router_id=self._router_id,
             degraded=[*degraded, *silent],
+            alarms=self._alarms(),
         )
 
     async def degraded(self) -> list[str]:

@@ -127,6 +127,16 @@ def _check_pools(
     )
 
 
+def check_is_compared(record: DeploymentRecord, *, has_plan: bool) -> None:
+    """Raise InvalidRequest for a shadow share of answers that there is nothing to compare with."""
+    if record.shadow_share and len(record.stages) == 1 and not has_plan:
+        raise InvalidRequest(
+            f"shadow_share {record.shadow_share:g}: {record.name} has one stage, and no other "
+            "answer to compare with; leave it out, or deploy a cascade",
+            param="shadow_share",
+        )
+
+
 def check_plan_fits(
     plan: GearPlan, record: DeploymentRecord, models: Mapping[ModelName, ModelRecord]
 ) -> None:

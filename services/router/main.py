@@ -139,6 +139,7 @@ class Router:
             peers=self.peers,
             waiting=lambda: self.demand.waiting,
             running_requests=lambda: self.service.running_requests,
+            alarms=self.quality.alarms,
         )
         self._stack = contextlib.AsyncExitStack()
 

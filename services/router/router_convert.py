@@ -92,6 +92,15 @@ def explanation_to_pb(request_id: str, event: RequestEvent) -> scheduler_pb2.Exp
     )
 
 
+def promise_to_pb(
+    deployment: str, at_unix_s: float, decision: str, reason: str
+) -> scheduler_pb2.Explanation:
+    """Return the message for what is known about a plan's promise."""
+    return scheduler_pb2.Explanation(
+        at_unix_s=at_unix_s, subject=deployment, decision=decision, reason=reason
+    )
+
+
 def decision_to_pb(decision: DecisionRecord) -> scheduler_pb2.Explanation:
     """Return the message for what the scheduler decided about a model that a request waited for."""
     return scheduler_pb2.Explanation(

@@ -17,6 +17,7 @@ from services.router.router_convert import (
     decision_to_pb,
     event_to_pb,
     explanation_to_pb,
+    promise_to_pb,
     request_from_pb,
 )
 from services.router.service import RouterService
@@ -50,6 +51,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             deployment=running.deployment,
             gear_plan_version=running.gear.version if running.gear else 0,
             gear=str(running.gear.index) if running.gear else "",
+            cache=running.cache,
         )
         yield pb.GenerateEvent(start=start)
         try:
@@ -119,8 +121,16 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     async def Explain(
         self, request: scheduler_pb2.ExplainRequest, context: Context
     ) -> scheduler_pb2.ExplainReply:
-        """Explain a request from the request log, a model by asking the leading scheduler."""
+        """Explain a request from the request log, a model by asking the leading scheduler.
+
+        A deployment is explained by what its plan promised and what this router sees.
+        """
         if request.WhichOneof("subject") == "model":
+            if request.model in self._catalogue.view.deployments:
+                told = self._service.desk.quality.explain(request.model)
+                return scheduler_pb2.ExplainReply(
+                    explanations=[promise_to_pb(request.model, *each) for each in told]
+                )
             return await self._peers.explain_model(request.model)
         events = self._service.request_log.events(request.request_id)
         decisions = decisions_within(events, self._catalogue.view.decisions)
