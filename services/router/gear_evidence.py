@@ -89,7 +89,7 @@ class GearEvidence:
         if watch is None:
             return None
         watch = self._disagreeing[stage] = seen(watch, not answer.agreed)
-        if watch.evidence < AGREEMENT_ARL:
+        if watch.evidence < AGREEMENT_ARL or (AGREEMENT, stage) in self._found:
             return None
         recent = since_change(tuple(self._compared[stage]), watch.most)
         raised = tightened(recent, self.thresholds[stage], watch.most)
