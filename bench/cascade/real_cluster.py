@@ -1,8 +1,8 @@
 """The cluster of `bench.cascade real`: nodes of one worker, each pinned to a core of its own.
 
 A worker's engines share its core, as models on one accelerator do; everything else, the load
-included, has the cores that are left. Every model has a ready replica on every worker, whatever is
-measured: no system waits for a start.
+included, has the cores that are left. While systems are measured, every model has a ready replica
+on every worker: none of them waits for a start.
 """
 
 import asyncio
@@ -14,8 +14,10 @@ from pathlib import Path
 
 from bench.cascade.companions import write_companion
 from bench.cpu_time import cpu_seconds
+from gearfall.cli.deploy import deployment_of_plan
 from gearfall.client import AsyncClient
 from gearfall.core.errors import Unavailable
+from gearfall.core.gear_plan import GearPlan, plan_text
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo.catalogue import checkpoint_paths
@@ -31,7 +33,7 @@ _LOOK_AGAIN_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RealCluster:
-    """A running cluster with the companions ready everywhere."""
+    """A running cluster with the companions registered."""
 
     client: AsyncClient
     address: str
@@ -72,7 +74,6 @@ async def running_cluster(scratch: Path) -> AsyncIterator[RealCluster]:
                 await asyncio.to_thread(write_companion, original, source)
                 async for _ in client.register_model(name, str(source)):
                     pass
-            await _keep_ready(client, models)
             pids = {
                 process.spec.name: process.pid
                 for process in cluster.processes
@@ -107,26 +108,38 @@ def _pinned(
     return (stores, pinned, schedulers, routers)
 
 
-async def _keep_ready(client: AsyncClient, models: Sequence[ModelName]) -> None:
-    """Deploy each model by itself, to stay on every worker, and return when all are ready."""
+async def keep_replicas(client: AsyncClient, models: Sequence[ModelName], replicas: int) -> None:
+    """Deploy each model by itself, with so many replicas; return when just those are ready."""
     for model in models:
         record = DeploymentRecord(
             DeploymentName(f"keep-{model}"),
             (Stage(model),),
-            min_replicas=WORKERS,
-            max_replicas=WORKERS,
+            min_replicas=replicas,
+            max_replicas=replicas,
+            keep_alive_s=1.0,
             spread=True,
         )
         await client.deploy(record)
     async with asyncio.timeout(_READY_S):
-        await _all_ready(client, models)
+        await _all_ready(client, models, replicas)
 
 
-async def _all_ready(client: AsyncClient, models: Sequence[ModelName]) -> None:
+async def _all_ready(client: AsyncClient, models: Sequence[ModelName], replicas: int) -> None:
     while True:
-        if len(await _replicas(client)) == WORKERS * len(models):
+        found = [model for _, model in await _replicas(client)]
+        if all(found.count(model) == replicas for model in models):
             return
         await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+@contextlib.asynccontextmanager
+async def deployed(client: AsyncClient, plan: GearPlan) -> AsyncIterator[None]:
+    """Have one plan in force, and no other: several plans for one model share its workers."""
+    await client.deploy(deployment_of_plan(plan), gear_plan=plan_text(plan))
+    try:
+        yield
+    finally:
+        await client.remove_deployment(plan.name)
 
 
 async def _replicas(client: AsyncClient) -> set[tuple[str, str]]:

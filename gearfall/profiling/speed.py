@@ -64,7 +64,7 @@ async def measure_speed(
         steps.append((batch, median(found)))
         progress()
     way_s = max(0.0, await _first_token(client, served, 1, settings.repeats) - steps[0][1])
-    crowded_s = median([await _crowded(client, served) for _ in range(settings.repeats)])
+    crowded_s = await _crowded(client, served)
     widest, widest_s = steps[-1]
     job_s = min(way_s, max(0.0, crowded_s - widest_s / widest))
     prompts = await _prompts(client, served, settings, way_s)

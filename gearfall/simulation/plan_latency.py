@@ -48,12 +48,7 @@ class PlanLatency:
         return quantile([each.total_s for each in run.answered], 0.95)
 
     def replay(self, gear: Gear, placement: Placement, hosts: Sequence[Host]) -> CascadeRun:
-        """Replay the gear alone at its highest load."""
-        per_s = gear.max_load / self.tokens[gear.stages[0].model]
-        generator = np.random.default_rng(self.seed)
-        times = gamma_times(generator, per_s=per_s, cv=self.cv, duration_s=self.requests / per_s)
-        drawn = generator.integers(0, len(self.queries), len(times))
-        arrivals = [Arrival(at, int(query)) for at, query in zip(times, drawn, strict=True)]
+        """Replay the gear alone at its highest load, on the replicas that a placement gives it."""
         nodes = {host.name: host.node for host in hosts}
         used = {stage.model for stage in gear.stages}
         replicas = [
@@ -67,6 +62,15 @@ class PlanLatency:
             for worker, model in placement.by_worker
             if model in used
         ]
+        return self.replay_on(gear, replicas)
+
+    def replay_on(self, gear: Gear, replicas: Sequence[FixedReplica]) -> CascadeRun:
+        """Replay the gear alone at its highest load, on these replicas."""
+        per_s = gear.max_load / self.tokens[gear.stages[0].model]
+        generator = np.random.default_rng(self.seed)
+        times = gamma_times(generator, per_s=per_s, cv=self.cv, duration_s=self.requests / per_s)
+        drawn = generator.integers(0, len(self.queries), len(times))
+        arrivals = [Arrival(at, int(query)) for at, query in zip(times, drawn, strict=True)]
         return run_cascades(replicas, self.queries, arrivals, [gear])
 
 

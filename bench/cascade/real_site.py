@@ -1,0 +1,138 @@
+"""What `bench.cascade real` and `simulated` set up, cluster, profile and plans; and one run."""
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.cascade.real_cluster import RealCluster, deployed, keep_replicas, running_cluster
+from bench.cascade.real_figures import Run
+from bench.cascade.real_load import replay
+from bench.cascade.real_prediction import Predictor
+from bench.cascade.real_systems import Wanted, gearfall, make_plans
+from bench.cascade.real_work import Window, profile_lines, test_questions, window_of
+from gearfall.cli.simulate import read_trace
+from gearfall.core.gear_plan import GearPlan
+from gearfall.core.profile import Profile, parse_profile
+from gearfall.demo.arithmetic import Question
+
+SHARED = Path(__file__).parents[3] / "shared"
+TRACE = SHARED / "data" / "traces" / "AzureLLMInferenceTrace_conv_2023.csv.gz"
+TRACE_PART_S = (0.0, 3480.0)
+"""Of the trace: all but its last, broken minute."""
+QUESTIONS = 2000
+QUIET_S = 2.0
+"""Before a run: what the one before left behind ends, and the plan is followed."""
+P95_OF_ALONE = 4.0
+"""The latency target, in mean answers of the largest model when nobody else asks."""
+LOSS = 0.02
+LOADS = (0.15, 0.3, 0.5, 0.75, 1.0)
+"""Of the highest load that is planned for: the gears."""
+
+console = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much is measured."""
+
+    trace: Path
+    seconds: float
+    """Of each replay."""
+    rounds: int
+    queries: int
+    """Asked of each model for the profile."""
+    peak: float
+    """Highest load that is planned for, in requests that the largest model can serve."""
+
+    @staticmethod
+    def flags(program: str, text: str | None) -> argparse.ArgumentParser:
+        """Return the flags that both benches have."""
+        parser = argparse.ArgumentParser(prog=program, description=text)
+        parser.add_argument("--trace", type=Path, default=TRACE)
+        parser.add_argument("--seconds", type=float, default=24.0, help="Of each replay.")
+        parser.add_argument("--rounds", type=int, default=2)
+        parser.add_argument("--queries", type=int, default=900, help="Asked for the profile.")
+        parser.add_argument("--peak", type=float, default=2.0, help="Of the largest's capacity.")
+        return parser
+
+    @staticmethod
+    def of(chosen: argparse.Namespace) -> "Settings":
+        """Return parsed flags as a value."""
+        return Settings(chosen.trace, chosen.seconds, chosen.rounds, chosen.queries, chosen.peak)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Everything that is set up once."""
+
+    cluster: RealCluster
+    window: Window
+    questions: tuple[Question, ...]
+    predictor: Predictor
+    plans: Mapping[str, GearPlan]
+    wanted: Wanted
+    large_per_s: float
+    """Requests a second that the largest model can serve on all workers."""
+    highest_per_s: float
+    """That is planned for."""
+
+    async def measure(self, system: str, number: int, per_s: float, seconds: float) -> Run:
+        """Deploy a system alone, replay the trace on it, and remove it."""
+        prompts = [len(each.prompt) for each in self.questions]
+        asks = self.window.asks(per_s, seconds, prompts)
+        began_s = time.perf_counter()
+        async with deployed(self.cluster.client, self.plans[system]):
+            await asyncio.sleep(QUIET_S)
+            found = await replay(self.cluster, system, asks, self.questions)
+        say(f"round {number + 1}: {system}, {len(asks)} requests, {per_s:.1f}/s", began_s)
+        return Run(system, number, found.outcomes, found.device_s)
+
+    def predict(self, system: str, per_s: float, seconds: float) -> Run:
+        """Return what the simulator says of such a run."""
+        return self.predictor.predict(self.plans[system], self.window, per_s, seconds, system)
+
+
+@asynccontextmanager
+async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
+    """Start the cluster, profile, plan, and have a replica of every model on every worker."""
+    began_s = time.perf_counter()
+    async with running_cluster(scratch) as cluster:
+        say("the cluster is up", began_s)
+        profile = await _profiled(cluster, settings.queries, scratch)
+        say(f"profiled with {len(profile.queries)} queries", began_s)
+        predictor = Predictor(profile, len(cluster.worker_pids))
+        large = cluster.models[-1]
+        large_per_s = predictor.capacity_per_s(large)
+        highest_per_s = settings.peak * large_per_s
+        highest = highest_per_s * predictor.tokens(large)
+        p95_s = round(P95_OF_ALONE * predictor.alone_s(large), 2)
+        wanted = Wanted(p95_s, tuple(share * highest for share in LOADS), LOSS)
+        plans = await make_plans(cluster, scratch / "profile.json", predictor, wanted)
+        say(f"planned for p95 <= {p95_s:g} s up to {highest_per_s:.0f} requests/s", began_s)
+        await keep_replicas(cluster.client, cluster.models, len(cluster.worker_pids))
+        say("every model is ready on every worker", began_s)
+        window = window_of(read_trace(settings.trace), *TRACE_PART_S)
+        questions = test_questions(QUESTIONS)
+        yield Site(cluster, window, questions, predictor, plans, wanted, large_per_s, highest_per_s)
+
+
+def say(what: str, began_s: float) -> None:
+    """Print what was done and how long it took."""
+    console.print(f"{time.perf_counter() - began_s:6.1f} s  {what}", highlight=False)
+
+
+async def _profiled(cluster: RealCluster, queries: int, scratch: Path) -> Profile:
+    """Profile on one replica of each model, alone."""
+    await keep_replicas(cluster.client, cluster.models, 1)
+    asked, out = scratch / "queries.jsonl", scratch / "profile.json"
+    asked.write_text(profile_lines(queries))
+    await gearfall(
+        cluster, "profile", *cluster.models, "--queries", asked, "--at-once", 16, "--out", out
+    )
+    return parse_profile(out.read_bytes())

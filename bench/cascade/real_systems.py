@@ -1,0 +1,151 @@
+"""The systems that `bench.cascade real` compares, each a gear plan of the same models.
+
+| system       | its plan                                                                      |
+| ------------ | ----------------------------------------------------------------------------- |
+| ours         | `gearfall plan --p95`: a cascade for each load, quality falls before p95 does |
+| static       | `gearfall plan --loss`: the cheapest cascade that certifiably loses so little |
+| always large | the largest model                                                             |
+| one model    | the best single model whose p95 holds at the highest load, batches tuned      |
+| switching    | for each load the best single model whose p95 holds there                     |
+
+One model with dynamic batching and switching between models without cascades (MS+) are what
+CascadeServe (arXiv 2406.14424) compares itself with; both are chosen here by the same simulator,
+profile, target and loads as ours.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.cascade.real_cluster import RealCluster
+from bench.cascade.real_prediction import Predictor, one_gear, placed_everywhere
+from gearfall.core.errors import Internal
+from gearfall.core.gear_plan import Gear, GearPlan, Promise
+from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.ids import ModelName
+from gearfall.core.records import Stage
+from gearfall.simulation.figures import quantile
+from gearfall.simulation.plan_latency import PlanLatency
+
+OURS, STATIC, LARGE, ONE, SWITCHING = "ours", "static", "always-large", "one-model", "switching"
+TRIGGERS = (1, 2, 4, 8)
+REQUESTS = 400
+"""Simulated for each gear."""
+CV = 1.2
+"""Of the gaps between arrivals that are planned for: those of the thinned trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What all plans are made for."""
+
+    p95_s: float
+    loads: tuple[float, ...]
+    """Tokens a second, rising."""
+    loss: float
+
+
+async def gearfall(cluster: RealCluster, *arguments: object) -> None:
+    """Run the command as a user does. Raises Internal with what it said when it fails."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gearfall.cli", *map(str, arguments), "--json"),
+        env=os.environ | {"GEARFALL_SERVER": cluster.address},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    if process.returncode != 0:
+        raise Internal(f"gearfall {arguments[0]} failed: {said.decode()[-2000:]}")
+
+
+async def make_plans(
+    cluster: RealCluster, profile_path: Path, predictor: Predictor, wanted: Wanted
+) -> dict[str, GearPlan]:
+    """Return every system's plan by name."""
+    loads = [part for load in wanted.loads for part in ("--load", load)]
+    simulated = ("--cv", CV, "--requests", REQUESTS)
+    ours_path, static_path = (profile_path.with_name(f"{each}.json") for each in (OURS, STATIC))
+    await gearfall(
+        cluster, "plan", profile_path, "--name", OURS, "--p95", wanted.p95_s, *loads, *simulated,
+        "--out", ours_path,
+    )  # fmt: skip
+    await gearfall(
+        cluster, "plan", profile_path, "--name", STATIC, "--loss", wanted.loss,
+        "--load", wanted.loads[0], *simulated, "--out", static_path,
+    )  # fmt: skip
+    ours = parse_plan(ours_path.read_bytes())
+    static = parse_plan(static_path.read_bytes())
+    singles = _Singles(predictor, ours)
+    best_first = sorted(predictor.profile.models, key=lambda each: -_quality(each.name, predictor))
+    names = [each.name for each in best_first]
+    switching = tuple(singles.best(names, load, wanted.p95_s) for load in wanted.loads)
+    return {
+        OURS: ours,
+        STATIC: one_gear(static, STATIC, static.gears[0]),
+        LARGE: singles.plan(LARGE, (singles.gear(names[0], wanted.loads[-1]),)),
+        ONE: singles.plan(ONE, (singles.tuned(switching[-1]),)),
+        SWITCHING: singles.plan(SWITCHING, switching),
+    }
+
+
+def _quality(model: str, predictor: Predictor) -> float:
+    found = predictor.profile.model(model).generations
+    return sum(each.quality for each in found) / len(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Singles:
+    """Plans of gears that are one model each."""
+
+    predictor: Predictor
+    like: GearPlan
+    """For what all plans of this cluster share."""
+
+    def plan(self, name: str, gears: Sequence[Gear]) -> GearPlan:
+        models = {stage.model for gear in gears for stage in gear.stages}
+        digests = {each.name: each.digest for each in self.predictor.profile.models}
+        return replace(
+            self.like,
+            name=name,
+            target=f"{name}, to be compared with",
+            models={model: digests[model] for model in sorted(models)},
+            gears=tuple(gears),
+            placement=placed_everywhere(sorted(models), self.predictor.workers),
+            variants=(),
+            calibrations={},
+        )
+
+    def gear(self, model: str, load: float) -> Gear:
+        found = self.predictor.profile.model(model).generations
+        cost = sum(each.cost for each in found) / len(found)
+        promise = Promise(_quality(model, self.predictor), 0.0, 0.05, 0, cost, 0.0, (1.0,))
+        return Gear(load, (Stage(ModelName(model)),), promise)
+
+    def best(self, names: Sequence[str], load: float, p95_s: float) -> Gear:
+        """Return the best model whose p95 holds; of the last one's, if none does."""
+        for name in names[:-1]:
+            gear = self.gear(name, load)
+            if self._p95_s(gear) <= p95_s:
+                return gear
+        return self.gear(names[-1], load)
+
+    def tuned(self, gear: Gear) -> Gear:
+        """Return the gear with the trigger that answers soonest."""
+        model = gear.stages[0].model
+        tried = [replace(gear, triggers={model: each}) for each in TRIGGERS]
+        return min(tried, key=self._p95_s)
+
+    def _p95_s(self, gear: Gear) -> float:
+        predictor = self.predictor
+        latency = PlanLatency(
+            predictor.queries(self.like),
+            {},
+            {gear.stages[0].model: predictor.tokens(gear.stages[0].model)},
+            requests=REQUESTS,
+            cv=CV,
+        )
+        run = latency.replay_on(gear, predictor.replicas())
+        return quantile([each.total_s for each in run.answered], 0.95)

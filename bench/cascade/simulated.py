@@ -1,0 +1,99 @@
+"""The simulator against the real system at four loads: `python -m bench.cascade simulated`.
+
+Same cluster, profile and plan as `real`; each load is the trace squeezed to so many requests a
+second. The simulator knows the profile, which was measured on other questions, and the arrivals.
+"""
+
+import argparse
+import asyncio
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench.cascade.real_figures import (
+    Figures,
+    Miss,
+    Run,
+    figures_of,
+    miss_of,
+    over_rounds,
+)
+from bench.cascade.real_report import print_fidelity
+from bench.cascade.real_site import Settings, Site, console, site
+from bench.cascade.real_systems import LARGE, OURS
+from bench.figures import rotated
+from bench.machine import machine_facts, our_versions
+
+RESULTS = Path(__file__).parents[1] / "results" / "cascade_simulated.json"
+SHARES = (0.2, 0.4, 0.6, 0.8)
+"""Of the highest load that is planned for, or that the largest model can serve alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One system at one load."""
+
+    system: str
+    per_s: float
+    measured: Figures
+    predicted: Figures
+    rounds: tuple[Figures, ...]
+    """As measured, one each."""
+
+    @property
+    def miss(self) -> Miss:
+        """The prediction's errors."""
+        return miss_of(self.predicted, self.measured)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, predict, print, write JSON."""
+    parser = Settings.flags("bench.cascade simulated", __doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    chosen = parser.parse_args(argv)
+    asyncio.run(_run(chosen))
+
+
+async def _run(chosen: argparse.Namespace) -> None:
+    settings = Settings.of(chosen)
+    with tempfile.TemporaryDirectory(prefix="gearfall-cascade-") as scratch:
+        async with site(settings, Path(scratch)) as there:
+            checked = await check_simulator(there, settings.seconds, settings.rounds)
+    print_fidelity(console, checked)
+    document = {
+        "machine": machine_facts(),
+        "versions": our_versions(),
+        "loads": [fidelity_json(each) for each in checked],
+    }
+    chosen.out.parent.mkdir(exist_ok=True)
+    chosen.out.write_text(json.dumps(document, indent=1))
+
+
+async def check_simulator(
+    there: Site, seconds: float, rounds: int, systems: Sequence[str] = (OURS, LARGE)
+) -> list[Checked]:
+    """Run each system at each load in every round, and predict the same."""
+    highest = {OURS: there.highest_per_s, LARGE: there.large_per_s}
+    cells = [(name, share * highest[name]) for name in systems for share in SHARES]
+    runs: dict[tuple[str, float], list[Run]] = {cell: [] for cell in cells}
+    for number in range(rounds):
+        for at in rotated([str(place) for place in range(len(cells))], number):
+            name, per_s = cells[int(at)]
+            runs[name, per_s].append(await there.measure(name, number, per_s, seconds))
+    return [
+        Checked(
+            name,
+            per_s,
+            over_rounds(found, name),
+            figures_of(there.predict(name, per_s, seconds)),
+            tuple(figures_of(run) for run in found),
+        )
+        for (name, per_s), found in runs.items()
+    ]
+
+
+def fidelity_json(each: Checked) -> Mapping[str, object]:
+    """Return a load as it stands in the results."""
+    return {**asdict(each), "miss": asdict(each.miss)}
