@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gearfall.client import AsyncClient, Replaced, TextDelta
-from gearfall.core.errors import InvalidRequest
+from gearfall.core.errors import Internal, InvalidRequest
 from gearfall.core.job import FinishReason
 from gearfall.core.streaming import Streaming, StreamMode
 from services.router.generation import (
@@ -212,6 +212,22 @@ async def test_a_worker_that_dies_in_the_middle_of_a_draft_repeats_nothing(rig):
     dead_twice = [Replace(0, "small", "large", 5, 0)]
     assert [each for each in shown(outcome) if each in dead_twice] == dead_twice
     assert outcome.text() == "right"
+
+
+async def test_a_worker_that_dies_behind_a_beginning_changes_nothing(rig):
+    worker = rig.worker(small=Answer("wrong", logprobs=UNSURE_END))
+    worker.die_at = {2: 1, 4: 1}
+    outcome = await rig.ask("both", stream_mode=StreamMode.EARLY, hold_tokens=3)
+    assert outcome.text() == "wrong"
+    (report,) = outcome.ends[0].stages
+    assert (report.epochs, report.completion_tokens) == (3, 6)
+
+
+async def test_an_engine_that_fails_behind_a_beginning_fails_the_request(rig):
+    broken = Answer("wrong", finish=FinishReason.ERROR, error="engine says no", logprob=-0.01)
+    rig.worker(small=broken, large=Answer("right"))
+    with pytest.raises(Internal, match="engine says no"):
+        await rig.ask("both", stream_mode=StreamMode.EARLY, hold_tokens=3)
 
 
 async def test_a_draft_whose_engine_fails_is_replaced(rig):
