@@ -1,6 +1,7 @@
 """The asyncio client over the router's gRPC door."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Self, TypeVar, Unpack
 
 import grpc
@@ -55,8 +56,8 @@ class AsyncClient:
 
         `prompt` is text, token ids or chat messages. Cancelling the task stops the work.
         """
-        events = [event async for event in self.stream(model, prompt, **options)]
-        return answer_from_events(events)
+        request = GenerateCall(model, prompt, options, is_whole=True).to_pb()
+        return answer_from_events([event async for event in self._events(request)])
 
     async def stream(
         self, model: str, prompt: Prompt, **options: Unpack[Options]
@@ -68,6 +69,11 @@ class AsyncClient:
         Closing the iterator stops the work within one decode step.
         """
         request = GenerateCall(model, prompt, options).to_pb()
+        async with contextlib.aclosing(self._events(request)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, request: router_pb2.GenerateRequest) -> AsyncGenerator[Event, None]:
         call = self._router.Generate(request, timeout=_GENERATE_TIMEOUT_S, metadata=self._metadata)
         try:
             async for message in call:

@@ -9,6 +9,7 @@ by the beginning of its answer.
 | undecided  | Piece, `draft`                          | undecided  | Release, and it is held    |
 | undecided  | BeginningDecided, Accept or Settle(why) | settled    | Release of what is held    |
 | settled    | Piece                                   | settled    | Release                    |
+| settled    | Piece, whole, a lower answer is there   | settled    | none: it is held           |
 | undecided  | StageDone, Accept or Settle(why)        | done       | Release, Finish(i, why)    |
 | settled    | StageDone, Accept                       | done       | Finish(i, why it settled)  |
 | undecided  | StageDone, GoUp(j): its answer is kept  | stage j    | StartStage(j)              |
@@ -21,7 +22,8 @@ The outcome comes with the event, as `gearfall/core/escalation.py` decides it. B
 a Finish, of another stage than the one whose text the client has comes Replace(that, this): what
 was released up to there is void. Until then a draft stays with the client, also while the stage
 above it starts. Only a stage that was undecided when its text was released is ever replaced: in
-`draft`. A lower answer is there to be given only as long as no settled stage released anything.
+`draft`. A lower answer is there to be given only as long as no settled stage released anything:
+for a client that takes its answer *whole*, and loses nothing by it, that is to the end.
 """
 
 from dataclasses import dataclass, replace
@@ -57,6 +59,8 @@ class CascadeState(Generic[P]):
     """The newest answer that went up; None once a settled stage above it released text."""
     beginning: Accept | Settle | None = None
     """What `early` decided about the current stage; None: not yet, or another mode."""
+    is_whole: bool = False
+    """The client takes the answer whole: text that comes early is worth nothing to it."""
     visible: int | None = None
     """Stage whose text the client has; None: it has none."""
     is_done: bool = False
@@ -196,10 +200,12 @@ def step(state: CascadeState[P], event: Event[P]) -> Step[P]:
 
 
 def _on_piece(state: CascadeState[P], piece: P) -> Step[P]:
-    if state.is_settled:
+    keeps_lower = state.is_whole and state.draft is not None
+    if state.is_settled and not keeps_lower:
         return _release(replace(state, draft=None), (piece,))
     held = replace(state, held=(*state.held, piece))
-    return _release(held, (piece,)) if state.mode is StreamMode.DRAFT else (held, ())
+    is_shown = state.mode is StreamMode.DRAFT and not keeps_lower
+    return _release(held, (piece,)) if is_shown else (held, ())
 
 
 def _on_beginning(state: CascadeState[P], outcome: Accept | Settle) -> Step[P]:

@@ -99,7 +99,10 @@ class ChoiceRun:
         self._choice = choice
         self._plans = plans
         self._state: CascadeState[AnswerPiece] = CascadeState(
-            tuple(each.stage for each in plans), index=self._entry(), mode=context.streaming.mode
+            tuple(each.stage for each in plans),
+            index=self._entry(),
+            mode=context.streaming.mode,
+            is_whole=context.request.is_whole,
         )
         self._reports: dict[int, StageReport] = {}
         """By stage, in the order they ran."""

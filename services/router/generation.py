@@ -78,6 +78,8 @@ class GenerationRequest:
     ignore_eos: bool = False
     request_id: str = ""
     """Chosen by the client, or empty."""
+    is_whole: bool = False
+    """The client takes the answer whole: nothing is shown to it before the end."""
     stream_mode: StreamMode | None = None
     """None: as the deployment has it. It decides streamed and whole answers alike."""
     hold_tokens: int | None = None

@@ -192,6 +192,7 @@ def _request(
         priority=_priority(body.priority),
         ignore_eos=bool(body.ignore_eos),
         request_id=request_id,
+        is_whole=not body.stream,
         stream_mode=None if body.stream_mode is None else parse_stream_mode(body.stream_mode),
         hold_tokens=body.hold_tokens,
     )

@@ -45,6 +45,7 @@ def request_from_pb(message: pb.GenerateRequest) -> GenerationRequest:
         tenant=message.tenant,
         ignore_eos=message.ignore_eos,
         request_id=message.request_id,
+        is_whole=message.whole,
         stream_mode=parse_stream_mode(message.stream_mode) if message.stream_mode else None,
         hold_tokens=message.hold_tokens if message.HasField("hold_tokens") else None,
     )

@@ -122,6 +122,22 @@ def test_a_failed_stage_leaves_the_lower_answer():
     assert effects[2:] == (Release(("a",)), Finish(STOP, 0, Degraded.DEADLINE))
 
 
+def test_a_lower_answer_stays_to_the_end_for_a_client_that_takes_it_whole():
+    start: CascadeState[str] = CascadeState(TWO, is_whole=True)
+    events = (Piece("a"), done(GoUp(1)), Piece("x"), Piece("y"))
+    state, effects = play(start, *events)
+    assert effects == (StartStage(1),)
+    _, given = step(state, failed(Settle(Degraded.DEADLINE)))
+    assert given == (Release(("a",)), Finish(STOP, 0, Degraded.DEADLINE))
+    _, whole = step(state, done(Accept()))
+    assert whole == (Release(("x", "y")), Finish(STOP, 1))
+
+
+def test_a_first_stage_that_can_not_be_overruled_streams_to_everybody():
+    start: CascadeState[str] = CascadeState(TWO[1:], is_whole=True)
+    assert play(start, Piece("x"))[1] == (Release(("x",)),)
+
+
 def test_a_lower_answer_is_gone_once_text_above_it_was_released():
     state, _ = play(CascadeState(TWO), Piece("a"), done(GoUp(1)))
     assert state.draft is not None
@@ -240,7 +256,8 @@ class Client:
 @given(data=st.data())
 def test_the_client_has_exactly_one_stages_answer_in_the_end(mode, data):
     stages = (*(Stage(ModelName("m"), 0.5) for _ in range(data.draw(st.integers(0, 3)))), TWO[1])
-    state: CascadeState[tuple[int, int]] = CascadeState(stages, mode=mode)
+    state: CascadeState[tuple[int, int]]
+    state = CascadeState(stages, mode=mode, is_whole=data.draw(st.booleans()))
     client = Client()
     answers: dict[int, list[tuple[int, int]]] = {}
     seen: list[tuple[int, list[tuple[int, int]]]] = []

@@ -172,6 +172,20 @@ async def test_a_stage_that_is_late_leaves_the_lower_answer(rig: Rig):
     assert "deadline" in large.error
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_text_that_the_client_saw_of_a_late_stage_is_not_taken_back(rig: Rig, is_whole: bool):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy())
+    rig.worker(small=UNSURE)
+    rig.worker("worker-b", large=Answer("large")).hold_at = 3
+    asking = rig.ask("both", timeout_s=0.5, is_whole=is_whole)
+    if is_whole:
+        assert told(await asking) == ("small", Degraded.DEADLINE)
+    else:
+        with pytest.raises(DeadlineExceeded):
+            await asking
+
+
 async def test_a_late_stage_is_an_error_where_the_policy_says_so(rig: Rig):
     await rig.set_replica("large", ReplicaState.READY)
     await deploy(rig, EscalationPolicy(at_deadline=AtDeadline.FAIL))
