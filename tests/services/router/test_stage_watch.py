@@ -87,6 +87,17 @@ def test_what_has_no_bound_is_never_stopped():
     assert signs(watch, [-30.0] * 5, is_whole=False) == [None] * 5
 
 
+def test_a_calibrated_draft_stops_within_an_eighth_more_tokens():
+    """Its bound is the probability of the first token that is not certain."""
+    by_least = Calibration(("min",), (0.0,), (1.0,), (1.0,), 0.0, ((0.0, 0.0), (1.0, 1.0)))
+    for sure in range(40):
+        watch = watch_of(Yardstick("", by_least), threshold=0.4, max_tokens=99)
+        said = signs(watch, [0.0] * sure + [-5.0] * 20, is_whole=False)
+        at = next(number for number, each in enumerate(said) if each is not None)
+        assert isinstance(said[at], StageStopped)
+        assert sure <= at <= sure + sure // 8 + 1
+
+
 def test_a_draft_that_may_not_go_up_goes_on_and_is_asked_about_now_and_then():
     judge = Judge(0.4, Settle(Degraded.OVERLOAD))
     assert signs(watch_of(judge=judge, max_tokens=99), [HALF] * 16, is_whole=False) == [None] * 16
