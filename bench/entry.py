@@ -14,8 +14,9 @@ def run_named(package: str, argv: Sequence[str]) -> int:
     place = importlib.import_module(package).__path__
     found = (module.name for module in pkgutil.iter_modules(place))
     names = sorted(name for name in found if not name.startswith("__"))
-    if argv and argv[0] in names:
-        bench = importlib.import_module(f"{package}.{argv[0]}")
+    name = argv[0].replace("-", "_") if argv else ""
+    if name in names:
+        bench = importlib.import_module(f"{package}.{name}")
         if hasattr(bench, "main"):
             return int(bench.main(argv[1:]) or 0)
     sys.stderr.write(f"usage: python -m {package} {{{','.join(names)}}} [flags]\n")

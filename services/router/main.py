@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.ports import ClusterState, JobQueue, Lease
 from gearfall.core.records import RouterRecord
@@ -67,6 +68,8 @@ class RouterSettings:
     """What workers must send to push tokens; empty: anybody who reaches the port may."""
     max_body_bytes: int = MAX_BODY_BYTES
     limits: RouterLimits = field(default_factory=RouterLimits)
+    shift_policy: ShiftPolicy = field(default_factory=ShiftPolicy)
+    """How gears of plans follow the load."""
 
 
 class Router:
@@ -103,7 +106,11 @@ class Router:
             on_epoch_bumped=lambda model: metrics.epochs_bumped.labels(model).inc(),
         )
         self.gears = GearBoard(
-            cluster, self.router_id, lambda: self.demand.backlogs, clock=time.monotonic
+            cluster,
+            self.router_id,
+            lambda: self.demand.backlogs,
+            clock=time.monotonic,
+            policy=settings.shift_policy,
         )
         self.peers = Peers(lambda: cluster.view)
         quality = QualityMetrics(metrics.registry)
