@@ -69,7 +69,7 @@ def _ask(
     for event in client.stream(model, messages, **options):
         events.append(event)
         if not as_json:
-            _show(event)
+            show(event)
     answer = answer_from_events(events)
     if as_json:
         choice = answer.choices[0]
@@ -86,7 +86,8 @@ def _ask(
     return answer.text
 
 
-def _show(event: Event) -> None:
+def show(event: Event) -> None:
+    """Print what an event says to somebody who reads along."""
     match event:
         case Waiting():
             expected = seconds_text(event.expected_s)
