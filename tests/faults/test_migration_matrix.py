@@ -240,6 +240,6 @@ async def test_an_engine_dies_while_it_verifies_a_draft(
     # What the first owner verified and nobody heard of is not counted; each step says one more.
     accepted = stages[1].accepted_draft_tokens
     assert stages[1].draft_tokens == accepted
-    assert len(expected) - 6 <= accepted < len(expected)
+    assert len(expected) - 9 <= accepted < len(expected)
     verdict = await client.verdict()
     assert (verdict.lost, verdict.repeated, verdict.changed) == (0, 0, 0)

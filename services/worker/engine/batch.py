@@ -24,7 +24,11 @@ from services.worker.engine.prefix_keys import extend_keys, root_key
 from services.worker.engine.sequence import Chunk, Sequence, SequenceKey, Stance
 from services.worker.engine.step_shares import share_out
 
-__all__ = ["Batch", "Chunk", "Sequence", "SequenceKey"]
+__all__ = ["FIRST_GUESS_TOKENS", "Batch", "Chunk", "Sequence", "SequenceKey"]
+
+FIRST_GUESS_TOKENS = 16
+"""Of a draft that are computed at first. As many more as were right before come with the next ones:
+a wrong draft costs little, a right one few steps more than one."""
 
 
 class Batch:
@@ -301,7 +305,8 @@ class Batch:
     def _share_out(self) -> list[Chunk]:
         running, guess_tokens = [], self._guess_tokens
         for sequence in self._in_order(self._running):
-            guess = self._find_room(sequence, min(sequence.guessed, guess_tokens))
+            most = min(sequence.guessed, FIRST_GUESS_TOKENS + sequence.next_index, guess_tokens)
+            guess = self._find_room(sequence, most)
             guess_tokens -= guess
             running.append((sequence, self._computable(sequence) + guess))
         held_tokens = self.held_share.find(running, self._now_s)

@@ -14,7 +14,7 @@ from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import FinishReason, TokenRun
 from gearfall.core.sampling import SamplingParams
-from services.worker.engine.batch import Batch
+from services.worker.engine.batch import FIRST_GUESS_TOKENS, Batch
 from services.worker.engine.dock import AdapterDock
 from services.worker.engine.engine import Engine
 from services.worker.engine.kv_blocks import KvBlocks
@@ -33,6 +33,8 @@ from tests.services.worker.tiny_adapters import save_adapter, tiny_adapter
 from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
 
 PROMPT = [3, 1, 4]
+SHORT = FIRST_GUESS_TOKENS + 1
+"""Tokens of an answer whose draft is verified in one step."""
 
 
 def make_engine(*, total_blocks=24, slots=4, step_tokens=32, guess_tokens=None, context=200):
@@ -137,14 +139,24 @@ def test_a_draft_changes_nothing_but_the_steps(
 
 
 def test_a_right_draft_is_one_step():
-    whole = answer(PROMPT, 20)
+    whole = answer(PROMPT, SHORT)
     engine, model = make_engine()
-    engine.submit(job(PROMPT, 20, draft=whole))
+    engine.submit(job(PROMPT, SHORT, draft=whole))
     (run,) = run_out(engine)["a"]
     assert list(run.token_ids) == whole
     assert run.finish is FinishReason.LENGTH
-    assert (run.draft_tokens, run.accepted_draft_tokens) == (19, 19), "the last is said anyway"
+    assert (run.draft_tokens, run.accepted_draft_tokens) == (16, 16), "the last is said anyway"
     assert len(model.steps) == 1
+
+
+def test_a_guess_grows_as_it_is_right():
+    whole = answer(PROMPT, 150)
+    engine, model = make_engine(step_tokens=256)
+    engine.submit(job(PROMPT, 150, draft=whole))
+    runs = run_out(engine)["a"]
+    assert [run.draft_tokens for run in runs] == [16, 33, 67, 30]
+    assert [token for run in runs for token in run.token_ids] == whole
+    assert [len(step.token_ids) for step in model.steps] == [3 + 16, 1 + 33, 1 + 67, 1 + 30]
 
 
 def test_a_wrong_draft_leaves_nothing_behind():
@@ -152,28 +164,28 @@ def test_a_wrong_draft_leaves_nothing_behind():
     engine.submit(job(PROMPT, 200, draft=[answer(PROMPT, 1)[0], *[7] * 28]))
     done = engine.step()
     (run,) = done.runs
-    assert (run.draft_tokens, run.accepted_draft_tokens, len(run.token_ids)) == (29, 1, 2)
-    assert len(model.steps[0].token_ids) == 3 + 29
+    assert (run.draft_tokens, run.accepted_draft_tokens, len(run.token_ids)) == (16, 1, 2)
+    assert len(model.steps[0].token_ids) == 3 + 16
     assert done.kv_used_blocks == 1
     (run,) = engine.step().runs
     assert (run.draft_tokens, len(model.steps[1].token_ids)) == (0, 1)
 
 
 def test_what_a_stop_token_ends_is_not_verified():
-    whole = answer(PROMPT, 20)
+    whole = answer(PROMPT, SHORT)
     stop = whole[6]
     first = whole.index(stop)
-    for ignore_eos, verified in ((False, first), (True, 19)):
+    for ignore_eos, verified in ((False, first), (True, SHORT - 1)):
         engine, _ = make_engine()
         fields = {"stop_token_ids": (stop,), "ignore_eos": ignore_eos}
-        engine.submit(job(PROMPT, 20, draft=whole, **fields))
+        engine.submit(job(PROMPT, SHORT, draft=whole, **fields))
         (run,) = run_out(engine)["a"]
         assert run.draft_tokens == run.accepted_draft_tokens == verified
         assert list(run.token_ids) == whole[: verified + 1]
         assert run.finish is (FinishReason.LENGTH if ignore_eos else FinishReason.STOP)
 
 
-@pytest.mark.parametrize("cut", [0, 1, 7, 18, 19])
+@pytest.mark.parametrize("cut", [2, 3, 7, 18, 19])
 def test_a_resumed_job_has_the_rest_of_its_draft_verified(cut):
     whole = answer(PROMPT, 20)
     engine, _ = make_engine()
@@ -255,15 +267,15 @@ def test_a_job_that_moves_takes_its_draft_along():
 
 
 def test_a_foretold_job_has_the_rest_of_its_draft_verified():
-    whole = answer(PROMPT, 20)
+    whole = answer(PROMPT, SHORT)
     model, blocks = CountingModel(8), KvBlocks(8)
     engine = Engine(model, Batch(blocks, slots=1, step_tokens=64), context_tokens=100)
-    drafted = job(PROMPT, 20, draft=whole)
+    drafted = job(PROMPT, SHORT, draft=whole)
     chunks = engine.foretelling.begin([drafted])
     engine.foretelling.end(chunks, model.forward(pack_step(chunks, blocks)))
     engine.submit(drafted)
     runs = run_out(engine)["a"]
-    assert [len(run.token_ids) for run in runs] == [1, 19]
+    assert [len(run.token_ids) for run in runs] == [1, 16]
     assert joined(runs)[1] == tuple(whole)
 
 
