@@ -1,9 +1,11 @@
-"""The random Llama that generation is measured on: about 135M parameters, bfloat16, seeded.
+"""The random Llamas that generation is measured on: bfloat16, seeded, of SmolLM's shapes.
 
-Of SmolLM-135M's shape (30 layers, width 576, 9 heads, 3 of keys and values, tied embeddings).
+Of SmolLM-135M's shape (30 layers, width 576, 9 heads, 3 of keys and values, tied embeddings), and
+of SmolLM-360M's (32 layers, width 960, 15 heads, 5 of keys and values).
 """
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,36 +23,57 @@ CANARY_FILE = "bench-canary.json"
 _SEED = 135
 
 
-def write_model(directory: Path) -> tuple[Path, Path]:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What tells these models apart."""
+
+    width: int
+    inner_width: int
+    layers: int
+    heads: int
+    kv_heads: int
+
+
+LLAMA_135M = Shape(576, 1536, 30, 9, 3)
+LLAMA_360M = Shape(960, 2560, 32, 15, 5)
+
+
+def write_model(directory: Path, shape: Shape = LLAMA_135M) -> tuple[Path, Path]:
     """Return the Hugging Face directory and the converted one, written once."""
     directory = directory.resolve()
     source, converted = directory / "source", directory / "converted"
     if not converted.exists():
-        incoming = directory / "incoming"
-        for stale in (source, incoming):
-            if stale.exists():
-                shutil.rmtree(stale)
-        incoming.mkdir(parents=True)
-        _random_llama().save_pretrained(source)
-        with open_source(str(source)) as opened:
-            manifest = convert(opened, incoming, lambda _done, _total: None)
-        facts = manifest.model
-        request = CanaryRequest(
-            str(source), facts.vocabulary_size, facts.bos_token_id, facts.context_tokens
-        )
-        (incoming / CANARY_FILE).write_bytes(canary_bytes(compute_canary(request)))
-        incoming.rename(converted)
+        if source.exists():
+            shutil.rmtree(source)
+        _random_llama(shape).save_pretrained(source)
+        convert_model(source, converted)
     return source, converted
 
 
-def _random_llama() -> LlamaForCausalLM:
+def convert_model(source: Path, converted: Path) -> None:
+    """Convert a Hugging Face directory, with the canary that an engine must answer."""
+    incoming = converted.with_name("incoming")
+    if incoming.exists():
+        shutil.rmtree(incoming)
+    incoming.mkdir(parents=True)
+    with open_source(str(source)) as opened:
+        manifest = convert(opened, incoming, lambda _done, _total: None)
+    facts = manifest.model
+    request = CanaryRequest(
+        str(source), facts.vocabulary_size, facts.bos_token_id, facts.context_tokens
+    )
+    (incoming / CANARY_FILE).write_bytes(canary_bytes(compute_canary(request)))
+    incoming.rename(converted)
+
+
+def _random_llama(shape: Shape) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner_width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
         bos_token_id=1,

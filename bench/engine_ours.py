@@ -2,14 +2,16 @@
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from bench.engine_model import CANARY_FILE
-from bench.engine_work import Work
+from bench.engine_work import Request, Work
 from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.ids import Epoch, JobId
+from gearfall.core.job import TokenRun
 from gearfall.core.manifest import parse_manifest
 from gearfall.core.sampling import SamplingParams
 from services.worker.engine_link.messages import StartEngine, StopEngine, SubmitJob
@@ -29,31 +31,36 @@ class OurEngine:
 
     async def run(self, work: Work) -> tuple[float, list[list[int]]]:
         """Answer all requests, at most `work.batch` at a time; return seconds and answers."""
-        begun = time.perf_counter()
         self._works += 1
-        answers: list[list[int]] = [[] for _ in work.requests]
-        waiting = list(range(len(work.requests)))
-        running = 0
+        jobs = [self._job(request, number) for number, request in enumerate(work.requests)]
+        seconds, runs = await self.answer(jobs, work.batch)
+        return seconds, [[token for run in each for token in run.token_ids] for each in runs]
+
+    async def answer(
+        self, jobs: Sequence[SubmitJob], batch: int
+    ) -> tuple[float, list[list[TokenRun]]]:
+        """Answer all jobs, at most `batch` at a time; return seconds and each job's runs."""
+        begun = time.perf_counter()
+        runs: dict[JobId, list[TokenRun]] = {job.job_id: [] for job in jobs}
+        waiting, running = deque(jobs), 0
         while waiting or running:
-            while waiting and running < work.batch:
-                self._submit(work, waiting.pop(0))
+            while waiting and running < batch:
+                self._process.send(waiting.popleft())
                 running += 1
             for run in (await anext(self._steps)).runs:
                 if run.error:
                     raise RuntimeError(run.error)
-                answers[int(run.job_id.rpartition("-")[2])] += run.token_ids
+                runs[run.job_id].append(run)
                 running -= run.finish is not None
-        return time.perf_counter() - begun, answers
+        return time.perf_counter() - begun, list(runs.values())
 
-    def _submit(self, work: Work, number: int) -> None:
-        request = work.requests[number]
+    def _job(self, request: Request, number: int) -> SubmitJob:
         sampling = SamplingParams(
             max_tokens=request.answer_tokens, temperature=0.0, ignore_eos=True
         )
         # A tenant of its own: nobody finds the blocks of an earlier round.
         job_id = JobId(f"{self._works}-{number}")
-        job = SubmitJob(job_id, Epoch(1), request.prompt, (), sampling, tenant=job_id)
-        self._process.send(job)
+        return SubmitJob(job_id, Epoch(1), request.prompt, (), sampling, tenant=job_id)
 
 
 @asynccontextmanager
