@@ -6,13 +6,12 @@ from statistics import fmean
 
 from bench.cascade.real_figures import Outcome, Run
 from bench.cascade.real_work import Window
-from gearfall.core.calibration import Calibration
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas
 from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Profile
-from gearfall.gears.profile_answers import certainties_of
-from gearfall.simulation.cascade_run import Arrival, FixedReplica, Query, run_cascades
+from gearfall.simulation.answers import Query
+from gearfall.simulation.cascade_run import Arrival, FixedReplica, run_cascades
 from gearfall.simulation.plan_latency import tokens_per_s
 from gearfall.simulation.profile_plan import mean_tokens, queries_of, served_on
 
@@ -86,8 +85,7 @@ class Predictor:
 
     def queries(self, plan: GearPlan) -> Sequence[Query]:
         """Return what the models answered, as certain as a plan measures it."""
-        calibrations: dict[str, Calibration] = plan.calibrations
-        return queries_of(self.profile, certainties_of(self.profile, calibrations, plan.certainty))
+        return queries_of(self.profile, plan.calibrations, plan.certainty)
 
 
 def node_name(number: int) -> str:

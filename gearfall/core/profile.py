@@ -49,6 +49,8 @@ class Generation:
     latency_s: float = 0.0
     answer_key: str = ""
     """`agreement.answer_key` of the text by the profile's rule; empty where the text is unknown."""
+    token_ids: tuple[int, ...] = ()
+    """Of the text; what ended the answer is not among them. Empty where they are unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,4 +137,5 @@ def _generation(answer: Answer, query: LabelledQuery, latency_s: float, rule: st
         margins=tuple(min(-FLOOR, each) for each in stage.token_margins),
         latency_s=latency_s,
         answer_key=answer_key(choice.text, rule),
+        token_ids=tuple(each.token_id for each in choice.logprobs),
     )

@@ -3,9 +3,12 @@
 Each request is one query of a profile: what each model would answer, how long, how certainly and at
 what cost is known, so that latency, quality and cost of a run all come out of one replay. A request
 keeps the gear that was in force when it came. Replicas of one worker share its core.
+
+A stage whose answer can't reach its threshold any more ends there. What it said goes up: the next
+stage computes it together with the prompt and has those tokens that it would have said itself.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,28 +17,15 @@ from gearfall.core.gear_plan import Gear
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
 from gearfall.core.ids import ModelName
 from gearfall.simulation.agenda import Agenda
+from gearfall.simulation.answers import Answer, Query, shared_tokens
 from gearfall.simulation.requests import Job, Request, StageWork
 from gearfall.simulation.step_engine import Cores, StepEngine, StepSpeed
 
 SAMPLE_S = 0.1
+MOST_CREDIT = 32.0
+"""Jobs by which a worker's share is remembered, as in its claims."""
 TRIGGER_WAIT_S = 0.05
 """A job waits no longer than this for others to fill a batch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One model's answer to one query."""
-
-    prompt_tokens: int
-    output_tokens: int
-    certainty: float
-    quality: float
-    """In [0, 1]."""
-    cost: float
-
-
-Query = Mapping[ModelName, Answer]
-"""By model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +86,12 @@ class _Seat:
     running: int = 0
     busy_s: float = 0.0
     changed_s: float = 0.0
+    credit: float = 0.0
+    """Jobs that it is behind its share of those that came."""
+
+    @property
+    def has_room(self) -> bool:
+        return self.running < self.replica.slots
 
     def take(self, change: int, now_s: float) -> None:
         self.busy_s += self.running * (now_s - self.changed_s)
@@ -110,6 +106,8 @@ class _Request:
     gear: int
     stage: int = 0
     cost: float = 0.0
+    draft: tuple[int, ...] = ()
+    """What the stage below said."""
 
 
 @dataclass(slots=True)
@@ -162,25 +160,43 @@ class _World:
         gear, now_s = self._gear(request), self.agenda.now_s
         model = gear.stages[request.stage].model
         answer = self.queries[request.arrival.query][model]
-        works = (StageWork(model, answer.prompt_tokens, max(1, answer.output_tokens)),)
+        tokens = max(1, answer.tokens_until(gear.stages[request.stage].threshold))
+        right = shared_tokens(request.draft, answer.token_ids)
+        wrong = len(request.draft) - right
+        works = (StageWork(model, answer.prompt_tokens + wrong, tokens),)
         self.queued += 1
         job = Job(Request(self.queued, now_s, works), 0, now_s, now_s)
+        job.done_tokens = min(right, tokens - 1)
+        whole = answer.prompt_tokens + max(1, answer.output_tokens)
+        request.cost += answer.cost * (answer.prompt_tokens + tokens + wrong) / whole
+        self._give_credit(gear, model)
         jobs = self.waiting.setdefault(model, deque())
         jobs.append((request, job))
         if gear.triggers.get(model, 1) > 1:
             self.agenda.after(TRIGGER_WAIT_S, partial(self.dispatch, model))
         self.dispatch(model)
 
+    def _give_credit(self, gear: Gear, model: ModelName) -> None:
+        """A job came: each replica is due its share of it, as the gear says or all alike."""
+        seats, by_node = self.seats[model], gear.shares.get(model, {})
+        on_node = Counter(each.replica.node for each in seats)
+        live = sum(by_node.get(node, 0.0) for node in on_node)
+        for each in seats:
+            node = each.replica.node
+            share = by_node.get(node, 0.0) / live / on_node[node] if live else 1.0 / len(seats)
+            each.credit = min(each.credit + share, MOST_CREDIT)
+
     def dispatch(self, model: ModelName) -> None:
-        """Hand waiting jobs to replicas with room, those with most room first."""
+        """Hand waiting jobs to replicas with room, those most behind their share first."""
         jobs = self.waiting.setdefault(model, deque())
         while jobs:
-            free = [each for each in self.seats[model] if each.running < each.replica.slots]
+            free = [each for each in self.seats[model] if each.has_room]
             trigger = self._gear(jobs[0][0]).triggers.get(model, 1)
             waited_s = self.agenda.now_s - jobs[0][1].arrived_s
             if not free or (len(jobs) < trigger and waited_s < TRIGGER_WAIT_S - 1e-9):
                 return
-            seat = min(free, key=lambda each: each.running / each.replica.slots)
+            seat = max(free, key=lambda each: (each.credit, -each.running / each.replica.slots))
+            seat.credit = max(seat.credit - 1.0, -MOST_CREDIT)
             request, job = jobs.popleft()
             job.claimed_s = self.agenda.now_s
             seat.take(1, self.agenda.now_s)
@@ -193,9 +209,9 @@ class _World:
         seat.take(-1, self.agenda.now_s)
         model = seat.replica.model
         answer = self.queries[request.arrival.query][model]
-        request.cost += answer.cost
         threshold = self._gear(request).stages[request.stage].threshold
         if threshold is not None and answer.certainty < threshold:
+            request.draft = answer.token_ids[: answer.tokens_until(threshold)]
             request.stage += 1
             self._queue(request)
         else:

@@ -8,12 +8,12 @@ import numpy as np
 from gearfall.core.gear_plan import Gear
 from gearfall.core.ids import ModelName
 from gearfall.gears.placement import Host, Placement
+from gearfall.simulation.answers import Query
 from gearfall.simulation.arrivals import gamma_times
 from gearfall.simulation.cascade_run import (
     Arrival,
     CascadeRun,
     FixedReplica,
-    Query,
     run_cascades,
 )
 from gearfall.simulation.figures import quantile

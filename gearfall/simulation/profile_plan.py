@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gearfall.core.calibration import Calibration
+from gearfall.core.certainty_bounds import CertaintyBound, bound_of
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.ids import ModelName
-from gearfall.core.profile import Profile, ProfiledModel, Speed
+from gearfall.core.profile import Generation, Profile, ProfiledModel, Speed
 from gearfall.gears.agreement import KeyedAnswers, with_agreement
 from gearfall.gears.placement import Host, Placeable
 from gearfall.gears.plan_build import PlanInputs, Target, build_plan
@@ -23,10 +24,12 @@ from gearfall.gears.profile_answers import (
     shuffled,
 )
 from gearfall.gears.starts import ALWAYS_WARM, StartTerms, Warmth
-from gearfall.simulation.cascade_run import Answer, Query
+from gearfall.simulation.answers import END, Answer, Query
 from gearfall.simulation.plan_latency import PlanLatency, ServedModel, tokens_per_s
 from gearfall.simulation.step_engine import StepSpeed
 
+SIMULATED_QUERIES = 4000
+"""Most that are replayed: more would not change a p95, and take time."""
 LEVELS = 6
 """Of load, where none are given: each twice the one below it."""
 
@@ -82,7 +85,7 @@ def plan_from_profile(
         for name, by_device in served.items()
     }
     latency = PlanLatency(
-        queries_of(profile, certainties),
+        queries_of(profile, calibrations, request.measure, order[:SIMULATED_QUERIES].tolist()),
         slowest,
         tokens,
         requests=request.requests,
@@ -165,22 +168,44 @@ def _pruned(plan: GearPlan) -> GearPlan:
     )
 
 
-def queries_of(profile: Profile, certainties: Mapping[str, Sequence[float]]) -> list[Query]:
-    """Return what each model answers to each query, in the profile's order."""
+def queries_of(
+    profile: Profile,
+    calibrations: Mapping[str, Calibration],
+    measure: str,
+    rows: Sequence[int] | None = None,
+) -> list[Query]:
+    """Return what each model answers to each query, or to those of `rows`."""
+    certainties = certainties_of(profile, calibrations, measure)
     return [
         {
-            ModelName(model.name): Answer(
-                max(1, each.prompt_tokens),
-                max(1, each.output_tokens),
+            ModelName(model.name): _answer(
+                model.generations[at],
                 certainties[model.name][at],
-                each.quality,
-                each.cost,
+                bound_of(measure, calibrations.get(model.name)),
             )
             for model in profile.models
-            for each in (model.generations[at],)
         }
-        for at in range(len(profile.queries))
+        for at in (range(len(profile.queries)) if rows is None else rows)
     ]
+
+
+def _answer(each: Generation, certainty: float, bound: CertaintyBound) -> Answer:
+    """Return an answer with what it could still reach after each of its tokens."""
+    reach, count = [], max(1, each.output_tokens)
+    for at, (logprob, margin) in enumerate(zip(each.logprobs, each.margins, strict=True), start=1):
+        bound.add(logprob, margin)
+        reach.append(bound.most(max(0, count - at)))
+    # An answer that ended has one token more than its text; no text has a token below 0.
+    ended = (END,) if each.token_ids and len(each.token_ids) < count else ()
+    return Answer(
+        max(1, each.prompt_tokens),
+        count,
+        certainty,
+        each.quality,
+        each.cost,
+        (*each.token_ids, *ended),
+        tuple(reach),
+    )
 
 
 def _means(model: ProfiledModel) -> tuple[float, float]:

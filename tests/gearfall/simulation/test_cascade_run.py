@@ -8,7 +8,8 @@ from gearfall.core.gear_plan import Gear, Promise
 from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
-from gearfall.simulation.cascade_run import Answer, Arrival, FixedReplica, run_cascades
+from gearfall.simulation.answers import END, Answer
+from gearfall.simulation.cascade_run import Arrival, FixedReplica, run_cascades
 from gearfall.simulation.step_engine import StepSpeed
 
 SMALL, LARGE = ModelName("small"), ModelName("large")
@@ -38,6 +39,47 @@ def test_an_unsure_answer_goes_up_and_shows_its_first_token_when_it_has_one():
     assert one.total_s == pytest.approx(first_stage_s + 0.1 + 4 * 0.1)
     assert one.first_token_s == pytest.approx(first_stage_s + 0.1)
     assert (one.quality, one.cost, one.stages) == (1.0, 11.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("draft", "steps", "wrong"),
+    [((1, 2, 3, 4, END), 1, 0), ((1, 2, 9), 3, 1), ((9, 2, 3, 4, END), 5, 5), ((), 5, 0)],
+)
+def test_a_draft_that_is_right_saves_steps_and_one_that_is_wrong_costs(draft, steps, wrong):
+    """The first stage gives `draft`; its cost does not depend on how long that is."""
+    small = Answer(10, max(1, len(draft)), 0.2, 0.0, 1.0, draft)
+    large = Answer(10, 5, 1.0, 1.0, 15.0, (1, 2, 3, 4, END))
+    query = {SMALL: small, LARGE: large}
+    (one,) = run_cascades(replicas(), [query], [Arrival(0.0, 0)], [CASCADE]).answered
+    first_stage_s = 0.01 * max(1, len(draft))
+    assert one.total_s == pytest.approx(first_stage_s + 0.1 * steps)
+    # 15 tokens of the larger model cost 15, and so much more for those that it would not have said.
+    assert one.cost == pytest.approx(1.0 + 15.0 + wrong)
+
+
+def test_a_draft_that_is_hopeless_ends_there_and_goes_up_as_far_as_it_came():
+    small = Answer(10, 5, 0.2, 0.0, 15.0, (1, 2, 9, 9, END), (0.9, 0.4, 0.3, 0.2, 0.2))
+    large = Answer(10, 5, 1.0, 1.0, 150.0, (1, 2, 3, 4, END))
+    query = {SMALL: small, LARGE: large}
+    (one,) = run_cascades(replicas(), [query], [Arrival(0.0, 0)], [CASCADE]).answered
+    # Two tokens, both right: three are left to the larger model.
+    assert one.total_s == pytest.approx(0.01 * 2 + 0.1 * 3)
+    assert one.cost == pytest.approx(12.0 + 150.0)
+
+
+def test_shares_say_whose_turn_it_is_while_there_is_room():
+    nodes = [FixedReplica(SMALL, name, FAST, 4) for name in ("a", "b")]
+    gear = Gear(100.0, ALONE.stages, PROMISE, shares={"small": {"a": 0.75, "b": 0.25}})
+    arrivals = [Arrival(n * 1.0, 0) for n in range(40)]
+    busy = run_cascades(nodes, [SURE], arrivals, [gear]).busy_share
+    assert busy["small on a"] == pytest.approx(3 * busy["small on b"])
+    even = run_cascades(nodes, [SURE], arrivals, [ALONE]).busy_share
+    assert even["small on a"] == pytest.approx(even["small on b"])
+    # Who has no share gets what the other has no room for.
+    alone = Gear(100.0, ALONE.stages, PROMISE, shares={"small": {"a": 1.0, "b": 0.0}})
+    crowd = run_cascades(nodes, [SURE], [Arrival(0.0, 0)] * 6, [alone])
+    assert crowd.busy_share["small on b"] > 0.0
+    assert max(one.total_s for one in crowd.answered) < 0.1, "nobody waits for a slot"
 
 
 def test_what_finds_no_slot_waits():

@@ -11,7 +11,7 @@ from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import ModelName
 from gearfall.gears.placement import Host, Placeable
 from gearfall.gears.plan_build import PlanInputs, Target, build_plan
-from gearfall.simulation.cascade_run import Answer
+from gearfall.simulation.answers import Answer
 from gearfall.simulation.plan_latency import PlanLatency, ServedModel, tokens_per_s
 from gearfall.simulation.step_engine import StepSpeed
 from tests.gearfall.gears.answers import family
