@@ -24,9 +24,9 @@ from services.router.answer_record import KeptAnswer, answer_from_bytes, answer_
 from services.router.gear_board import PinnedGear
 from services.router.generation import GenerationRequest
 
-_NOT_IN_KEY = frozenset({"request_id", "timeout_s", "priority"})
-"""Fields of a request that change when an answer comes, and not what it is. Every other one counts,
-also one that is yet to be added."""
+_NOT_IN_KEY = frozenset({"request_id", "timeout_s", "priority", "is_whole"})
+"""Fields of a request that change when an answer comes, or whether, and not what it is. Every other
+one counts, also one that is yet to be added."""
 Records = Mapping[ModelName, ModelRecord]
 Models = tuple[tuple[str, str], ...]
 """(name, digest) of the models whose bytes an answer depends on."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gearfall.core.drift import cascade_name
 from gearfall.core.ids import RequestId
 from gearfall.core.records import DeploymentRecord
+from gearfall.core.streaming import StreamMode
 from services.router.answer_cache import AnswerCache, Ticket
 from services.router.answer_record import AnswerRecord, play
 from services.router.choice_run import RunContext
@@ -82,9 +83,8 @@ class AnswerDesk:
         if held is None:  # cancelled while its prompt was read
             return
         stages = len(held.deployment.stages)
-        if is_comparable(held.request, stages) and is_drawn(
-            running.request_id, held.deployment, has_plan=held.gear is not None
-        ):
+        is_fit = is_comparable(held.request, stages) and _is_promised(held.deployment)
+        if is_fit and is_drawn(running.request_id, held.deployment, has_plan=held.gear is not None):
             held.context, held.last = context, plans[0][-1]
         if held.context is not None or held.ticket is not None:
             held.answer = running.answer = AnswerRecord()
@@ -94,7 +94,7 @@ class AnswerDesk:
         held = self._open.pop(running.request_id)
         if held.ticket is not None:
             self._settle(running, held, held.ticket)
-        if held.gear is not None:
+        if held.gear is not None and _is_promised(held.deployment):
             for end in running.ends.values():
                 self.quality.answered(held.deployment.name, held.gear, end)
         if held.answer is not None and held.context is not None and held.last is not None:
@@ -175,6 +175,11 @@ class _SharedAnswer:
                 return
             ticket.answer = await flight.answer()
         play(ticket.answer, self._emit)
+
+
+def _is_promised(deployment: DeploymentRecord) -> bool:
+    """Whether plans speak about its answers: not where the beginning of one is decided on."""
+    return deployment.streaming.mode is not StreamMode.EARLY
 
 
 def _is_fair(end: ChoiceEnd, last: str) -> bool:

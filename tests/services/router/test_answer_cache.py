@@ -81,6 +81,7 @@ async def test_the_same_request_is_answered_without_a_job(rig: Rig) -> None:
     [
         ({}, True),
         ({"timeout_s": 5.0}, True),
+        ({"is_whole": True}, True),
         ({"seed": 3}, True),
         ({"top_p": 0.5}, True),
         ({"tenant": "other"}, False),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx
 import openai
@@ -121,6 +122,37 @@ async def test_headers_and_field_tell_the_cascade(rig, http):
     assert [stage["accepted"] for stage in told["stages"]] == [False, True]
     assert told["stages"][0]["certainty"] < told["stages"][0]["threshold"] == 0.5
     assert told["cost_flops"] == sum(stage["cost_flops"] for stage in told["stages"])
+
+
+async def test_an_answer_that_is_given_again_looks_the_same(rig, http):
+    kept = replace(rig.cluster.view.deployments["both"], cache_bytes=1 << 20)
+    await rig.cluster.wait_seen(await rig.cluster.put_deployment(kept))
+    worker = rig.worker(small=Answer("hello", logprob=-0.01))
+    asked = chat(model="both", temperature=0, logprobs=True)
+    first, again = [await http.post(CHAT, json=asked) for _ in range(2)]
+    assert [each.headers["x-gearfall-cache"] for each in (first, again)] == ["miss", "hit"]
+    assert again.json()["choices"] == first.json()["choices"]
+    usage = again.json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"]
+    assert {**usage, "prompt_tokens_details": None} == {
+        **first.json()["usage"],
+        "prompt_tokens_details": None,
+    }
+    said = again.json()["gearfall"]
+    assert (said["cache"], said["cost_flops"], said["model"]) == ("hit", 0, "small")
+    assert "x-gearfall-cache" not in (await http.post(CHAT, json=chat())).headers
+
+    def texts(reply: httpx.Response) -> tuple[str, str]:
+        lines = [line[6:] for line in reply.text.splitlines() if line.startswith("data: {")]
+        choices = [json.loads(line)["choices"][0] for line in lines]
+        text = "".join(each["delta"].get("content", "") for each in choices)
+        return text, choices[-1]["finish_reason"]
+
+    streams = [await http.post(CHAT, json={**asked, "stream": True}) for _ in range(2)]
+    assert [each.headers["x-gearfall-cache"] for each in streams] == ["hit", "hit"]
+    assert [texts(each) for each in streams] == [("hello", "stop")] * 2
+    assert all(each.text.endswith("data: [DONE]\n\n") for each in streams)
+    assert len(worker.jobs) == 2
 
 
 async def test_a_cold_model_streams_comments_while_it_waits(rig, http):

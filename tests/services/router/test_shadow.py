@@ -11,6 +11,7 @@ from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, pla
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import FinishReason, Priority
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
+from gearfall.core.streaming import StreamMode
 from services.router.answer_desk import AnswerDesk
 from services.router.background import Background
 from services.router.generation import GenerationRequest, TextPrompt
@@ -115,11 +116,12 @@ async def test_answers_agree_by_their_text(rig: Rig, small, large, expected) -> 
     [
         ({"request_id": ids(drawn=False)[0]}, SURE),
         ({"temperature": 0.7}, SURE),
+        ({"stream_mode": StreamMode.EARLY}, SURE),
         ({}, UNSURE),
     ],
 )
 async def test_what_is_not_to_be_compared_is_not(rig: Rig, fields, small) -> None:
-    """Not drawn, not greedy, and not given by a lower stage."""
+    """Not drawn, not greedy, decided on its beginning, and not given by a lower stage."""
     worker = rig.worker(small=Answer("yes", logprob=small), large=Answer("yes"))
     await ask(rig, **fields)
     jobs = len(worker.jobs)
