@@ -81,6 +81,8 @@ def _ask(
                 "finish": choice.finish.value,
                 "stages": [stage.model for stage in choice.stages],
                 "cost_flops": choice.usage.cost_flops,
+                "device_s": choice.usage.device_s,
+                "degraded": choice.degraded.value if choice.degraded else None,
             }
         )
     return answer.text
@@ -101,5 +103,8 @@ def show(event: Event) -> None:
                 stage.model if stage.certainty is None else f"{stage.model} ({stage.certainty:.2f})"
                 for stage in event.stages
             )
-            cost = event.usage.cost_flops / 1e6
-            console.print(f"\n[dim]{event.model}, by way of {tried}; {cost:.1f} MFLOP[/]")
+            cost = f"{event.usage.cost_flops / 1e6:.1f} MFLOP"
+            if event.usage.device_s:
+                cost += f", {seconds_text(event.usage.device_s)} of the device"
+            flag = f"; degraded: {event.degraded.value}" if event.degraded else ""
+            console.print(f"\n[dim]{event.model}, by way of {tried}; {cost}{flag}[/]")

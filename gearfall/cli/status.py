@@ -41,6 +41,25 @@ def status(server: Server = "", as_json: AsJson = False) -> None:
         ("model", "waiting>", "claimed>"),
         ((queue.model, queue.waiting, queue.claimed) for queue in reply.queues),
     )
+    if reply.costs:
+        _print_costs(reply)
+
+
+def _print_costs(reply: router_pb2.GetStatusReply) -> None:
+    print_table(
+        "costs, since the router began",
+        ("asked for", "device time>", "GFLOP>", "starts caused>", "degraded answers>"),
+        (
+            (
+                each.name,
+                seconds_text(each.device_s),
+                f"{each.cost_flops / 1e9:.1f}",
+                seconds_text(each.start_s),
+                each.degraded_answers,
+            )
+            for each in reply.costs
+        ),
+    )
 
 
 def _print_nodes(reply: router_pb2.GetStatusReply) -> None:

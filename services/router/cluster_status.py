@@ -9,6 +9,7 @@ from gearfall.core.ports import ClusterState, JobQueue, QueueDepth
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb import store_pb2, worker_pb2
+from services.router.cost_metrics import Costs
 from services.router.peers import Peers
 
 _PROBE_S = 1.0
@@ -29,8 +30,9 @@ class ClusterStatus:
         waiting: Callable[[], Mapping[ModelName, int]],
         running_requests: Callable[[], int],
         alarms: Callable[[], list[str]],
+        costs: Mapping[str, Costs],
     ) -> None:
-        """`waiting`: unclaimed jobs of this router by model."""
+        """`waiting`: unclaimed jobs of this router by model. `costs`: by deployment."""
         self._router_id = router_id
         self._view = view
         self._state = state
@@ -39,6 +41,7 @@ class ClusterStatus:
         self._waiting = waiting
         self._running_requests = running_requests
         self._alarms = alarms
+        self._costs = costs
 
     async def read(self) -> pb.GetStatusReply:
         """Return the whole status within a few seconds."""
@@ -62,6 +65,16 @@ class ClusterStatus:
             router_id=self._router_id,
             degraded=[*degraded, *silent],
             alarms=self._alarms(),
+            costs=[
+                pb.DeploymentCosts(
+                    name=name,
+                    device_s=each.device_s,
+                    cost_flops=each.flops,
+                    start_s=each.start_s,
+                    degraded_answers=each.degraded_answers,
+                )
+                for name, each in sorted(self._costs.items())
+            ],
         )
 
     async def degraded(self) -> list[str]:

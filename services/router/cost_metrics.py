@@ -49,16 +49,19 @@ class CostMetrics:
             ["model", "stage"],
             registry=registry,
         )
+        self.totals: dict[str, Costs] = {}
+        """By what clients asked for."""
         self._tenants: set[str] = set()
         self._shares: Callable[[], Mapping[tuple[str, str], float]] = dict
 
     def for_request(self, deployment: str, tenant: str) -> "RequestCosts":
         """Return where one request's costs go."""
-        if tenant not in self._tenants:
-            if len(self._tenants) >= MAX_TENANTS:
-                return RequestCosts(self, deployment, OTHERS)
+        if tenant not in self._tenants and len(self._tenants) >= MAX_TENANTS:
+            tenant = OTHERS
+        else:
             self._tenants.add(tenant)
-        return RequestCosts(self, deployment, tenant)
+        total = self.totals.setdefault(deployment, Costs())
+        return RequestCosts(self, deployment, tenant, total)
 
     def follow(self, shares: Callable[[], Mapping[tuple[str, str], float]]) -> None:
         """Ask `shares` for what (deployment, stage) may go up, at every scrape."""
@@ -71,6 +74,16 @@ class CostMetrics:
             self._share.labels(deployment, stage).set(share)
 
 
+@dataclass(slots=True)
+class Costs:
+    """What one deployment's requests took since the router began."""
+
+    device_s: float = 0.0
+    flops: float = 0.0
+    start_s: float = 0.0
+    degraded_answers: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class RequestCosts:
     """Where the costs of one request go."""
@@ -78,17 +91,22 @@ class RequestCosts:
     metrics: CostMetrics
     deployment: str
     tenant: str
+    total: Costs
 
     def spent(self, stage: str, device_s: float, flops: float) -> None:
         """A stage is over, however it ended."""
         self.metrics.device_s.labels(self.deployment, stage, self.tenant).inc(device_s)
         self.metrics.flops.labels(self.deployment, stage, self.tenant).inc(flops)
+        self.total.device_s += device_s
+        self.total.flops += flops
 
     def started(self, start_s: float) -> None:
         """The request caused a start."""
         if start_s > 0:
             self.metrics.start_s.labels(self.deployment, self.tenant).inc(start_s)
+            self.total.start_s += start_s
 
     def degraded(self, reason: Degraded) -> None:
         """An uncertain answer was given."""
         self.metrics.degraded.labels(self.deployment, reason.value).inc()
+        self.total.degraded_answers += 1

@@ -147,6 +147,7 @@ class Router:
             waiting=lambda: self.demand.waiting,
             running_requests=lambda: self.service.running_requests,
             alarms=self.quality.alarms,
+            costs=metrics.costs.totals,
         )
         self._stack = contextlib.AsyncExitStack()
 

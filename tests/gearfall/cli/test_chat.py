@@ -3,7 +3,10 @@
 import pytest
 
 from gearfall.cli.chat import show
-from gearfall.client import Replaced, TextDelta
+from gearfall.client import Finished, Replaced, TextDelta
+from gearfall.core.escalation import Degraded
+from gearfall.core.job import FinishReason
+from gearfall.core.usage import Usage
 
 
 def test_a_replaced_draft_is_said_to_be_void(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,3 +20,19 @@ def test_a_replaced_draft_is_said_to_be_void(capsys: pytest.CaptureFixture[str])
     assert lines[0] == "wrong"
     assert "large instead of that" in lines[1]
     assert lines[-1] == "right"
+
+
+@pytest.mark.parametrize(
+    ("degraded", "device_s", "says"),
+    [
+        (None, 0.0, "2.0 MFLOP"),
+        (None, 0.0125, "2.0 MFLOP, 12.5 ms of the device"),
+        (Degraded.LOADING, 0.0, "2.0 MFLOP; degraded: loading"),
+    ],
+)
+def test_the_last_line_says_what_an_answer_took_and_lacks(
+    degraded: Degraded | None, device_s: float, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = Usage(3, 2, 3, 2, 2e6, device_s=device_s)
+    show(Finished(0, FinishReason.STOP, "small", (), usage, degraded))
+    assert capsys.readouterr().out.strip().endswith(says)

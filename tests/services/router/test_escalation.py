@@ -292,3 +292,6 @@ async def test_degraded_answers_and_the_starts_they_cause_are_counted(rig: Rig):
     now = metrics(rig)
     assert now["gearfall_degraded_answers_total", "both", "loading"] == 2
     assert now["gearfall_caused_start_seconds_total", "both", ""] == end.usage.start_s > 0
+    (costs,) = (await rig.router.status.read()).costs
+    assert (costs.name, costs.degraded_answers, costs.start_s) == ("both", 2, end.usage.start_s)
+    assert costs.cost_flops == 2 * end.usage.cost_flops
