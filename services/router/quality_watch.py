@@ -107,6 +107,10 @@ class QualityWatch:
                 words = [evidence.in_words(stage) for stage in range(len(evidence.thresholds))]
                 told = f"plan {version}, {cascade}: {'; '.join(words)}"
                 found.append((self._clock(), "watched", told))
+        if not found:
+            plan = self._cluster.view.gear_plans.get(DeploymentName(name))
+            why = f"plan {plan.version}, not yet used" if plan else "it follows no gear plan"
+            found.append((self._clock(), "nothing measured", why))
         return sorted(found, reverse=True)
 
     async def run(self) -> None:

@@ -160,7 +160,7 @@ async def test_removing_the_deployment_forgets_it(rig: Rig) -> None:
     await rig.until(lambda: bool(rig.cluster.view.drift))
     await rig.router.catalogue.remove_deployment(NAME)
     await rig.until(lambda: not rig.cluster.view.drift)
-    assert rig.router.quality.pin(NAME) is None
+    await rig.until(lambda: rig.router.quality.pin(NAME) is None)
 
 
 async def test_a_record_of_another_plan_changes_nothing(rig: Rig) -> None:

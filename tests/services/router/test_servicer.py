@@ -60,6 +60,24 @@ async def test_generate_through_the_client(rig, client):
     assert times["finished"] > times["answered"] > 0
 
 
+async def test_a_deployment_is_explained_by_its_plan(rig, client):
+    await client.deploy(deployment(("small", 0.5), ("large", None)))
+    (told,) = (await client.explain_model("both")).explanations
+    assert (told.subject, told.decision) == ("both", "nothing measured")
+    assert told.reason == "it follows no gear plan"
+    assert not (await client.status()).alarms
+
+
+async def test_a_stream_begins_with_whether_its_answer_was_there(rig, client):
+    await client.deploy(deployment(("small", 0.5), ("large", None), cache_bytes=1 << 20))
+    rig.worker(small=Answer("sure", logprob=-0.01))
+    said = []
+    for _ in range(2):
+        events = [each async for each in client.stream("both", "hi", temperature=0.0)]
+        said.append(events[0].cache)
+    assert said == ["miss", "hit"]
+
+
 async def test_events_of_the_wire(rig):
     rig.worker(small=Answer("hello"))
     async with open_channel(rig.router.grpc_address) as channel:
