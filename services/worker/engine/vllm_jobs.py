@@ -26,6 +26,7 @@ from gearfall.core.job import FinishReason, TokenRun
 from services.worker.engine.adapter_jobs import AdapterJobs, NoAdapters
 from services.worker.engine.job_limits import JobLimits
 from services.worker.engine.sequence import Sequence, SequenceKey
+from services.worker.engine.time_shares import TimeShares
 from services.worker.engine.vllm_values import (
     VllmClient,
     VllmRequest,
@@ -82,6 +83,7 @@ class VllmJobs:
         total_tokens: int,
         vocabulary_size: int,
         unix_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`total_tokens`: most tokens of prompt and answer."""
         self._client = client
@@ -89,11 +91,14 @@ class VllmJobs:
         self._adapters = AdapterJobs(NoAdapters(), lambda _: False)
         self._limits = JobLimits(total_tokens, vocabulary_size, self._adapters.find_fault)
         self._unix_clock = unix_clock
+        self._clock = clock
+        self.shares = TimeShares()
+        """Whose the engine's time was."""
         self._jobs: dict[SequenceKey, _Job] = {}
         self._runs: list[TokenRun] = []
         self._due: dict[SequenceKey, JobReport | None] = {}
         self._is_flushing = False
-        self._flushed_s = time.perf_counter()
+        self._flushed_s = clock()
         self._requests = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.died = asyncio.Event()
@@ -211,9 +216,11 @@ class VllmJobs:
             self._end(job, FinishReason.DEADLINE)
 
     def _ask(self, job: _Job) -> None:
+        self.shares.begin(job.sequence.key, self._clock())
         job.task = self._spawn(self._follow(job, self._request(job)))
 
     def _warm(self, job: _Job) -> None:
+        self.shares.begin(job.sequence.key, self._clock())
         request = self._request(job)
         one = replace(request, sampling=replace(request.sampling, max_tokens=1))
         job.task = self._spawn(self._compute_prefix(job, one))
@@ -270,6 +277,8 @@ class VllmJobs:
         except Exception as error:
             _LOG.warning("a held job was not computed ahead", extra={"error": str(error)})
         if self._jobs.get(job.sequence.key) is job:
+            if job.phase is JobPhase.HELD:
+                self.shares.pause(job.sequence.key, self._clock())
             self._report(job.sequence.key)
 
     def _end(self, job: _Job, finish: FinishReason, error: str = "") -> None:
@@ -284,6 +293,7 @@ class VllmJobs:
     def _forget(self, job: _Job) -> None:
         self._jobs.pop(job.sequence.key, None)
         self._abort(job)
+        self.shares.drop(job.sequence.key, self._clock())
         if job.timer is not None:
             job.timer.cancel()
 
@@ -291,9 +301,11 @@ class VllmJobs:
         if job.task is not None and job.task is not asyncio.current_task():
             job.task.cancel()
         job.task = None
+        self.shares.pause(job.sequence.key, self._clock())
 
     def _put(self, run: TokenRun) -> None:
-        self._runs.append(run)
+        device_s = self.shares.take((run.job_id, run.epoch), self._clock())
+        self._runs.append(replace(run, device_s=device_s))
         self._flush_soon()
 
     def _refuse(self, key: SequenceKey, error: str) -> None:
@@ -313,7 +325,7 @@ class VllmJobs:
     def _flush(self) -> None:
         runs, self._runs = self._runs, []
         due, self._due = self._due, {}
-        now_s = time.perf_counter()
+        now_s = self._clock()
         held = sum(job.phase is not JobPhase.RUNNING for job in self._jobs.values())
         self._is_flushing = False
         self._emit(

@@ -139,6 +139,18 @@ async def test_jobs_are_answered_with_logprobs_margins_and_alternatives(rig: Rig
     assert all(run.alternatives == () for run in rig.runs if run.job_id == "b")
 
 
+async def test_jobs_share_the_engines_time_and_tell_all_of_it(rig: Rig):
+    for number in range(4):
+        rig.jobs.handle(submit(f"job-{number}", tokens=3 + number))
+    await rig.ended(4)
+    told = {run.job_id: 0.0 for run in rig.runs}
+    for run in rig.runs:
+        told[run.job_id] += run.device_s
+    assert all(seconds > 0 for seconds in told.values())
+    shares = rig.jobs.shares
+    assert sum(told.values()) + shares.dropped_s == pytest.approx(shares.busy_s)
+
+
 async def test_what_vllm_is_asked(rig: Rig):
     sampling = {
         "temperature": 0.5, "top_p": 0.9, "top_k": 0, "seed": 7, "stop_token_ids": (2,),
