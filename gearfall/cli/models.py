@@ -148,7 +148,7 @@ def train_demo(
         print_json(report.report_json(measured))
     else:
         report.print_report(measured, console)
-    if measured.chosen.thresholds is None:
+    if len(measured.chosen.planned.stages) == 1:
         text = json.dumps(report.report_json(measured), indent=2)
         (directory / "report.json").write_text(text)
         console.print("[red]No cascade of these models keeps the large one's accuracy.[/]")

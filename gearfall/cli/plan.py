@@ -9,6 +9,7 @@ import typer
 
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import console, print_json, print_table, seconds_text
+from gearfall.client import Client
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import Gear, GearPlan, plan_diff, plan_text
 from gearfall.core.gear_plan_checks import parse_plan
@@ -55,7 +56,7 @@ def plan(
         _print_diff(*(parse_plan(path.read_bytes()) for path in diff), as_json=as_json)
         return
     if show is not None:
-        _print(parse_plan(show.read_bytes()), as_json=as_json)
+        print_plan(parse_plan(show.read_bytes()), as_json=as_json)
         return
     if profile is None:
         raise InvalidRequest("name a profile, or --show, or --diff")
@@ -68,28 +69,30 @@ def plan(
         name, version, time.time(), target, tuple(load or ()), is_calibrated=calibrate,
         requests=requests, cv=cv, keep_alive_s=keep_alive,
     )  # fmt: skip
-    made = plan_from_profile(parse_profile(profile.read_bytes()), _hosts(server), request)
+    measured = parse_profile(profile.read_bytes())
+    with connect(server) as client:
+        hosts = hosts_of(client)
+    made = plan_from_profile(measured, hosts, request)
     if out is not None:
         incoming = out.with_name(f"{out.name}.incoming")
         incoming.write_text(plan_text(made))
         incoming.replace(out)
-    _print(made, as_json=as_json)
+    print_plan(made, as_json=as_json)
 
 
-def _hosts(server: str) -> "dict[Host, str]":
+def hosts_of(client: Client) -> "dict[Host, str]":
     """Return the running cluster's workers with their device kinds."""
     from gearfall.gears.placement import Host
 
-    with connect(server) as client:
-        workers = client.status().workers
     return {
         Host(each.worker_id, each.node_id, each.memory_bytes, each.max_replicas): each.device
-        for each in workers
+        for each in client.status().workers
         if each.max_replicas > 0
     }
 
 
-def _print(plan: GearPlan, *, as_json: bool) -> None:
+def print_plan(plan: GearPlan, *, as_json: bool) -> None:
+    """Print a plan's gears, placement and assumptions."""
     if as_json:
         print_json({"plan": plan_text(plan)})
         return

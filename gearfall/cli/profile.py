@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,8 @@ def profile(
             raise InvalidRequest("name models and --queries, or --from-csv, or --show")
         asked = parse_queries(queries.read_text().splitlines())
         settings = MeasureSettings(max_tokens=max_tokens, at_once=at_once)
-        made = asyncio.run(_measure(_address(server), model, asked, settings, quiet=as_json))
+        address = _address(server)
+        made = asyncio.run(measure_models(address, model, asked, settings, quiet=as_json))
     if out is not None:
         _write(out, profile_text(made))
     _print(made, out, as_json=as_json)
@@ -59,14 +61,15 @@ def _address(server: str) -> str:
         return client.address
 
 
-async def _measure(
+async def measure_models(
     address: str,
-    models: list[str],
-    queries: tuple[LabelledQuery, ...],
+    models: Sequence[str],
+    queries: Sequence[LabelledQuery],
     settings: MeasureSettings,
     *,
     quiet: bool,
 ) -> Profile:
+    """Return the profile of models on a running cluster, one after the other, with a bar each."""
     found: list[ProfiledModel] = []
     async with AsyncClient(address, api_key=api_key()) as client:
         with Progress(console=console, disable=quiet) as bars:

@@ -32,9 +32,14 @@ def report_path() -> Path:
 
 
 def demo_questions(count: int, seed: int = 0) -> tuple[Question, ...]:
-    """About `count` different questions that no model was trained or calibrated on, shuffled.
+    """About `count` different questions, shuffled: none was trained on, none is planned from.
 
     Easy and hard ones are mixed as in the evaluation. The same count and seed give the same set;
     large counts may fall a little short, because there are few easy questions.
     """
     return draw_distinct(count, Split.TEST, Random(f"demo {seed}"))  # noqa: S311
+
+
+def profile_questions(count: int) -> tuple[Question, ...]:
+    """About `count` different questions to plan from: none was trained on, none is in the test."""
+    return draw_distinct(count, Split.CALIBRATION, Random("demo profile"))  # noqa: S311

@@ -1,12 +1,11 @@
 """Measures the family on held-out questions, chooses the cascade and writes the report.
 
 `python -m gearfall.demo.evaluate` reproduces report.json and deployment.json from the checkpoints.
-Certainty measure and thresholds are chosen on the calibration set alone; every figure for people is
-from the test set. Neither set was trained on.
+The planner (`gearfall.gears`) chooses on the calibration set alone; every figure for people is from
+the test set. Neither set was trained on.
 """
 
 import argparse
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from rich.console import Console
 
 from gearfall.core.certainty import MEASURES
+from gearfall.core.ids import ModelName
+from gearfall.core.records import Stage
 from gearfall.demo.answering import Answer, answer_all, load_model
 from gearfall.demo.arithmetic import (
     OPERATORS,
@@ -25,9 +26,7 @@ from gearfall.demo.arithmetic import (
     draw_distinct,
     is_correct,
 )
-from gearfall.demo.cascade import Record, choose_thresholds, replay
 from gearfall.demo.catalogue import CHECKPOINTS, MODELS
-from gearfall.demo.certainty import Bools, auroc, best_measure
 from gearfall.demo.family import SIZES
 from gearfall.demo.report import (
     CascadeResult,
@@ -38,62 +37,71 @@ from gearfall.demo.report import (
     report_json,
 )
 from gearfall.demo.tokenizer import VOCABULARY
+from gearfall.gears.answers import FloatArray, ModelAnswers
+from gearfall.gears.calibrate import reliability
+from gearfall.gears.rungs import QualityTarget, find_rungs
+from gearfall.gears.search import Cascade
+from gearfall.gears.search import evaluate as replay_cascade
 
 QUESTIONS = 3000
+"""Of the test set; twice as many calibrate."""
 TOLERANCE = 0.01
+DELTA = 0.05
+MEASURE = "sequence_probability"
 
 
 def evaluate(checkpoints: Path, *, seed: int = 0, count: int = QUESTIONS) -> Report:
-    """Answer about `count` calibration and `count` test questions with every model of the family.
+    """Answer about 2 `count` calibration and `count` test questions with every model.
 
     `checkpoints` holds one directory for each model.
     """
     rng = Random(seed)  # noqa: S311 (a sample, not a secret)
-    calibration = draw_distinct(count, Split.CALIBRATION, rng)
+    calibration = draw_distinct(2 * count, Split.CALIBRATION, rng)
     test = draw_distinct(count, Split.TEST, rng)
-    calibration_answers: dict[str, tuple[Answer, ...]] = {}
-    test_answers: dict[str, tuple[Answer, ...]] = {}
+    known, unseen, results = [], [], []
     for name in MODELS:
         model = load_model(checkpoints / name)
-        calibration_answers[name] = answer_all(model, calibration)
-        test_answers[name] = answer_all(model, test)
-    measure = best_measure([aurocs(calibration, calibration_answers[m]) for m in MODELS[:-1]])
-    cascades = _cascades(
-        {m: record(m, calibration, calibration_answers[m], measure) for m in MODELS},
-        {m: record(m, test, test_answers[m], measure) for m in MODELS},
-    )
+        known.append(columns(name, calibration, answer_all(model, calibration)))
+        answers = answer_all(model, test)
+        unseen.append(columns(name, test, answers))
+        results.append(model_result(name, test, answers))
+    order = np.random.default_rng(seed).permutation(len(calibration))
+    rungs = find_rungs(known, order, QualityTarget(None, TOLERANCE, DELTA))
+    by_name = {each.model: each for each in unseen}
     return Report(
         seed=seed,
         calibration_questions=len(calibration),
         test_questions=len(test),
         tolerance=TOLERANCE,
-        certainty=measure,
-        models=tuple(model_result(name, test, test_answers[name]) for name in MODELS),
-        cascades=cascades,
+        delta=DELTA,
+        certainty=MEASURE,
+        models=tuple(results),
+        cascades=tuple(
+            CascadeResult(rung.cascade, _on_test(rung.cascade.stages, by_name)) for rung in rungs
+        ),
     )
 
 
-def record(
-    model: str, questions: Sequence[Question], answers: Sequence[Answer], measure: str
-) -> Record:
-    """A model's answers as arrays over the questions, with certainty by `measure`."""
-    certainty = [MEASURES[measure](a.logprobs, a.margins) for a in answers]
+def _on_test(stages: Sequence[Stage], answers: dict[ModelName, ModelAnswers]) -> Cascade:
+    limits = [stage.threshold for stage in stages if stage.threshold is not None]
+    return replay_cascade([answers[stage.model] for stage in stages], limits)
+
+
+def columns(model: str, questions: Sequence[Question], answers: Sequence[Answer]) -> ModelAnswers:
+    """A model's answers as the planner reads them, with certainty by MEASURE."""
     tokens = np.array([answer.tokens_processed for answer in answers], dtype=np.float64)
-    return Record(
-        model=model,
-        certainty=np.array(certainty, dtype=np.float64),
-        correct=_correct(questions, answers),
-        flops=tokens * SIZES[model].flops_per_token,
+    return ModelAnswers(
+        ModelName(model),
+        _correct(questions, answers),
+        _certainty(MEASURE, answers),
+        tokens * SIZES[model].flops_per_token,
     )
 
 
 def aurocs(questions: Sequence[Question], answers: Sequence[Answer]) -> dict[str, float]:
     """AUROC of every certainty measure for one model's answers."""
-    correct = _correct(questions, answers)
-    return {
-        name: auroc(np.array([f(a.logprobs, a.margins) for a in answers]), correct)
-        for name, f in MEASURES.items()
-    }
+    right = _correct(questions, answers)
+    return {name: reliability(_certainty(name, answers), right).auroc for name in MEASURES}
 
 
 def model_result(
@@ -121,7 +129,7 @@ def model_result(
 
 
 def write_report(report: Report, directory: Path) -> None:
-    """Write report.json and deployment.json; ValueError if the cascade is not accurate enough."""
+    """Write report.json and deployment.json."""
     for name, value in (
         ("deployment.json", deployment_json(report)),
         ("report.json", report_json(report)),
@@ -130,32 +138,13 @@ def write_report(report: Report, directory: Path) -> None:
         (directory / name).write_text(text, encoding="utf-8")
 
 
-def _cascades(calibration: dict[str, Record], test: dict[str, Record]) -> tuple[CascadeResult, ...]:
-    """Every cascade of at least two models, longest first."""
-    lengths = range(len(MODELS), 1, -1)
-    chains = itertools.chain.from_iterable(itertools.combinations(MODELS, n) for n in lengths)
-    return tuple(_cascade(chain, calibration, test) for chain in chains)
-
-
-def _cascade(
-    models: tuple[str, ...], calibration: dict[str, Record], test: dict[str, Record]
-) -> CascadeResult:
-    known = [calibration[model] for model in models]
-    reference = calibration[MODELS[-1]]
-    thresholds = choose_thresholds(known, reference, tolerance=TOLERANCE)
-    if thresholds is None:
-        return CascadeResult(models, None, None, None)
-    return CascadeResult(
-        models=models,
-        thresholds=thresholds,
-        calibration=replay(known, thresholds, reference),
-        test=replay([test[model] for model in models], thresholds, test[MODELS[-1]]),
-    )
-
-
-def _correct(questions: Sequence[Question], answers: Sequence[Answer]) -> Bools:
+def _correct(questions: Sequence[Question], answers: Sequence[Answer]) -> FloatArray:
     pairs = zip(questions, answers, strict=True)
-    return np.array([is_correct(question, answer.text) for question, answer in pairs])
+    return np.array([float(is_correct(question, answer.text)) for question, answer in pairs])
+
+
+def _certainty(measure: str, answers: Sequence[Answer]) -> FloatArray:
+    return np.array([MEASURES[measure](each.logprobs, each.margins) for each in answers])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -164,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
     parser.add_argument("--out", type=Path, help="directory for the JSON files, if another")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--questions", type=int, default=QUESTIONS, help="in each of the two sets")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="in the test set")
     options = parser.parse_args(arguments)
     report = evaluate(options.checkpoints, seed=options.seed, count=options.questions)
     print_report(report, Console())

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gearfall.demo.cascade import Outcome
+from gearfall.gears.search import Cascade
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,11 @@ class ModelResult:
 
 @dataclass(frozen=True, slots=True)
 class CascadeResult:
-    """A cascade with the thresholds chosen on the calibration set and what came of it."""
+    """A cascade that certifiably loses no more than the tolerance, and what became of it."""
 
-    models: tuple[str, ...]
-    thresholds: tuple[float, ...] | None
-    """None if no thresholds keep the promised accuracy; then there are no outcomes."""
-    calibration: Outcome | None
-    test: Outcome | None
+    planned: Cascade
+    """On the calibration questions that tested it."""
+    test: Cascade
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +46,18 @@ class Report:
     test_questions: int
     tolerance: float
     """Accuracy that a cascade may lose against the largest model."""
+    delta: float
+    """Chance that one of the cascades loses more."""
     certainty: str
-    """The measure that the cascades use, chosen by AUROC on the calibration set."""
+    """The measure that the cascades use."""
     models: tuple[ModelResult, ...]
     cascades: tuple[CascadeResult, ...]
+    """Best first; a cascade of the largest model alone is among them."""
 
     @property
     def chosen(self) -> CascadeResult:
-        """The cascade over the whole family, which the demo deploys."""
-        return next(c for c in self.cascades if len(c.models) == len(self.models))
+        """The cheapest, which `gearfall up --demo` deploys."""
+        return min(self.cascades, key=lambda each: each.planned.cost)
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -65,15 +66,14 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def deployment_json(report: Report) -> dict[str, Any]:
-    """The chosen cascade as a deployment; ValueError if its accuracy could not be certified."""
-    chosen = report.chosen
-    if chosen.thresholds is None:
-        raise ValueError(f"no thresholds keep the cascade within {report.tolerance} of accuracy")
-    stages = zip(chosen.models, (*chosen.thresholds, None), strict=True)
+    """The chosen cascade as a deployment."""
     return {
         "name": "arith",
         "certainty": report.certainty,
-        "stages": [{"model": model, "threshold": threshold} for model, threshold in stages],
+        "stages": [
+            {"model": stage.model, "threshold": stage.threshold}
+            for stage in report.chosen.planned.stages
+        ],
     }
 
 
@@ -110,22 +110,22 @@ def _certainty_table(report: Report) -> Table:
 
 
 def _cascade_table(report: Report) -> Table:
-    table = Table(title=f"Cascades by {report.certainty}, thresholds from the calibration set")
-    for heading in ("cascade", "thresholds", "exact", "MFLOP", "of largest", "shares"):
+    table = Table(
+        title=f"Cascades by {report.certainty} that lose at most {report.tolerance:g} with "
+        f"probability {1 - report.delta:g}, on the test questions"
+    )
+    for heading in ("cascade", "thresholds", "exact", "MFLOP", "of largest", "reached"):
         table.add_column(heading, justify="right")
     largest = report.models[-1]
-    for cascade in report.cascades:
-        name = " > ".join(model.removeprefix("arith-") for model in cascade.models)
-        if cascade.thresholds is None or cascade.test is None:
-            table.add_row(name, "refused", "", "", "", "")
-            continue
+    for each in report.cascades:
+        stages = each.test.stages
         table.add_row(
-            name,
-            _join(f"{threshold:.3f}" for threshold in cascade.thresholds),
-            _percent(cascade.test.accuracy),
-            _mega(cascade.test.mean_flops),
-            _percent(cascade.test.mean_flops / largest.mean_flops),
-            _join(_percent(share) for share in cascade.test.shares),
+            " > ".join(stage.model.removeprefix("arith-") for stage in stages),
+            _join(f"{stage.threshold:.3f}" for stage in stages if stage.threshold is not None),
+            _percent(each.test.quality),
+            _mega(each.test.cost),
+            _percent(each.test.cost / largest.mean_flops),
+            _join(_percent(share) for share in each.test.reached),
         )
     return table
 

@@ -13,8 +13,8 @@ def pairs(count: int, lost: float, gained: float, seed: int):
 
 
 def test_one_bet_by_hand():
-    # Level e^-2 and one value: nu = sqrt(2 x 2 / (1 x 0.25)) = 4, held at 0.99 / 0.5.
-    assert mean_p_value(np.array([1.0]), 0.5, np.exp(-2)) == pytest.approx(1 / (1 + 1.98 * 0.5))
+    # Level e^-2 and one value: nu = sqrt(2 x 2 / (1 x 0.25)) = 4, held at 0.75 / 0.5.
+    assert mean_p_value(np.array([1.0]), 0.5, np.exp(-2)) == pytest.approx(1 / (1 + 1.5 * 0.5))
     assert mean_p_value(np.array([0.0]), 0.5, np.exp(-2)) == 1.0
 
 
