@@ -20,11 +20,12 @@ from starlette.responses import Response
 from gearfall.core.errors import GearfallError, Internal, NotFound
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.infra.bearer import HEADER, check_bearer
+from services.router.answer_facts import headers_of
 from services.router.catalogue import Catalogue
 from services.router.cluster_status import ClusterStatus
 from services.router.generation import Delta, GenerationEvent, GenerationRequest, Replace
 from services.router.openai_errors import body_too_large, error_response, http_error_response
-from services.router.rest_answers import AnswerShape, ChatShape, CompletionShape, headers_of
+from services.router.rest_answers import AnswerShape, ChatShape, CompletionShape
 from services.router.rest_schema import (
     GenerationBody,
     chat_from_json,

@@ -10,9 +10,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gearfall.core.errors import GearfallError, Internal
+from services.router.answer_facts import gearfall_of
 from services.router.generation import ChoiceEnd, GenerationEvent
 from services.router.openai_errors import error_body
-from services.router.rest_answers import DONE, AnswerShape, gearfall_of
+from services.router.rest_answers import DONE, AnswerShape
 from services.router.running_request import RunningRequest
 
 _log = logging.getLogger(__name__)
