@@ -204,12 +204,10 @@ class RedisQueue:
 
     async def arrivals(self, model: ModelName) -> Arrivals:
         """See the port."""
-        rows = [
-            await self._call(partial(self._arrivals, [self._key(model, lane)], [GROUP]), attempts=2)
-            for lane in LANES
-        ]
-        appended, waiting, newest = zip(*rows, strict=True)
-        return Arrivals(sum(appended), sum(waiting), tuple(each.decode() for each in newest))
+        keys = [self._key(model, lane) for lane in LANES]
+        ask = partial(self._arrivals, keys, [GROUP])
+        appended, waiting, newest = await self._call(ask, attempts=2)
+        return Arrivals(appended, waiting, tuple(each.decode() for each in newest))
 
     async def wait_arrival(self, model: ModelName, since: Arrivals, *, block_s: float) -> bool:
         """See the port."""

@@ -23,18 +23,24 @@ return {redis.call('XLEN', KEYS[1]), pending.err and 0 or pending[1]}
 """
 
 ARRIVALS = """
--- Returns the number of entries ever added, of those that wait, and the newest id.
-local stream = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if stream.err then
-  if string.find(stream.err, 'no such key') then return {0, 0, '0-0'} end
-  return stream
+-- Returns the number of entries ever added to all streams, of those that wait, and newest ids.
+local added, waiting, newest = 0, 0, {}
+for at, key in ipairs(KEYS) do
+  local stream = redis.pcall('XINFO', 'STREAM', key)
+  newest[at] = '0-0'
+  if stream.err then
+    if not string.find(stream.err, 'no such key') then return stream end
+  else
+    local fields = {}
+    for i = 1, #stream, 2 do fields[stream[i]] = stream[i + 1] end
+    local pending = redis.pcall('XPENDING', key, ARGV[1])
+    if pending.err and not string.find(pending.err, 'NOGROUP') then return pending end
+    added = added + fields['entries-added']
+    waiting = waiting + fields['length'] - (pending.err and 0 or pending[1])
+    newest[at] = fields['last-generated-id']
+  end
 end
-local fields = {}
-for i = 1, #stream, 2 do fields[stream[i]] = stream[i + 1] end
-local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
-if pending.err and not string.find(pending.err, 'NOGROUP') then return pending end
-local claimed = pending.err and 0 or pending[1]
-return {fields['entries-added'], fields['length'] - claimed, fields['last-generated-id']}
+return {added, waiting, newest}
 """
 
 PEEK = """

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 MOST_CREDIT = 32.0
 """Jobs that are remembered either way: what came in an outage is not made up for ever."""
+LEAD = 1.0
+"""Jobs that it may be ahead before it leaves any to others: whoever has waited longest on the queue
+is served first as it is, which alone keeps shares that are nearly equal."""
 _ROUNDING = 1e-9
 
 
@@ -22,9 +25,14 @@ class ShareCredit:
     _appended: int | None = None
 
     @property
+    def is_begun(self) -> bool:
+        """Whether arrivals were ever counted."""
+        return self._appended is not None
+
+    @property
     def is_ahead(self) -> bool:
         """Whether others are to have the next job first."""
-        return self.credit < -_ROUNDING
+        return self.credit < -LEAD - _ROUNDING
 
     @property
     def most_jobs(self) -> int:

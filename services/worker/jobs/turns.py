@@ -1,7 +1,7 @@
 """When a replica may claim under the gears in force: whose turn it is, and when a batch begins.
 
     nobody asks for shares or batches      claim at once, as many as there is room for
-    this worker is not ahead of its share  claim at once, up to its share of what came
+    this worker is not ahead of its share  claim at once, up to what it is behind
     it is ahead                            others have GRACE_S; what they leave is claimed
     the engine is idle, a trigger is set   claim when so many wait, or one has waited long enough
 
@@ -57,6 +57,9 @@ class Turns:
             self._credit.forget()
             if not waits_for_batch:
                 return Turn(room, self._block_s)
+        elif not waits_for_batch and self._credit.is_begun and self._credit.credit >= 0.0:
+            # What came since can only have put it further behind.
+            return Turn(min(room, self._credit.most_jobs), self._block_s)
         now = await self._look(rule)
         if waits_for_batch:
             found = await self._batch(rule, now, room)
