@@ -22,6 +22,8 @@ class Backlog:
     """That they may yet produce at most."""
     batch_jobs: int = 0
     """Of the jobs, those of batch priority."""
+    interactive_since_unix_s: float = 0.0
+    """When the oldest of the others began to wait; 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class WaitingJobs:
     _prompt_tokens: int = 0
     _output_tokens: int = 0
     _batch_jobs: int = 0
+    _interactive_since: dict[JobId, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self._needs)
@@ -62,6 +65,8 @@ class WaitingJobs:
         self._prompt_tokens += prompt_tokens
         self._output_tokens += left
         self._batch_jobs += is_batch
+        if not is_batch:
+            self._interactive_since[job.job_id] = now_unix_s
         return True
 
     def discard(self, job_id: JobId) -> bool:
@@ -72,6 +77,7 @@ class WaitingJobs:
         self._prompt_tokens -= need.prompt_tokens
         self._output_tokens -= need.output_tokens
         self._batch_jobs -= need.is_batch
+        self._interactive_since.pop(job_id, None)
         return True
 
     def backlog(self) -> Backlog:
@@ -85,6 +91,7 @@ class WaitingJobs:
             self._prompt_tokens,
             self._output_tokens,
             self._batch_jobs,
+            next(iter(self._interactive_since.values()), 0.0),
         )
 
     def check(self) -> None:
@@ -93,6 +100,7 @@ class WaitingJobs:
         assert self._prompt_tokens == sum(need.prompt_tokens for need in needs)
         assert self._output_tokens == sum(need.output_tokens for need in needs)
         assert self._batch_jobs == sum(need.is_batch for need in needs)
+        assert len(self._interactive_since) == len(self._needs) - self._batch_jobs
 
 
 def has_changed_much(said: Backlog, now: Backlog) -> bool:

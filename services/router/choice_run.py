@@ -9,6 +9,7 @@ from functools import partial
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
 from gearfall.core.escalation import (
+    AtDeadline,
     Degraded,
     GoUp,
     Outcome,
@@ -247,7 +248,8 @@ class ChoiceRun:
     @contextlib.contextmanager
     def _lower_answer_in_time(self, stage_run: StageRun) -> Iterator[None]:
         """End the stage a little before the deadline where a lower answer can be given then."""
-        if self._state.draft is None:
+        is_given = self._context.prospects.policy.at_deadline is AtDeadline.ANSWER
+        if self._state.draft is None or not is_given:
             yield
             return
         loop, error = asyncio.get_running_loop(), DeadlineExceeded("no answer before the deadline")

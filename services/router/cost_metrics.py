@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from gearfall.core.escalation import Degraded
+from gearfall.core.ids import DeploymentName, ModelName
 
 MAX_TENANTS = 64
 """Tenants with series of their own; those that come later share one."""
@@ -52,7 +53,7 @@ class CostMetrics:
         self.totals: dict[str, Costs] = {}
         """By what clients asked for."""
         self._tenants: set[str] = set()
-        self._shares: Callable[[], Mapping[tuple[str, str], float]] = dict
+        self._shares: Callable[[], Mapping[tuple[DeploymentName, ModelName], float]] = dict
 
     def for_request(self, deployment: str, tenant: str) -> "RequestCosts":
         """Return where one request's costs go."""
@@ -63,7 +64,9 @@ class CostMetrics:
         total = self.totals.setdefault(deployment, Costs())
         return RequestCosts(self, deployment, tenant, total)
 
-    def follow(self, shares: Callable[[], Mapping[tuple[str, str], float]]) -> None:
+    def follow(
+        self, shares: Callable[[], Mapping[tuple[DeploymentName, ModelName], float]]
+    ) -> None:
         """Ask `shares` for what (deployment, stage) may go up, at every scrape."""
         self._shares = shares
 

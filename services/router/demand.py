@@ -32,6 +32,7 @@ PACE_S = 0.005
 WANTED_S = 30.0
 HINTED_S = 3.0
 _RETRY_S = 0.5
+_NONE = Backlog()
 
 
 class DemandWriter(Protocol):
@@ -114,10 +115,14 @@ class DemandBoard:
         """What waits unclaimed at this router, by model."""
         return self._waiting
 
-    def oldest_wait_s(self, model: ModelName) -> float:
-        """How long the oldest unclaimed job of the model has waited; 0 for none."""
-        waiting = self._waiting.get(model)
-        return 0.0 if waiting is None else max(0.0, time.time() - waiting.since_unix_s)
+    def oldest_wait_s(self, model: ModelName, *, is_batch: bool) -> float:
+        """How long the oldest unclaimed job has waited that such a job waits behind; 0 for none.
+
+        Interactive jobs never wait behind batch jobs.
+        """
+        waiting = self._waiting.get(model, _NONE)
+        since_unix_s = waiting.since_unix_s if is_batch else waiting.interactive_since_unix_s
+        return max(0.0, time.time() - since_unix_s) if since_unix_s else 0.0
 
     def set_waiting(self, model: ModelName, backlog: Backlog) -> None:
         """Take note of what waits for `model` now."""

@@ -51,8 +51,8 @@ class ScheduleWishes(Protocol):
         """A draft is likely to ask for the model."""
         ...
 
-    def oldest_wait_s(self, model: ModelName) -> float:
-        """How long this router's oldest unclaimed job of the model has waited; 0 for none."""
+    def oldest_wait_s(self, model: ModelName, *, is_batch: bool) -> float:
+        """How long the oldest unclaimed job has waited that such a job waits behind; 0 for none."""
         ...
 
     def replicas_changed(self) -> None:
@@ -81,10 +81,15 @@ class Prospects:
         """Models whose start some request has been charged for since they were last ready."""
 
     def for_request(
-        self, deployment: DeploymentName, policy: EscalationPolicy, promised_p95_s: float
+        self,
+        deployment: DeploymentName,
+        policy: EscalationPolicy,
+        promised_p95_s: float,
+        *,
+        is_batch: bool = False,
     ) -> "RequestProspects":
         """Return what one request's choices ask; `promised_p95_s`: of its gear, 0 for none."""
-        return RequestProspects(self, deployment, policy, promised_p95_s)
+        return RequestProspects(self, deployment, policy, promised_p95_s, is_batch)
 
     def shares(self) -> Mapping[StageKey, float]:
         """Return the share of uncertain answers that may go up, where a cap is in force."""
@@ -95,14 +100,17 @@ class Prospects:
         self._wishes.replicas_changed()
         self._charged = {each for each in self._charged if not self._starts.is_ready(each)}
 
-    def outlook(self, key: StageKey, plan: StageReady, target: CapTarget | None) -> Outlook:
+    def outlook(
+        self, key: StageKey, plan: StageReady, target: CapTarget | None, *, is_batch: bool
+    ) -> Outlook:
         """Return what asking `plan` now is expected to take; `target`: None for no cap."""
         host = plan.host.name
         pace, tokens = self._paces.get(plan.record.name), self.usual_tokens(key, plan.max_tokens)
         answer_s = pace.answer_s(len(plan.prompt_token_ids), tokens) if pace else 0.0
-        queue_s = self._wishes.oldest_wait_s(host) if self._starts.is_ready(host) else 0.0
+        is_ready = self._starts.is_ready(host)
+        queue_s = self._wishes.oldest_wait_s(host, is_batch=is_batch) if is_ready else 0.0
         return Outlook(
-            is_ready=self._starts.is_ready(host),
+            is_ready=is_ready,
             start_s=self._starts.expected_start_s(host),
             queue_s=queue_s,
             answer_s=answer_s,
@@ -161,6 +169,7 @@ class RequestProspects:
     deployment: DeploymentName
     policy: EscalationPolicy
     promised_p95_s: float
+    is_batch: bool
 
     @property
     def _target(self) -> CapTarget | None:
@@ -173,7 +182,7 @@ class RequestProspects:
         """Return what asking a stage now is expected to take; one that is unfit takes no time."""
         if not isinstance(plan, StageReady):
             return Outlook()
-        return self.owner.outlook(self._key(plan), plan, self._target)
+        return self.owner.outlook(self._key(plan), plan, self._target, is_batch=self.is_batch)
 
     def learn(self, plan: StageReady, timing: Timing, tokens: int) -> None:
         """Take the stage's whole answer."""
@@ -215,7 +224,7 @@ class RequestProspects:
         target = self._target
         if isinstance(plan, StageReady) and target is not None:
             key = self._key(plan)
-            outlook = self.owner.outlook(key, plan, target)
+            outlook = self.owner.outlook(key, plan, target, is_batch=self.is_batch)
             self.owner.note_offer(key, outlook, target, went_up=went_up)
 
     def _key(self, plan: StageReady) -> StageKey:

@@ -9,6 +9,7 @@ from functools import partial
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
 from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
+from gearfall.core.job import Priority
 from gearfall.core.records import DeploymentRecord
 from gearfall.core.streaming import resolve_streaming
 from gearfall.infra.cluster import Cluster
@@ -263,7 +264,10 @@ class RouterService:
             start_error=self._starts.error_of,
             streaming=deployment.streaming,
             prospects=self.prospects.for_request(
-                deployment.name, deployment.escalation, gear.promise.p95_s if gear else 0.0
+                deployment.name,
+                deployment.escalation,
+                gear.promise.p95_s if gear else 0.0,
+                is_batch=request.priority is Priority.BATCH,
             ),
             costs=self.metrics.costs.for_request(running.deployment, request.tenant),
             emit=running.emit,

@@ -28,7 +28,7 @@ def test_what_waits_is_added_up_and_the_oldest_is_named():
     assert waiting.add(job("a", prompt=5, most=50), 0, 100.0)
     assert waiting.add(job("b", priority=Priority.BATCH), 4, 101.0)
     assert not waiting.add(job("a"), 0, 102.0)
-    assert waiting.backlog() == Backlog(2, 100.0, 5 + 14, 50 + 16, 1)
+    assert waiting.backlog() == Backlog(2, 100.0, 5 + 14, 50 + 16, 1, 100.0)
     assert waiting.discard(JobId("a"))
     assert not waiting.discard(JobId("a"))
     assert waiting.backlog() == Backlog(1, 101.0, 14, 16, 1)
@@ -40,6 +40,7 @@ def test_what_waits_is_added_up_and_the_oldest_is_named():
 def test_sums_hold_whoever_comes_and_goes(steps):
     waiting = WaitingJobs()
     present: dict[str, float] = {}
+    batch: set[str] = set()
     for at, (comes, number, generated, is_batch) in enumerate(steps):
         name = f"job-{number}"
         if comes:
@@ -47,6 +48,8 @@ def test_sums_hold_whoever_comes_and_goes(steps):
             assert waiting.add(job(name, priority=priority), generated, float(at)) == (
                 name not in present
             )
+            if name not in present:
+                (batch.add if is_batch else batch.discard)(name)
             present.setdefault(name, float(at))
         else:
             assert waiting.discard(JobId(name)) == (present.pop(name, None) is not None)
@@ -55,6 +58,8 @@ def test_sums_hold_whoever_comes_and_goes(steps):
         assert backlog.jobs == len(waiting) == len(present)
         assert backlog.since_unix_s == min(present.values(), default=0.0)
         assert set(waiting.job_ids()) == set(present)
+        others = [since for name, since in present.items() if name not in batch]
+        assert backlog.interactive_since_unix_s == min(others, default=0.0)
 
 
 @pytest.mark.parametrize(

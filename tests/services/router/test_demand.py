@@ -1,6 +1,7 @@
 """The demand board on a clock that jumps: what is written, when, and that it ends up true."""
 
 import asyncio
+import time
 from itertools import pairwise
 from typing import cast
 
@@ -298,5 +299,20 @@ def test_what_is_wanted_is_written_again_after_an_outage_and_under_a_new_lease()
             rig.board.set_lease(LEASE)
             await rig.after(1.1)
             assert rig.etcd.records[MODEL].waiting_jobs == 1
+
+    run_virtually(play())
+
+
+def test_the_oldest_wait_is_that_of_who_a_job_waits_behind():
+    async def play() -> None:
+        async with Rig(ready=True) as rig:
+            now = time.time()
+            backlog = Backlog(3, now - 600, batch_jobs=2, interactive_since_unix_s=now - 5)
+            assert rig.board.oldest_wait_s(MODEL, is_batch=True) == 0.0
+            rig.board.set_waiting(MODEL, backlog)
+            assert rig.board.oldest_wait_s(MODEL, is_batch=True) == pytest.approx(600, abs=2)
+            assert rig.board.oldest_wait_s(MODEL, is_batch=False) == pytest.approx(5, abs=2)
+            rig.board.set_waiting(MODEL, Backlog(2, now - 600, batch_jobs=2))
+            assert rig.board.oldest_wait_s(MODEL, is_batch=False) == 0.0
 
     run_virtually(play())

@@ -200,7 +200,7 @@ async def test_a_long_queue_keeps_some_answers_down_and_lets_some_up(rig: Rig):
     rig.worker(small=UNSURE)
     first = asyncio.create_task(rig.ask("both"))
     board, caps = rig.router.demand, rig.router.service.prospects._caps
-    await rig.until(lambda: board.oldest_wait_s(LARGE) > 0.01)
+    await rig.until(lambda: board.oldest_wait_s(LARGE, is_batch=False) > 0.01)
     # As if the last look at the queue was some periods ago.
     key = DeploymentName("both"), LARGE
     caps[key] = CapState(share=0.5, credit=0.0, changed_s=caps[key].changed_s - 10 * PERIOD_S)
@@ -224,7 +224,7 @@ async def test_nothing_is_held_back_without_the_policy(rig: Rig):
     await deploy(rig, EscalationPolicy(queue_target_s=0.01))
     rig.worker(small=UNSURE)
     asking = [asyncio.create_task(rig.ask("both")) for _ in range(5)]
-    await rig.until(lambda: rig.router.demand.oldest_wait_s(LARGE) > 0.01)
+    await rig.until(lambda: rig.router.demand.oldest_wait_s(LARGE, is_batch=False) > 0.01)
     rig.worker("worker-b", large=Answer("large"))
     assert {told(await each) for each in asking} == {("large", None)}
     assert not rig.router.service.prospects.shares()

@@ -44,8 +44,8 @@ class Fleet:
     def hint(self, model: ModelName) -> None:
         self.told.append(("hint", model))
 
-    def oldest_wait_s(self, model: ModelName) -> float:
-        return self.waits_s.get(model, 0.0)
+    def oldest_wait_s(self, model: ModelName, *, is_batch: bool) -> float:
+        return self.waits_s.get(f"{model} batch" if is_batch else model, 0.0)
 
     def replicas_changed(self) -> None:
         self.told.append(("looked", ""))
@@ -90,6 +90,15 @@ def test_an_outlook_adds_up_start_queue_and_answer():
     assert request.outlook(plan()) == Outlook(True, queue_s=3.0, answer_s=1.5)
     assert request.outlook(plan(max_tokens=1)).answer_s == pytest.approx(0.5)
     assert request.usual_tokens(plan()) == 21
+
+
+def test_who_is_interactive_does_not_wait_behind_batch_jobs():
+    rig = Rig()
+    rig.fleet.ready.add("large")
+    rig.fleet.waits_s["large batch"] = 600.0
+    assert rig.request().outlook(plan()).queue_s == 0.0
+    batch = rig.prospects.for_request(BOTH, EscalationPolicy(), 0.0, is_batch=True)
+    assert batch.outlook(plan()).queue_s == 600.0
 
 
 def test_lengths_are_a_deployments_own_and_paces_a_models():
