@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gearfall.core.records import Stage
+from gearfall.core.records import DriftRecord, Stage
 
 ODDS = (1.5, 2.0, 4.0, 8.0)
 """Bets: how many times larger the odds of yes may have become."""
@@ -85,6 +85,29 @@ def cascade_name(stages: Sequence[Stage]) -> str:
     return ",".join(
         each.model if each.threshold is None else f"{each.model}:{each.threshold!r}"
         for each in stages
+    )
+
+
+def joined(one: DriftRecord, other: DriftRecord) -> DriftRecord:
+    """Return what two findings about one cascade come to, whichever came first.
+
+    Of one plan: the higher thresholds, and the newest alarm of each promise and stage. Of two: the
+    newer plan's.
+    """
+    if one.version != other.version:
+        return max(one, other, key=lambda each: each.version)
+    alarms = {
+        (each.promise, each.stage): each
+        for each in sorted(
+            (*one.alarms, *other.alarms), key=lambda each: (each.at_unix_s, each.reason)
+        )
+    }
+    pairs = zip(one.thresholds, other.thresholds, strict=True)
+    return replace(
+        one,
+        thresholds=tuple(max(pair) for pair in pairs),
+        times=max(one.times, other.times),
+        alarms=tuple(alarms[key] for key in sorted(alarms)),
     )
 
 

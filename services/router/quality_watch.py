@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from gearfall.core.drift import Compared, cascade_name
+from gearfall.core.drift import Compared, cascade_name, joined
 from gearfall.core.errors import GearfallError
 from gearfall.core.ids import DeploymentName
 from gearfall.core.records import DriftAlarm, DriftRecord, Stage
@@ -145,7 +145,7 @@ class QualityWatch:
         known = [each for each in records if each is not None and each.version == version]
         if len(known) < 2:
             return known[0] if known else None
-        return _merged(*known)
+        return joined(*known)
 
     def _in_force(self) -> Iterator[tuple[DeploymentName, DriftRecord]]:
         view = self._cluster.view
@@ -209,7 +209,7 @@ class QualityWatch:
             name, cascade, gear.version, _thresholds(gear.planned)
         )
         alarm = DriftAlarm(finding.promise, finding.stage, finding.reason, self._clock())
-        changed = _merged(record, replace(record, alarms=(alarm,)))
+        changed = joined(record, replace(record, alarms=(alarm,)))
         if finding.threshold is None:
             return changed
         raised = list(record.thresholds)
@@ -219,9 +219,8 @@ class QualityWatch:
     async def _tell(self, key: _Key) -> None:
         """Write what was found here until cluster state has it, or a new plan made it void."""
         while (own := self._own.get(key)) is not None:
-            record = self._record(key, own.version) or own
             try:
-                await self._cluster.put_drift(record)
+                await self._cluster.put_drift(own)
             except GearfallError as error:
                 _log.warning("could not write an alarm", extra={"error": error.message})
                 await asyncio.sleep(_RETRY_S)
@@ -250,24 +249,9 @@ def _thresholds(stages: tuple[Stage, ...]) -> tuple[float, ...]:
     return tuple(each.threshold or 0.0 for each in stages[:-1])
 
 
-def _merged(one: DriftRecord, other: DriftRecord) -> DriftRecord:
-    """Return the higher thresholds, and the newest alarm of each promise and stage."""
-    alarms = {
-        (each.promise, each.stage): each
-        for each in sorted((*one.alarms, *other.alarms), key=lambda each: each.at_unix_s)
-    }
-    pairs = zip(one.thresholds, other.thresholds, strict=True)
-    return replace(
-        one,
-        thresholds=tuple(max(pair) for pair in pairs),
-        times=max(one.times, other.times),
-        alarms=tuple(alarms[key] for key in sorted(alarms)),
-    )
-
-
 def _covers(record: DriftRecord, own: DriftRecord) -> bool:
     """Whether cluster state says at least what was found here."""
-    return record.version == own.version and _merged(record, own) == record
+    return record.version == own.version and joined(record, own) == record
 
 
 def _followed(record: DriftRecord, alarm: DriftAlarm) -> str:

@@ -13,12 +13,15 @@ from gearfall.core.drift import (
     ODDS,
     Compared,
     bet_ratio,
+    joined,
     seen,
     since_change,
     tightened,
     tolerance,
     watch_share,
 )
+from gearfall.core.ids import DeploymentName
+from gearfall.core.records import DriftAlarm, DriftRecord
 
 SHARES = st.floats(0.001, 0.999)
 
@@ -81,6 +84,28 @@ def test_a_promise_is_as_exact_as_its_queries():
     assert tolerance(1) == 0.25
     assert tolerance(1000) == pytest.approx(0.0515, abs=1e-4)
     assert tolerance(10**9) == 0.01
+
+
+ALARMS = st.builds(
+    DriftAlarm, st.sampled_from(("agreement", "escalation")), st.integers(0, 1), st.just("why"),
+    st.floats(0, 9),
+)  # fmt: skip
+FINDINGS = st.builds(
+    DriftRecord, st.just(DeploymentName("chat")), st.just("a:0.1,b:0.1,c"), st.integers(1, 2),
+    st.tuples(SHARES, SHARES), st.integers(0, 3), st.lists(ALARMS, max_size=1).map(tuple),
+)  # fmt: skip
+
+
+@given(FINDINGS, FINDINGS, FINDINGS)
+def test_findings_come_to_the_same_in_any_order(one, other, third):
+    both = joined(one, other)
+    assert both == joined(other, one)
+    assert joined(both, third) == joined(one, joined(other, third))
+    assert joined(both, one) == both
+    assert both.version == max(one.version, other.version)
+    for each in (one, other):
+        if each.version == both.version:
+            assert all(a >= b for a, b in zip(both.thresholds, each.thresholds, strict=True))
 
 
 def row(*pairs: tuple[float, bool]) -> list[Compared]:

@@ -1,5 +1,6 @@
 """What broken promises do in a running router: thresholds, cluster state, other routers, resets."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -56,10 +57,12 @@ def pinned(rig: Rig) -> PinnedGear:
     return gear
 
 
-def disagree(watch: QualityWatch, gear: PinnedGear, *, below: float = 0.8) -> None:
+def disagree(
+    watch: QualityWatch, gear: PinnedGear, *, below: float = 0.8, least: float = 0.5
+) -> None:
     """Compare 120 answers: those below a certainty are not what the last stage says."""
     for number in range(120):
-        certainty = 0.5 + number % 60 / 120
+        certainty = least + number % 60 / 60 * (1.0 - least)
         watch.compared(NAME, gear, 0, Compared(certainty, certainty >= below))
 
 
@@ -130,14 +133,34 @@ async def test_another_router_heeds_it_and_a_new_one_finds_it(rig: Rig) -> None:
         await each.stop()
 
 
-async def test_two_routers_that_find_it_agree_on_the_higher_threshold(rig: Rig) -> None:
+@pytest.mark.parametrize("least", [(0.5, 0.7), (0.7, 0.5)])
+async def test_two_routers_that_find_it_agree_on_the_higher_threshold(rig: Rig, least) -> None:
+    """Neither has heard of the other when it finds it, and the first one writes last."""
     watch, cluster, background = await another_watch(rig)
+    put, held, gate, done = rig.cluster.put_drift, *(asyncio.Event() for _ in range(3))
+
+    async def late(record: DriftRecord) -> int:
+        held.set()
+        await gate.wait()
+        revision = await put(record)
+        await rig.cluster.wait_seen(revision)
+        done.set()
+        return revision
+
+    rig.cluster.put_drift = late  # type: ignore[method-assign]
     gear = pinned(rig)
-    disagree(watch, gear, below=0.6)
-    disagree(rig.router.quality, gear, below=0.9)
-    await rig.until(lambda: watch.pin(NAME) == pinned(rig) and not rig.router.quality._own)
+    disagree(rig.router.quality, gear, least=least[0])
+    await held.wait()
+    disagree(watch, gear, least=least[1])
+    found = [each._own[NAME, "small:0.5,large"].thresholds for each in (rig.router.quality, watch)]
+    assert found[0] != found[1]
+    await rig.until(lambda: bool(rig.cluster.view.drift))
+    gate.set()
+    await done.wait()
+    await rig.until(lambda: not rig.router.quality._own and not watch._own)
     (record,) = rig.cluster.view.drift.values()
-    assert record.thresholds[0] == pinned(rig).stages[0].threshold
+    assert record.thresholds == max(found)
+    assert watch.pin(NAME) == pinned(rig)
     for each in (background, cluster):
         await each.stop()
 
