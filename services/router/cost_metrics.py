@@ -16,6 +16,8 @@ from gearfall.core.ids import DeploymentName, ModelName
 MAX_TENANTS = 64
 """Tenants with series of their own; those that come later share one."""
 OTHERS = "other"
+Shares = Mapping[tuple[DeploymentName, ModelName], float]
+"""Of uncertain answers, those that may go up, by deployment and stage."""
 
 
 class CostMetrics:
@@ -53,7 +55,7 @@ class CostMetrics:
         self.totals: dict[str, Costs] = {}
         """By what clients asked for."""
         self._tenants: set[str] = set()
-        self._shares: Callable[[], Mapping[tuple[DeploymentName, ModelName], float]] = dict
+        self._shares: Callable[[], Shares] = dict
 
     def for_request(self, deployment: str, tenant: str) -> "RequestCosts":
         """Return where one request's costs go."""
