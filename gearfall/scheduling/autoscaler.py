@@ -53,6 +53,9 @@ class ScaleDecision:
     """Replicas to give back, with the reason."""
     next_due_unix_s: float | None
     """When this decision has to be made again though nothing changed."""
+    firm: int = 0
+    """Of the missing, those wanted even if the replicas there are would serve what waits sooner
+    than a new one: by min_replicas, by a deployment's targets, by the usual load."""
 
 
 def scale_model(
@@ -73,11 +76,13 @@ def scale_model(
     scale = _Scale(hosted, limits, load, policy, now_unix_s, kept)
     if waiting is not None:
         needed = max(scale.needed_by(waiting), scale.wanted_by_load())
-        return ScaleDecision(scale.missing(needed), (), None)
+        missing = scale.missing(needed)
+        firm = min(missing, scale.missing(scale.firmly_needed(waiting)))
+        return ScaleDecision(missing, (), None, firm)
     missing = scale.missing(scale.wanted_by_load())
     surplus = () if missing else scale.surplus()
     due = [at for at in scale.due_unix_s if at > now_unix_s]
-    return ScaleDecision(missing, surplus, min(due, default=None))
+    return ScaleDecision(missing, surplus, min(due, default=None), missing)
 
 
 def keep_alive_s(hosted: Hosted, limits: ModelLimits, policy: SchedulerPolicy) -> float:
@@ -115,8 +120,17 @@ class _Scale:
             return 1
         ready = sum(each.is_ready for each in self.hosted)
         needed = ready + math.ceil(waiting.jobs / self._slots())
+        return max(needed, self._needed_by_tokens(waiting))
+
+    def firmly_needed(self, waiting: Waiting) -> int:
+        """Return how many replicas are needed though what waits may be served before they start."""
+        jobs = stable_jobs(self.load, self.now_unix_s) if self.load.jobs > 0 else 0.0
+        held = self.wanted_by_load() if self.limits.target_jobs else self._replicas_for(jobs)
+        return max(1, held, self._needed_by_tokens(waiting))
+
+    def _needed_by_tokens(self, waiting: Waiting) -> int:
         most_tokens = self.limits.target_queued_tokens
-        return max(needed, math.ceil(waiting.tokens / most_tokens)) if most_tokens else needed
+        return math.ceil(waiting.tokens / most_tokens) if most_tokens else 0
 
     def wanted_by_load(self) -> int:
         """Return how many replicas the jobs at hand want, so that none has to wait."""

@@ -6,7 +6,7 @@ from gearfall.core.origin import bandwidth_out_of
 from gearfall.core.records import NodeRecord, Tier, WorkerRecord
 from gearfall.scheduling.fleet_state import FleetState
 from gearfall.scheduling.snapshot import Hosted, ReplicaKey
-from gearfall.scheduling.victims import Victim, victim_of
+from gearfall.scheduling.victims import Victim, VictimKind, victim_of
 from gearfall.scheduling.worker_rows import WorkerRow
 
 
@@ -45,9 +45,10 @@ def row_of(
         if victim is None:
             continue
         victims.append(victim)
-        if victim.rested_unix_s > now_unix_s:
+        is_rested = victim.rested_unix_s <= now_unix_s
+        if not is_rested and victim.kind is not VictimKind.COMING:
             due.append(victim.rested_unix_s)
-        elif victim.is_cheap:
+        if is_rested and victim.is_cheap:
             idle += size_bytes
             idle_replicas += 1
         else:

@@ -51,6 +51,8 @@ class FleetState:
         """Workers that offer more than when those who wait for room were last looked at."""
         self.blocked: dict[ModelName, Want] = {}
         """What found no room, in the order in which it was first looked for."""
+        self.promises: dict[ModelName, float] = {}
+        """When what waits for a model was last said to have begun on its own replicas."""
         self.loads: dict[ModelName, ModelLoad] = {}
         self.gears: dict[ModelName, GearWish] = {}
         """What gear plans want of each model that they place."""

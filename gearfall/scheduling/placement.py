@@ -6,9 +6,10 @@ running jobs moved (ServerlessLLM, arXiv 2401.14351, section 6), or after they e
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.records import Tier
 from gearfall.scheduling.estimator import StartPrediction
 from gearfall.scheduling.groups import find_groups
 from gearfall.scheduling.placement_search import EXAMINED, OFF_PLAN_S, Search
@@ -22,6 +23,7 @@ CLAIMED_S = 0.5
 """What has to be gained to leave a place where room is being made already for another one."""
 _FULL_EXAMINED = 3
 _MOST_RIVALS = 40
+_MOST_NEARER_NODES = 4
 _NEVER_S = float("inf")
 
 
@@ -91,6 +93,24 @@ def find_options(scene: Scene, want: Want, search: Search, rivals: int = 0) -> l
     return sorted(options, key=lambda option: option.rank)
 
 
+def with_nearer(scene: Scene, want: Want, options: list[Option]) -> list[Option]:
+    """Return options, best first, with the places worth waiting for where the bytes are in memory.
+
+    For those of which only some workers were looked at.
+    """
+    if not options or options[0].prediction.from_tier is Tier.DRAM or want.node_id is not None:
+        return options
+    index, best = scene.fleet.index, options[0]
+    known = {each for option in options for each in option.workers}
+    known |= index.holders.get(want.model.name, set())
+    nodes = sorted(index.resident.get(want.model.name, ()))[:_MOST_NEARER_NODES]
+    near = [w for node in nodes for w in sorted(index.workers.get(node, set()) - known)]
+    still = replace(want, moves_others=False)
+    found = [assess(scene, still, (worker_id,), best.score) for worker_id in near]
+    nearer = [option for option in found if option is not None and option.rank < best.rank]
+    return sorted((*options, *nearer), key=lambda option: option.rank)
+
+
 def _by_making_room(
     scene: Scene, want: Want, search: Search, best: Option | None, *, also_busy: bool
 ) -> list[Option]:
@@ -124,9 +144,9 @@ def assess(
     if prediction is None:
         return None
     own = [claimed_bytes(fleet, want.model.name, each) for each in workers]
-    bonus_s = CLAIMED_S * (None not in own)
-    off_plan_s = OFF_PLAN_S * (bool(want.wished) and node_id not in want.wished)
-    sooner_than_s = below_s - prediction.total_s + bonus_s - off_plan_s
+    burden_s = push_out_s(scene, want, node_id, prediction) - CLAIMED_S * (None not in own)
+    burden_s += OFF_PLAN_S * (bool(want.wished) and node_id not in want.wished)
+    sooner_than_s = below_s - prediction.total_s - burden_s
     if sooner_than_s <= 0:
         return None
     rooms = [room_on(scene, want, worker_id, sooner_than_s) for worker_id in workers]
@@ -143,7 +163,7 @@ def assess(
         memory_bytes={each: needed_bytes(fleet, want, each) for each in workers},
         prediction=prediction,
         wait_s=max(room.wait_s for room in found),
-        cost_s=sum(room.cost_s for room in found) - bonus_s + off_plan_s,
+        cost_s=sum(room.cost_s for room in found) + burden_s,
         free_bytes=min(fleet.rows.number(each, "free_bytes") for each in workers),
         places=max(1, int(min(fleet.rows.number(each, "free_replicas") for each in workers))),
         is_crowded=want.rules.spread and is_crowded(fleet, want.model.name, node_id),
@@ -151,3 +171,14 @@ def assess(
         transfers=tuple(each for room in found for each in room.transfers if gives),
         ending=tuple(name for room in found for name in room.ending),
     )
+
+
+def push_out_s(scene: Scene, want: Want, node_id: NodeId, prediction: StartPrediction) -> float:
+    """Return what a load costs those whose bytes have to leave the node's memory for it.
+
+    Somebody as large has to be read again as often as this model is: so it is worth waiting for a
+    place where the bytes are in memory for as long as the load takes, and as long again.
+    """
+    node = scene.fleet.records.nodes[node_id]
+    fits = node.dram_used_bytes + want.model.size_bytes <= node.dram_capacity_bytes
+    return 0.0 if fits or not prediction.bytes_per_s else prediction.load_s

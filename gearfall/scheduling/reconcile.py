@@ -156,7 +156,9 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
     by_gear = _wants_of_gears(step, model)
     # Whoever waits is served first, near where the plan wants it; what is left follows the plan.
     wished = frozenset(each.node_id for each in by_gear if each.node_id is not None)
-    wants = [replace(_want(step, model, urgency), wished=wished)] * missing + by_gear[missing:]
+    want = replace(_want(step, model, urgency), wished=wished)
+    firm = min(missing, decision.firm)
+    wants = [want] * firm + [replace(want, may_queue=True)] * (missing - firm) + by_gear[missing:]
     if not wants and model in step.fleet.index.hinted and not step.fleet.counted(model):
         wants = [_want(step, model, Urgency.KEEP)]  # where room is free; else only its bytes come
     if not wants:

@@ -1,11 +1,13 @@
 """Who of those that found no room is looked at again, now that some workers offer more.
 
 Nothing else changed for them: only the workers that grew are looked at. For each kind of room
-(free, had by idle ones going, had by busy ones moving) only the first few that fit: one worker's
-room is soon taken, and whoever is left waits for the next.
+(free, had by idle ones going, had by busy ones moving) only the first few that fit, and a few more
+whose bytes the node has in memory: one worker's room is soon taken, and whoever is left waits for
+the next.
 """
 
 from collections.abc import Iterable
+from itertools import islice
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.scheduling.fleet_state import FleetState
@@ -15,6 +17,8 @@ from gearfall.scheduling.worker_rows import WorkerRow
 
 _KINDS = {"free": 2, "idle": 2, "busy": 1}
 """How many a grown worker is offered to, by kind of room."""
+_NEAR = 4
+"""How many more a grown worker is offered to because their bytes are in its node's memory."""
 _ORDER = {kind: number for number, kind in enumerate(_KINDS)}
 
 
@@ -28,16 +32,28 @@ def reopen(fleet: FleetState) -> dict[ModelName, list[WorkerId]]:
     rows = [(each, fleet.rows.get(each)) for each in grown]
     offers = [(each, row) for each, row in rows if row.busy_replicas >= 1]
     left = {kind: most * len(offers) for kind, most in _KINDS.items()}
-    for model, want in fleet.blocked.items() if offers else ():
+    near = _near(fleet, [each for each, _ in offers])
+    blocked = {**{m: want for m, want in fleet.blocked.items() if m in near}, **fleet.blocked}
+    for model, want in blocked.items() if offers else ():
         if model in found:
             continue
         kind, workers = _best_room(fleet, want, offers)
-        if workers and left[kind] > 0:
-            left[kind] -= 1
+        if workers and (model in near or left[kind] > 0):
+            left[kind] -= model not in near
             claim = fleet.claims.of(model)
             found[model] = sorted({*workers, *(claim.bytes_by_worker if claim else ())})
             if not any(left.values()):
                 break
+    return found
+
+
+def _near(fleet: FleetState, workers: list[WorkerId]) -> set[ModelName]:
+    """Return those whose bytes are in memory beside one of these workers, longest blocked first."""
+    found: set[ModelName] = set()
+    for worker_id in workers:
+        node_id = fleet.records.workers[worker_id].node_id
+        resident = (m for m in fleet.blocked if node_id in fleet.index.resident.get(m, ()))
+        found.update(islice(resident, _NEAR))
     return found
 
 

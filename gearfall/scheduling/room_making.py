@@ -5,6 +5,7 @@ from enum import IntEnum
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import ReplicaRecord
+from gearfall.scheduling.queue_ahead import queue_ahead, up_in_s
 from gearfall.scheduling.scene import Scene, claimed_bytes, needed_bytes, predict
 from gearfall.scheduling.transfers import Transfer, find_transfer
 from gearfall.scheduling.victims import Victim, VictimKind, first_to_go
@@ -20,6 +21,7 @@ RETURN_WEIGHT = 0.25
 MOVE_COST_S = 0.25
 """What a move costs the jobs that move, in the same seconds."""
 _NEVER_S = float("inf")
+_MOVABLE = frozenset({VictimKind.BUSY, VictimKind.KEPT})
 
 
 class Way(IntEnum):
@@ -76,14 +78,15 @@ def room_on(scene: Scene, want: Want, worker_id: WorkerId, sooner_than_s: float)
     leaving_s = _let_leave(scene, worker_id, gap)
     if gap.is_closed():
         return Room(Way.AWAIT, wait_s=leaving_s)
-    victims = [v for v in fleet.victims.get(worker_id, ()) if v.rested_unix_s <= scene.now_unix_s]
-    cheap = _choose([v for v in victims if v.is_cheap], gap)
+    victims = fleet.victims.get(worker_id, ())
+    ready_to_go = [v for v in victims if v.is_cheap and v.rested_unix_s <= scene.now_unix_s]
+    cheap = _choose(ready_to_go, gap)
     cost_s = sum(_return_cost_s(scene, victim) for victim in cheap)
     if gap.is_closed():
         return Room(Way.EVICT, max(leaving_s, EVICTION_S), cost_s, tuple(cheap))
     if want.urgency < Urgency.INTERACTIVE:
         return None
-    busy = [v for v in victims if not v.is_cheap]
+    busy = [v for v in victims if v not in ready_to_go]
     so_far = Room(Way.EVICT, leaving_s, cost_s, tuple(cheap))
     return _with_busy(scene, want, so_far, busy, gap=gap, sooner_than_s=sooner_than_s)
 
@@ -148,7 +151,7 @@ def _with_busy(
     gap: _Gap,
     sooner_than_s: float,
 ) -> Room | None:
-    """Have busy replicas move, end or go as well, whichever is soonest for each."""
+    """Have others move, end, come up and end, or go as well, whichever is soonest for each."""
     wait_s, cost_s = room.wait_s, room.cost_s
     victims, transfers, ending = list(room.victims), list[Transfer](), list[ModelName]()
     avoid = {victim.key[0] for victim in busy}
@@ -181,16 +184,20 @@ def _with_busy(
 def _soonest(
     scene: Scene, want: Want, victim: Victim, avoid: frozenset[WorkerId], sooner_than_s: float
 ) -> tuple[float, Transfer | Way] | None:
-    """Return when a busy victim's room can be had, and how."""
+    """Return when the room of a victim can be had that does not just go, and how.
+
+    One that has to stay yet, or is still starting, is only waited for.
+    """
     found: list[tuple[float, int, Transfer | Way]] = []
-    replica = scene.fleet.records.replicas.get(victim.key)
-    ends_in_s = _ends_in_s(scene, replica)
+    ends_in_s = _ends_in_s(scene, victim)
     goes_at = victim.goes_at(want.since_unix_s, scene.policy)
+    has_to_stay = victim.rested_unix_s > scene.now_unix_s
     if goes_at <= scene.now_unix_s:
         found.append((min(DRAIN_S, max(EVICTION_S, ends_in_s)), 2, Way.EVICT))
-    elif victim.kind is VictimKind.BUSY and scene.now_unix_s + ends_in_s < goes_at:
+    elif ends_in_s < _NEVER_S and (victim.is_cheap or scene.now_unix_s + ends_in_s < goes_at):
         found.append((ends_in_s, 0, Way.AWAIT))
-    if victim.kind is not VictimKind.CONTESTED:
+    is_movable = want.moves_others and not has_to_stay and victim.kind in _MOVABLE
+    if is_movable and ends_in_s > MOVE_COST_S:
         transfer = find_transfer(scene, victim, avoid, sooner_than_s)
         if transfer is not None:
             found.append((transfer.seconds + MOVE_COST_S, 1, transfer))
@@ -200,8 +207,21 @@ def _soonest(
     return (how.seconds if isinstance(how, Transfer) else seconds), how
 
 
-def _ends_in_s(scene: Scene, replica: ReplicaRecord | None) -> float:
-    """Return when the jobs that run now have ended, at most; infinite where nobody says."""
-    if replica is None or not replica.jobs or not replica.step_s:
+def _ends_in_s(scene: Scene, victim: Victim) -> float:
+    """Return when a victim has left, once nothing is left to do for it and it may go.
+
+    Infinite where nobody says, and for one that is kept. What waits for its own model counts: its
+    replicas serve that first.
+    """
+    if victim.kind is VictimKind.KEPT:
         return _NEVER_S
-    return idle_in_s(replica, scene.now_unix_s)
+    fleet, model = scene.fleet, victim.key[1]
+    hosted = fleet.index.hosted.get(model, {})
+    waiting = fleet.index.waiting.get(model)
+    replicas = hosted.values() if waiting else (hosted[victim.key],)
+    ahead = queue_ahead(replicas, waiting, scene.now_unix_s)
+    if victim.kind is VictimKind.COMING:
+        stays_s = up_in_s(hosted[victim.key], scene.now_unix_s) + scene.policy.min_residency_s
+    else:
+        stays_s = victim.rested_unix_s - scene.now_unix_s
+    return max(ahead.idle_in_s[victim.key], stays_s) + EVICTION_S

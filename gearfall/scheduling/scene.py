@@ -8,7 +8,7 @@ from gearfall.core.records import ModelRecord, Tier
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.estimator import StartPrediction, bytes_left, predict_start
 from gearfall.scheduling.fleet_state import FleetState
-from gearfall.scheduling.start_costs import StartCosts
+from gearfall.scheduling.start_costs import ANY_NODE, StartCosts, fixed_s
 from gearfall.scheduling.wants import Want
 
 _QUEUED = (Tier.SSD, Tier.REMOTE)
@@ -42,6 +42,11 @@ def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPredictio
                 since_s = scene.now_unix_s - since_unix_s
                 queued_bytes += bytes_left(other.size_bytes, bytes_per_s, since_s)
     return predict_start(model, node, tier, scene.costs, queued_bytes=queued_bytes)
+
+
+def least_start_s(scene: Scene, model: ModelRecord) -> float:
+    """Return how long a start takes at least: from memory, with nothing in the way."""
+    return fixed_s(scene.costs, model.name, model.size_bytes, Tier.DRAM, ANY_NODE)
 
 
 def _has_queue(fleet: FleetState, node_id: NodeId) -> bool:

@@ -137,6 +137,13 @@ class Waiting:
     """To compute for all of them, prompts and answers, at most."""
     batch_jobs: int = 0
     """Of the jobs, those that take idle capacity only."""
+    prompt_tokens: int = 0
+    """Of the tokens, those of prompts."""
+
+    @property
+    def output_tokens(self) -> int:
+        """Of the tokens, those of answers."""
+        return self.tokens - self.prompt_tokens
 
 
 def waiting_by_model(demand: tuple[DemandRecord, ...]) -> dict[ModelName, Waiting]:
@@ -151,6 +158,7 @@ def waiting_by_model(demand: tuple[DemandRecord, ...]) -> dict[ModelName, Waitin
             min(known.since_unix_s, record.since_unix_s),
             known.tokens + record.prompt_tokens + record.output_tokens,
             known.batch_jobs + record.batch_jobs,
+            known.prompt_tokens + record.prompt_tokens,
         )
     return waiting
 

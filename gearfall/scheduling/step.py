@@ -104,6 +104,7 @@ class Step:
     def forget(self, model: ModelName) -> None:
         """Note that a model wants nothing more."""
         self.fleet.blocked.pop(model, None)
+        self.fleet.promises.pop(model, None)
         self.fleet.dirty_workers |= self.fleet.claims.drop(model)
 
     def refresh(self) -> None:

@@ -3,7 +3,7 @@
 In this order: those that do batch work only, at once; those that idle, after their minimum
 residency; those that run jobs, which are moved alive, or go when the other has waited out its
 patience; those that must be kept somewhere, which may move and not go; those whose own jobs wait as
-well, when the other would starve.
+well, when the other would starve; those that are still starting, which others may only wait for.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,8 @@ from gearfall.core.records import ReplicaRecord, ReplicaState
 from gearfall.scheduling.autoscaler import SchedulerPolicy, evictable_at
 from gearfall.scheduling.snapshot import Hosted, ReplicaKey, Waiting
 
-_ALWAYS = float("-inf")
+_ALWAYS, _NEVER = float("-inf"), float("inf")
+_COMING = frozenset({ReplicaState.LOADING, ReplicaState.STARTING})
 
 
 class VictimKind(IntEnum):
@@ -26,6 +27,7 @@ class VictimKind(IntEnum):
     BUSY = 2
     KEPT = 3
     CONTESTED = 4
+    COMING = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Victim:
     kind: VictimKind
     memory_bytes: int
     rested_unix_s: float
-    """It stays at least until then."""
+    """It stays at least until then; infinite for one that is still starting."""
     idle_since_unix_s: float = 0.0
     """0 while it runs jobs."""
 
@@ -48,7 +50,7 @@ class Victim:
     def goes_at(self, wanted_since_unix_s: float, policy: SchedulerPolicy) -> float:
         """Return from when it goes though it can't be moved; infinite for never."""
         grace_s = {
-            VictimKind.KEPT: float("inf"),
+            VictimKind.KEPT: _NEVER,
             VictimKind.BUSY: policy.patience_s,
             VictimKind.CONTESTED: policy.starvation_s,
         }.get(self.kind)
@@ -71,6 +73,8 @@ def victim_of(
     """
     if spare and _is_harvest(hosted.replica, waiting):
         return Victim(hosted.key, VictimKind.HARVEST, memory_bytes, 0.0)
+    if spare and _is_coming(hosted):
+        return Victim(hosted.key, VictimKind.COMING, memory_bytes, _NEVER)
     has_demand = waiting is not None
     rested = evictable_at(
         hosted, has_demand=has_demand, spare=True, wanted_since_unix_s=_ALWAYS, policy=policy
@@ -83,6 +87,11 @@ def victim_of(
     idle_since_unix_s = hosted.replica.idle_since_unix_s
     kept = kind if spare else VictimKind.KEPT
     return Victim(hosted.key, kept, memory_bytes, rested, idle_since_unix_s)
+
+
+def _is_coming(hosted: Hosted) -> bool:
+    is_starting = hosted.replica is None or hosted.replica.state in _COMING
+    return is_starting and not hosted.is_failing
 
 
 def _is_harvest(replica: ReplicaRecord | None, waiting: Waiting | None) -> bool:

@@ -55,6 +55,10 @@ class Want:
     """Nodes where a gear plan would like to have it, whoever waits; none: all are alike."""
     reason: str = ""
     """Who wants it, where nobody waits."""
+    moves_others: bool = True
+    """Whether running jobs may be moved for it."""
+    may_queue: bool = False
+    """Whether it is pointless where the model's own replicas serve what waits sooner."""
 
 
 def rules_of(deployments: Iterable[DeploymentRecord]) -> PlacementRules:

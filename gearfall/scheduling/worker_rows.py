@@ -29,7 +29,7 @@ class WorkerRow(NamedTuple):
     """Once what is leaving has left and all that idles, or does batch work only, had to go."""
     busy_bytes: float = 0.0
     busy_replicas: float = 0.0
-    """Once what is busy had moved elsewhere as well."""
+    """Once what is busy, comes up or has to stay a while had moved elsewhere or ended as well."""
     used_bytes: float = 0.0
     pool_bytes: float = 0.0
     """Largest model that the node's store can hold."""

@@ -52,6 +52,23 @@ def test_demand_adds_what_the_waiting_jobs_need(have, jobs, missing):
     assert decision.surplus == ()
 
 
+@pytest.mark.parametrize(
+    ("limits", "load", "firm"),
+    [
+        (LIMITS, ModelLoad(), 0),
+        (ModelLimits(2, 3, 60.0), ModelLoad(), 1),
+        (replace(LIMITS, target_queued_tokens=50), ModelLoad(), 2),
+        (LIMITS, ModelLoad(10.0, 30, 30.0, 30.0, 10.0, 30.0), 2),
+        (LIMITS, ModelLoad(10.0, 30, 30.0, 0.0, 10.0, 30.0), 0),  # a burst, which may queue
+        (replace(LIMITS, target_jobs=8), ModelLoad(10.0, 30, 30.0, 0.0, 10.0, 30.0), 2),
+    ],
+)
+def test_what_is_firm_is_wanted_though_what_waits_is_served_soon(limits, load, firm):
+    waiting = Waiting(100, 0.0, tokens=1000)
+    decision = scale_model((hosted(),), waiting, limits, load, policy=POLICY, now_unix_s=10.0)
+    assert (decision.missing, decision.firm) == (2, firm)
+
+
 def test_keep_alive_runs_from_the_last_job():
     idle = hosted(idle_since=100.0)
     early = scale_model((idle,), None, LIMITS, ModelLoad(), policy=POLICY, now_unix_s=159.9)

@@ -16,6 +16,7 @@ from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.fleet_records import id_of
 from gearfall.scheduling.moves import MOST_S
 from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.room_making import EVICTION_S
 from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import (
     MIB,
@@ -316,3 +317,51 @@ def test_the_index_knows_the_tier_that_the_records_say(listed, live, resident, o
         if name not in special:
             reaches = source.startswith("s3") or bool(listed & live)
             assert (found.value if found else None) == ("remote" if reaches else None)
+
+
+def queued_behind_its_own(*, tokens_left, since=NOW):
+    """`small` runs at `a`, all of its one slot taken; more of it waits; `b` is free and cold."""
+    running = replace(busy("small", "a", tokens_left=tokens_left), slots=1)
+    waiting = replace(demand("small", since=since), output_tokens=50)
+    return Cluster(
+        *(node("n1"), node("n2"), worker("a", node_id="n1"), worker("b", node_id="n2")),
+        *(model("small", nodes=("n1", "n2"), size_bytes=400 * MIB), assignment("small", "a")),
+        *(running, waiting, deployment("small", max_replicas=2)),
+    )
+
+
+def test_no_replica_starts_that_would_come_later_than_the_ones_there():
+    cluster = queued_behind_its_own(tokens_left=6)
+    assert cluster.step() == []
+    assert cluster.decision("small").decision == "wait"
+    assert "its own replicas" in cluster.decision("small").reason
+    assert cluster.plan().next_due_unix_s <= NOW + 0.6 + 2 * EVICTION_S
+    assert queued_behind_its_own(tokens_left=600).step() == [("assign", "b", "small")]
+
+
+def test_a_promise_that_is_not_kept_is_no_longer_believed():
+    cluster = queued_behind_its_own(tokens_left=13)  # a start takes 1.4 s here
+    assert cluster.step() == []
+    cluster.now += 0.5
+    cluster.put(replace(demand("small", jobs=2, since=NOW), output_tokens=100))
+    assert cluster.step() == [("assign", "b", "small")], "more came meanwhile"
+
+
+def test_nobody_waits_behind_its_own_for_longer_than_its_patience():
+    late = queued_behind_its_own(tokens_left=6, since=NOW - POLICY.patience_s)
+    assert late.step() == [("assign", "b", "small")]
+
+
+def test_room_goes_to_one_whose_bytes_are_near_before_those_who_asked_earlier():
+    names = ("small", "y", "z", "near")
+    cluster = Cluster(
+        *(node("n1", resident=["near"]), worker("a", node_id="n1", memory_bytes=ROOM)),
+        *(model("x", nodes=("n1",)), assignment("x", "a", memory_bytes=ROOM), busy("x", "a")),
+        *(model(name, nodes=("n1",), size_bytes=400 * MIB) for name in names),
+    )
+    for number, name in enumerate(names):
+        cluster.put(demand(name, since=NOW))
+        cluster.now += 0.1 * number
+        assert cluster.step() == []
+    cluster.gone(assignment("x", "a"), replica("x", "a"))
+    assert cluster.step() == [("assign", "a", "near")]

@@ -4,18 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from gearfall.core.ids import JobId, ModelName
+from gearfall.core.ids import JobId, ModelName, NodeId, WorkerId
 from gearfall.core.job import Priority
 from gearfall.core.records import ReplicaState, RunningJob, Tier
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.placement import find_options
+from gearfall.scheduling.placement import assess, find_options, with_nearer
 from gearfall.scheduling.placement_reasons import rejected_by, why_not
 from gearfall.scheduling.placement_search import Search
-from gearfall.scheduling.room_making import Way
+from gearfall.scheduling.room_making import EVICTION_S, Way
 from gearfall.scheduling.scene import Scene
 from gearfall.scheduling.start_costs import StartCosts
 from gearfall.scheduling.wants import Urgency, Want
+from gearfall.scheduling.work_ahead import UNKNOWN_STEP_S
 from tests.gearfall.scheduling.clusters import (
     MIB,
     assignment,
@@ -218,9 +219,13 @@ def test_no_more_go_than_must():
 
 
 def test_minimum_residency_is_kept():
+    """Who has to stay yet is waited for until then; nothing is taken back before."""
     young = hosts("young", "a", at=NOW - 1.0, idle_since=NOW - 0.5)
     world = full_of(*young)
-    assert world.options() == []
+    [option] = world.options()
+    assert (option.way, option.ending, option.victims) == (Way.AWAIT, ("young",), ())
+    assert option.wait_s == pytest.approx(1.0 + EVICTION_S)
+    assert world.options(since=NOW - 1e6)[0].way is Way.AWAIT, "however long the other has waited"
     assert world.fleet.worker_due.earliest() == NOW + 1.0
 
 
@@ -303,7 +308,7 @@ def test_jobs_that_end_soon_are_waited_for():
     best = near_and_far(*busy("x", "a", 4)).options()[0]
     assert best.way is Way.AWAIT
     assert best.ending == ("x",)
-    assert best.wait_s == pytest.approx(0.4)
+    assert best.wait_s == pytest.approx(0.4 + EVICTION_S)
     assert "waits until x has ended on worker a" in why_not(best)[1]
 
 
@@ -402,3 +407,50 @@ def test_a_failing_replica_is_no_place():
     world = World(node(), worker(), assignment(), broken)
     assert world.options() == []
     assert world.rejected()["worker worker-a"] == "its replica does not start: canary differs"
+
+
+def test_who_starts_is_waited_for_as_long_as_its_start_and_its_queue_take():
+    registered, assigned, record = hosts("x", "a", at=NOW - 1.0, state=ReplicaState.LOADING)
+    coming = (registered, replace(assigned, predicted_start_s=3.0), record)
+    [option] = full_of(*coming).options()
+    assert (option.way, option.ending) == (Way.AWAIT, ("x",))
+    assert option.wait_s == pytest.approx(2.0 + POLICY.min_residency_s + EVICTION_S)
+    queued = replace(demand("x", jobs=32), prompt_tokens=0, output_tokens=32 * 400)
+    [later] = full_of(*coming, queued).options()
+    assert later.wait_s == pytest.approx(2.0 + 2 * 400 * UNKNOWN_STEP_S + EVICTION_S)
+    assert full_of(*coming, deployment("x", min_replicas=1)).options() == []
+
+
+def memory_and_disk(*on_near, dram_used_bytes=0):
+    """`a` has the bytes in memory and is full; `b` is free and would read them for 4 s."""
+    far = replace(node("n2", ssd_bytes_per_s=1e8), dram_used_bytes=dram_used_bytes)
+    return World(
+        *(node("n1", resident=["small"]), far),
+        worker("a", node_id="n1", memory_bytes=BIG),
+        worker("b", node_id="n2", memory_bytes=BIG),
+        *on_near,
+        nodes=("n1", "n2"),
+        size_bytes=400 * MIB,
+    )
+
+
+def test_of_a_few_workers_that_are_looked_at_none_beats_waiting_where_the_bytes_are():
+    world = memory_and_disk(*busy("x", "a", 10))
+    want = world.want()
+    far = assess(world.scene, want, (WorkerId("b"),))
+    assert far is not None
+    found = with_nearer(world.scene, want, [far])
+    assert where(found) == [(Way.AWAIT, "a"), (Way.FREE, "b")]
+    assert found[0].wait_s == pytest.approx(1.0 + EVICTION_S)
+    assert with_nearer(world.scene, replace(want, node_id=NodeId("n2")), [far]) == [far]
+    late = memory_and_disk(*busy("x", "a", 10_000))
+    assert where(with_nearer(late.scene, late.want(), [far])) == [(Way.FREE, "b")]
+
+
+def test_a_load_costs_whoever_leaves_memory_for_it():
+    room, full = memory_and_disk(), memory_and_disk(dram_used_bytes=node().dram_capacity_bytes)
+    free, pushes = (each.options() for each in (room, full))
+    costs = [{o.workers[0]: o.cost_s for o in found} for found in (free, pushes)]
+    assert costs[0] == {"a": 0.0, "b": 0.0}
+    assert costs[1]["a"] == 0.0
+    assert costs[1]["b"] == pytest.approx(400 * MIB / 1e8)
