@@ -66,9 +66,7 @@ class CostMetrics:
         total = self.totals.setdefault(deployment, Costs())
         return RequestCosts(self, deployment, tenant, total)
 
-    def follow(
-        self, shares: Callable[[], Mapping[tuple[DeploymentName, ModelName], float]]
-    ) -> None:
+    def follow(self, shares: Callable[[], Shares]) -> None:
         """Ask `shares` for what (deployment, stage) may go up, at every scrape."""
         self._shares = shares
 

@@ -182,8 +182,11 @@ class StageRun:
         self._end(StageFailed(error))
 
     def timing(self) -> Timing | None:
-        """Return what the answer took; None for one that more than one owner gave, or none."""
-        if self._owners != 1 or not self.token_ids or self._draft_tokens:
+        """Return what the answer took; None for one that more than one owner gave, or none.
+
+        With a draft, as answers that go up have one: its right tokens count as any.
+        """
+        if self._owners != 1 or not self.token_ids:
             return None
         return Timing(
             computed_tokens=len(self._plan.prompt_token_ids) - self._cached_tokens,

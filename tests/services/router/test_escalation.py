@@ -21,6 +21,7 @@ from gearfall.core.records import DemandRecord, ReplicaState
 from gearfall.core.streaming import Streaming
 from tests.gearfall.infra.metric_samples import Samples, samples_of
 from tests.services.router.rig import Answer, Outcome, Rig, running_rig
+from tests.services.router.test_drafts_go_up import VerifyingAnswer
 
 UNSURE, SURE = Answer("small", logprob=-1.0), Answer("small", logprob=-0.001)
 LARGE = ModelName("large")
@@ -133,6 +134,17 @@ async def test_no_time_for_the_large_model_gives_the_small_ones_answer(rig: Rig)
     assert told(outcome) == ("small", Degraded.DEADLINE)
     assert outcome.ends[0].finish.value == "stop", "the reason to stop is the answer's own"
     assert told(await rig.ask("both", timeout_s=60.0)) == ("large", None)
+
+
+async def test_the_pace_of_answers_that_verify_a_draft_is_learned_too(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy())
+    rig.worker(small=UNSURE, large=VerifyingAnswer("smart"))
+    (end,) = (await rig.ask("both")).ends
+    assert end.stages[1].accepted_draft_tokens == 2
+    key, prospects = (DeploymentName("both"), LARGE), rig.router.service.prospects
+    assert prospects.usual_tokens(key, 50) == 6
+    assert 0 < prospects._paces[LARGE].answer_s(3, 6) <= end.stages[1].duration_s
 
 
 async def test_a_deployment_that_rather_fails_asks_the_large_model_all_the_same(rig: Rig):
