@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.progress import Progress
 
@@ -35,6 +36,13 @@ def profile(
     show: Annotated[Path | None, typer.Option(help="Print a profile that is there.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
     at_once: Annotated[int, typer.Option(min=1, help="Queries asked at the same time.")] = 8,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Answers drawn beside each one, to see how many agree.")
+    ] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Directory for reliability diagrams; prints all signals beside them."),
+    ] = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -48,12 +56,29 @@ def profile(
         if not model or queries is None:
             raise InvalidRequest("name models and --queries, or --from-csv, or --show")
         asked = parse_queries(queries.read_text().splitlines())
-        settings = MeasureSettings(max_tokens=max_tokens, at_once=at_once)
+        settings = MeasureSettings(max_tokens, at_once, samples)
         address = _address(server)
         made = asyncio.run(measure_models(address, model, asked, settings, quiet=as_json))
     if out is not None:
         _write(out, profile_text(made))
     _print(made, out, as_json=as_json)
+    if report is not None:
+        _report(made, report, quiet=as_json)
+
+
+def _report(made: Profile, directory: Path, *, quiet: bool) -> None:
+    """Compare all signals of the profile, and draw how far the certainties can be believed."""
+    from gearfall.cli.reliability_plots import write_reliability  # extras `planner` and `plots`
+    from gearfall.cli.signal_table import print_signals
+    from gearfall.gears.profile_answers import shuffled
+    from gearfall.gears.signals import compare_signals
+
+    found = compare_signals(made, shuffled(made))
+    written = write_reliability(directory, found)
+    (directory / "signals.json").write_bytes(msgspec.json.encode(found))
+    if not quiet:
+        print_signals(found)
+        console.print(f"{len(written)} diagrams in {directory}", highlight=False)
 
 
 def _address(server: str) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from gearfall.cli.figure_files import save_figure
 from gearfall.simulation.requests import StageOutcome
 from gearfall.simulation.scenario import Run
 
@@ -17,9 +17,6 @@ def write_plots(directory: Path, title: str, runs: Sequence[Run]) -> list[Path]:
 
     One line a policy: the share of requests (up) that took no longer than so many seconds (right).
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    # The same figures give the same file.
-    mpl.rcParams["svg.hashsalt"] = "gearfall"
     written = []
     for name, label, value in _PLOTS:
         figure = Figure(figsize=(8, 5), layout="constrained")
@@ -31,10 +28,7 @@ def write_plots(directory: Path, title: str, runs: Sequence[Run]) -> list[Path]:
         axes.set(xscale="log", xlabel=label, ylabel="share of requests", title=title)
         axes.grid(visible=True, alpha=0.3)
         axes.legend()
-        for suffix in ("svg", "png"):
-            path = directory / f"{name}.{suffix}"
-            figure.savefig(path, metadata={"Date": None} if suffix == "svg" else None)
-            written.append(path)
+        written += save_figure(figure, directory, name)
     return written
 
 

@@ -51,6 +51,11 @@ class Generation:
     """`agreement.answer_key` of the text by the profile's rule; empty where the text is unknown."""
     token_ids: tuple[int, ...] = ()
     """Of the text; what ended the answer is not among them. Empty where they are unknown."""
+    agreement: float | None = None
+    """Self-consistency: share of answers drawn at random that agree with this one, by the profile's
+    rule; None where none were drawn."""
+    agreement_cost: float = 0.0
+    """Of drawing them, beside `cost`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,9 @@ def _check_generation(where: str, each: Generation) -> None:
         raise _broken(f"{where}: tokens", "must not be negative")
     if len(each.logprobs) != len(each.margins):
         raise _broken(where, f"{len(each.logprobs)} logprobs and {len(each.margins)} margins")
+    _check_number(f"{where}: agreement_cost", each.agreement_cost)
+    if each.agreement is not None:
+        _check_number(f"{where}: agreement", each.agreement, most=1.0)
     if each.certainty is not None:
         _check_number(f"{where}: certainty", each.certainty, most=1.0)
     elif not each.logprobs and each.output_tokens:

@@ -6,7 +6,7 @@ Answers: greedy, several at once, each with its tokens' log-probabilities. Speed
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gearfall.client import Answer, AsyncClient
 from gearfall.core.agreement import answer_key
@@ -31,6 +31,10 @@ class MeasureSettings:
     """Of an answer."""
     at_once: int = 8
     """Queries that are asked at the same time."""
+    samples: int = 0
+    """Answers drawn beside each greedy one, for self-consistency: how many agree with it."""
+    temperature: float = 0.7
+    """Of the drawn answers."""
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
 
@@ -100,19 +104,12 @@ async def _answers(
 ) -> tuple[Generation, ...]:
     found: list[Generation | None] = [None] * len(queries)
     left = iter(enumerate(queries))
-    rule = agreement_rule(queries)
+    asking = _Asking(client, name, settings, agreement_rule(queries))
 
     async def ask_until_done() -> None:
         for place, query in left:
-            began_s = time.perf_counter()
-            answer = await client.generate(
-                name,
-                query.prompt,
-                max_tokens=settings.max_tokens,
-                temperature=0.0,
-                logprobs=True,
-            )
-            found[place] = _generation(answer, query, time.perf_counter() - began_s, rule)
+            greedy = await asking.greedy(query)
+            found[place] = await asking.with_samples(query, greedy, seed=place)
             progress()
 
     tasks = [asyncio.create_task(ask_until_done()) for _ in range(settings.at_once)]
@@ -123,6 +120,48 @@ async def _answers(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return tuple(each for each in found if each is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """One model that is asked."""
+
+    client: AsyncClient
+    model: str
+    settings: MeasureSettings
+    rule: str
+
+    async def greedy(self, query: LabelledQuery) -> Generation:
+        began_s = time.perf_counter()
+        answer = await self.client.generate(
+            self.model,
+            query.prompt,
+            max_tokens=self.settings.max_tokens,
+            temperature=0.0,
+            logprobs=True,
+        )
+        return _generation(answer, query, time.perf_counter() - began_s, self.rule)
+
+    async def with_samples(
+        self, query: LabelledQuery, greedy: Generation, *, seed: int
+    ) -> Generation:
+        """Return the answer with the share of drawn ones that agree with it, and their cost."""
+        if not self.settings.samples:
+            return greedy
+        drawn = await self.client.generate(
+            self.model,
+            query.prompt,
+            max_tokens=self.settings.max_tokens,
+            temperature=self.settings.temperature,
+            n=self.settings.samples,
+            seed=seed,
+        )
+        keys = [answer_key(each.text, self.rule) for each in drawn.choices]
+        return replace(
+            greedy,
+            agreement=keys.count(greedy.answer_key) / len(keys),
+            agreement_cost=sum(each.usage.cost_flops for each in drawn.choices),
+        )
 
 
 def _generation(answer: Answer, query: LabelledQuery, latency_s: float, rule: str) -> Generation:

@@ -1,0 +1,169 @@
+"""What could tell right answers from wrong ones, compared on queries that nothing was fitted on.
+
+Each signal is a number in [0, 1] for each answer. How believable it is: `calibrate.Reliability`.
+What it is worth: the cheapest cascade of the model and the best one, going up below a threshold of
+that signal, that loses no more than LOSS to the best one, over the best one's cost. Thresholds are
+chosen on the same queries for all signals alike: good for comparing them, not for a promise.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from gearfall.core.calibration import Calibration, calibrated
+from gearfall.core.certainty import measure_certainty
+from gearfall.core.certainty_features import features_of
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.ids import ModelName
+from gearfall.core.profile import Generation, Profile, ProfiledModel
+from gearfall.gears.answers import FloatArray, ModelAnswers
+from gearfall.gears.calibrate import Reliability, reliability
+from gearfall.gears.profile_answers import fit_calibrations, learning
+from gearfall.gears.search import front
+
+LOSS = 0.01
+_IDENTITY = ((0.0, 0.0), (1.0, 1.0))
+
+Signal = Callable[[Sequence[float], Sequence[float]], float]
+"""From log-probabilities and margins to a number in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignalReport:
+    """One signal of one model."""
+
+    signal: str
+    reliability: Reliability
+    cost_share: float | None
+    """Of the best model's cost; None for the best model itself, and where no threshold will do."""
+
+
+def _measure(name: str) -> Signal:
+    return lambda logprobs, margins: measure_certainty(name, logprobs, margins)
+
+
+def _feature(name: str, sign: float = 1.0) -> Signal:
+    def signal(logprobs: Sequence[float], margins: Sequence[float]) -> float:
+        return math.exp(sign * features_of((name,), logprobs, margins)[0])
+
+    return signal
+
+
+def _first_gap(logprobs: Sequence[float], margins: Sequence[float]) -> float:
+    return measure_certainty("min_margin", logprobs[:1], margins[:1])
+
+
+SIGNALS: Mapping[str, Signal] = MappingProxyType(
+    {
+        "first token": _feature("first"),
+        "first token's gap": _first_gap,
+        "least gap of two": _measure("min_margin"),
+        "mean log-probability": _measure("mean_token_probability"),
+        "quantile 0.1": _feature("q10"),
+        "quantile 0.25": _feature("q25"),
+        "median token": _feature("q50"),
+        "least token": _measure("min_token_probability"),
+        "mean entropy": _measure("entropy"),
+        "largest entropy": _feature("max_entropy", -1.0),
+        "whole answer": _measure("sequence_probability"),
+    }
+)
+"""By name: the baselines of published cascades first, what needs no fitting."""
+
+
+def compare_signals(
+    profile: Profile, order: npt.NDArray[np.intp]
+) -> dict[str, tuple[SignalReport, ...]]:
+    """Return all signals that a profile knows of, by model.
+
+    order: a random permutation of the queries; its first part fits, the rest compares. Models
+    whose log-probabilities are not known, or that have one kind of answers only, are left out.
+    Raises InvalidRequest when no model is left.
+    """
+    rows = order[len(learning(order)) :]
+    fitted = fit_calibrations(profile, learning(order).tolist())
+    quality = {model.name: _quality(model, rows) for model in profile.models}
+    best = max(profile.models, key=lambda each: (float(quality[each.name].mean()), each.name))
+    found = {}
+    for model in profile.models:
+        answers = [model.generations[at] for at in rows]
+        if set(quality[model.name]) != {0.0, 1.0} or not all(each.logprobs for each in answers):
+            continue
+        seen = _values(answers, fitted.get(model.name))
+        found[model.name] = tuple(
+            SignalReport(
+                name,
+                reliability(values, quality[model.name]),
+                None if model is best else _cost_share(model, best, rows, values, name),
+            )
+            for name, values in seen.items()
+        )
+    if not found:
+        raise InvalidRequest(
+            "no model of this profile has log-probabilities with both right and wrong answers: "
+            "there is no signal to compare",
+            param="profile",
+        )
+    return found
+
+
+AGREEMENT = "samples that agree"
+
+
+def _values(
+    answers: Sequence[Generation], calibration: Calibration | None
+) -> dict[str, FloatArray]:
+    signals = dict(SIGNALS)
+    if calibration is not None:
+        plain = replace(calibration, knots=_IDENTITY)
+        signals["logistic"] = lambda a, b: calibrated(plain, a, b)
+        signals["logistic, isotonic"] = lambda a, b: calibrated(calibration, a, b)
+    found = {
+        name: np.array([signal(each.logprobs, each.margins) for each in answers])
+        for name, signal in signals.items()
+    }
+    drawn = [each.agreement for each in answers if each.agreement is not None]
+    if len(drawn) == len(answers):
+        found[AGREEMENT] = np.array(drawn)
+    return found
+
+
+def _quality(model: ProfiledModel, rows: npt.NDArray[np.intp]) -> FloatArray:
+    return np.array([model.generations[at].quality for at in rows])
+
+
+def _cost_share(
+    model: ProfiledModel,
+    best: ProfiledModel,
+    rows: npt.NDArray[np.intp],
+    certainty: FloatArray,
+    signal: str,
+) -> float | None:
+    """Return the cheapest two-stage cascade's cost that loses no more than LOSS."""
+    pair = [
+        ModelAnswers(
+            ModelName(each.name), _quality(each, rows), seen, _costs(each, rows, with_draws)
+        )
+        for each, seen, with_draws in (
+            (model, certainty, signal == AGREEMENT),
+            (best, np.ones(len(rows)), False),
+        )
+    ]
+    if pair[0].cost.mean() >= pair[1].cost.mean():
+        return None
+    floor = float(pair[1].correct.mean()) - LOSS
+    costs = [
+        each.cost
+        for each in front(pair, max_stages=2)
+        if each.stages[0].model == model.name and each.quality >= floor
+    ]
+    return min(costs) / float(pair[1].cost.mean()) if costs else None
+
+
+def _costs(model: ProfiledModel, rows: npt.NDArray[np.intp], with_draws: bool) -> FloatArray:
+    answers = [model.generations[at] for at in rows]
+    return np.array([each.cost + each.agreement_cost * with_draws for each in answers])
