@@ -141,7 +141,7 @@ async def test_the_pace_of_answers_that_verify_a_draft_is_learned_too(rig: Rig):
     await deploy(rig, EscalationPolicy())
     rig.worker(small=UNSURE, large=VerifyingAnswer("smart"))
     (end,) = (await rig.ask("both")).ends
-    assert end.stages[1].accepted_draft_tokens == 2
+    assert end.stages[1].accepted_draft_tokens == 3
     key, prospects = (DeploymentName("both"), LARGE), rig.router.service.prospects
     assert prospects.usual_tokens(key, 50) == 6
     assert 0 < prospects._paces[LARGE].answer_s(3, 6) <= end.stages[1].duration_s
