@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.cascade.real_console import console
 from bench.cascade.real_figures import Run, figures_of, moments
 from bench.cascade.real_plot import draw
 from bench.cascade.real_report import PIECE_S, print_fidelity, print_systems
-from bench.cascade.real_site import Settings, Site, console, site
+from bench.cascade.real_site import Settings, Site, site
 from bench.cascade.real_systems import LARGE, OURS
 from bench.cascade.simulated import check_simulator, fidelity_json
 from bench.figures import rotated
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--mean", type=float, default=0.9, help="Load of the trace, of the largest's capacity."
     )
-    parser.add_argument("--check-seconds", type=float, default=12.0, help="Of the simulator's.")
+    parser.add_argument("--check-seconds", type=float, default=9.0, help="Of the simulator's.")
     parser.add_argument("--check-rounds", type=int, default=2, help="Of the simulator's.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asyncio.run(_run(parser.parse_args(argv)))

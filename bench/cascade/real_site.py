@@ -8,14 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from bench.cascade.real_cluster import RealCluster, deployed, keep_replicas, running_cluster
+from bench.cascade.real_console import say
 from bench.cascade.real_figures import Run
 from bench.cascade.real_load import replay
 from bench.cascade.real_prediction import Predictor
-from bench.cascade.real_systems import Wanted, gearfall, make_plans
-from bench.cascade.real_work import Window, profile_lines, test_questions, window_of
+from bench.cascade.real_systems import OURS, Wanted, gearfall, make_plans
+from bench.cascade.real_work import Window, profile_lines, unseen_questions, window_of
 from gearfall.cli.simulate import read_trace
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.profile import Profile, parse_profile
@@ -30,11 +29,8 @@ QUIET_S = 2.0
 """Before a run: what the one before left behind ends, and the plan is followed."""
 P95_OF_ALONE = 4.0
 """The latency target, in mean answers of the largest model when nobody else asks."""
-LOSS = 0.02
 LOADS = (0.15, 0.3, 0.5, 0.75, 1.0)
 """Of the highest load that is planned for: the gears."""
-
-console = Console()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +51,9 @@ class Settings:
         """Return the flags that both benches have."""
         parser = argparse.ArgumentParser(prog=program, description=text)
         parser.add_argument("--trace", type=Path, default=TRACE)
-        parser.add_argument("--seconds", type=float, default=24.0, help="Of each replay.")
+        parser.add_argument("--seconds", type=float, default=20.0, help="Of each replay.")
         parser.add_argument("--rounds", type=int, default=2)
-        parser.add_argument("--queries", type=int, default=900, help="Asked for the profile.")
+        parser.add_argument("--queries", type=int, default=800, help="Asked for the profile.")
         parser.add_argument("--peak", type=float, default=2.0, help="Of the largest's capacity.")
         return parser
 
@@ -109,22 +105,18 @@ async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
         predictor = Predictor(profile, len(cluster.worker_pids))
         large = cluster.models[-1]
         large_per_s = predictor.capacity_per_s(large)
-        highest_per_s = settings.peak * large_per_s
-        highest = highest_per_s * predictor.tokens(large)
+        highest = settings.peak * large_per_s * predictor.tokens(large)
         p95_s = round(P95_OF_ALONE * predictor.alone_s(large), 2)
-        wanted = Wanted(p95_s, tuple(share * highest for share in LOADS), LOSS)
+        wanted = Wanted(p95_s, tuple(share * highest for share in LOADS))
         plans = await make_plans(cluster, scratch / "profile.json", predictor, wanted)
+        last = plans[OURS].gears[-1]
+        highest_per_s = last.max_load / predictor.tokens(last.stages[0].model)
         say(f"planned for p95 <= {p95_s:g} s up to {highest_per_s:.0f} requests/s", began_s)
         await keep_replicas(cluster.client, cluster.models, len(cluster.worker_pids))
         say("every model is ready on every worker", began_s)
         window = window_of(read_trace(settings.trace), *TRACE_PART_S)
-        questions = test_questions(QUESTIONS)
+        questions = unseen_questions(QUESTIONS)
         yield Site(cluster, window, questions, predictor, plans, wanted, large_per_s, highest_per_s)
-
-
-def say(what: str, began_s: float) -> None:
-    """Print what was done and how long it took."""
-    console.print(f"{time.perf_counter() - began_s:6.1f} s  {what}", highlight=False)
 
 
 async def _profiled(cluster: RealCluster, queries: int, scratch: Path) -> Profile:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cascade.real_cluster import RealCluster
+from bench.cascade.real_console import console
 from bench.cascade.real_prediction import Predictor, one_gear, placed_everywhere
 from gearfall.core.errors import Internal
 from gearfall.core.gear_plan import Gear, GearPlan, Promise
@@ -31,6 +32,8 @@ from gearfall.simulation.figures import quantile
 from gearfall.simulation.plan_latency import PlanLatency
 
 OURS, STATIC, LARGE, ONE, SWITCHING = "ours", "static", "always-large", "one-model", "switching"
+LOSSES = (0.02, 0.03, 0.04, 0.06)
+"""Right answers that the static cascade may lose, certified: the first that allows one."""
 TRIGGERS = (1, 2, 4, 8)
 REQUESTS = 400
 """Simulated for each gear."""
@@ -45,7 +48,6 @@ class Wanted:
     p95_s: float
     loads: tuple[float, ...]
     """Tokens a second, rising."""
-    loss: float
 
 
 async def gearfall(cluster: RealCluster, *arguments: object) -> None:
@@ -65,30 +67,51 @@ async def make_plans(
     cluster: RealCluster, profile_path: Path, predictor: Predictor, wanted: Wanted
 ) -> dict[str, GearPlan]:
     """Return every system's plan by name."""
-    loads = [part for load in wanted.loads for part in ("--load", load)]
-    simulated = ("--cv", CV, "--requests", REQUESTS)
-    ours_path, static_path = (profile_path.with_name(f"{each}.json") for each in (OURS, STATIC))
-    await gearfall(
-        cluster, "plan", profile_path, "--name", OURS, "--p95", wanted.p95_s, *loads, *simulated,
-        "--out", ours_path,
-    )  # fmt: skip
-    await gearfall(
-        cluster, "plan", profile_path, "--name", STATIC, "--loss", wanted.loss,
-        "--load", wanted.loads[0], *simulated, "--out", static_path,
-    )  # fmt: skip
-    ours = parse_plan(ours_path.read_bytes())
-    static = parse_plan(static_path.read_bytes())
-    singles = _Singles(predictor, ours)
+    ours = await _ours(cluster, profile_path, wanted)
+    static = await _frugal(cluster, profile_path, wanted)
+    singles = Singles(predictor, ours)
     best_first = sorted(predictor.profile.models, key=lambda each: -_quality(each.name, predictor))
-    names = [each.name for each in best_first]
+    names, largest = [each.name for each in best_first], predictor.profile.models[-1].name
     switching = tuple(singles.best(names, load, wanted.p95_s) for load in wanted.loads)
     return {
         OURS: ours,
         STATIC: one_gear(static, STATIC, static.gears[0]),
-        LARGE: singles.plan(LARGE, (singles.gear(names[0], wanted.loads[-1]),)),
+        LARGE: singles.plan(LARGE, (singles.gear(largest, wanted.loads[-1]),)),
         ONE: singles.plan(ONE, (singles.tuned(switching[-1]),)),
         SWITCHING: singles.plan(SWITCHING, switching),
     }
+
+
+async def _ours(cluster: RealCluster, profile_path: Path, wanted: Wanted) -> GearPlan:
+    """Return the plan for the latency target, for all loads that can be served in it."""
+    out, loads = profile_path.with_name(f"{OURS}.json"), list(wanted.loads)
+    while True:
+        try:
+            await gearfall(
+                cluster, "plan", profile_path, "--name", OURS, "--p95", wanted.p95_s,
+                *(part for load in loads for part in ("--load", load)),
+                "--cv", CV, "--requests", REQUESTS, "--out", out,
+            )  # fmt: skip
+        except Internal as error:
+            if len(loads) == 1:
+                raise
+            console.print(f"without {loads.pop():.0f} tokens/s: {error.message}", highlight=False)
+        else:
+            return parse_plan(out.read_bytes())
+
+
+async def _frugal(cluster: RealCluster, profile_path: Path, wanted: Wanted) -> GearPlan:
+    """Return the plan for the smallest loss that the queries certify for more than one stage."""
+    out = profile_path.with_name(f"{STATIC}.json")
+    for loss in LOSSES:
+        await gearfall(
+            cluster, "plan", profile_path, "--name", STATIC, "--loss", loss,
+            "--load", wanted.loads[0], "--cv", CV, "--requests", REQUESTS, "--out", out,
+        )  # fmt: skip
+        plan = parse_plan(out.read_bytes())
+        if len(plan.gears[0].stages) > 1:
+            break
+    return plan
 
 
 def _quality(model: str, predictor: Predictor) -> float:
@@ -97,7 +120,7 @@ def _quality(model: str, predictor: Predictor) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Singles:
+class Singles:
     """Plans of gears that are one model each."""
 
     predictor: Predictor
@@ -105,6 +128,7 @@ class _Singles:
     """For what all plans of this cluster share."""
 
     def plan(self, name: str, gears: Sequence[Gear]) -> GearPlan:
+        """Return the plan of these gears, every model on every node."""
         models = {stage.model for gear in gears for stage in gear.stages}
         digests = {each.name: each.digest for each in self.predictor.profile.models}
         return replace(
@@ -119,6 +143,7 @@ class _Singles:
         )
 
     def gear(self, model: str, load: float) -> Gear:
+        """Return a model alone, up to a load in tokens a second."""
         found = self.predictor.profile.model(model).generations
         cost = sum(each.cost for each in found) / len(found)
         promise = Promise(_quality(model, self.predictor), 0.0, 0.05, 0, cost, 0.0, (1.0,))

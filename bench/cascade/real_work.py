@@ -63,7 +63,7 @@ def window_of(rows: Sequence[TraceRow], begin_s: float, end_s: float) -> Window:
     return Window(tuple(kept), end_s - begin_s)
 
 
-def test_questions(count: int) -> tuple[Question, ...]:
+def unseen_questions(count: int) -> tuple[Question, ...]:
     """Return questions that no model, threshold or profile has seen, in random order."""
     return draw_distinct(count, Split.TEST, Random("bench cascade"))
 

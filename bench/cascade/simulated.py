@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.cascade.real_console import console
 from bench.cascade.real_figures import (
     Figures,
     Miss,
@@ -21,7 +22,7 @@ from bench.cascade.real_figures import (
     over_rounds,
 )
 from bench.cascade.real_report import print_fidelity
-from bench.cascade.real_site import Settings, Site, console, site
+from bench.cascade.real_site import Settings, Site, site
 from bench.cascade.real_systems import LARGE, OURS
 from bench.figures import rotated
 from bench.machine import machine_facts, our_versions

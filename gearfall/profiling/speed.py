@@ -34,11 +34,11 @@ class SpeedSettings:
 
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Streams at once; those above a replica's slots are left out."""
-    step_tokens: int = 24
+    step_tokens: int = 16
     """Of each stream."""
     prompts: tuple[int, ...] = (32, 64, 128)
     """Tokens; those beyond half the model's context are left out."""
-    repeats: int = 5
+    repeats: int = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ def loaded(directory: Path) -> LlamaForCausalLM:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("width", "layers"), [(1, 2), (4, 1), (4, 3)])
+@pytest.mark.parametrize(("width", "layers"), [(1, 2), (4, 2)])
 def test_a_companion_computes_more_and_answers_alike(tmp_path, width, layers):
     write_companion(ORIGINAL, tmp_path / "grown", width=width, layers=layers)
     small, grown = loaded(ORIGINAL), loaded(tmp_path / "grown")
