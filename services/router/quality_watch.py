@@ -60,8 +60,7 @@ class QualityWatch:
         record = None if gear is None else self._record((name, _named(gear.stages)), gear.version)
         if gear is None or record is None or record.thresholds == _thresholds(gear.planned):
             return gear
-        pairs = zip(gear.stages, (*record.thresholds, None), strict=True)
-        stages = tuple(replace(stage, threshold=threshold) for stage, threshold in pairs)
+        stages = _raised(gear.planned, record.thresholds)
         return replace(gear, stages=stages, tightened=record.times)
 
     def answered(self, name: DeploymentName, gear: PinnedGear, end: ChoiceEnd) -> None:
@@ -243,6 +242,12 @@ class QualityWatch:
                 self._metrics.promised.labels(*labels, "escalation").set(above / reached)
             if promise.agreement and (share := promise.agreement[place]) is not None:
                 self._metrics.promised.labels(*labels, "agreement").set(share)
+
+
+@lru_cache(maxsize=1024)
+def _raised(planned: tuple[Stage, ...], thresholds: tuple[float, ...]) -> tuple[Stage, ...]:
+    pairs = zip(planned, (*thresholds, None), strict=True)
+    return tuple(replace(stage, threshold=threshold) for stage, threshold in pairs)
 
 
 def _thresholds(stages: tuple[Stage, ...]) -> tuple[float, ...]:

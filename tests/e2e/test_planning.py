@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -12,8 +13,11 @@ import httpx
 import pytest
 
 from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.ids import DeploymentName
 from gearfall.core.profile import parse_profile
+from gearfall.core.records import DeploymentRecord
 from gearfall.demo.arithmetic import ask
+from services.router.shadow import is_drawn
 from tests.cluster_host import ClusterHost
 
 MODELS = ("arith-small", "arith-medium")
@@ -72,6 +76,8 @@ def test_a_measured_family_becomes_a_plan(
     shown = gearfall(*asked, "--p95", 60, "--load", 5, "--load", 20)
     assert "p95 <= 60 s" in shown
     plan = parse_plan(plan_path.read_bytes())
+    for gear in plan.gears:
+        assert len(gear.promise.agreement) == len(gear.stages) - 1
     assert (plan.name, plan.version, len(plan.gears)) == ("sums", 1, 2)
     assert plan.models.keys() <= set(MODELS)
     kept = tmp_path / "first.json"
@@ -88,6 +94,39 @@ def test_a_measured_family_becomes_a_plan(
     assert answered.headers["x-gearfall-gear"] == "2/0"
     refused = gearfall(*asked, "--quality", 0.999, code=1)
     assert "at most" in refused
+
+
+def test_answers_are_compared_afterwards_and_given_again(
+    gearfall: Callable[..., str], host: ClusterHost
+) -> None:
+    stages = ("deploy", "checked", "--stage", "arith-small:0.5", "--stage", "arith-medium")
+    assert "between 0 and 0.05" in gearfall(*stages, "--shadow-share", 0.2, code=1)
+    gearfall(*stages, "--shadow-share", 0.05, "--cache-bytes", 1 << 20)
+    url = f"http://{host.addresses['rest']}"
+
+    def ask_for(model: str, request_id: str) -> httpx.Response:
+        body = {"model": model, "prompt": "2+3=", "max_tokens": 4, "temperature": 0}
+        headers = {"x-request-id": request_id}
+        return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+
+    assert ask_for("arith-medium", "warm").status_code == 200
+    record = DeploymentRecord(DeploymentName("checked"), (), shadow_share=0.05)
+    names = (f"q{number}" for number in range(1000))
+    drawn = next(each for each in names if is_drawn(each, record, has_plan=False))
+    first, again = ask_for("checked", drawn), ask_for("checked", "again")
+    assert [each.headers["x-gearfall-cache"] for each in (first, again)] == ["miss", "hit"]
+    assert [each.json()["choices"][0]["text"] for each in (first, again)] == ["5", "5"]
+    assert (first.headers["x-gearfall-model"], again.json()["gearfall"]["cost_flops"]) == (
+        "arith-small",
+        0,
+    )
+    deadline_s = time.monotonic() + 30
+    while "compared" not in gearfall("why", drawn):
+        assert time.monotonic() < deadline_s, httpx.get(f"{url}/metrics").text
+    assert "arith-medium answers the same" in gearfall("why", drawn)
+    labels = 'cascade="arith-small:0.5,arith-medium",model="checked",outcome="agreed"'
+    assert f"gearfall_shadow_answers_total{{{labels}" in httpx.get(f"{url}/metrics").text
+    assert "follows no gear plan" in gearfall("why", "checked")
 
 
 @pytest.mark.parametrize(
