@@ -10,6 +10,7 @@ are at most 0, margins at least 0.
 | min_token_probability  | as it is: a minimum never rises                                   |
 | min_margin             | as it is                                                          |
 | mean_token_probability | exp(sum / (k + r)): r tokens that are certain                     |
+| entropy                | exp(-sum of entropies / (k + r)): the same                        |
 | calibrated             | each feature at that end of its range which its weight likes      |
 |                        | better, then through the curve, which rises: a bound, though no   |
 |                        | answer may reach it                                               |
@@ -25,7 +26,10 @@ from typing import Protocol
 
 from gearfall.core.calibration import Calibration, probability_of_score
 from gearfall.core.certainty_features import FLOOR, clean_logprob, clean_margin, quantile
+from gearfall.core.token_entropy import pair_entropy
 
+_MOST_ENTROPY = -2 * FLOOR
+"""Of a token whose log-probability and margin are clean: of the second that they tell of."""
 _SLACK = 1e-9
 """Relative: sums grow token by token here and are rounded once at the end of an answer."""
 
@@ -84,6 +88,11 @@ class _MeanBound(_SumBound):
         return _probability(self._sum / max(self._count + tokens_left, 1))
 
 
+class _EntropyBound(_MeanBound):
+    def add(self, logprob: float, margin: float) -> None:
+        super().add(-pair_entropy(logprob, margin), margin)
+
+
 class _MinBound:
     """Like `min` over the tokens, what that does with a value that is no number included."""
 
@@ -119,6 +128,7 @@ _MEASURE_BOUNDS: Mapping[str, Callable[[], CertaintyBound]] = MappingProxyType(
         "mean_token_probability": _MeanBound,
         "min_token_probability": _MinBound,
         "min_margin": _MinMarginBound,
+        "entropy": _EntropyBound,
     }
 )
 
@@ -149,7 +159,10 @@ class _CalibratedBound:
 class _Seen:
     """What the features of an answer's beginning need, cleaned as they clean it."""
 
-    __slots__ = ("count", "first", "least_margin", "margins", "ordered", "total")
+    __slots__ = (
+        *("count", "first", "ordered", "total", "least_margin", "margins"),
+        *("entropy", "most_entropy"),
+    )
 
     def __init__(self) -> None:
         self.count = 0
@@ -158,6 +171,8 @@ class _Seen:
         self.total = 0.0
         self.least_margin = math.inf
         self.margins = 0.0
+        self.entropy = 0.0
+        self.most_entropy = 0.0
 
     def add(self, logprob: float, margin: float) -> None:
         if not self.count:
@@ -167,6 +182,9 @@ class _Seen:
         self.total += logprob
         self.least_margin = min(self.least_margin, margin)
         self.margins += margin
+        entropy = pair_entropy(logprob, margin)
+        self.entropy += entropy
+        self.most_entropy = max(self.most_entropy, entropy)
 
 
 _Range = Callable[[_Seen, int], tuple[float, float]]
@@ -220,6 +238,15 @@ def _mean_margin_range(seen: _Seen, left: int) -> tuple[float, float]:
     return seen.margins / count, (seen.margins - left * FLOOR) / count
 
 
+def _mean_entropy_range(seen: _Seen, left: int) -> tuple[float, float]:
+    count = seen.count + left
+    return seen.entropy / count, (seen.entropy + left * _MOST_ENTROPY) / count
+
+
+def _max_entropy_range(seen: _Seen, left: int) -> tuple[float, float]:
+    return seen.most_entropy, max(seen.most_entropy, _MOST_ENTROPY if left else 0.0)
+
+
 def _log_length_range(seen: _Seen, left: int) -> tuple[float, float]:
     return math.log(seen.count), math.log(seen.count + left)
 
@@ -236,6 +263,8 @@ _RANGES: Mapping[str, _Range] = MappingProxyType(
         "min_margin": _min_margin_range,
         "mean_margin": _mean_margin_range,
         "log_length": _log_length_range,
+        "mean_entropy": _mean_entropy_range,
+        "max_entropy": _max_entropy_range,
     }
 )
 """Of each feature in `gearfall.core.certainty_features`, by name."""

@@ -10,8 +10,12 @@ from gearfall.core.calibration import Calibration, calibrated
 from gearfall.core.certainty import MEASURES, measure_certainty
 from gearfall.core.certainty_bounds import bound_of, has_bound
 from gearfall.core.certainty_features import FEATURES
+from gearfall.core.token_entropy import pair_entropy
 
-BOUNDED = ("sequence_probability", "mean_token_probability", "min_token_probability", "min_margin")
+BOUNDED = (
+    *("sequence_probability", "mean_token_probability", "min_token_probability"),
+    *("min_margin", "entropy"),
+)
 LOGPROBS = st.floats(-40, 0) | st.sampled_from([-0.0, 0.0, -math.inf, math.nan])
 MARGINS = st.floats(0, 60) | st.sampled_from([0.0, math.inf, math.nan])
 TOKENS = st.lists(st.tuples(LOGPROBS, MARGINS), max_size=12)
@@ -113,6 +117,9 @@ def calibration_of(name, weight):
         ("mean_margin", 1.0, (2.0 + 60.0) / 4),
         ("log_length", 1.0, math.log(4)),
         ("log_length", -1.0, -math.log(2)),
+        ("max_entropy", 1.0, 60.0),
+        ("max_entropy", -1.0, -pair_entropy(-2.0, 1.5)),
+        ("mean_entropy", -1.0, -(pair_entropy(-1.0, 0.5) + pair_entropy(-2.0, 1.5)) / 4),
     ],
 )
 def test_calibrated_features_at_the_end_of_their_range(name, weight, score):
