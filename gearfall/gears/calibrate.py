@@ -16,6 +16,12 @@ from gearfall.gears.answers import MIN_QUERIES, FloatArray
 
 FOLDS = 5
 BINS = 10
+CURVE_FROM = 1000
+"""Answers from which on the regression's probabilities are bent by isotonic regression: of fewer it
+makes a few steps, and answers on one step are told apart no more (measured: 300 answers of a demo
+model fell from an AUROC of 0.969 to 0.960, 3000 lost 0.002)."""
+LINE = ((0.0, 0.0), (1.0, 1.0))
+"""The curve that changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,8 @@ def fit_calibration(
     """Return the calibration of one model's answers.
 
     right: (n,), 1 for right and 0 for wrong. The curve is fitted on predictions for queries that
-    the regression did not see (5 folds). Raises InvalidRequest for too few answers, one class
-    only, lengths that differ, or what is neither right nor wrong.
+    the regression did not see (5 folds), where there are CURVE_FROM of them. Raises InvalidRequest
+    for too few answers, one class only, lengths that differ, or what is neither right nor wrong.
     """
     _check(logprobs, margins, right)
     raw = np.array(
@@ -54,17 +60,14 @@ def fit_calibration(
     scales[scales < 1e-9] = 1.0
     scaled = (raw - means) / scales
     model = LogisticRegression(C=1.0, max_iter=1000, solver="newton-cholesky")
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    unseen = cross_val_predict(model, scaled, right, cv=folds, method="predict_proba")[:, 1]
     model.fit(scaled, right)
-    curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(unseen, right)
     return Calibration(
         features=tuple(features),
         means=tuple(map(float, means)),
         scales=tuple(map(float, scales)),
         weights=tuple(map(float, model.coef_[0])),
         bias=float(model.intercept_[0]),
-        knots=_knots(curve.X_thresholds_, curve.y_thresholds_),
+        knots=_curve(model, scaled, right) if len(right) >= CURVE_FROM else LINE,
         queries=len(right),
     )
 
@@ -105,6 +108,15 @@ def _check(
             "wrong ones are needed: add queries that are harder or easier for this model",
             param="right",
         )
+
+
+def _curve(
+    model: LogisticRegression, scaled: FloatArray, right: FloatArray
+) -> tuple[tuple[float, float], ...]:
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    unseen = cross_val_predict(model, scaled, right, cv=folds, method="predict_proba")[:, 1]
+    curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(unseen, right)
+    return _knots(curve.X_thresholds_, curve.y_thresholds_)
 
 
 def _knots(x: FloatArray, y: FloatArray) -> tuple[tuple[float, float], ...]:

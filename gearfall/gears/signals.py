@@ -21,12 +21,11 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile, ProfiledModel
 from gearfall.gears.answers import FloatArray, ModelAnswers
-from gearfall.gears.calibrate import Reliability, reliability
+from gearfall.gears.calibrate import LINE, Reliability, reliability
 from gearfall.gears.profile_answers import fit_calibrations, learning
 from gearfall.gears.search import front
 
 LOSS = 0.01
-_IDENTITY = ((0.0, 0.0), (1.0, 1.0))
 
 Signal = Callable[[Sequence[float], Sequence[float]], float]
 """From log-probabilities and margins to a number in [0, 1]."""
@@ -119,9 +118,10 @@ def _values(
 ) -> dict[str, FloatArray]:
     signals = dict(SIGNALS)
     if calibration is not None:
-        plain = replace(calibration, knots=_IDENTITY)
+        plain = replace(calibration, knots=LINE)
         signals["logistic"] = lambda a, b: calibrated(plain, a, b)
-        signals["logistic, isotonic"] = lambda a, b: calibrated(calibration, a, b)
+        if calibration.knots != LINE:
+            signals["logistic, isotonic"] = lambda a, b: calibrated(calibration, a, b)
     found = {
         name: np.array([signal(each.logprobs, each.margins) for each in answers])
         for name, signal in signals.items()

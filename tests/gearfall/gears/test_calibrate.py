@@ -3,7 +3,7 @@ import pytest
 
 from gearfall.core.calibration import calibrated, check_calibration
 from gearfall.core.errors import InvalidRequest
-from gearfall.gears.calibrate import fit_calibration, reliability
+from gearfall.gears.calibrate import CURVE_FROM, LINE, fit_calibration, reliability
 
 
 def generations(count: int, seed: int):
@@ -32,6 +32,20 @@ def test_it_is_believable_on_answers_it_never_saw():
     assert found.ece < 0.04 < plain.ece
     assert found.auroc >= plain.auroc
     assert found.brier < plain.brier
+
+
+def test_few_answers_bend_nothing():
+    """Steps of a curve through few answers would tell fewer of them apart."""
+    logprobs, margins, right = generations(CURVE_FROM, seed=4)
+    bent = fit_calibration(logprobs, margins, right)
+    few = CURVE_FROM - 1
+    straight = fit_calibration(logprobs[:few], margins[:few], right[:few])
+    assert straight.knots == LINE
+    assert len(bent.knots) > 5
+    logprobs, margins, right = generations(3000, seed=5)
+    values = certainties(straight, logprobs, margins)
+    assert np.all(np.diff(np.sort(values)) > 0.0)
+    assert reliability(values, right).ece < 0.06
 
 
 def test_reliability_by_hand():

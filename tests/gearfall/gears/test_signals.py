@@ -36,12 +36,12 @@ def by_signal(profile: Profile, name: str):
 
 def test_what_knows_the_chance_beats_what_does_not():
     found = by_signal(PROFILE, "small")
-    assert {*SIGNALS, "logistic", "logistic, isotonic"} == found.keys()
+    assert {*SIGNALS, "logistic"} == found.keys()  # too few queries for a curve
     whole = found["whole answer"].reliability
     for worse in ("first token", "first token's gap", "median token", "least gap of two"):
         assert found[worse].reliability.auroc < whole.auroc - 0.02
     assert whole.ece < 0.05 < found["first token"].reliability.ece
-    assert found["logistic, isotonic"].reliability.ece < 0.06
+    assert found["logistic"].reliability.ece < 0.06
 
 
 def test_a_better_signal_makes_a_cheaper_cascade():
