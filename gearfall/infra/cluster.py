@@ -5,10 +5,9 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 
-from gearfall.core.drift import joined
 from gearfall.core.errors import Conflict, GearfallError, Internal, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
-from gearfall.core.ports import ClusterState, Fence, Lease, StateEntry
+from gearfall.core.ports import ClusterState, Fence, Lease
 from gearfall.core.records import (
     AssignmentRecord,
     DecisionRecord,
@@ -29,16 +28,9 @@ from gearfall.core.records import (
     WorkerRecord,
 )
 from gearfall.infra.change_feed import Change, ChangeFeed, Changes
-from gearfall.infra.cluster_keys import (
-    ALL_KINDS,
-    Record,
-    UndecodableError,
-    decode_entry,
-    encode_record,
-    key_of,
-    key_of_record,
-)
+from gearfall.infra.cluster_keys import ALL_KINDS, Record, encode_record, key_of, key_of_record
 from gearfall.infra.cluster_view import Applied, ClusterView, ViewBuilder
+from gearfall.infra.drift_write import put_joined
 
 _log = logging.getLogger(__name__)
 
@@ -281,16 +273,7 @@ class Cluster:
 
     async def put_drift(self, record: DriftRecord) -> int:
         """Have all routers heed what became of a plan's cascade, and what others found of it."""
-        key = key_of_record("drift", record)
-        while True:
-            entry = await self.state.get(key)
-            found = None if entry is None else _decoded(entry)
-            known = joined(found, record) if isinstance(found, DriftRecord) else record
-            revision = 0 if entry is None else entry.mod_revision
-            with contextlib.suppress(Conflict):  # another router came between
-                return await self.state.compare_and_set(
-                    key, encode_record(known), expected_mod_revision=revision
-                )
+        return await put_joined(self.state, record)
 
     async def delete_drift(self, name: DeploymentName, cascade: str) -> int:
         """Forget it: another plan is to be measured; returns as the others do."""
@@ -364,14 +347,6 @@ class Cluster:
     def _raise_if_broken(self) -> None:
         if self._failure is not None and not self._is_stopped:
             raise self._failure
-
-
-def _decoded(entry: StateEntry) -> Record | None:
-    """Return the entry's record; None for one that does not decode, which may be written over."""
-    try:
-        return decode_entry(entry.key, entry.value)[2]
-    except UndecodableError:
-        return None
 
 
 class _Listener:

@@ -141,7 +141,12 @@ class QualityWatch:
     def _record(self, key: _Key, version: int) -> DriftRecord | None:
         """Return what became of a cascade, as far as it is known here."""
         records = (self._cluster.view.drift.get(key), self._own.get(key))
-        known = [each for each in records if each is not None and each.version == version]
+        lower = key[1].count(",")
+        known = [
+            each
+            for each in records
+            if each is not None and each.version == version and len(each.thresholds) == lower
+        ]
         if len(known) < 2:
             return known[0] if known else None
         return joined(*known)

@@ -186,11 +186,16 @@ async def test_removing_the_deployment_forgets_it(rig: Rig) -> None:
     await rig.until(lambda: rig.router.quality.pin(NAME) is None)
 
 
-async def test_a_record_of_another_plan_changes_nothing(rig: Rig) -> None:
-    old = DriftRecord(NAME, "small:0.5,large", 7, (0.99,), 3)
-    await rig.cluster.wait_seen(await rig.cluster.put_drift(old))
-    assert pinned(rig).stages == CASCADE
-    assert not rig.router.quality.alarms()
+async def test_a_record_that_does_not_fit_changes_nothing(rig: Rig) -> None:
+    for wrong in ((7, (0.99,)), (1, ()), (1, (0.9, 0.9))):
+        record = DriftRecord(NAME, "small:0.5,large", *wrong, 3)
+        await rig.cluster.delete_drift(NAME, record.cascade)
+        await rig.cluster.wait_seen(await rig.cluster.put_drift(record))
+        assert pinned(rig).stages == CASCADE
+        assert not rig.router.quality.alarms()
+    disagree(rig.router.quality, pinned(rig))
+    await rig.until(lambda: not rig.router.quality._own)
+    assert pinned(rig).tightened == 1
 
 
 async def test_what_could_not_be_written_is_heeded_here_and_written_later(rig: Rig) -> None:

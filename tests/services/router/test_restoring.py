@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gearfall.core.records import DriftRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from services.router.restoring import LASTING, restore_what_is_lost
 from tests.gearfall.infra.test_cluster import DEPLOYMENT, TINY, following, until
 
 KEY = f"deployments/{DEPLOYMENT.name}"
+DRIFT = DriftRecord(DEPLOYMENT.name, "small:0.5,large", 1, (0.75,), 1)
 
 
 @pytest.fixture
@@ -22,6 +24,7 @@ async def server() -> AsyncIterator[MemoryStateServer]:
         writer = await stack.enter_async_context(following(MemoryState(made)))
         await writer.put_model(TINY)
         await writer.put_deployment(DEPLOYMENT)
+        await writer.put_drift(DRIFT)
         for _ in range(2):
             cluster = Cluster(MemoryState(made), lasting=LASTING)
             await cluster.start()
@@ -31,12 +34,13 @@ async def server() -> AsyncIterator[MemoryStateServer]:
         yield made
 
 
-async def test_a_wiped_state_gets_its_deployments_back_and_no_models(server: MemoryStateServer):
+async def test_a_wiped_state_gets_back_what_was_deployed_and_no_models(server: MemoryStateServer):
     async with following(MemoryState(server)) as observer:
         server.wipe()
-        await until(observer, lambda view: bool(view.deployments))
+        await until(observer, lambda view: bool(view.deployments and view.drift))
         assert observer.view.deployments == {DEPLOYMENT.name: DEPLOYMENT}
-    assert list(server.entries) == [KEY]
+        assert list(observer.view.drift.values()) == [DRIFT]
+    assert sorted(server.entries) == [KEY, f"drift/{DRIFT.name}/{DRIFT.cascade}"]
 
 
 async def test_what_another_wrote_meanwhile_stands(server: MemoryStateServer):
