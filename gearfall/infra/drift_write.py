@@ -1,4 +1,4 @@
-"""Writes what routers find about a plan's promises: joined with what others found, never over it."""
+"""Writes what routers find about a plan's promises: joined with what others found, not over it."""
 
 import contextlib
 
