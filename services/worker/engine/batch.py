@@ -16,6 +16,8 @@ the blocks, so that a preempted sequence, or another with the same beginning, fi
 long as nobody needs the room.
 """
 
+from collections.abc import Sequence as Many
+
 from gearfall.core.job import Priority
 from services.worker.engine.feedback_levels import charge, enter, lift_if_due
 from services.worker.engine.held_share import HeldShare
@@ -310,7 +312,17 @@ class Batch:
             guess_tokens -= guess
             running.append((sequence, self._computable(sequence) + guess))
         held_tokens = self.held_share.find(running, self._now_s)
-        return share_out(running, self._step_tokens, held_tokens)
+        chunks = share_out(running, self._step_tokens, held_tokens)
+        self._give_back(running, chunks)
+        return chunks
+
+    def _give_back(self, running: Many[tuple[Sequence, int]], chunks: Many[Chunk]) -> None:
+        """Take back the blocks of guesses that got no share of the step."""
+        ends = {chunk.sequence.key: chunk.start + chunk.count for chunk in chunks}
+        for sequence, count in running:
+            end = ends.get(sequence.key, 0)
+            if sequence.computed + count > max(end, len(sequence.tokens)):
+                self.blocks.shrink(sequence.key, max(end, len(sequence.tokens)))
 
     def _find_room(self, sequence: Sequence, guess: int) -> int:
         """Return how many of `guess` guessed tokens a step can compute, given what blocks are free.

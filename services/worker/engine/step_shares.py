@@ -15,14 +15,16 @@ def share_out(
 
     Of held sequences no more than `held_tokens` in all.
 
-    One token to each that decodes, the rest to prefills and to what those that decode have guessed,
-    in the order of `running`. The oldest prefill gets a part of that in every step, so that no
-    stream of those that come first keeps it from its end.
+    One token to each that decodes, the rest to prefills in the order of `running`, what they leave
+    to the guesses of those that decode. The oldest prefill gets a part of that in every step, so
+    that no stream of those that come first keeps it from its end.
     """
     running = _held_within(running, held_tokens)
-    decoding = [one for one, count in running if count == 1 or (count and one.pending == 1)]
-    shares = {one.key: (one, 1) for one in decoding[:step_tokens]}
-    prefilling = [(one, count - (one.key in shares)) for one, count in running if count > 1]
+    decoding = [
+        (one, count) for one, count in running if count == 1 or (count and one.pending == 1)
+    ]
+    shares = {one.key: Chunk(one, one.computed, 1) for one, _ in decoding[:step_tokens]}
+    prefilling = [(one, count) for one, count in running if count > 1 and one.pending > 1]
     room = step_tokens - len(shares)
     oldest, its_wanted = min(
         ((one.standing.arrival, count) for one, count in prefilling), default=(0, 0)
@@ -33,10 +35,14 @@ def share_out(
             reserved = 0
         count = min(wanted, room - reserved)
         if count > 0:
-            _, first = shares.get(sequence.key, (sequence, 0))
-            shares[sequence.key] = sequence, first + count
+            shares[sequence.key] = Chunk(sequence, sequence.computed, count)
             room -= count
-    return [Chunk(one, one.computed, count) for one, count in shares.values()]
+    for sequence, wanted in decoding:
+        guess = min(wanted - 1, room)
+        if guess > 0:
+            shares[sequence.key] = Chunk(sequence, sequence.computed, 1 + guess)
+            room -= guess
+    return list(shares.values())
 
 
 def _held_within(

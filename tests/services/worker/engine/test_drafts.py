@@ -17,7 +17,7 @@ from gearfall.core.sampling import SamplingParams
 from services.worker.engine.batch import FIRST_GUESS_TOKENS, Batch
 from services.worker.engine.dock import AdapterDock
 from services.worker.engine.engine import Engine
-from services.worker.engine.kv_blocks import KvBlocks
+from services.worker.engine.kv_blocks import KvBlocks, blocks_for
 from services.worker.engine.model import build_model
 from services.worker.engine.ops import NativeOps
 from services.worker.engine.packing import pack_step
@@ -250,6 +250,18 @@ def test_those_who_decode_get_their_token_beside_a_long_draft():
     assert len(model.steps) < 20
 
 
+def test_a_guess_without_a_share_of_the_step_keeps_no_blocks():
+    engine, _ = make_engine(step_tokens=8)
+    for name in ("a", "b"):
+        engine.submit(job(PROMPT, 40, name=name, draft=answer(PROMPT, 40)))
+    for _ in range(3):
+        done = engine.step()
+        lengths = [len(PROMPT) + run.index + len(run.token_ids) for run in done.runs]
+        assert sum(blocks_for(length) for length in lengths) <= done.kv_used_blocks <= 4
+    found = run_out(engine)
+    assert {runs[-1].finish for runs in found.values()} == {FinishReason.LENGTH}
+
+
 def test_a_job_that_moves_takes_its_draft_along():
     whole = answer(PROMPT, 40)
     target, model = make_engine(step_tokens=64)
@@ -349,7 +361,7 @@ def test_real_logits_have_the_same_bits_behind_a_draft(real, arithmetic):
         for name, runs in found.items():
             assert joined(runs)[:-1] == joined(without[name])[:-1]
             most = 29 if wrong_at is None else wrong_at
-            assert sum(run.accepted_draft_tokens for run in runs) >= most / 2
+            assert sum(run.accepted_draft_tokens for run in runs) >= most / 4
 
 
 def run_jobs(engine, jobs):

@@ -54,7 +54,7 @@ def test_held_sequences_get_no_more_than_their_share_and_nobody_pays_for_them():
     assert shares(0) == {"2": 1}
 
 
-def test_who_decodes_gets_its_token_first_and_the_rest_of_its_guess_in_turn():
+def test_who_decodes_gets_its_token_first_and_its_guess_behind_prefills():
     guessing, prefilling, decoding = sequence(0, 2), sequence(1, 1), sequence(2, 0)
     guessing.computed = 98
     running = [(guessing, 12), (prefilling, 30), (decoding, 1)]
@@ -64,6 +64,7 @@ def test_who_decodes_gets_its_token_first_and_the_rest_of_its_guess_in_turn():
         return [(chunk.sequence.job_id, chunk.start, chunk.count) for chunk in chunks]
 
     assert shares(43) == [("0", 98, 12), ("2", 0, 1), ("1", 0, 30)]
-    assert shares(14) == [("0", 98, 10), ("2", 0, 1), ("1", 0, 3)]
+    assert shares(36) == [("0", 98, 5), ("2", 0, 1), ("1", 0, 30)]
+    assert shares(14) == [("0", 98, 1), ("2", 0, 1), ("1", 0, 12)]
     assert shares(2) == [("0", 98, 1), ("2", 0, 1)]
     assert shares(1) == [("0", 98, 1)]
