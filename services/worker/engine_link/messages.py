@@ -72,7 +72,7 @@ class SubmitJob(msgspec.Struct, frozen=True, tag=True):
     `services.worker.processes.adapter_engine`, its digest from there on, so that what is cached of
     a job is never taken for another adapter's that bears the same name."""
     draft_token_ids: tuple[int, ...] = ()
-    """A guess at the whole answer; what of it continues the log is verified. It changes no token."""
+    """A guess at the whole answer. What continues the log is verified; it changes no token."""
 
 
 class AttachAdapter(msgspec.Struct, frozen=True, tag=True):
