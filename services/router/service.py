@@ -297,6 +297,8 @@ class RouterService:
         if not running.is_from_cache:
             self.admission.leave(running.choices, duration_s)
         outcome = _outcome(running)
+        if running.cache == "hit":
+            self._note(running.request_id, "given again", "an equal request was answered before")
         self._note(running.request_id, outcome, f"after {duration_s:.3f} s", measured_s=duration_s)
         self._measure(running, outcome, duration_s)
         for end in running.ends.values() if running.cache != "hit" else ():

@@ -50,7 +50,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             seed=running.seed,
             deployment=running.deployment,
             gear_plan_version=running.gear.version if running.gear else 0,
-            gear=str(running.gear.index) if running.gear else "",
+            gear=running.gear.label.partition("/")[2] if running.gear else "",
             cache=running.cache,
         )
         yield pb.GenerateEvent(start=start)

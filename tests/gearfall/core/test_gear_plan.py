@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -65,6 +66,15 @@ def test_a_plan_is_read_as_it_was_written():
     text = plan_text(PLAN)
     assert parse_plan(text) == PLAN
     assert '  "target": "quality >= 0.9 with delta 0.05"' in text.splitlines()[4]
+
+
+def test_a_plan_from_before_agreement_was_promised_is_taken():
+    older = json.loads(plan_text(PLAN))
+    del older["agreement_rule"]
+    for gears in (older["gears"], *(each["gears"] for each in older["variants"])):
+        for each in gears:
+            del each["promise"]["agreement"], each["promise"]["accepted"]
+    assert parse_plan(json.dumps(older)) == PLAN
 
 
 def with_gear(**changes) -> GearPlan:

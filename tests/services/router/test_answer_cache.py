@@ -68,6 +68,8 @@ async def test_the_same_request_is_answered_without_a_job(rig: Rig) -> None:
     assert (other.usage.total_prompt_tokens, other.usage.cost_flops) == (0, 0.0)
     assert other.stages == ()
     assert rig.router.service.admission.running_choices == 0
+    told = [each.decision for each in rig.router.service.request_log.events("mine")]
+    assert told == ["finished", "given again", "admitted"]
     rig.router.service.desk.show()
     shown = rig.router.service.metrics.render(0, {}, {}).decode()
     assert 'gearfall_answer_cache_requests_total{model="chat",outcome="hit"} 1.0' in shown
