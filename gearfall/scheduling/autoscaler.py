@@ -163,9 +163,10 @@ class _Scale:
 
     def _expired(self) -> list[tuple[ReplicaKey, str]]:
         """Return idle replicas whose keep-alive is over."""
-        floor = self._floor()
         gone: list[tuple[ReplicaKey, str]] = []
-        for due_unix_s, each in self._idle():
+        idle = self._idle()
+        floor = self._floor() if idle else 0
+        for due_unix_s, each in idle:
             if due_unix_s > self.now_unix_s:
                 if len(self.hosted) - len(gone) > self.limits.min_replicas:
                     self.due_unix_s.append(due_unix_s)
@@ -190,12 +191,14 @@ class _Scale:
 
     def _beyond_most(self, gone: set[ReplicaKey]) -> list[tuple[ReplicaKey, str]]:
         excess = len(self.hosted) - len(gone) - self.limits.max_replicas
+        if excess <= 0:
+            return []
         stay = self.kept
         busy = sorted(each.key for each in self.hosted if not (each.is_idle or each.key in stay))
         idle = [each.key for _, each in self._idle()]
         left = [key for key in (*idle, *busy) if key not in gone]
         reason = f"more than max_replicas = {self.limits.max_replicas}"
-        return [(key, reason) for key in left[: max(0, excess)]]
+        return [(key, reason) for key in left[:excess]]
 
     def _quiet(self) -> tuple[tuple[ReplicaKey, str], ...]:
         """Return the replica that others can do without, when all are busy and none is new."""

@@ -159,7 +159,8 @@ class FleetState:
             names = {d for each in named for d in self.index.deployments.get(each, ())}
             mine = {name: self.records.deployments[name] for name in sorted(names)}
             adapters = {each: self.records.models[each] for each in named - {model}}
-            limits = limits_by_model((model,), on_bases(mine, adapters), self.policy)[model]
+            as_bases = on_bases(mine, adapters) if adapters else mine
+            limits = limits_by_model((model,), as_bases, self.policy)[model]
             if (wish := self.gears.get(model)) is not None:
                 known_s = limits.keep_alive_s if mine else 0.0
                 limits = replace(

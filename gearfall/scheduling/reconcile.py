@@ -77,21 +77,25 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
 
 def _drop_what_cannot_hold(step: Step, model: ModelName) -> None:
     """Delete assignments of vanished workers and models, and of workers that give them back."""
-    records = step.fleet.records
+    records, is_known = step.fleet.records, step.fleet.model(model) is not None
     for key in sorted(step.fleet.index.hosted.get(model, {})):
         if key not in records.assignments:
             continue
         replica, worker = records.replicas.get(key), records.workers.get(key[0])
-        if step.fleet.model(model) is None:
+        if not is_known:
             step.unassign(key, f"model {model} was removed")
         elif worker is None:
             _drop_unless_awaited(step, key)
         elif worker.max_replicas < 1 or (replica and replica.state is ReplicaState.DRAINING):
             step.unassign(key, f"worker {key[0]} is draining")
-        elif any(
-            (each, model) not in records.assignments for each in records.assignments[key].group
-        ):
+        elif not _is_whole(step, key):
             step.unassign(key, "its group is not whole")
+
+
+def _is_whole(step: Step, key: ReplicaKey) -> bool:
+    assignments = step.fleet.records.assignments
+    group = assignments[key].group
+    return not group or all((each, key[1]) in assignments for each in group)
 
 
 def _drop_unless_awaited(step: Step, key: ReplicaKey) -> None:
@@ -156,9 +160,11 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
     by_gear = _wants_of_gears(step, model)
     # Whoever waits is served first, near where the plan wants it; what is left follows the plan.
     wished = frozenset(each.node_id for each in by_gear if each.node_id is not None)
-    want = replace(_want(step, model, urgency), wished=wished)
-    firm = min(missing, decision.firm)
-    wants = [want] * firm + [replace(want, may_queue=True)] * (missing - firm) + by_gear[missing:]
+    wants = by_gear[missing:]
+    if missing:
+        want = replace(_want(step, model, urgency), wished=wished)
+        firm = min(missing, decision.firm)
+        wants = [want] * firm + [replace(want, may_queue=True)] * (missing - firm) + wants
     if not wants and model in step.fleet.index.hinted and not step.fleet.counted(model):
         wants = [_want(step, model, Urgency.KEEP)]  # where room is free; else only its bytes come
     if not wants:
@@ -183,6 +189,7 @@ def _wants_of_gears(step: Step, model: ModelName) -> list[Want]:
 def _decide_scale(step: Step, model: ModelName) -> ScaleDecision | None:
     fleet = step.fleet
     if fleet.model(model) is None:
+        fleet.loads.pop(model, None)
         return None
     load = fleet.loads.get(model, ModelLoad())
     records = fleet.index.load.get(model)

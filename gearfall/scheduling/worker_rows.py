@@ -4,6 +4,7 @@ A decision that has to look at every worker looks at these arrays. A row that is
 a worker that takes nothing, has room for no replica.
 """
 
+from operator import gt
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +46,7 @@ class WorkerRow(NamedTuple):
 
     def offers_more_than(self, other: "WorkerRow") -> bool:
         """Whether some model may fit here that did not fit before."""
-        return any(mine > its for mine, its in zip(self[:6], other[:6], strict=True))
+        return any(map(gt, self[:6], other[:6]))
 
 
 _FIELDS = {name: number for number, name in enumerate(WorkerRow._fields)}

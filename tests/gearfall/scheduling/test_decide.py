@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearfall.core.ids import JobId, ModelName, WorkerId
+from gearfall.core.ids import JobId, ModelName, RouterId, WorkerId
 from gearfall.core.job import Priority
 from gearfall.core.origin import source_tier
-from gearfall.core.records import ReplicaState, RunningJob
+from gearfall.core.records import LoadRecord, ReplicaState, RunningJob
 from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
@@ -365,3 +365,17 @@ def test_room_goes_to_one_whose_bytes_are_near_before_those_who_asked_earlier():
         assert cluster.step() == []
     cluster.gone(assignment("x", "a"), replica("x", "a"))
     assert cluster.step() == [("assign", "a", "near")]
+
+
+def test_a_removed_model_leaves_nothing_behind():
+    gone = model("x")
+    cluster = Cluster(node(), worker("a"), gone, demand("x"), demand("small"), model("small"))
+    for name in ("x", "small"):
+        record = LoadRecord(ModelName(name), RouterId("router-a"), NOW, 3, 10, 0, 1)
+        cluster.fleet.put("load", record)
+    cluster.step()
+    assert cluster.fleet.loads.keys() == {"x", "small"}
+    cluster.gone(gone)
+    cluster.step()
+    assert cluster.fleet.loads.keys() == {"small"}
+    assert not cluster.fleet.promises.keys() - {"small"}
