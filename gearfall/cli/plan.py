@@ -13,7 +13,7 @@ from gearfall.client import Client
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import Gear, GearPlan, plan_diff, plan_text
 from gearfall.core.gear_plan_checks import parse_plan
-from gearfall.core.profile import parse_profile
+from gearfall.core.profile import Profile, parse_profile
 
 if TYPE_CHECKING:  # the extra `planner` brings its libraries; the other commands do without
     from gearfall.gears.placement import Host
@@ -48,6 +48,13 @@ def plan(
     diff: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Print what changed between two plans.")
     ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Directory for plots of the plan, as SVG and PNG.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="With --plots: show the gears on this .csv.gz trace, not on a day."),
+    ] = None,
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
@@ -78,6 +85,31 @@ def plan(
         incoming.write_text(plan_text(made))
         incoming.replace(out)
     print_plan(made, as_json=as_json)
+    if plots is not None:
+        written = _plot(plots, made, measured, hosts, trace, cv)
+        if not as_json:
+            console.print(f"{len(written)} plots in {plots}", highlight=False)
+
+
+def _plot(
+    directory: Path,
+    plan: GearPlan,
+    profile: Profile,
+    hosts: "dict[Host, str]",
+    trace: Path | None,
+    cv: float,
+) -> list[Path]:
+    """Draw a plan that was just made."""
+    from gearfall.cli.plan_plots import write_plan_plots
+    from gearfall.cli.simulate import read_trace
+    from gearfall.simulation.plan_day import made_up_day, moments, run_day, scaled_trace
+
+    if trace is None:
+        times_s = made_up_day(plan, profile, cv=cv)
+    else:
+        times_s = scaled_trace(plan, profile, [row.at_s for row in read_trace(trace)])
+    run = run_day(plan, profile, hosts, times_s)
+    return write_plan_plots(directory, plan, profile, moments(run, plan, profile))
 
 
 def hosts_of(client: Client) -> "dict[Host, str]":
