@@ -11,8 +11,8 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile
 from gearfall.gears.answers import ModelAnswers
-from gearfall.gears.calibrate import fit_calibration
 from gearfall.gears.choice import LEARN_SHARE
+from gearfall.gears.stoppable import fit_stoppable
 
 
 def shuffled(profile: Profile, seed: int = 0) -> npt.NDArray[np.intp]:
@@ -34,7 +34,7 @@ def fit_calibrations(profile: Profile, rows: Sequence[int]) -> dict[str, Calibra
             continue
         right = np.array([each.quality for each in seen])
         try:
-            found[model.name] = fit_calibration(
+            found[model.name] = fit_stoppable(
                 [each.logprobs for each in seen], [each.margins for each in seen], right
             )
         except InvalidRequest:
