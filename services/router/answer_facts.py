@@ -55,6 +55,7 @@ def headers_of(ends: Sequence[ChoiceEnd]) -> dict[str, str]:
             ",".join(report.model for report in end.stages) for end in ends
         ),
         "x-gearfall-cost-flops": f"{sum(end.usage.cost_flops for end in ends):.0f}",
+        "x-gearfall-device-s": f"{sum(end.usage.device_s for end in ends):.6f}",
     }
 
 

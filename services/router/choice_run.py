@@ -149,8 +149,9 @@ class ChoiceRun:
     async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
         context, model = self._context, plan.host.name
         expected_s = context.expected_start_s(model)
-        stage_run.start_s = context.prospects.charge_start(plan)
-        context.costs.started(stage_run.start_s)
+        if expected_s > 0:
+            stage_run.start_s = context.prospects.charge_start(plan)
+            context.costs.started(stage_run.start_s)
         waits = f"start expected in {expected_s:.2f} s" if expected_s > 0 else "a replica is ready"
         context.note("queued", f"{model}, {waits}", model=model, predicted_s=expected_s)
         if expected_s > 0:
@@ -233,6 +234,8 @@ class ChoiceRun:
 
     def _entry(self) -> int:
         """Return the stage to begin with: a later one when the whole way takes too long."""
+        if len(self._plans) == 1:
+            return 0
         first = entry_stage(
             [self._context.prospects.outlook(plan) for plan in self._plans], self._left_s()
         )

@@ -18,7 +18,8 @@ class RequestEvent:
 
     at_unix_s: float
     decision: str
-    """admitted, queued, claimed, moved, lost, answered, escalated, finished or failed."""
+    """admitted, skipped, queued, claimed, moved, lost, answered, escalated, replaced, degraded,
+    finished or failed."""
     reason: str
     model: str = ""
     """That a stage runs on; empty where it is about the whole request."""

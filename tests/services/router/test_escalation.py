@@ -176,7 +176,7 @@ async def test_a_stage_that_is_late_leaves_the_lower_answer(rig: Rig):
     await rig.set_replica("large", ReplicaState.READY)
     await deploy(rig, EscalationPolicy())
     rig.worker(small=UNSURE)
-    outcome = await rig.ask("both", timeout_s=0.4)
+    outcome = await rig.ask("both", timeout_s=1.0)
     assert told(outcome) == ("small", Degraded.DEADLINE)
     small, large = outcome.ends[0].stages
     assert small.is_accepted
@@ -190,7 +190,7 @@ async def test_text_that_the_client_saw_of_a_late_stage_is_not_taken_back(rig: R
     await deploy(rig, EscalationPolicy())
     rig.worker(small=UNSURE)
     rig.worker("worker-b", large=Answer("large")).hold_at = 3
-    asking = rig.ask("both", timeout_s=0.5, is_whole=is_whole)
+    asking = rig.ask("both", timeout_s=1.0, is_whole=is_whole)
     if is_whole:
         assert told(await asking) == ("small", Degraded.DEADLINE)
     else:
@@ -203,7 +203,7 @@ async def test_a_late_stage_is_an_error_where_the_policy_says_so(rig: Rig):
     await deploy(rig, EscalationPolicy(at_deadline=AtDeadline.FAIL))
     rig.worker(small=UNSURE)
     with pytest.raises(DeadlineExceeded):
-        await rig.ask("both", timeout_s=0.4)
+        await rig.ask("both", timeout_s=1.0)
 
 
 async def test_a_long_queue_keeps_some_answers_down_and_lets_some_up(rig: Rig):

@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from gearfall.core.escalation import EscalationPolicy, WhileLoading
 from gearfall.core.job import FinishReason
 from tests.services.router.rig import Answer, Rig, running_rig
 
@@ -118,6 +119,7 @@ async def test_headers_and_field_tell_the_cascade(rig, http):
     assert reply.headers["x-gearfall-stages"] == "small,large"
     assert reply.headers["x-gearfall-request-id"] == "mine"
     assert float(reply.headers["x-gearfall-cost-flops"]) > 0
+    assert float(reply.headers["x-gearfall-device-s"]) == 0, "this worker does not say"
     told = reply.json()["gearfall"]
     assert [stage["accepted"] for stage in told["stages"]] == [False, True]
     assert told["stages"][0]["certainty"] < told["stages"][0]["threshold"] == 0.5
@@ -153,6 +155,23 @@ async def test_an_answer_that_is_given_again_looks_the_same(rig, http):
     assert [texts(each) for each in streams] == [("hello", "stop")] * 2
     assert all(each.text.endswith("data: [DONE]\n\n") for each in streams)
     assert len(worker.jobs) == 2
+
+
+async def test_a_degraded_answer_says_so_whole_and_streamed(rig, http):
+    await rig.add_model("cold", ready=False)
+    policy = EscalationPolicy(WhileLoading.ANSWER)
+    await rig.deploy("flagged", ("small", 0.5), ("cold", None), escalation=policy)
+    rig.worker(small=Answer("unsure", logprob=-1.0))
+    reply = await http.post(CHAT, json=chat(model="flagged"))
+    assert reply.headers["x-gearfall-degraded"] == "loading"
+    assert reply.json()["gearfall"]["degraded"] == "loading"
+    assert reply.json()["choices"][0]["finish_reason"] == "stop"
+    stream = await http.post(CHAT, json=chat(model="flagged", stream=True))
+    data = [json.loads(line[6:]) for line in stream.text.splitlines() if line[6:7] == "{"]
+    assert data[-1]["gearfall"]["degraded"] == "loading"
+    certain = await http.post(CHAT, json=chat())
+    assert "x-gearfall-degraded" not in certain.headers
+    assert certain.json()["gearfall"]["degraded"] is None
 
 
 async def test_a_cold_model_streams_comments_while_it_waits(rig, http):
