@@ -52,7 +52,7 @@ def test_every_gear_promises_what_its_own_thresholds_give():
     )  # fmt: skip
     made = with_agreement(plan, ANSWERS, "normalised")
     assert made.agreement_rule == "normalised"
-    assert made.gears[0].promise.agreement == (pytest.approx(2 / 3),)
+    assert list(made.gears[0].promise.agreement) == pytest.approx([2 / 3])
     assert made.gears[0].promise.accepted == (3,)
     assert made.gears[1] == plan.gears[1]
     assert made.variants[0].gears[0].promise.accepted == (2, 2)

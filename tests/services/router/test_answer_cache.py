@@ -283,6 +283,6 @@ async def test_prompts_of_different_kinds_never_meet(rig: Rig) -> None:
         ChatPrompt((ChatMessage("use", "rhi"),)),
         ChatPrompt((ChatMessage("user", "h"), ChatMessage("user", "i"))),
     )
-    requests = [GenerationRequest("chat", (each,), **GREEDY) for each in prompts]
+    requests = [GenerationRequest("chat", (each,), temperature=0.0) for each in prompts]
     tickets = [cache.ticket(each, deployment, None) for each in requests]
     assert len({each.key for each in tickets if each is not None}) == len(prompts)

@@ -187,8 +187,9 @@ async def test_removing_the_deployment_forgets_it(rig: Rig) -> None:
 
 
 async def test_a_record_that_does_not_fit_changes_nothing(rig: Rig) -> None:
-    for wrong in ((7, (0.99,)), (1, ()), (1, (0.9, 0.9))):
-        record = DriftRecord(NAME, "small:0.5,large", *wrong, 3)
+    wrongs: tuple[tuple[int, tuple[float, ...]], ...] = ((7, (0.99,)), (1, ()), (1, (0.9, 0.9)))
+    for version, thresholds in wrongs:
+        record = DriftRecord(NAME, "small:0.5,large", version, thresholds, 3)
         await rig.cluster.delete_drift(NAME, record.cascade)
         await rig.cluster.wait_seen(await rig.cluster.put_drift(record))
         assert pinned(rig).stages == CASCADE

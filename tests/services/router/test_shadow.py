@@ -210,12 +210,16 @@ async def test_with_a_plan_it_is_evidence_and_raises_thresholds_in_the_end(rig: 
         if (gear := rig.router.quality.pin(NAME)) is not None and gear.tightened:
             break
         await ask(rig, request_id=request_id)
-        await rig.until(lambda n=number: outcomes(rig).get("disagreed", 0.0) == n + 1)
+        await until_disagreed(rig, number + 1)
     gear = rig.router.quality.pin(NAME)
     assert gear is not None
     assert gear.tightened
     assert (gear.stages[0].threshold or 0) > 0.9
     assert number < 20
+
+
+async def until_disagreed(rig: Rig, times: int) -> None:
+    await rig.until(lambda: outcomes(rig).get("disagreed", 0.0) == times)
 
 
 async def test_a_share_with_nothing_to_compare_is_refused(rig: Rig) -> None:
