@@ -7,6 +7,7 @@ first, each at level delta, until the first that can't be rejected (fixed-sequen
 which order they are tested follows from queries that test nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
-from gearfall.gears.answers import FloatArray, ModelAnswers, check_answers
+from gearfall.gears.answers import MIN_QUERIES, FloatArray, ModelAnswers, check_answers
 from gearfall.gears.betting import loss_bound, loss_p_value
 from gearfall.gears.certificate import lower_bound, p_value
 from gearfall.gears.choice import LEARN_SHARE, MAX_PATH, SLACK, thinned
@@ -60,6 +61,12 @@ def find_rungs(
     models = check_answers(answers)
     _check(target)
     learning = int(len(order) * LEARN_SHARE)
+    if learning < MIN_QUERIES:
+        raise InvalidRequest(
+            f"{len(order)} queries: {LEARN_SHARE:.0%} of them choose cascades, the rest certifies; "
+            f"measure at least {math.ceil(MIN_QUERIES / LEARN_SHARE)}",
+            param="queries",
+        )
     learn = {each.model: each.take(order[:learning]) for each in models}
     test = {each.model: each.take(order[learning:]) for each in models}
     if target.quality is None and target.loss is None:

@@ -94,6 +94,38 @@ def test_what_can_not_be_planned_from_is_refused(profile, change, says):
         plan_from_profile(broken, HOSTS, REQUEST)
 
 
+def only(profile, count: int, quality: float | None = None) -> Profile:
+    """The first queries; all with one quality, if it is named."""
+
+    def kept(model):
+        rows = model.generations[:count]
+        changed = [each if quality is None else replace(each, quality=quality) for each in rows]
+        return replace(model, generations=tuple(changed))
+
+    models = tuple(kept(model) for model in profile.models)
+    return replace(profile, queries=profile.queries[:count], models=models)
+
+
+@pytest.mark.parametrize(
+    ("count", "quality", "target", "says"),
+    [
+        (5, None, Target(), "5 queries; a plan needs at least 20"),
+        (COUNT, 1.0, Target(), "one class only"),
+        (COUNT, 0.0, Target(), "one class only"),
+        (30, None, Target(), "30 queries: 30% of them choose .* at least 67"),
+        (100, None, Target(loss=0.01), "certify a loss of 0.[0-9]+ at least, not 0.01"),
+        (COUNT, None, Target(quality=0.98), "certify a quality of 0.[0-9]+ at most, not 0.98"),
+        (COUNT, None, Target(p95_s=1e-4), "cheapest cascade that may be used p95 is"),
+        (COUNT, None, Target(loss=1.5), "loss 1.5: between 0 and 1"),
+    ],
+)
+def test_too_little_or_too_much_asked_is_refused_with_the_distance(
+    profile, count, quality, target, says
+):
+    with pytest.raises(InvalidRequest, match=says):
+        plan_from_profile(only(profile, count, quality), HOSTS, replace(REQUEST, target=target))
+
+
 def test_models_that_leave_pay_for_their_starts(profile):
     loss = replace(REQUEST, target=Target(loss=0.1), loads=(1.0, 300.0))
     stays = plan_from_profile(profile, HOSTS, loss)
