@@ -217,10 +217,12 @@ class ChoiceRun:
         )
 
     def _forecast(self, plan: StageReady, yardstick: Yardstick) -> StageForecast | None:
-        threshold = plan.stage.threshold
+        threshold, prospects = plan.stage.threshold, self._context.prospects
         if self._state.is_settled or threshold is None:
             return None
-        usual_tokens = self._context.prospects.usual_tokens(plan)
+        if prospects.is_ready(self._plans[self._state.index + 1]):
+            return None
+        usual_tokens = prospects.usual_tokens(plan)
         return StageForecast(yardstick, threshold=threshold, usual_tokens=usual_tokens)
 
     def _hint(self, index: int) -> None:

@@ -136,6 +136,10 @@ class Prospects:
         state = self._offered(key, outlook.queue_s, target.wait_s(outlook.answer_s))
         self._caps[key] = gone_up(state) if went_up and state.is_open else state
 
+    def is_ready(self, plan: StageReady) -> bool:
+        """Whether a replica takes the stage's jobs."""
+        return self._starts.is_ready(plan.host.name)
+
     def charge_start(self, plan: StageReady) -> float:
         """Return the expected seconds of the start that asking `plan` causes.
 
@@ -215,6 +219,10 @@ class RequestProspects:
         """A draft is likely to ask for `plan`."""
         if isinstance(plan, StageReady):
             self.owner.hint(plan)
+
+    def is_ready(self, plan: StagePlan) -> bool:
+        """Whether there is nothing to start for the stage."""
+        return not isinstance(plan, StageReady) or self.owner.is_ready(plan)
 
     def usual_tokens(self, plan: StageReady) -> float:
         """Return how long the stage's answers usually are; 0 before any."""
