@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.ids import ModelName
 from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.origin import source_tier
 from gearfall.core.records import (
@@ -20,9 +20,9 @@ from gearfall.core.records import (
 )
 from gearfall.scheduling.actions import Action, Assign, Decide, Unassign
 from gearfall.scheduling.autoscaler import SchedulerPolicy, evictable_at, scale_model
-from gearfall.scheduling.autoscaler_limits import ModelLimits, limits_by_model
 from gearfall.scheduling.autoscaler_load import ModelLoad
 from gearfall.scheduling.baseline_rules import Option, RoomRule, Rule, draw_for
+from gearfall.scheduling.baseline_view import View
 from gearfall.scheduling.estimator import predict_start
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.reconcile import Plan
@@ -33,8 +33,6 @@ from gearfall.scheduling.snapshot import (
     Waiting,
     WorkerRoom,
     reserved_bytes,
-    rooms_of,
-    waiting_by_model,
 )
 from gearfall.scheduling.start_costs import StartCosts
 
@@ -53,7 +51,7 @@ def simple_step(rule: Rule, seed: int) -> DecideStep:
 
 def _decide(step: "_Step") -> Plan:
     step.drop_what_cannot_hold()
-    for model in step.models_in_order():
+    for model in step.view.models_in_order():
         step.scale(model)
     due = [at for at in step.due_unix_s if at > step.now_unix_s]
     return Plan(tuple(step.actions), min(due, default=None))
@@ -71,36 +69,10 @@ class _Step:
     now_unix_s: float
     actions: list[Action] = field(default_factory=list)
     due_unix_s: list[float] = field(default_factory=list)
-    rooms: dict[WorkerId, WorkerRoom] = field(init=False)
-    hosted: dict[ModelName, dict[ReplicaKey, Hosted]] = field(init=False)
-    waiting: dict[ModelName, Waiting] = field(init=False)
-    limits: dict[ModelName, ModelLimits] = field(init=False)
-    jobs_on: dict[NodeId, int] = field(init=False)
+    view: View = field(init=False)
 
     def __post_init__(self) -> None:
-        snapshot = self.snapshot
-        self.rooms = rooms_of(snapshot)
-        self.waiting = waiting_by_model(snapshot.demand)
-        self.limits = limits_by_model(snapshot.models, snapshot.deployments, self.policy)
-        self.hosted = {}
-        self.jobs_on = {}
-        for key, assignment in snapshot.assignments.items():
-            hosted = Hosted(assignment, snapshot.replicas.get(key))
-            self.hosted.setdefault(key[1], {})[key] = hosted
-        for replica in snapshot.replicas.values():
-            running = self.jobs_on.get(replica.node_id, 0)
-            self.jobs_on[replica.node_id] = running + replica.running_jobs
-
-    def models_in_order(self) -> list[ModelName]:
-        """Models that anything is to be decided about, longest waiting first."""
-        models = self.waiting.keys() | self.hosted.keys()
-        models |= {name for name, each in self.limits.items() if each.min_replicas}
-
-        def order(model: ModelName) -> tuple[float, ModelName]:
-            waiting = self.waiting.get(model)
-            return (waiting.since_unix_s if waiting else float("inf"), model)
-
-        return sorted(models & self.snapshot.models.keys(), key=order)
+        self.view = View(self.snapshot, self.policy)
 
     def drop_what_cannot_hold(self) -> None:
         """Delete assignments of vanished workers and models, and of workers that drain."""
@@ -121,9 +93,9 @@ class _Step:
     def scale(self, model: ModelName) -> None:
         """Give back what is too much of one model, or start what is missing."""
         decision = scale_model(
-            self._counted(model),
-            self.waiting.get(model),
-            self.limits[model],
+            self.view.counted(model),
+            self.view.waiting.get(model),
+            self.view.limits[model],
             ModelLoad(),
             policy=self.policy,
             now_unix_s=self.now_unix_s,
@@ -136,14 +108,6 @@ class _Step:
         for _ in range(decision.missing):
             if not self._start_one(self.snapshot.models[model]):
                 break
-
-    def _counted(self, model: ModelName) -> tuple[Hosted, ...]:
-        hosted = self.hosted.get(model, {})
-        return tuple(
-            each
-            for _, each in sorted(hosted.items())
-            if (room := self.rooms.get(each.key[0])) and room.is_reachable and not each.is_failing
-        )
 
     def _start_one(self, model: ModelRecord) -> bool:
         """Start one more replica; False when it has to wait for room."""
@@ -161,7 +125,7 @@ class _Step:
 
     def _options(self, model: ModelRecord) -> list[Option]:
         found = []
-        for room in self.rooms.values():
+        for room in self.view.rooms.values():
             node = self.snapshot.nodes.get(room.worker.node_id)
             option = self._option(model, room, node) if node is not None else None
             if option is not None:
@@ -183,7 +147,7 @@ class _Step:
         if not can_host or tier is None:
             return None
         prediction = predict_start(model, node, tier, self.costs)
-        return Option(room, memory_bytes, prediction, self.jobs_on.get(node.node_id, 0))
+        return Option(room, memory_bytes, prediction, self.view.jobs_on.get(node.node_id, 0))
 
     def _is_preempting_better(
         self, model: ModelName, fitting: Option, options: list[Option]
@@ -214,7 +178,7 @@ class _Step:
     def _leaving(self, option: Option, for_model: ModelName) -> list[ReplicaKey]:
         """Return replicas of a worker that leave for this one, idle ones first; [] for too few."""
         room, chosen = option.room, []
-        for key, hosted in sorted(self._on(option.worker_id), key=lambda each: _value(each[1])):
+        for key, hosted in sorted(self.view.on(option.worker_id), key=lambda each: _value(each[1])):
             at_unix_s = self._may_leave_at(hosted, for_model)
             if at_unix_s is None or at_unix_s > self.now_unix_s:
                 self.due_unix_s += [] if at_unix_s is None else [at_unix_s]
@@ -225,24 +189,20 @@ class _Step:
                 return chosen
         return []
 
-    def _on(self, worker_id: WorkerId) -> list[tuple[ReplicaKey, Hosted]]:
-        keys = [(worker_id, model) for model in self.rooms[worker_id].hosting]
-        return [(key, each) for key in keys if (each := self.hosted.get(key[1], {}).get(key))]
-
     def _may_leave_at(self, hosted: Hosted, for_model: ModelName) -> float | None:
         model = hosted.key[1]
-        limits = self.limits.get(model)
-        spare = limits is not None and len(self._counted(model)) > limits.min_replicas
+        limits = self.view.limits.get(model)
+        spare = limits is not None and len(self.view.counted(model)) > limits.min_replicas
         if not spare:
             return None
-        if hosted.is_idle and model not in self.waiting:
+        if hosted.is_idle and model not in self.view.waiting:
             return self.now_unix_s
-        waiting = self.waiting.get(for_model)
+        waiting = self.view.waiting.get(for_model)
         if self.rule.room is RoomRule.PREEMPT and hosted.is_ready:
             return self._preemptible_at(hosted, waiting)
         return evictable_at(
             hosted,
-            has_demand=model in self.waiting,
+            has_demand=model in self.view.waiting,
             spare=spare,
             wanted_since_unix_s=waiting.since_unix_s if waiting else self.now_unix_s,
             policy=self.policy,
@@ -254,7 +214,7 @@ class _Step:
         It runs as long as its start took, or nothing else would ever happen; and its own jobs came
         after those that it is stopped for, or it would take the room back at once.
         """
-        own = self.waiting.get(hosted.key[1])
+        own = self.view.waiting.get(hosted.key[1])
         if wanting is None or (own is not None and own.since_unix_s <= wanting.since_unix_s):
             return None
         return hosted.assignment.assigned_unix_s + 2 * hosted.start_s
@@ -265,17 +225,12 @@ class _Step:
         assignment = AssignmentRecord(
             option.worker_id, model.name, option.memory_bytes, reason, self.now_unix_s, predicted_s
         )
-        room = self.rooms[option.worker_id]
-        self.rooms[option.worker_id] = room.with_replica(model.name, option.memory_bytes)
+        self.view.took(option.worker_id, model.name, option.memory_bytes)
         self.actions.append(Assign(assignment))
         self._decide(model.name, "start", reason, option.worker_id, predicted_s)
 
     def _unassign(self, key: ReplicaKey, reason: str) -> None:
-        worker_id, model = key
-        self.hosted.get(model, {}).pop(key, None)
-        if worker_id in self.rooms:
-            size = reserved_bytes(self.snapshot, key)
-            self.rooms[worker_id] = self.rooms[worker_id].with_leaving(model, size)
+        self.view.gave_back(key)
         self.actions.append(Unassign(key, reason))
 
     def _decide(

@@ -13,7 +13,8 @@ from gearfall.scheduling.policies import PlacementPolicy, decide_step
 from gearfall.simulation.controller import FleetController, NoController
 from gearfall.simulation.requests import Request, StageOutcome
 from gearfall.simulation.site import Emptying, ModelProfile, Site, WorkerProfile
-from gearfall.simulation.world import Tally, World
+from gearfall.simulation.tally import Tally
+from gearfall.simulation.world import World
 
 ORACLE = "all-warm"
 """Every model has all replicas it ever needs, ready from the beginning, on accelerators of its own:

@@ -6,11 +6,11 @@ and followed a moment later, as over etcd. Same site, requests and controller: s
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import AssignmentRecord, ModelRecord
 from gearfall.scheduling.actions import (
     Action,
@@ -22,6 +22,7 @@ from gearfall.scheduling.actions import (
     Unwish,
     Wish,
 )
+from gearfall.simulation.accelerator_clock import AcceleratorClock
 from gearfall.simulation.agenda import EPOCH_S, Agenda
 from gearfall.simulation.controller import Controller
 from gearfall.simulation.node import SimNode
@@ -29,35 +30,12 @@ from gearfall.simulation.replica import SimReplica
 from gearfall.simulation.requests import Job, Request, StageOutcome, outcome_of
 from gearfall.simulation.router import ROUTER, SimRouter
 from gearfall.simulation.site import Site
+from gearfall.simulation.tally import Tally
 from gearfall.simulation.transfers import SharedLink
 from gearfall.simulation.worker import ReplicaKey, SimWorkers
 
 PATIENCE_S = 3600.0
 """After the last arrival: what has not ended by then is counted as unfinished."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What a simulation counted beside its requests."""
-
-    arrived: int
-    finished: int
-    waiting: int
-    running: int
-    events: int
-    decisions: int
-    starts: int
-    moves: int
-    """Replicas that were moved so that a model could start in their place."""
-    remote_bytes: int
-    ssd_bytes: int
-    prefetched_bytes: int
-    """Of the two."""
-    device_bytes: int
-    accelerator_s: float
-    """Accelerators that hosted something, times seconds."""
-    ended_s: float
-    """When the simulation ended, since it began."""
 
 
 class World:
@@ -86,10 +64,9 @@ class World:
         self._ssd_of: dict[NodeId, frozenset[ModelName]] = {}
         self._assignments: dict[ReplicaKey, AssignmentRecord] = {}
         self._published: set[ReplicaKey] = set()
-        self._hosted: Counter[WorkerId] = Counter()
-        self._hosting_since_s: dict[WorkerId, float] = {}
-        self._accelerators = {w.record.worker_id: w.accelerators for w in site.workers}
-        self._accelerator_s = 0.0
+        self._accelerators = AcceleratorClock(
+            {w.record.worker_id: w.accelerators for w in site.workers}
+        )
         self._is_decision_planned = False
         self._due_s = float("inf")
         remote = SharedLink(self.agenda, site.remote_bytes_per_s)
@@ -139,13 +116,13 @@ class World:
         """Publish a replica's record."""
         if replica.key not in self._published:
             self._published.add(replica.key)
-            self._count_hosted(replica.key[0], 1)
+            self._accelerators.hosts_more(replica.key[0], self.agenda.now_s)
         self._put("replicas", replica.record(self.agenda.now_s, self._site.timing))
 
     def remove_replica(self, key: ReplicaKey) -> None:
         """A replica is gone; its worker looks whether it is assigned again."""
         self._published.discard(key)
-        self._count_hosted(key[0], -1)
+        self._accelerators.hosts_less(key[0], self.agenda.now_s)
         self._controller.remove("replicas", key)
         assignment = self._assignments.get(key)
         if assignment is not None:
@@ -285,21 +262,8 @@ class World:
         if key not in self._assignments:
             self.workers.take_back(key)
 
-    def _count_hosted(self, worker_id: WorkerId, change: int) -> None:
-        was = self._hosted[worker_id]
-        self._hosted[worker_id] = was + change
-        if was == 0:
-            self._hosting_since_s[worker_id] = self.agenda.now_s
-        elif was + change == 0:
-            self._accelerator_s += self._hosting_s(worker_id)
-
-    def _hosting_s(self, worker_id: WorkerId) -> float:
-        since_s = self._hosting_since_s.pop(worker_id)
-        return (self.agenda.now_s - since_s) * self._accelerators[worker_id]
-
     def _tally(self) -> Tally:
         self.check()
-        self._accelerator_s += sum(map(self._hosting_s, list(self._hosting_since_s)))
         moved = [node.moved for node in self.nodes.values()]
         return Tally(
             arrived=self._arrived_jobs,
@@ -314,6 +278,6 @@ class World:
             ssd_bytes=sum(each.ssd for each in moved),
             prefetched_bytes=sum(each.for_prefetch for each in moved),
             device_bytes=self.workers.device_bytes,
-            accelerator_s=self._accelerator_s,
+            accelerator_s=self._accelerators.used_s(self.agenda.now_s),
             ended_s=self.agenda.now_s - EPOCH_S,
         )
