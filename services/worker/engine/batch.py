@@ -16,21 +16,16 @@ the blocks, so that a preempted sequence, or another with the same beginning, fi
 long as nobody needs the room.
 """
 
-from collections.abc import Sequence as Many
-
 from gearfall.core.job import Priority
 from services.worker.engine.feedback_levels import charge, enter, lift_if_due
+from services.worker.engine.guesses import give_back, take_room
 from services.worker.engine.held_share import HeldShare
 from services.worker.engine.kv_blocks import BLOCK_TOKENS, KvBlocks, blocks_for
 from services.worker.engine.prefix_keys import extend_keys, root_key
 from services.worker.engine.sequence import Chunk, Sequence, SequenceKey, Stance
 from services.worker.engine.step_shares import share_out
 
-__all__ = ["FIRST_GUESS_TOKENS", "Batch", "Chunk", "Sequence", "SequenceKey"]
-
-FIRST_GUESS_TOKENS = 16
-"""Of a draft that are computed at first. As many more as were right before come with the next ones:
-a wrong draft costs little, a right one few steps more than one."""
+__all__ = ["Batch", "Chunk", "Sequence", "SequenceKey"]
 
 
 class Batch:
@@ -307,38 +302,13 @@ class Batch:
     def _share_out(self) -> list[Chunk]:
         running, guess_tokens = [], self._guess_tokens
         for sequence in self._in_order(self._running):
-            most = min(sequence.guessed, FIRST_GUESS_TOKENS + sequence.next_index, guess_tokens)
-            guess = self._find_room(sequence, most)
+            guess = take_room(self.blocks, sequence, guess_tokens, self._step_tokens)
             guess_tokens -= guess
             running.append((sequence, self._computable(sequence) + guess))
         held_tokens = self.held_share.find(running, self._now_s)
         chunks = share_out(running, self._step_tokens, held_tokens)
-        self._give_back(running, chunks)
+        give_back(self.blocks, running, chunks)
         return chunks
-
-    def _give_back(self, running: Many[tuple[Sequence, int]], chunks: Many[Chunk]) -> None:
-        """Take back the blocks of guesses that got no share of the step."""
-        ends = {chunk.sequence.key: chunk.start + chunk.count for chunk in chunks}
-        for sequence, count in running:
-            end = ends.get(sequence.key, 0)
-            if sequence.computed + count > max(end, len(sequence.tokens)):
-                self.blocks.shrink(sequence.key, max(end, len(sequence.tokens)))
-
-    def _find_room(self, sequence: Sequence, guess: int) -> int:
-        """Return how many of `guess` guessed tokens a step can compute, given what blocks are free.
-
-        None before all other tokens can be computed. They get their blocks.
-        """
-        guess = min(guess, self._step_tokens - sequence.pending)
-        if guess <= 0 or sequence.stance is not Stance.FREE:
-            return 0
-        known = len(sequence.tokens)
-        has = len(self.blocks.table(sequence.key)) * BLOCK_TOKENS
-        guess = min(guess, has + self.blocks.free_blocks * BLOCK_TOKENS - known)
-        if guess > 0:
-            is_extended = self.blocks.extend(sequence.key, known + guess)
-            assert is_extended
-        return max(0, guess)
 
     def _computable(self, sequence: Sequence) -> int:
         """Tokens of a running sequence that could be computed now, given its blocks."""

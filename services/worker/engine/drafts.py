@@ -1,4 +1,4 @@
-"""A guess at an answer, verified by the model that is to give it. Pure.
+"""A guess at an answer, verified by the model that is to give it.
 
 A guessed token is right if the model says the same token at its place by itself: the likeliest one,
 or the one that the job's random number for that place draws. So an answer with a draft is the one

@@ -14,9 +14,10 @@ from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import FinishReason, TokenRun
 from gearfall.core.sampling import SamplingParams
-from services.worker.engine.batch import FIRST_GUESS_TOKENS, Batch
+from services.worker.engine.batch import Batch
 from services.worker.engine.dock import AdapterDock
 from services.worker.engine.engine import Engine
+from services.worker.engine.guesses import FIRST_GUESS_TOKENS
 from services.worker.engine.kv_blocks import KvBlocks, blocks_for
 from services.worker.engine.model import build_model
 from services.worker.engine.ops import NativeOps
