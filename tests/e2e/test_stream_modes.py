@@ -53,7 +53,7 @@ async def follow(openai: AsyncOpenAI, model: str, **fields: Any) -> dict[str, An
 
 async def whole(openai: AsyncOpenAI, model: str, **fields: Any) -> str:
     answer = await openai.chat.completions.create(model=model, extra_body=fields, **ASK)
-    text = answer.choices[0].message.content
+    text: str = answer.choices[0].message.content or ""
     assert text
     return text
 

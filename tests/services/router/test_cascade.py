@@ -282,14 +282,18 @@ def _stage_events(
 ) -> st.SearchStrategy[list[Event[tuple[int, int]]]]:
     """A stage's pieces and, with `early`, perhaps the decision on its beginning among them."""
     count = st.integers(0, 3)
-    pieces = count.map(lambda n: [Piece((state.index, at)) for at in range(n)])
-    if state.mode is not StreamMode.EARLY or state.is_settled:
-        return pieces
-    decided = st.sampled_from([Accept(), Settle(Degraded.OVERLOAD)]).map(BeginningDecided)
-    placed = st.tuples(pieces, count, decided).map(
-        lambda it: [*it[0][: it[1]], it[2], *it[0][it[1] :]]
-    )
-    return pieces | placed
+    is_open = state.mode is StreamMode.EARLY and not state.is_settled
+    outcomes: list[Accept | Settle] = [Accept(), Settle(Degraded.OVERLOAD)]
+
+    @st.composite
+    def events(draw: st.DrawFn) -> list[Event[tuple[int, int]]]:
+        drawn: list[Event[tuple[int, int]]] = []
+        drawn += [Piece((state.index, at)) for at in range(draw(count))]
+        if is_open and draw(st.booleans()):
+            drawn.insert(draw(count), BeginningDecided(draw(st.sampled_from(outcomes))))
+        return drawn
+
+    return events()
 
 
 def _ends(state: CascadeState[tuple[int, int]]) -> st.SearchStrategy[StageEnded]:

@@ -56,20 +56,25 @@ def signs(watch, logprobs, *, sizes=None, is_whole=True):
     return said
 
 
+def stopped(certainty: float) -> object:
+    """Equal to a stop on about that certainty."""
+    return StageStopped(pytest.approx(certainty), GoUp(1))  # type: ignore[arg-type]
+
+
 def early(hold_tokens):
     return Streaming(StreamMode.EARLY, hold_tokens)
 
 
 def test_a_draft_stops_at_the_token_that_makes_it_hopeless():
     said = signs(watch_of(), [0.0, HALF, HALF, 0.0])
-    assert said == [None, None, StageStopped(pytest.approx(0.25), GoUp(1)), None]
+    assert said == [None, None, stopped(0.25), None]
 
 
 def test_a_mean_stops_when_the_tokens_left_can_not_lift_it():
     # After the third, 0.5^3 over ten tokens is 0.812; nine would be needed for 0.8.
     assert signs(watch_of(MEAN, threshold=0.8), [HALF] * 3)[-1] is None
     (*_, last) = signs(watch_of(MEAN, threshold=0.8), [HALF] * 4, is_whole=False)
-    assert last == StageStopped(pytest.approx(0.5**0.4), GoUp(1))
+    assert last == stopped(0.5**0.4)
 
 
 def test_a_whole_answer_is_not_stopped():
@@ -112,12 +117,12 @@ def test_a_certain_beginning_is_decided_once():
 def test_an_uncertain_beginning_goes_up_at_once():
     # Each token alone is as certain as it must be: only their mean says so, and only at the end.
     said = signs(watch_of(MEAN, early(3), threshold=0.6), [0.0, HALF, -2.0, 0.0])
-    assert said[:3] == [None, None, StageStopped(pytest.approx(math.exp((HALF - 2) / 3)), GoUp(1))]
+    assert said[:3] == [None, None, stopped(math.exp((HALF - 2) / 3))]
 
 
 def test_a_beginning_is_hopeless_before_it_is_whole():
     said = signs(watch_of(MEAN, early(4), threshold=0.8, max_tokens=1000), [HALF, HALF, HALF])
-    assert said[1] == StageStopped(pytest.approx(0.5**0.5), GoUp(1))
+    assert said[1] == stopped(0.5**0.5)
 
 
 def test_a_beginning_that_may_not_go_up_is_given_with_its_flag():
