@@ -8,17 +8,6 @@ from functools import partial
 
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
-from gearfall.core.escalation import (
-    AtDeadline,
-    Degraded,
-    GoUp,
-    Outcome,
-    Question,
-    Settle,
-    decide,
-    decide_stop,
-    entry_stage,
-)
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
 from gearfall.core.job import Job
 from gearfall.core.streaming import Streaming
@@ -35,7 +24,6 @@ from services.router.cascade import (
     StageDone,
     StageEnded,
     StageFailed,
-    StageStopped,
     StartStage,
     Verdict,
     step,
@@ -57,6 +45,8 @@ from services.router.stage_forecast import StageForecast
 from services.router.stage_plan import StagePlan, StageReady, StageUnfit
 from services.router.stage_run import Note, StageRun
 from services.router.stage_watch import StageWatch, Yardstick
+from services.router.stage_words import in_words, why_up
+from services.router.way_up import WayUp
 
 ANSWER_MARGIN_S = 0.05
 """Before the deadline: when a lower answer is given, so that it arrives in time."""
@@ -99,9 +89,10 @@ class ChoiceRun:
         self._context = context
         self._choice = choice
         self._plans = plans
+        self._way = WayUp(plans, context.prospects, context.costs, self._left_s, context.note)
         self._state: CascadeState[AnswerPiece] = CascadeState(
             tuple(each.stage for each in plans),
-            index=self._entry(),
+            index=self._way.entry(),
             mode=context.streaming.mode,
             is_whole=context.request.is_whole,
         )
@@ -110,8 +101,6 @@ class ChoiceRun:
         self._below: tuple[StageReady, StageRun] | None = None
         """The last stage that said something: its answer goes up as a draft."""
         self._error: GearfallError | None = None
-        self._missed_start_s = 0.0
-        """Expected, of starts that were caused by answers given without the model."""
         self._shown = ShownText(choice, context.emit)
 
     async def run(self) -> None:
@@ -212,8 +201,8 @@ class ChoiceRun:
             self._context.streaming,
             threshold=threshold,
             max_tokens=plan.max_tokens,
-            judge=lambda certainty: decide(self._question(certainty)),
-            judge_stop=lambda certainty: decide_stop(self._question(certainty)),
+            judge=lambda certainty: self._way.judge(self._state, certainty),
+            judge_stop=lambda certainty: self._way.judge_stop(self._state, certainty),
         )
 
     def _forecast(self, plan: StageReady, yardstick: Yardstick) -> StageForecast | None:
@@ -228,24 +217,11 @@ class ChoiceRun:
     def _hint(self, index: int) -> None:
         """The answer of stage `index` is likely to go up."""
         if not self._state.is_settled:
-            self._context.prospects.hint(self._plans[index + 1])
+            self._way.hint(index)
 
     def _seed(self) -> int:
         """Choices of one prompt differ; the same choice of another prompt draws the same."""
         return (self._context.seed + self._choice % self._context.request.n) % 2**64
-
-    def _entry(self) -> int:
-        """Return the stage to begin with: a later one when the whole way takes too long."""
-        if len(self._plans) == 1:
-            return 0
-        first = entry_stage(
-            [self._context.prospects.outlook(plan) for plan in self._plans], self._left_s()
-        )
-        if first > 0:
-            skipped = ", ".join(plan.stage.model for plan in self._plans[:first])
-            reason = f"{skipped}: the whole way takes longer than {self._left_s():.2f} s"
-            self._context.note("skipped", reason, model=self._plans[first].stage.model)
-        return first
 
     def _left_s(self) -> float:
         return self._context.deadline_s - asyncio.get_running_loop().time()
@@ -253,8 +229,7 @@ class ChoiceRun:
     @contextlib.contextmanager
     def _lower_answer_in_time(self, stage_run: StageRun) -> Iterator[None]:
         """End the stage a little before the deadline where a lower answer can be given then."""
-        is_given = self._context.prospects.policy.at_deadline is AtDeadline.ANSWER
-        if self._state.draft is None or not is_given:
+        if self._state.draft is None or not self._way.gives_lower_at_deadline:
             yield
             return
         loop, error = asyncio.get_running_loop(), DeadlineExceeded("no answer before the deadline")
@@ -272,57 +247,18 @@ class ChoiceRun:
     def _conclude(self, verdict: Verdict, report: Callable[[bool], StageReport]) -> None:
         """`report` takes whether the stage's answer is the one released."""
         index = self._state.index
-        outcome = self._outcome(verdict)
-        if not isinstance(verdict, StageFailed):
-            self._note_way(outcome)
+        outcome = self._way.conclude(self._state, verdict)
         self._state, effects = step(self._state, StageEnded(verdict, outcome))
         given = next((each for each in effects if isinstance(each, Finish)), None)
         done = self._reports[index] = report(given is not None and given.index == index)
-        self._context.note(
-            "answered", _in_words(done), model=done.model, measured_s=done.duration_s
-        )
+        self._context.note("answered", in_words(done), model=done.model, measured_s=done.duration_s)
         self._perform(effects)
-
-    def _outcome(self, verdict: Verdict) -> Outcome:
-        if isinstance(verdict, StageStopped):
-            return verdict.outcome
-        if isinstance(verdict, StageDone):
-            return decide(self._question(verdict.certainty))
-        return decide(self._question(None, verdict.error))
-
-    def _question(self, certainty: float | None, error: GearfallError | None = None) -> Question:
-        index, state = self._state.index, self._state
-        threshold, prospects = state.stage.threshold, self._context.prospects
-        is_certain = certainty is not None and threshold is not None and certainty >= threshold
-        above = () if state.is_settled or is_certain else self._plans[index + 1 :]
-        return Question(
-            index=index,
-            certainty=certainty,
-            threshold=threshold,
-            above=[prospects.outlook(plan) for plan in above],
-            left_s=self._left_s(),
-            is_deadline_over=isinstance(error, DeadlineExceeded),
-            has_lower_answer=state.draft is not None,
-            policy=prospects.policy,
-        )
-
-    def _note_way(self, outcome: Outcome) -> None:
-        """Remember that an answer goes up, or why it does not."""
-        prospects, above = self._context.prospects, self._plans[self._state.index + 1 :]
-        if isinstance(outcome, GoUp):
-            prospects.went_up(self._plans[outcome.index])
-        elif isinstance(outcome, Settle) and outcome.reason is Degraded.OVERLOAD:
-            prospects.held_back(above[0])
-        elif isinstance(outcome, Settle) and not prospects.outlook(above[0]).is_ready:
-            start_s = prospects.go_without(above[0])
-            self._missed_start_s += start_s
-            self._context.costs.started(start_s)
 
     def _on_piece(self, piece: AnswerPiece) -> None:
         self._step(Piece(piece))
 
     def _on_beginning(self, decided: BeginningDecided) -> None:
-        self._note_way(decided.outcome)
+        self._way.note(self._state.index, decided.outcome)
         self._step(decided)
 
     def _step(self, event: CascadeEvent[AnswerPiece]) -> None:
@@ -342,7 +278,7 @@ class ChoiceRun:
                 self._error = effect.error
             elif isinstance(effect, StartStage):
                 *_, below = self._reports.values()
-                self._context.note("escalated", _why_up(below))
+                self._context.note("escalated", why_up(below))
 
     def _replace(self, effect: ReplaceText) -> None:
         model = self._plans[effect.dropped].stage.model
@@ -368,7 +304,7 @@ class ChoiceRun:
             cost_flops=sum(each.cost_flops for each in reports),
             cached_tokens=answer.cached_tokens,
             device_s=sum(each.device_s for each in reports),
-            start_s=sum(each.start_s for each in reports) + self._missed_start_s,
+            start_s=sum(each.start_s for each in reports) + self._way.missed_start_s,
         )
         end = ChoiceEnd(self._choice, effect.finish, answer.model, reports, usage)
         return replace(end, degraded=effect.degraded)
@@ -394,25 +330,3 @@ def _report_of_unfit(plan: StageUnfit, measure: str) -> StageReport:
         is_accepted=False,
         error=plan.error.message,
     )
-
-
-def _in_words(report: StageReport) -> str:
-    if report.error:
-        return f"{report.model} failed: {report.error}"
-    certainty = "" if report.certainty is None else f", certainty {report.certainty:.4f}"
-    if report.stopped_early:
-        certainty += f", stopped there, at most {report.spared_tokens} tokens spared"
-    owners = "" if report.epochs <= 1 else f", by {report.epochs} owners one after the other"
-    if report.draft_tokens:
-        right = report.accepted_draft_tokens
-        certainty += f", {right} of {report.draft_tokens} tokens of the draft were right"
-    return (
-        f"{report.model}: {report.completion_tokens} tokens in {report.duration_s:.3f} s, "
-        f"{report.queued_s:.3f} s of them in the queue{owners}{certainty}"
-    )
-
-
-def _why_up(report: StageReport) -> str:
-    if report.certainty is None:
-        return f"{report.model} failed: {report.error}"
-    return f"{report.model} certainty {report.certainty:.4f} below {report.threshold:.4f}"
