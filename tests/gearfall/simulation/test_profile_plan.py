@@ -94,10 +94,10 @@ def test_what_can_not_be_planned_from_is_refused(profile, change, says):
         plan_from_profile(broken, HOSTS, REQUEST)
 
 
-def only(profile, count: int, quality: float | None = None) -> Profile:
+def only(profile: Profile, count: int, quality: float | None = None) -> Profile:
     """The first queries; all with one quality, if it is named."""
 
-    def kept(model):
+    def kept(model: ProfiledModel) -> ProfiledModel:
         rows = model.generations[:count]
         changed = [each if quality is None else replace(each, quality=quality) for each in rows]
         return replace(model, generations=tuple(changed))
