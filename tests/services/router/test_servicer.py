@@ -137,6 +137,25 @@ async def test_bad_deployments_are_refused(client):
 
 
 @pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"stream_mode": "eager"}, "buffer, early, draft"),
+        ({"stream_mode": "early", "hold_tokens": 5000}, "between 1 and 4096"),
+        ({"stream_mode": "draft", "hold_tokens": 5}, "no effect"),
+    ],
+)
+async def test_the_server_refuses_stream_modes_that_another_client_would_send(rig, fields, says):
+    async with open_channel(rig.router.grpc_address) as channel:
+        call = router_pb2_grpc.RouterStub(channel).Generate(
+            pb.GenerateRequest(model="small", text="hi", **fields)
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert says in (refused.value.details() or "")
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"max_replicas": 1, "min_replicas": 2}, "max_replicas"),
@@ -144,6 +163,8 @@ async def test_bad_deployments_are_refused(client):
         ({"max_replicas": 1, "target_jobs": 2**32 - 1}, "target_jobs"),
         ({"max_replicas": 1, "accelerators": 999}, "accelerators"),
         ({"max_replicas": 1, "labels": {"": "x"}}, "labels"),
+        ({"max_replicas": 1, "streaming": {"mode": "eager"}}, "streaming.mode"),
+        ({"max_replicas": 1, "streaming": {"hold_tokens": 5000}}, "streaming.hold_tokens"),
     ],
 )
 async def test_the_server_refuses_what_another_client_would_send(rig, fields, param):
