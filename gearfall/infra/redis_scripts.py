@@ -33,6 +33,9 @@ for at, key in ipairs(KEYS) do
   else
     local fields = {}
     for i = 1, #stream, 2 do fields[stream[i]] = stream[i + 1] end
+    if not fields['entries-added'] then
+      return redis.error_reply('ERR counting entries needs Redis 7.0 or later')
+    end
     local pending = redis.pcall('XPENDING', key, ARGV[1])
     if pending.err and not string.find(pending.err, 'NOGROUP') then return pending end
     added = added + fields['entries-added']
