@@ -123,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16, help="of each answer")
     parser.add_argument("--slots", type=int, default=32, help="jobs at once of a replica")
+    parser.add_argument("--arms", nargs="+", choices=[each.name for each in ARMS])
     parser.add_argument("--out", type=Path, default=RESULTS)
     settings = parser.parse_args(argv)
     runs = asyncio.run(_measure(settings))
@@ -166,11 +167,12 @@ async def _measure(settings: argparse.Namespace) -> list[Run]:
 
 async def _rounds(site: _Site, settings: argparse.Namespace) -> list[Run]:
     runs, version = [], 0
+    arms = [each for each in ARMS if not settings.arms or each.name in settings.arms]
     await _deploy(site, Arm("warm"), 1)
     await _run(site, Arm("warm"), _Load(settings.rates[0], 1.0, settings.tokens, 0))
     for number in range(settings.rounds):
         for rate in settings.rates:
-            for arm in ARMS[number % len(ARMS) :] + ARMS[: number % len(ARMS)]:
+            for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
                 version += 1
                 await _deploy(site, arm, version + 1)
                 load = _Load(rate, settings.seconds, settings.tokens, number)

@@ -10,7 +10,9 @@ from gearfall.core.records import LoadRecord, MoveRecord, ReplicaState
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.fleet_records import id_of
+from gearfall.scheduling.gear_step import follow_gears
 from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.scene import Scene
 from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import (
     MIB,
@@ -22,6 +24,7 @@ from tests.gearfall.scheduling.clusters import (
     replica,
     worker,
 )
+from tests.gearfall.scheduling.plans import plan, plan_record, vote
 
 names = st.sampled_from(("m0", "m1", "m2"))
 workers = st.sampled_from(("w0", "w1", "w2"))
@@ -112,8 +115,24 @@ records = st.one_of(
         workers,
     ),
     st.builds(lambda name: ("load", LoadRecord(name, RouterId("r"), 90.0, 5, 50, 20, 1)), names),
+    st.builds(
+        lambda name, low, high: (
+            "gear_plans",
+            plan_record(plan((low,), (high,), on=tuple({f"n0/{low}", f"n1/{high}"}), name=name)),
+        ),
+        names,
+        names,
+        names,
+    ),
+    st.builds(lambda name, gear: ("gear_votes", vote(gear, name=name)), names, st.integers(0, 1)),
 )
 POLICIES = (SchedulerPolicy(), SchedulerPolicy(min_residency_s=20.0))
+
+
+def follow(fleet: Fleet, policy: SchedulerPolicy, now_unix_s: float) -> None:
+    fleet.refresh(policy, now_unix_s)
+    if follow_gears(Scene(fleet, StartCosts(), policy, now_unix_s)):
+        fleet.refresh(policy, now_unix_s)
 
 
 @settings(max_examples=150, deadline=None)
@@ -130,10 +149,14 @@ def test_the_index_is_what_one_made_anew_would_be(changes, hidden, policy):
         else:
             fleet.remove(kind, id_of(kind, record))
         if number % 3 == 0:
-            fleet.refresh(policy, 100.0 + number)
+            follow(fleet, policy, 100.0 + number)
             fleet.check()
     fleet.set_unreachable(hidden)
+    follow(fleet, policy, 139.0)
     before = fleet.records.as_snapshot()
+    anew = Fleet.of(before)
+    follow(anew, policy, 139.0)
+    assert fleet.gears == anew.gears
     decide(fleet, StartCosts(), policy, 140.0)
     assert fleet.records.as_snapshot() == before, "a decision changes no record"
     fleet.check()
