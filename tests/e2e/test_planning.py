@@ -56,11 +56,19 @@ def queries(tmp_path: Path) -> Path:
     return path
 
 
+def names_in(directory: Path) -> set[str]:
+    """Files that are not empty."""
+    return {path.name for path in directory.iterdir() if path.stat().st_size > 0}
+
+
 def test_a_measured_family_becomes_a_plan(
     gearfall: Callable[..., str], host: ClusterHost, queries: Path, tmp_path: Path
 ) -> None:
     out, plan_path = tmp_path / "profile.json", tmp_path / "plan.json"
-    assert "80 queries" in gearfall("profile", *MODELS, "--queries", queries, "--out", out)
+    report = ("--report", tmp_path / "report")
+    said = gearfall("profile", *MODELS, "--queries", queries, "--out", out, *report)
+    assert "80 queries" in said
+    assert "least gap of two" in said
     profile = parse_profile(out.read_bytes())
     small, medium = (profile.model(name) for name in MODELS)
     for model in (small, medium):
@@ -72,9 +80,12 @@ def test_a_measured_family_becomes_a_plan(
         assert all(len(each.logprobs) == each.output_tokens for each in model.generations)
     assert sum(g.cost for g in small.generations) < sum(g.cost for g in medium.generations)
     assert sum(g.quality for g in medium.generations) > 0.5 * QUESTIONS
+    assert {f"reliability-{name}.svg" for name in MODELS} <= names_in(tmp_path / "report")
     asked = ("plan", out, "--name", "sums", "--requests", 100, "--out", plan_path)
-    shown = gearfall(*asked, "--p95", 60, "--load", 5, "--load", 20)
+    plots = ("--plots", tmp_path / "plots")
+    shown = gearfall(*asked, "--p95", 60, "--load", 5, "--load", 20, *plots)
     assert "p95 <= 60 s" in shown
+    assert {"front.svg", "front.png", "gears.svg", "gears.png"} <= names_in(tmp_path / "plots")
     plan = parse_plan(plan_path.read_bytes())
     for gear in plan.gears:
         assert len(gear.promise.agreement) == len(gear.stages) - 1
@@ -94,6 +105,9 @@ def test_a_measured_family_becomes_a_plan(
     assert answered.headers["x-gearfall-gear"] == "2/0"
     refused = gearfall(*asked, "--quality", 0.999, code=1)
     assert "at most" in refused
+    gone = tmp_path / "gone.json"
+    gone.write_text(plan_path.read_text().replace("arith-", "gone-"))
+    assert "'gone-small' is not registered" in gearfall("deploy", "--plan", gone, code=1)
 
 
 def test_answers_are_compared_afterwards_and_given_again(
