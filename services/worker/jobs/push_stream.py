@@ -277,6 +277,8 @@ def _extend(step: pb.StepTokens, later: pb.StepTokens) -> None:
         last.finish = run.finish
         last.error = run.error
         last.device_s += run.device_s
+        last.draft_tokens += run.draft_tokens
+        last.accepted_draft_tokens += run.accepted_draft_tokens
 
 
 def _continues(last: pb_common.TokenRun, run: pb_common.TokenRun) -> bool:

@@ -122,3 +122,13 @@ def test_the_device_time_of_joined_runs_is_their_sum() -> None:
     (joined,) = join_steps(pushes)
     (run,) = joined.step.runs
     assert (list(run.token_ids), run.device_s) == ([7, 7, 7], 0.75)
+
+
+def test_the_drafts_of_joined_runs_are_counted_together() -> None:
+    verified = common_pb2.TokenRun(draft_tokens=16, accepted_draft_tokens=2)
+    first, second = run(0, 7, 8, 9), run(3, 4)
+    first.MergeFrom(verified)
+    second.MergeFrom(common_pb2.TokenRun(draft_tokens=5))
+    (joined,) = steps(first, second)
+    assert list(joined.token_ids) == [7, 8, 9, 4]
+    assert (joined.draft_tokens, joined.accepted_draft_tokens) == (21, 2)
