@@ -12,6 +12,7 @@ from gearfall.cli import (
     convert,
     demo,
     demo_migrate,
+    demo_queries,
     deploy,
     drain,
     export,
@@ -50,6 +51,7 @@ app.command("chat")(chat.chat)
 app.command("bench")(bench.bench)
 app.command("rm")(remove.remove)
 demo.app.command("migrate")(demo_migrate.migrate)
+demo.app.command("queries")(demo_queries.queries)
 app.add_typer(demo.app, name="demo")
 app.command("convert")(convert.convert)
 app.command("inspect")(inspect.inspect)
