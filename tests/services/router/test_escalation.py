@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gearfall.client import AsyncClient, TextDelta
 from gearfall.core.errors import DeadlineExceeded
 from gearfall.core.escalation import (
     AtDeadline,
@@ -185,17 +186,25 @@ async def test_a_stage_that_is_late_leaves_the_lower_answer(rig: Rig):
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
-async def test_text_that_the_client_saw_of_a_late_stage_is_not_taken_back(rig: Rig, is_whole: bool):
+async def test_text_that_a_client_saw_of_a_late_stage_is_not_taken_back(rig: Rig, is_whole: bool):
     await rig.set_replica("large", ReplicaState.READY)
     await deploy(rig, EscalationPolicy())
     rig.worker(small=UNSURE)
     rig.worker("worker-b", large=Answer("large")).hold_at = 3
-    asking = rig.ask("both", timeout_s=1.0, is_whole=is_whole)
-    if is_whole:
-        assert told(await asking) == ("small", Degraded.DEADLINE)
-    else:
-        with pytest.raises(DeadlineExceeded):
-            await asking
+    async with AsyncClient(rig.router.grpc_address) as client:
+        if is_whole:
+            (choice,) = (await client.generate("both", "hi", timeout_s=1.0)).choices
+            assert (choice.text, choice.model, choice.degraded) == (
+                "small",
+                "small",
+                Degraded.DEADLINE,
+            )
+        else:
+            seen: list[str] = []
+            with pytest.raises(DeadlineExceeded):
+                async for event in client.stream("both", "hi", timeout_s=1.0):
+                    seen += [event.text] if isinstance(event, TextDelta) else []
+            assert "".join(seen) == "lar"
 
 
 async def test_a_late_stage_is_an_error_where_the_policy_says_so(rig: Rig):
