@@ -1,6 +1,7 @@
 """What gear plans want kept warm, and where: replicas by model and node.
 
     the gear in force                     its models stay, on the nodes where the plan places them
+    if its promise counts starts          they go by their keep-alive: the plan has paid for it
     the next gear up                      a model of it that takes longer to start than a shift may
                                           last stays too; no others make room for it
     every other gear                      its models go by their keep-alive, as long as they cost to
@@ -11,7 +12,7 @@ Of several plans that place one model on one node, the largest number counts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gearfall.core.gear_plan import Gear
 from gearfall.core.gears_in_force import GearInForce
@@ -28,6 +29,8 @@ class GearWish:
     """Replicas that the gears in force need, by node."""
     soon: tuple[tuple[NodeId, int], ...] = ()
     """Replicas that a gear above needs and that would come too late, by node."""
+    places: tuple[tuple[NodeId, int], ...] = ()
+    """Where plans would have it if it were up, whatever the gear."""
     most: int = 0
     """Replicas that any one gear plan places in all."""
     keep_alive_s: float = 0.0
@@ -65,6 +68,7 @@ def gear_wishes(
             found[model] = GearWish(
                 tuple(_largest(known.now, wish.now).items()),
                 tuple(_largest(known.soon, wish.soon).items()),
+                tuple(_largest(known.places, wish.places).items()),
                 max(known.most, wish.most),
                 max(known.keep_alive_s, deployments[name].keep_alive_s),
                 "; ".join(filter(None, (known.reason, wish.reason))),
@@ -107,17 +111,16 @@ class _PlanWish:
         return sorted({self.host_of(ModelName(each.model)) for each in self.standing.placement})
 
     def wish(self, model: ModelName) -> GearWish:
-        places = self._places(model)
-        most = sum(places.values())
-        if model in self._models_of(self.standing.gear):
-            reason = f"gear {self.standing.index} of {self.name}"
-            return GearWish(tuple(places.items()), (), most, 0.0, reason)
-        above = self.standing.gears[self.standing.index + 1 : self.standing.index + 2]
-        if above and model in self._models_of(above[0]):
-            late = {node: n for node, n in places.items() if self._is_late(model, node)}
-            reason = f"gear {self.standing.index + 1} of {self.name}, to come" if late else ""
-            return GearWish((), tuple(late.items()), most, 0.0, reason)
-        return GearWish(most=most)
+        by_node, index = self._places(model), self.standing.index
+        places = tuple(by_node.items())
+        wish = GearWish(places=places, most=sum(by_node.values()))
+        if self._keeps(self.standing.gear, model):
+            return replace(wish, now=places, reason=f"gear {index} of {self.name}")
+        above = self.standing.gears[index + 1 : index + 2]
+        late = tuple(each for each in places if self._is_late(model, each[0]))
+        if above and late and self._keeps(above[0], model):
+            return replace(wish, soon=late, reason=f"gear {index + 1} of {self.name}, to come")
+        return wish
 
     def _places(self, model: ModelName) -> dict[NodeId, int]:
         return _largest(
@@ -126,8 +129,10 @@ class _PlanWish:
             if self.host_of(ModelName(each.model)) == model
         )
 
-    def _models_of(self, gear: Gear) -> set[ModelName]:
-        return {self.host_of(stage.model) for stage in gear.stages}
+    def _keeps(self, gear: Gear, model: ModelName) -> bool:
+        """Whether a gear asks a model and was planned with it up all the time."""
+        is_asked = any(self.host_of(stage.model) == model for stage in gear.stages)
+        return is_asked and gear.promise.start_cost <= 0.0
 
     def _is_late(self, model: ModelName, node_id: NodeId) -> bool:
         return self.start_s(model, node_id) > self.shift_s

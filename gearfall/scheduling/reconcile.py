@@ -7,7 +7,7 @@ in this step counts for the models after it.
 
 from dataclasses import dataclass, replace
 
-from gearfall.core.ids import ModelName
+from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import MoveRecord, ReplicaState
 from gearfall.scheduling.actions import Action
 from gearfall.scheduling.autoscaler import ScaleDecision, SchedulerPolicy, scale_model
@@ -157,9 +157,8 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
     missing, urgency = decision.missing, _urgency(step, model)
     if missing == 0 and _must_evacuate(step, model):
         missing, urgency = 1, max(urgency, Urgency.EVACUATE)
-    by_gear = _wants_of_gears(step, model)
-    # Whoever waits is served first, near where the plan wants it; what is left follows the plan.
-    wished = frozenset(each.node_id for each in by_gear if each.node_id is not None)
+    by_gear, wished = _wants_of_gears(step, model), _wished_nodes(step, model)
+    # Whoever waits is served first, near where plans want it; what is left follows the plans.
     wants = by_gear[missing:]
     if missing:
         want = replace(_want(step, model, urgency), wished=wished)
@@ -170,6 +169,12 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
     if not wants:
         step.forget(model)
     return wants
+
+
+def _wished_nodes(step: Step, model: ModelName) -> frozenset[NodeId]:
+    """Return the nodes where gear plans would like to have another replica of a model."""
+    wish = step.fleet.gears.get(model)
+    return frozenset(missing_on(wish.places, step.fleet.by_node(model)) if wish else ())
 
 
 def _wants_of_gears(step: Step, model: ModelName) -> list[Want]:

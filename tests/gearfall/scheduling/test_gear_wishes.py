@@ -60,8 +60,22 @@ def test_what_the_next_gear_needs_is_kept_when_it_starts_slower_than_a_shift():
 def test_a_lost_node_leaves_what_its_variant_wants():
     made = plan(("small", "large"), ("small",), on=("a/small", "b/large"), lost="b",
                 left=("a/small/2",))  # fmt: skip
-    assert wishes(made, nodes=("a",))[SMALL] == GearWish(((A, 2),), (), 2, 60.0, "gear 0 of chat")
+    there = ((A, 2),)
+    expected = GearWish(there, (), there, 2, 60.0, "gear 0 of chat")
+    assert wishes(made, nodes=("a",))[SMALL] == expected
     assert LARGE not in wishes(made, nodes=("a",))
+
+
+def paid(made):
+    """The same plan, made with the cost of starts in its promises."""
+    gears = [replace(g, promise=replace(g.promise, start_cost=0.5)) for g in made.gears]
+    return replace(made, gears=tuple(gears))
+
+
+def test_a_plan_that_counts_starts_keeps_nothing_and_still_says_where():
+    found = wishes(paid(ON_TWO), start_s=SLOW_S)
+    assert all(wish.by_node == {} for wish in found.values())
+    assert dict(found[SMALL].places) == {A: 1, B: 1}
 
 
 def test_a_plan_without_its_deployment_wants_nothing():
@@ -158,6 +172,18 @@ def test_who_waits_is_served_where_the_plan_wants_the_model():
     assert here.done == 1
     assert places(here) == {"b/small"}
     assert here.starts == {SMALL: 1}
+
+
+def test_a_plan_that_counts_starts_scales_to_zero_and_comes_back_where_it_says():
+    here = world(paid(plan(("small",), on=("b/small",))), *hosts("a/1", "b/1"))
+    ticks(here, 5)
+    assert places(here) == set()
+    for asked in (1, 2):
+        here.ask("small", 5)
+        ticks(here, 6)
+        assert (here.done, places(here)) == (asked, {"b/small"})
+        ticks(here, 30)
+        assert places(here) == set()
 
 
 def test_who_waits_is_served_elsewhere_while_the_plans_node_is_full():
