@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gearfall.client import AsyncClient, TextDelta
+from gearfall.client.values import Event
 from gearfall.core.errors import DeadlineExceeded
 from gearfall.core.escalation import (
     AtDeadline,
@@ -185,6 +186,11 @@ async def test_a_stage_that_is_late_leaves_the_lower_answer(rig: Rig):
     assert "deadline" in large.error
 
 
+async def read(events: AsyncIterator[Event], seen: list[str]) -> None:
+    async for event in events:
+        seen += [event.text] if isinstance(event, TextDelta) else []
+
+
 @pytest.mark.parametrize("is_whole", [True, False])
 async def test_text_that_a_client_saw_of_a_late_stage_is_not_taken_back(rig: Rig, is_whole: bool):
     await rig.set_replica("large", ReplicaState.READY)
@@ -202,8 +208,7 @@ async def test_text_that_a_client_saw_of_a_late_stage_is_not_taken_back(rig: Rig
         else:
             seen: list[str] = []
             with pytest.raises(DeadlineExceeded):
-                async for event in client.stream("both", "hi", timeout_s=1.0):
-                    seen += [event.text] if isinstance(event, TextDelta) else []
+                await read(client.stream("both", "hi", timeout_s=1.0), seen)
             assert "".join(seen) == "lar"
 
 
