@@ -69,6 +69,8 @@ class _Following:
     state: GearState
     arrived_tokens: float = 0.0
     answer_tokens: float = TYPICAL_ANSWER_TOKENS
+    answers: int = 0
+    """That `answer_tokens` comes from."""
     told: GearVoteRecord | None = None
     """The vote that stands under the present lease."""
     gears: tuple[Gear, ...] = ()
@@ -145,8 +147,10 @@ class GearBoard:
         """A request of a deployment ended with so many tokens."""
         following = self._following.get(name)
         if following is not None:
+            following.answers += 1
+            weight = max(_NEWEST_WEIGHT, 1.0 / following.answers)
             missed = completion_tokens - following.answer_tokens
-            following.answer_tokens += _NEWEST_WEIGHT * missed
+            following.answer_tokens += weight * missed
 
     def set_lease(self, lease: Lease) -> None:
         """The router has a new lease: its votes are written again."""
@@ -199,11 +203,10 @@ class GearBoard:
                 extra = {"deployment": name, "error": error.message}
                 _log.warning("a gear plan can't be followed", extra=extra)
             return
-        rate, answer_tokens = (known.state.rate, known.answer_tokens) if known else (0.0, None)
-        state = GearState(0, self._clock(), rate)
-        self._following[name] = _Following(
-            record, plan, state, answer_tokens=answer_tokens or TYPICAL_ANSWER_TOKENS
-        )
+        state = GearState(0, self._clock(), known.state.rate if known else 0.0)
+        self._following[name] = following = _Following(record, plan, state)
+        if known is not None:
+            following.answer_tokens, following.answers = known.answer_tokens, known.answers
         _log.info("follows a gear plan", extra={"deployment": name, "version": plan.version})
 
     async def _sample_for_ever(self, tasks: asyncio.TaskGroup) -> None:

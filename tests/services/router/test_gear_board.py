@@ -129,6 +129,20 @@ async def test_what_waits_counts_with_its_prompts_and_the_answers_that_are_expec
     await rig.until(lambda: told() == {(0.0, 0.0)})
 
 
+async def test_the_first_answers_replace_what_was_guessed_of_them(rig: Rig) -> None:
+    """A guess that is far too long would hold a high gear until many answers outweigh it."""
+    await deploy(rig, PLAN)
+    board = rig.router.gears
+    for tokens in (4, 8):
+        board.answered(NAME, tokens)
+    assert board._following[NAME].answer_tokens == 6.0
+    for _ in range(200):
+        board.answered(NAME, 100)
+    assert board._following[NAME].answer_tokens == pytest.approx(100.0, abs=1.0)
+    await deploy(rig, PLAN, version=2)
+    assert board._following[NAME].answer_tokens == pytest.approx(100.0, abs=1.0)
+
+
 async def set_kv_share(rig: Rig, model: ModelName, share: float) -> None:
     (record,) = (each for each in rig.cluster.view.replicas.values() if each.model == model)
     lease = await rig.cluster.grant_lease(60)
