@@ -1,5 +1,8 @@
 """Writes what a decision asked for, every write under the leader's fence.
 
+Reasons are written behind the steps while the next decision is made already: whoever waits for a
+start does not wait for what `gearfall why` says of the one before.
+
 A write that is under way when its leader is deposed is not cut off: it ends, taken or refused, and
 is written down in the process's history as what it was.
 """
@@ -8,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-from gearfall.core.errors import Conflict
+from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.history import Refused, Wrote
 from gearfall.core.ports import Fence
 from gearfall.core.records import DecisionRecord, LearnedRecord
@@ -25,7 +28,7 @@ from gearfall.scheduling.actions import (
     Unwish,
     Wish,
 )
-from services.scheduler.write_order import in_batches, key_ids
+from services.scheduler.write_order import in_batches, key_ids, parted
 
 _log = logging.getLogger(__name__)
 
@@ -50,19 +53,53 @@ class ActionWriter:
         fence: Fence,
         *,
         on_decision: Callable[[DecisionRecord], None] = lambda _: None,
+        on_failed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_decision` gets each decision that was written."""
+        """`on_decision` gets each decision that was written; `on_failed` is called when reasons
+        could not be written behind: `raise_failed` then says why."""
         self._cluster = cluster
         self._fence = fence
         self._on_decision = on_decision
+        self._on_failed = on_failed
         self._in_flight: set[asyncio.Task[int]] = set()
+        self._behind: asyncio.Task[None] | None = None
+        self._failure: Conflict | Unavailable | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether reasons could not be written."""
+        return self._failure is not None
+
+    def raise_failed(self) -> None:
+        """Raise what kept reasons from being written, once."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     async def write_all(self, actions: Sequence[Action]) -> int:
-        """Write a plan and return the highest revision that a write of it got."""
+        """Write a plan's steps and return the highest revision that one of them got.
+
+        Its reasons are on their way then, behind those of the plan before.
+        """
         seen = 0
-        for batch in in_batches(actions):
+        steps, reasons = parted(actions)
+        for batch in in_batches(steps):
             seen = max(seen, *await self._together([self._write(each) for each in batch]))
+        if reasons:
+            self._behind = asyncio.create_task(self._write_reasons(reasons, self._behind))
         return seen
+
+    async def _write_reasons(
+        self, reasons: Sequence[Action], before: "asyncio.Task[None] | None"
+    ) -> None:
+        if before is not None:
+            await before
+        try:
+            for batch in in_batches(reasons):
+                await self._together([self._write(each) for each in batch])
+        except (Conflict, Unavailable) as error:
+            self._failure = error
+            self._on_failed()
 
     async def write_learned(self, learned: LearnedRecord) -> int:
         """Keep what was learned for the next leader."""
@@ -78,7 +115,8 @@ class ActionWriter:
 
     async def finish(self) -> None:
         """Return when no write is under way; each ends within its own deadline."""
-        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        behind = () if self._behind is None else (self._behind,)
+        await asyncio.gather(*behind, *self._in_flight, return_exceptions=True)
 
     async def _together(self, writes: Sequence[Coroutine[None, None, int]]) -> Sequence[int]:
         tasks = [asyncio.create_task(write) for write in writes]

@@ -83,7 +83,10 @@ class Term:
             empty=0,
         )
         self._writer = ActionWriter(
-            cluster, fence, on_decision=lambda made: metrics.count_decision(made.decision)
+            cluster,
+            fence,
+            on_decision=lambda made: metrics.count_decision(made.decision),
+            on_failed=self._wake,
         )
 
     async def run(self) -> None:
@@ -97,7 +100,7 @@ class Term:
                 await self._wait_changed_or(feed, due_unix_s)
                 self._cluster.check_follows()
                 is_due = due_unix_s is not None and due_unix_s <= self._clock()
-                if self._follower.take_in(feed.take()) or is_due:
+                if self._follower.take_in(feed.take()) or is_due or self._writer.has_failed:
                     due_unix_s = await self._decide(feed)
 
     def _restore(self, view: ClusterView) -> None:
@@ -112,6 +115,9 @@ class Term:
     def note_link(self) -> None:
         """A worker came into reach or went out of it."""
         self._follower.note_link()
+        self._wake()
+
+    def _wake(self) -> None:
         if self._feed is not None:
             self._feed.wake()
 
@@ -147,6 +153,7 @@ class Term:
             return
 
     async def _write_next(self) -> float | None:
+        self._writer.raise_failed()
         if adoptions := self._follower.adoptions():
             await self._cluster.wait_seen(await self._writer.write_all(adoptions))
             return self._clock()

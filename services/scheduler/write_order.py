@@ -26,8 +26,7 @@ def in_batches(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
 
     A batch holds one sort of step, and each key once.
     """
-    steps = [action for action in actions if not isinstance(action, Decide)]
-    reasons = [action for action in actions if isinstance(action, Decide)]
+    steps, reasons = parted(actions)
     batch: dict[tuple[str, ...], Action] = {}
     for action in (*steps, *reasons):
         key = key_ids(action)
@@ -38,6 +37,12 @@ def in_batches(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
         batch[key] = action
     if batch:
         yield tuple(batch.values())
+
+
+def parted(actions: Sequence[Action]) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
+    """Return the steps of a plan and its reasons, each in their order."""
+    steps = tuple(action for action in actions if not isinstance(action, Decide))
+    return steps, tuple(action for action in actions if isinstance(action, Decide))
 
 
 def key_ids(action: Action) -> tuple[str, ...]:

@@ -196,8 +196,11 @@ async def test_workers_lost_in_an_outage_keep_their_assignments_until_they_are_b
     assert "worker-b" in fleet.links.followed
     again = await fleet.state.grant_lease(60.0)
     await fleet.cluster.put_worker(worker("worker-b"), lease=again)
+    await fleet.until(lambda v: ("worker-b", "large") in v.assignments)
     fleet.now += LEASE_GRACE_S
-    view = await fleet.until(lambda v: ("worker-b", "large") in v.assignments)
+    await fleet.cluster.put_model(model("third"))
+    await fleet.cluster.put_demand(demand("third"), lease=fleet.lease)
+    view = await fleet.until(lambda v: "third" in v.decisions)
     assert ("worker-b", "small") in view.assignments
 
 

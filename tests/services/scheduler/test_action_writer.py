@@ -1,0 +1,80 @@
+"""What a leader's writer has done when it returns, and what it says of failures behind."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+
+from gearfall.core.errors import Conflict, Unavailable
+from gearfall.core.ids import ModelName
+from gearfall.core.ports import Fence
+from gearfall.core.records import AssignmentRecord, DecisionRecord
+from gearfall.infra.cluster import Cluster
+from gearfall.scheduling.actions import Action, Assign, Decide
+from services.scheduler.action_writer import ActionWriter
+from tests.gearfall.scheduling.clusters import assignment
+
+
+class SlowReasons:
+    """Cluster state that takes assignments at once and reasons when a test lets it."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self.let_go = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def put_assignment(self, record: AssignmentRecord, *, fence: Fence) -> int:
+        self.written.append(f"assign {record.model}")
+        return len(self.written)
+
+    async def put_decision(self, record: DecisionRecord, *, fence: Fence) -> int:
+        await self.let_go.wait()
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        self.written.append(f"why {record.model}")
+        return len(self.written)
+
+
+def start(name: str) -> Sequence[Action]:
+    return (
+        Assign(assignment(ModelName(name))),
+        Decide(DecisionRecord(ModelName(name), 0.0, "start", "")),
+    )
+
+
+def writer_to(state: SlowReasons) -> tuple[ActionWriter, list[bool]]:
+    woken: list[bool] = []
+    fence = Fence("leader", 1)
+    writer = ActionWriter(cast("Cluster", state), fence, on_failed=lambda: woken.append(True))
+    return writer, woken
+
+
+async def test_nobody_waits_for_the_reason_of_another_start():
+    state = SlowReasons()
+    writer, _ = writer_to(state)
+    assert await writer.write_all(start("a")) == 1
+    assert await writer.write_all(start("b")) == 2
+    assert state.written == ["assign a", "assign b"]
+    state.let_go.set()
+    await writer.finish()
+    assert state.written[2:] == ["why a", "why b"]
+    assert not writer.has_failed
+
+
+@pytest.mark.parametrize("error", [Conflict("deposed"), Unavailable("no answer")])
+async def test_a_reason_that_was_not_written_is_told_once_and_costs_no_other(error):
+    state = SlowReasons()
+    state.error = error
+    writer, woken = writer_to(state)
+    await writer.write_all(start("a"))
+    await writer.write_all(start("b"))
+    state.let_go.set()
+    await writer.finish()
+    assert woken == [True]
+    assert state.written == ["assign a", "assign b", "why b"]
+    assert writer.has_failed
+    with pytest.raises(type(error)):
+        writer.raise_failed()
+    writer.raise_failed()
