@@ -17,7 +17,7 @@ import msgspec
 from gearfall.core.greedy_dual import GreedyDual
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import Priority
-from gearfall.core.records import DeploymentRecord, ModelRecord
+from gearfall.core.records import DeploymentRecord, GearPlanRecord, ModelRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_view import ClusterView
 from services.router.answer_record import KeptAnswer, answer_from_bytes, answer_to_bytes
@@ -73,6 +73,8 @@ class AnswerCache:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._kept: dict[DeploymentName, GreedyDual[AnswerKey]] = {}
+        self._plans: dict[DeploymentName, GearPlanRecord | None] = {}
+        """That the kept answers were given under."""
         self._flights: dict[tuple[AnswerKey, Priority], Flight] = {}
 
     def ticket(
@@ -128,7 +130,7 @@ class AnswerCache:
     async def run(self) -> None:
         """Drop what can't be met any more as the cluster changes, for ever."""
         async for kinds in self._cluster.changes():
-            if kinds & {"models", "deployments"}:
+            if kinds & {"models", "deployments", "gear_plans"}:
                 self._drop_stale(self._cluster.view)
 
     def check(self) -> None:
@@ -137,16 +139,22 @@ class AnswerCache:
             kept.check()
 
     def _of(self, deployment: DeploymentRecord) -> GreedyDual[AnswerKey]:
-        kept = self._kept.setdefault(deployment.name, GreedyDual(deployment.cache_bytes))
+        kept = self._kept.get(deployment.name)
+        if kept is None:
+            kept = self._kept[deployment.name] = GreedyDual(deployment.cache_bytes)
+            self._plans[deployment.name] = self._cluster.view.gear_plans.get(deployment.name)
         if kept.limit_bytes != deployment.cache_bytes:
             kept.set_limit(deployment.cache_bytes)
         return kept
 
     def _drop_stale(self, view: ClusterView) -> None:
         for name in tuple(self._kept):
-            deployment = view.deployments.get(name)
-            if deployment is None or not deployment.cache_bytes:
-                del self._kept[name]
+            deployment, plan = view.deployments.get(name), view.gear_plans.get(name)
+            # A plan may be written over with another one of its version.
+            is_other = self._plans.get(name, plan) != plan
+            self._plans[name] = plan
+            if deployment is None or not deployment.cache_bytes or is_other:
+                del self._kept[name], self._plans[name]
                 continue
             kept = self._of(deployment)
             kept.discard_where(lambda key: not _is_current(key.models, view.models))

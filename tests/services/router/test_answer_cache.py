@@ -12,7 +12,7 @@ from gearfall.core.errors import DeadlineExceeded, Internal
 from gearfall.core.escalation import Degraded, EscalationPolicy, WhileLoading
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import FinishReason, Priority
-from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
+from gearfall.core.records import DeploymentRecord, GearPlanRecord, ReplicaState, Stage
 from services.router.answer_record import (
     KeptAnswer,
     KeptChoice,
@@ -150,6 +150,19 @@ async def test_other_thresholds_are_another_cascade(rig: Rig) -> None:
     await deploy(rig, stages=(Stage(ModelName("small"), 0.4), Stage(ModelName("large"))))
     await rig.ask("chat", "hi", **GREEDY)
     assert len(worker.jobs) == 2
+
+
+async def test_another_plan_of_the_same_version_answers_anew(rig: Rig) -> None:
+    """How certain the small model is may be measured otherwise; the stages look the same."""
+    rig.worker(small=Answer("hello"))
+    one, other = (GearPlanRecord(NAME, 1, content) for content in ("one", "other"))
+    await rig.cluster.wait_seen(await rig.cluster.put_gear_plan(one))
+    await rig.ask("chat", "hi", **GREEDY)
+    await rig.cluster.wait_seen(await rig.cluster.put_gear_plan(one))
+    await rig.ask("chat", "ho", **GREEDY)
+    assert kept(rig) == 2
+    await rig.cluster.put_gear_plan(other)
+    await rig.until(lambda: kept(rig) == 0)
 
 
 async def test_a_deployment_that_goes_takes_its_answers_along(rig: Rig) -> None:
