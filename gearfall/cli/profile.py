@@ -39,6 +39,9 @@ def profile(
     samples: Annotated[
         int, typer.Option(min=0, help="Answers drawn beside each one, to see how many agree.")
     ] = 0,
+    starts: Annotated[
+        int, typer.Option(min=0, help="Times that each model is let go and started again.")
+    ] = 0,
     report: Annotated[
         Path | None,
         typer.Option(help="Directory for reliability diagrams; prints all signals beside them."),
@@ -56,7 +59,7 @@ def profile(
         if not model or queries is None:
             raise InvalidRequest("name models and --queries, or --from-csv, or --show")
         asked = parse_queries(queries.read_text().splitlines())
-        settings = MeasureSettings(max_tokens, at_once, samples)
+        settings = MeasureSettings(max_tokens, at_once, samples, starts=starts)
         address = _address(server)
         made = asyncio.run(measure_models(address, model, asked, settings, quiet=as_json))
     if out is not None:
@@ -99,7 +102,7 @@ async def measure_models(
     async with AsyncClient(address, api_key=api_key()) as client:
         with Progress(console=console, disable=quiet) as bars:
             for name in models:
-                total = len(queries) + len(settings.speed.batches)
+                total = len(queries) + len(settings.speed.batches) + settings.starts
                 bar = bars.add_task(f"profiling {name}", total=total)
                 advance = partial(bars.advance, bar)
                 found.append(await profile_model(client, name, queries, settings, advance))

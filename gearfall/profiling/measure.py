@@ -13,11 +13,10 @@ from gearfall.core.agreement import answer_key
 from gearfall.core.certainty_features import FLOOR
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import Generation, ProfiledModel
-from gearfall.core.records import Tier
-from gearfall.infra.convert import TIER_FROM_PB
 from gearfall.pb import common_pb2
 from gearfall.profiling.queries import LabelledQuery, agreement_rule
 from gearfall.profiling.speed import Served, SpeedSettings, measure_speed
+from gearfall.profiling.starts import measure_starts, start_of
 
 Progress = Callable[[], None]
 """Called once a query and once a batch size."""
@@ -35,6 +34,8 @@ class MeasureSettings:
     """Answers drawn beside each greedy one, for self-consistency: how many agree with it."""
     temperature: float = 0.7
     """Of the drawn answers."""
+    starts: int = 0
+    """Times that the model is let go and started again; 0: only its first start is known."""
     speed: SpeedSettings = field(default_factory=SpeedSettings)
 
 
@@ -53,17 +54,18 @@ async def profile_model(
     generations = await _answers(client, name, queries, settings, progress)
     replicas, device = await _replicas(client, name)
     replica = replicas[0]
-    tier = TIER_FROM_PB.get(replica.timeline.from_tier, Tier.SSD)
-    # The first start after a registration waits for the canary; no later one does.
-    start_s = replica.timeline.total_s - replica.timeline.prepare_s
     served = Served(facts, len(replicas), replica.slots)
+    speed = await measure_speed(client, served, settings.speed, progress)
+    starts = dict((start_of(replica),))
+    if settings.starts:
+        starts |= await measure_starts(client, name, settings.starts, progress)
     return ProfiledModel(
         name=name,
         digest=facts.digest,
         memory_bytes=replica.memory_bytes,
         slots=replica.slots,
-        speeds={device: await measure_speed(client, served, settings.speed, progress)},
-        start_s={tier.value: start_s} if start_s > 0 else {},
+        speeds={device: speed},
+        start_s={tier: seconds for tier, seconds in starts.items() if seconds > 0},
         generations=generations,
     )
 

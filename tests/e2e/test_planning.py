@@ -12,11 +12,15 @@ from random import Random
 import httpx
 import pytest
 
+from gearfall.client import AsyncClient
+from gearfall.core.errors import Conflict
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName
 from gearfall.core.profile import parse_profile
 from gearfall.core.records import DeploymentRecord
+from gearfall.demo import catalogue
 from gearfall.demo.arithmetic import ask
+from gearfall.profiling.starts import measure_starts
 from services.router.shadow import is_drawn
 from tests.cluster_host import ClusterHost
 
@@ -158,3 +162,18 @@ def test_bad_input_is_a_line_that_says_what_to_change(
 ) -> None:
     filled = [each.format(queries=queries) for each in arguments]
     assert says in gearfall(*filled, code=1)
+
+
+async def test_starts_are_measured_by_tier(client: AsyncClient) -> None:
+    """The first start reads from SSD; a model that was let go comes back from DRAM."""
+    path = str(catalogue.checkpoint_path("arith-small"))
+    async for _ in client.register_model("let-go", path):
+        pass
+    await client.generate("let-go", "1+1=", max_tokens=1)
+    found = await measure_starts(client, "let-go", 2)
+    assert found.keys() == {"dram"}
+    assert 0.0 < found["dram"] < 10.0
+    assert "let-go" not in {each.name for each in (await client.models()).deployments}
+    with pytest.raises(Conflict, match="arith-small is kept by arith"):
+        await measure_starts(client, "arith-small", 1)
+    await client.remove_model("let-go")
