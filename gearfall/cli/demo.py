@@ -49,7 +49,7 @@ def demo(
     context: typer.Context,
     questions: Annotated[int, typer.Option(min=20, help="Held-out questions to ask.")] = 1000,
     profile_questions: Annotated[
-        int, typer.Option(min=300, help="Other questions to profile the models with.")
+        int, typer.Option(min=500, help="Other questions to profile the models with.")
     ] = 1500,
     loss: Annotated[
         float, typer.Option(help="Accuracy that the plan may lose to the large model, certified.")

@@ -104,11 +104,13 @@ def build_plan(inputs: PlanInputs, latency: Latency) -> GearPlan:
         raise InvalidRequest(f"loads {list(loads)}: rising, above 0", param="loads")
     wanted = QualityTarget(inputs.target.quality, inputs.target.loss, inputs.target.delta)
     rungs = find_rungs(inputs.answers, inputs.order, wanted)
+    dropped: tuple[str, ...] = ()
     agreed = _Build(inputs, rungs, inputs.hosts, latency).run()
     while isinstance(agreed, _Failure):
         if not inputs.may_drop_loads or agreed.level == 0:
             raise InvalidRequest(agreed.why, param="loads")
         inputs = replace(inputs, loads=inputs.loads[: agreed.level])
+        dropped = (f"no higher load than {inputs.loads[-1]:g} tokens/s: {agreed.why}",)
         agreed = _Build(inputs, rungs, inputs.hosts, latency).run()
     gears, placement = agreed
     variants, missing = _variants(inputs, rungs, latency)
@@ -121,7 +123,7 @@ def build_plan(inputs: PlanInputs, latency: Latency) -> GearPlan:
         models=dict(inputs.digests),
         gears=gears,
         placement=placement.replicas,
-        assumptions=(*inputs.assumptions, *missing),
+        assumptions=(*inputs.assumptions, *dropped, *missing),
         variants=variants,
         certainty=inputs.certainty,
         calibrations=dict(inputs.calibrations or {}),

@@ -86,6 +86,7 @@ def test_guessed_loads_beyond_reach_are_left_out():
         build_plan(replace(INPUTS, loads=loads), quick)
     guessed = build_plan(replace(INPUTS, loads=loads, may_drop_loads=True), quick)
     assert [gear.max_load for gear in guessed.gears] == [50.0, 400.0, 4000.0]
+    assert any("no higher load than 4000 tokens/s" in line for line in guessed.assumptions)
     with pytest.raises(InvalidRequest, match="out of reach"):
         build_plan(replace(INPUTS, loads=(10**9,), may_drop_loads=True), quick)
 
