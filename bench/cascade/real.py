@@ -29,6 +29,7 @@ from bench.cascade.simulated import check_simulator, fidelity_json
 from bench.figures import rotated
 from bench.machine import machine_facts, our_versions
 from gearfall.core.gear_plan import Gear, plan_text
+from gearfall.core.profile import ProfiledModel
 
 RESULTS = Path(__file__).parents[1] / "results" / "cascade_real.json"
 
@@ -103,6 +104,7 @@ def _setting(there: Site, settings: Settings, per_s: float) -> Mapping[str, obje
         "machine": machine_facts(),
         "versions": our_versions(),
         "settings": {**asdict(settings), "trace": settings.trace.name},
+        "speeds": {each.name: _speeds_json(each) for each in there.predictor.profile.models},
         "p95_asked_s": there.wanted.p95_s,
         "large_per_s": there.large_per_s,
         "requests_per_s": per_s,
@@ -110,6 +112,11 @@ def _setting(there: Site, settings: Settings, per_s: float) -> Mapping[str, obje
         "trace_requests_a_request": there.window.thinned_by(per_s, settings.seconds),
         "plans": {name: json.loads(plan_text(plan)) for name, plan in there.plans.items()},
     }
+
+
+def _speeds_json(model: ProfiledModel) -> Mapping[str, object]:
+    """Return what the profile says of a model's speed, by device kind."""
+    return {device: asdict(speed) for device, speed in model.speeds.items()}
 
 
 def _run_json(run: Run) -> Mapping[str, object]:

@@ -88,7 +88,7 @@ def print_fidelity(console: Console, checked: "Sequence[Checked]") -> None:
     table = _table(
         "the simulator against the real system: measured (predicted)",
         "system", "requests/s", "p50 ms", "p95 ms", "p99 ms", "MFLOP", "core ms",
-        "p50", "p95", "p99", "cost", "core", "asked for",
+        "p50", "p95", "p99", "cost", "core", "",
     )  # fmt: skip
     for each in checked:
         seen, said, miss = each.measured, each.predicted, each.miss
