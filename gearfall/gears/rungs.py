@@ -23,6 +23,10 @@ from gearfall.gears.certificate import lower_bound, p_value
 from gearfall.gears.choice import LEARN_SHARE, MAX_PATH, SLACK, thinned
 from gearfall.gears.search import Cascade, evaluate, front, replay
 
+WARIER = (0.8, 0.6, 0.4, 0.2)
+"""Of what the best cascade's stages accept, steps towards asking the last model always. The best
+cascade of a few hundred queries is partly luck: where it turns out not to keep a target, these do,
+and cost less than the best model alone."""
 MAX_CASCADES = 12
 """Rungs between the best cascade and the cheapest where there is no target of quality."""
 
@@ -113,11 +117,22 @@ def _path(
     floor = max(target.quality or 0.0, 0.0 if target.loss is None else alone.quality - target.loss)
     hopeful = [each for each in front(tuple(learn.values())) if each.quality >= floor - SLACK]
     path = [each for each in thinned(hopeful, MAX_PATH) if each.stages != alone.stages]
+    path += [_warier(path[0], learn, share) for share in WARIER] if path else []
     path.append(alone)
     path.sort(key=lambda each: _p_value(each, learn, best, target))
     if target.quality is None:
         path.sort(key=lambda each: each is not alone)
     return path
+
+
+def _warier(cascade: Cascade, learn: Mapping[ModelName, ModelAnswers], share: float) -> Cascade:
+    """Return a cascade whose stages accept that share of what they would accept."""
+    limits = []
+    for stage, limit in zip(cascade.stages, _limits(cascade.stages), strict=False):
+        certainty = learn[stage.model].certainty
+        accepted = float(np.mean(certainty >= limit))
+        limits.append(max(limit, float(np.quantile(certainty, 1.0 - accepted * share))))
+    return evaluate(_models(cascade.stages, learn), limits)
 
 
 def _p_value(
