@@ -6,11 +6,14 @@ all of them, and loads out of one tier of a node run one after the other. Attach
 the first token are learned from starts (`start_costs.py`).
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gearfall.core.origin import bandwidth_out_of
 from gearfall.core.records import ModelRecord, NodeRecord, Tier
 from gearfall.scheduling.start_costs import StartCosts, fixed_s
+
+_LEAST_LEFT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +24,15 @@ class StartPrediction:
     fixed_s: float
     size_bytes: int = 0
     """To move; 0 for a model that is in DRAM."""
-    queued_bytes: float = 0
-    """Of loads that were asked for before, out of the same tier of the same node."""
+    queued_s: float = 0.0
+    """Until the loads asked for before, out of the same tier of the same node, are done."""
+    queued_loads: int = 0
     bytes_per_s: float = 0.0
     """Out of that tier; 0 where nothing moves."""
     is_measured: bool = False
     """Whether the node has measured this bandwidth, or it is assumed."""
     overhead_s: float = 0.0
     """Of each load, whatever its size."""
-
-    @property
-    def queued_s(self) -> float:
-        """Until the loads before this one are done, at most."""
-        return self.queued_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
 
     @property
     def load_s(self) -> float:
@@ -50,9 +49,8 @@ class StartPrediction:
         if not self.bytes_per_s:
             return f"{self.total_s:.2f} s: in {self.from_tier.value}, {self.fixed_s:.2f} s to start"
         origin = "measured" if self.is_measured else "assumed"
-        queue = f"behind {_size(self.queued_bytes)} {self.queued_s:.2f} s, " * bool(
-            self.queued_bytes
-        )
+        loads = f"{self.queued_loads} load" + "s" * (self.queued_loads > 1)
+        queue = f"behind {loads} {self.queued_s:.2f} s, " * bool(self.queued_loads)
         return (
             f"{self.total_s:.2f} s: {queue}{_size(self.size_bytes)} from {self.from_tier.value} at "
             f"{_size(self.bytes_per_s)}/s ({origin}) {self.load_s:.2f} s, "
@@ -66,11 +64,12 @@ def predict_start(
     from_tier: Tier,
     costs: StartCosts,
     *,
-    queued_bytes: float = 0,
+    queued: Sequence[tuple[int, float]] = (),
 ) -> StartPrediction:
     """Return the expected start of `model` on a worker of `node` whose bytes are in `from_tier`.
 
-    `queued_bytes`: of loads out of the same tier that come first.
+    `queued`: loads out of the same tier that come first, each with its bytes and the seconds since
+    it was asked for.
     """
     spent_s = fixed_s(costs, model.name, model.size_bytes, from_tier, node.node_id)
     if from_tier is Tier.DRAM:
@@ -81,23 +80,29 @@ def predict_start(
     else:
         bandwidth, overhead_s = bandwidth_out_of(from_tier, node), 0.0
         bytes_per_s, is_measured = bandwidth.bytes_per_s, bandwidth.is_measured
+    ahead = [(since_s, overhead_s + size / bytes_per_s) for size, since_s in queued]
     return StartPrediction(
         from_tier,
         spent_s,
         size_bytes=model.size_bytes,
-        queued_bytes=queued_bytes,
+        queued_s=queue_s(ahead),
+        queued_loads=len(ahead),
         bytes_per_s=bytes_per_s,
         is_measured=is_measured,
         overhead_s=overhead_s,
     )
 
 
-def bytes_left(size_bytes: int, bytes_per_s: float, since_s: float) -> float:
-    """Return what is left of a load that began `since_s` seconds ago and had the tier alone.
+def queue_s(loads: Iterable[tuple[float, float]]) -> float:
+    """Return when the last of loads ends that run one after the other, in the order of asking.
 
-    At least a twentieth: one that is overdue has not ended yet.
+    Each is given as the seconds since it was asked for and the seconds that it takes. One that
+    should have ended has not: at least a twentieth of it is left.
     """
-    return max(size_bytes / 20, size_bytes - bytes_per_s * max(0.0, since_s))
+    ends_s = float("-inf")
+    for since_s, takes_s in sorted(loads, key=lambda load: -load[0]):
+        ends_s = max(max(ends_s, -max(0.0, since_s)) + takes_s, takes_s * _LEAST_LEFT)
+    return max(0.0, ends_s)
 
 
 def _size(size_bytes: float) -> str:

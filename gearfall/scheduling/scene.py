@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.origin import bandwidth_out_of
 from gearfall.core.records import ModelRecord, Tier
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.estimator import StartPrediction, bytes_left, predict_start
+from gearfall.scheduling.estimator import StartPrediction, predict_start
 from gearfall.scheduling.fleet_state import FleetState
 from gearfall.scheduling.start_costs import ANY_NODE, StartCosts, fixed_s
 from gearfall.scheduling.wants import Want
@@ -33,15 +32,13 @@ def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPredictio
     node, tier = fleet.records.nodes.get(node_id), fleet.source_tier(model, node_id)
     if node is None or tier is None:
         return None
-    queued_bytes = 0.0
+    queued: list[tuple[int, float]] = []
     if tier is not Tier.DRAM and _has_queue(fleet, node_id):
-        bytes_per_s = bandwidth_out_of(tier, node).bytes_per_s
         for name, since_unix_s in fleet.loading_on(node_id).items():
             other = fleet.model(name)
             if other and name != model.name and fleet.source_tier(other, node_id) is tier:
-                since_s = scene.now_unix_s - since_unix_s
-                queued_bytes += bytes_left(other.size_bytes, bytes_per_s, since_s)
-    return predict_start(model, node, tier, scene.costs, queued_bytes=queued_bytes)
+                queued.append((other.size_bytes, scene.now_unix_s - since_unix_s))
+    return predict_start(model, node, tier, scene.costs, queued=queued)
 
 
 def least_start_s(scene: Scene, model: ModelRecord) -> float:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from gearfall.core.ids import NodeId
 from gearfall.core.records import StartTimeline, Tier
-from gearfall.scheduling.estimator import bytes_left, predict_start
+from gearfall.scheduling.estimator import predict_start, queue_s
 from gearfall.scheduling.start_costs import UNKNOWN_FIXED_S, Start, StartCosts, learn_start
 from tests.gearfall.scheduling.clusters import NODE, WORKER, model, node
 
@@ -36,11 +36,11 @@ def test_load_is_bytes_over_the_bandwidth_of_the_tier_they_are_in(tier, measured
 def test_loads_asked_for_before_come_first():
     fast = node(ssd_bytes_per_s=1e9)
     record = model(size_bytes=500_000_000)
-    found = predict_start(record, fast, Tier.SSD, StartCosts(), queued_bytes=2_000_000_000)
+    found = predict_start(record, fast, Tier.SSD, StartCosts(), queued=((2 * GB, 0.0),))
     assert found.queued_s == pytest.approx(2.0)
     assert found.total_s == pytest.approx(2.5 + UNKNOWN_FIXED_S)
     assert found.terms() == (
-        "3.50 s: behind 2.00 GB 2.00 s, 0.50 GB from ssd at 1.00 GB/s (measured) 0.50 s, "
+        "3.50 s: behind 1 load 2.00 s, 0.50 GB from ssd at 1.00 GB/s (measured) 0.50 s, "
         "1.00 s to start"
     )
 
@@ -77,8 +77,40 @@ def test_single_loads_that_met_a_busy_disk_move_nothing(outliers):
     assert after.load_s == pytest.approx(before.load_s, rel=0.15)
 
 
-@given(st.integers(0, 10**13), st.floats(1.0, 1e12), st.floats(-10.0, 1e7))
-def test_what_is_left_of_a_load_never_grows_and_never_is_nothing(size, bytes_per_s, since_s):
-    left = bytes_left(size, bytes_per_s, since_s)
-    assert size / 20 <= left <= size
-    assert bytes_left(size, bytes_per_s, since_s + 1.0) <= left
+def test_a_load_ahead_takes_as_long_as_loads_there_do():
+    costs = StartCosts()
+    for size in (GB // 10, GB, GB // 2, 2 * GB):
+        costs = loaded(costs, size, 0.2 + size / 2e9)
+    found = predict_start(
+        model(size_bytes=GB), node(), Tier.SSD, costs, queued=((GB, 0.5), (GB, 0.4))
+    )
+    assert found.queued_s == pytest.approx(0.2 + 0.7)
+    assert "behind 2 loads 0.90 s" in found.terms()
+
+
+@pytest.mark.parametrize(
+    ("loads", "left_s"),
+    [
+        ([], 0.0),
+        ([(0.0, 2.0)], 2.0),
+        ([(1.5, 2.0)], 0.5),
+        ([(9.0, 2.0)], 0.1),  # late, but not done
+        ([(1.0, 2.0), (1.0, 2.0)], 3.0),  # the second has not begun yet
+        ([(0.5, 2.0), (1.0, 2.0)], 3.0),
+        ([(9.0, 2.0), (1.0, 4.0)], 4.1),
+        ([(-5.0, 2.0)], 2.0),  # a clock that went back
+    ],
+)
+def test_loads_run_one_after_the_other(loads, left_s):
+    assert queue_s(loads) == pytest.approx(left_s)
+
+
+LOADS = st.lists(st.tuples(st.floats(0.0, 1e4), st.floats(0.0, 1e4)), max_size=5)
+
+
+@given(LOADS, st.floats(0.0, 1e3))
+def test_what_is_left_shrinks_with_time_and_is_never_nothing(loads, later_s):
+    later = [(since_s + later_s, takes_s) for since_s, takes_s in loads]
+    assert queue_s(later) <= queue_s(loads) + 1e-6
+    assert queue_s(loads) >= max((takes_s / 20 for _, takes_s in loads), default=0.0) - 1e-9
+    assert queue_s(loads) <= sum(takes_s for _, takes_s in loads) + 1e-6
