@@ -11,11 +11,12 @@ def test_it_earns_its_share_of_what_comes_and_pays_for_what_it_takes():
     credit.note_arrivals(110, 0.25)
     assert (credit.credit, credit.most_jobs) == (2.5, 3)
     credit.note_taken(3)
-    assert not credit.is_ahead, "half a job is no lead"
+    seen = [credit.is_ahead]  # by half a job, which is no lead
     credit.note_taken(1)
-    assert credit.is_ahead
+    seen.append(credit.is_ahead)
     credit.note_arrivals(112, 0.25)
-    assert not credit.is_ahead
+    seen.append(credit.is_ahead)
+    assert seen == [False, True, False]
 
 
 def test_a_queue_that_lost_its_data_costs_nothing():
