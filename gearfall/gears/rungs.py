@@ -106,27 +106,39 @@ def _tested(
     if not accepted:
         raise _refusal(path[0], test, best, target)
     accepted.sort(key=lambda each: (-each.quality, each.cost))
-    return tuple(Rung(each, target.quality or 0.0, target.loss, queries) for each in accepted)
+    return tuple(
+        Rung(each, target.quality or 0.0, target.loss, queries)
+        for each in accepted
+        if len(each.stages) == 1 or not _is_beaten(each, accepted)
+    )
+
+
+def _is_beaten(cascade: Cascade, others: Sequence[Cascade]) -> bool:
+    """Whether another is as good and cheaper. A model alone may be quicker all the same."""
+    return any(other.quality >= cascade.quality and other.cost < cascade.cost for other in others)
 
 
 def _path(
     learn: Mapping[ModelName, ModelAnswers], best: ModelName, target: QualityTarget
 ) -> list[Cascade]:
-    """Return the cascades to test, the safest first: the best model loses nothing to itself."""
+    """Return the cascades to test, the safest first: the best model loses nothing to itself.
+
+    Of equally safe ones the dearer: it asks the last model more often.
+    """
     alone = evaluate([learn[best]], ())
     floor = max(target.quality or 0.0, 0.0 if target.loss is None else alone.quality - target.loss)
     hopeful = [each for each in front(tuple(learn.values())) if each.quality >= floor - SLACK]
     path = [each for each in thinned(hopeful, MAX_PATH) if each.stages != alone.stages]
     path += [_warier(path[0], learn, share) for share in WARIER] if path else []
     path.append(alone)
-    path.sort(key=lambda each: _p_value(each, learn, best, target))
+    path.sort(key=lambda each: (_p_value(each, learn, best, target), -each.cost))
     if target.quality is None:
         path.sort(key=lambda each: each is not alone)
     return path
 
 
 def _warier(cascade: Cascade, learn: Mapping[ModelName, ModelAnswers], share: float) -> Cascade:
-    """Return a cascade whose stages accept that share of what they would accept."""
+    """Return the cascade with stages that accept only that share of what they would accept."""
     limits = []
     for stage, limit in zip(cascade.stages, _limits(cascade.stages), strict=False):
         certainty = learn[stage.model].certainty
