@@ -21,6 +21,8 @@ from gearfall.scheduling.wants import Urgency, Want
 
 CLAIMED_S = 0.5
 """What has to be gained to leave a place where room is being made already for another one."""
+PUSH_OUT_WEIGHT = 0.5
+"""Of a load, for those whose bytes leave memory for it; fitted, see docs/decisions/0019."""
 _FULL_EXAMINED = 3
 _MOST_RIVALS = 40
 _MOST_NEARER_NODES = 4
@@ -176,9 +178,9 @@ def assess(
 def push_out_s(scene: Scene, want: Want, node_id: NodeId, prediction: StartPrediction) -> float:
     """Return what a load costs those whose bytes have to leave the node's memory for it.
 
-    Somebody as large has to be read again as often as this model is: so it is worth waiting for a
-    place where the bytes are in memory for as long as the load takes, and as long again.
+    Somebody as large may have to be read again: it is worth waiting for a place where the bytes
+    are in memory for as long as the load takes, and a part of that again.
     """
     node = scene.fleet.records.nodes[node_id]
     fits = node.dram_used_bytes + want.model.size_bytes <= node.dram_capacity_bytes
-    return 0.0 if fits or not prediction.bytes_per_s else prediction.load_s
+    return 0.0 if fits or not prediction.bytes_per_s else PUSH_OUT_WEIGHT * prediction.load_s

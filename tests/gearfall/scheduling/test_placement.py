@@ -9,7 +9,12 @@ from gearfall.core.job import Priority
 from gearfall.core.records import ReplicaState, RunningJob, Tier
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.placement import assess, find_options, with_nearer
+from gearfall.scheduling.placement import (
+    PUSH_OUT_WEIGHT,
+    assess,
+    find_options,
+    with_nearer,
+)
 from gearfall.scheduling.placement_reasons import rejected_by, why_not
 from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.room_making import EVICTION_S, Way
@@ -453,4 +458,4 @@ def test_a_load_costs_whoever_leaves_memory_for_it():
     costs = [{o.workers[0]: o.cost_s for o in found} for found in (free, pushes)]
     assert costs[0] == {"a": 0.0, "b": 0.0}
     assert costs[1]["a"] == 0.0
-    assert costs[1]["b"] == pytest.approx(400 * MIB / 1e8)
+    assert costs[1]["b"] == pytest.approx(PUSH_OUT_WEIGHT * 400 * MIB / 1e8)
