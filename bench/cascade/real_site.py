@@ -29,6 +29,8 @@ QUIET_S = 2.0
 """Before a run: what the one before left behind ends, and the plan is followed."""
 P95_OF_ALONE = 4.0
 """The latency target, in mean answers of the largest model when nobody else asks."""
+PLANNED_SHARE = 0.6
+"""Of that target is what plans are made for: load moves before a gear does."""
 LOADS = (0.15, 0.3, 0.5, 0.75, 1.0)
 """Of the highest load that is planned for: the gears."""
 
@@ -72,7 +74,8 @@ class Site:
     questions: tuple[Question, ...]
     predictor: Predictor
     plans: Mapping[str, GearPlan]
-    wanted: Wanted
+    p95_s: float
+    """The latency target."""
     large_per_s: float
     """Requests a second that the largest model can serve on all workers."""
     highest_per_s: float
@@ -107,16 +110,17 @@ async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
         large_per_s = predictor.capacity_per_s(large)
         highest = settings.peak * large_per_s * predictor.tokens(large)
         p95_s = round(P95_OF_ALONE * predictor.alone_s(large), 2)
-        wanted = Wanted(p95_s, tuple(share * highest for share in LOADS))
+        wanted = Wanted(PLANNED_SHARE * p95_s, tuple(share * highest for share in LOADS))
         plans = await make_plans(cluster, scratch / "profile.json", predictor, wanted)
         last = plans[OURS].gears[-1]
         highest_per_s = last.max_load / predictor.tokens(last.stages[0].model)
-        say(f"planned for p95 <= {p95_s:g} s up to {highest_per_s:.0f} requests/s", began_s)
+        target = f"p95 <= {p95_s:g} s, {PLANNED_SHARE:.0%} of it"
+        say(f"planned for {target}, up to {highest_per_s:.0f} requests/s", began_s)
         await keep_replicas(cluster.client, cluster.models, len(cluster.worker_pids))
         say("every model is ready on every worker", began_s)
         window = window_of(read_trace(settings.trace), *TRACE_PART_S)
         questions = unseen_questions(QUESTIONS)
-        yield Site(cluster, window, questions, predictor, plans, wanted, large_per_s, highest_per_s)
+        yield Site(cluster, window, questions, predictor, plans, p95_s, large_per_s, highest_per_s)
 
 
 async def _profiled(cluster: RealCluster, queries: int, scratch: Path) -> Profile:

@@ -40,7 +40,11 @@ class Window:
         assert keep >= 1.0, f"the trace has {len(self.rows)} requests, not {count}"
         kept = [self.rows[int(number * keep)] for number in range(count)]
         by_length = sorted(range(len(prompts)), key=lambda at: (prompts[at], at))
-        order = sorted(range(count), key=lambda at: (kept[at].prompt_tokens, at))
+        order = list(range(count))
+        # Many prompts are of one length: which of them gets which question is drawn, or those that
+        # come together would all get the same.
+        Random(0).shuffle(order)
+        order.sort(key=lambda at: kept[at].prompt_tokens)
         rank = {at: place for place, at in enumerate(order)}
         squeeze = duration_s / self.trace_s
         return tuple(

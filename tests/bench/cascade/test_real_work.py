@@ -31,6 +31,14 @@ def test_long_requests_get_long_questions():
     assert [ask.question for ask in asks] == [3] * 25 + [0] * 25 + [2] * 25 + [1] * 25
 
 
+def test_prompts_of_one_length_that_come_together_get_different_questions():
+    rows = tuple(TraceRow(float(n), 10, 1) for n in range(400))
+    asks = Window(rows, 400.0).asks(4.0, 100.0, [5] * 40)
+    first = [ask.question for ask in asks[:20]]
+    assert len(set(first)) > 10
+    assert sorted(ask.question for ask in asks) == sorted(list(range(40)) * 10)
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 99.9), st.integers(0, 50)), min_size=8, max_size=60),
     st.integers(1, 8),
