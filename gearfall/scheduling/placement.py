@@ -75,10 +75,13 @@ class Option:
         return {*self.workers, *(each.target for each in self.transfers)}
 
 
-def find_options(scene: Scene, want: Want, search: Search, rivals: int = 0) -> list[Option]:
+def find_options(
+    scene: Scene, want: Want, search: Search, rivals: int = 0, below_s: float = _NEVER_S
+) -> list[Option]:
     """Return the places worth considering, best first; empty when nothing can be had now.
 
     `rivals`: others that look for places at the same time, for whom there have to be enough.
+    `below_s`: room that takes longer to make than this need not be found.
     """
     if want.rules.accelerators > 1:
         sites = find_groups(scene, want, search)
@@ -90,8 +93,7 @@ def find_options(scene: Scene, want: Want, search: Search, rivals: int = 0) -> l
     options = [each for each in free if each is not None]
     if want.urgency >= Urgency.GEAR:
         best = min(options, key=lambda option: option.rank, default=None)
-        also_busy = want.urgency is Urgency.INTERACTIVE
-        options += _by_making_room(scene, want, search, best, also_busy=also_busy)
+        options += _by_making_room(scene, want, search, best, below_s)
     return sorted(options, key=lambda option: option.rank)
 
 
@@ -114,15 +116,15 @@ def with_nearer(scene: Scene, want: Want, options: list[Option]) -> list[Option]
 
 
 def _by_making_room(
-    scene: Scene, want: Want, search: Search, best: Option | None, *, also_busy: bool
+    scene: Scene, want: Want, search: Search, best: Option | None, below_s: float
 ) -> list[Option]:
-    if best is None or best.is_crowded:
-        below_s = load_below_s = _NEVER_S
-    else:
-        below_s = best.score
+    load_below_s = below_s
+    if best is not None and not best.is_crowded:
+        below_s = min(below_s, best.score)
         # The start beside moving bytes is about the same everywhere: room pays by what it saves.
-        load_below_s = best.prediction.queued_s + best.prediction.load_s
+        load_below_s = min(below_s, best.prediction.queued_s + best.prediction.load_s)
     options = []
+    also_busy = want.urgency is Urgency.INTERACTIVE
     for worker_id in search.full(load_below_s, also_busy=also_busy, most=_FULL_EXAMINED):
         option = assess(scene, want, (worker_id,), below_s)
         if option is not None and (best is None or option.rank < best.rank):

@@ -198,7 +198,9 @@ def _soonest(
         found.append((ends_in_s, 0, Way.AWAIT))
     is_movable = want.moves_others and not has_to_stay and victim.kind in _MOVABLE
     if is_movable and ends_in_s > MOVE_COST_S:
-        transfer = find_transfer(scene, victim, avoid, sooner_than_s)
+        # A move that takes longer than waiting for the end is never the soonest.
+        within_s = min(sooner_than_s, ends_in_s - MOVE_COST_S)
+        transfer = find_transfer(scene, victim, avoid, within_s)
         if transfer is not None:
             found.append((transfer.seconds + MOVE_COST_S, 1, transfer))
     if not found:

@@ -8,9 +8,9 @@ from gearfall.scheduling.contention import Contender, choose_together
 from gearfall.scheduling.placement import Option, assess, find_options, with_nearer
 from gearfall.scheduling.placement_reasons import Rejected, rejected_by, why_chosen
 from gearfall.scheduling.placement_search import Search
-from gearfall.scheduling.queue_ahead import queue_ahead
+from gearfall.scheduling.promises import behind_own_s, has_patience, is_promise_kept, promise
 from gearfall.scheduling.room_making import EVICTION_S, Way
-from gearfall.scheduling.scene import least_start_s, predict
+from gearfall.scheduling.scene import predict
 from gearfall.scheduling.step import CLAIM_S, Step
 from gearfall.scheduling.wants import Urgency, Want
 
@@ -68,13 +68,15 @@ def _place_together(
 def _contender(
     step: Step, want: Want, workers: list[WorkerId] | None, rivals: int = 0
 ) -> Contender:
-    behind_s = _behind_s(step, want)
+    behind_s = behind_own_s(step, want)
     if workers is None or want.rules.accelerators > 1:
-        if _is_promise_kept(step, want, behind_s):
+        if is_promise_kept(step, want, behind_s):
             return Contender(want, [], behind_s=behind_s, is_promised=True)
         search = Search(step.fleet, want)
-        options = find_options(step.scene, want, search, rivals)
-        return Contender(want, _worth_it(step, want, options), search, behind_s)
+        below_s = behind_s if has_patience(step, want) else _NEVER_S
+        options = find_options(step.scene, want, search, rivals, below_s)
+        is_promised = not options and below_s < _NEVER_S
+        return Contender(want, _worth_it(step, want, options), search, behind_s, is_promised)
     there = step.fleet.index.workers.get(want.node_id, set()) if want.node_id else set(workers)
     there = there - step.fleet.index.holders.get(want.model.name, set())
     found = [assess(step.scene, want, (each,)) for each in workers if each in there]
@@ -85,28 +87,6 @@ def _contender(
         step.refresh()
         return _contender(step, want, None, rivals)
     return Contender(want, _worth_it(step, want, options), behind_s=behind_s)
-
-
-def _behind_s(step: Step, want: Want) -> float:
-    """Return when a model's own replicas will have begun all that waits for it."""
-    fleet, model = step.fleet, want.model.name
-    waiting = fleet.index.waiting.get(model)
-    if waiting is None or not want.may_queue:
-        return _NEVER_S
-    return queue_ahead(fleet.counted(model), waiting, step.now_unix_s).last_begins_s
-
-
-def _is_promise_kept(step: Step, want: Want, behind_s: float) -> bool:
-    """Whether what waits begins when it was last said to, so that nowhere else need be looked at.
-
-    Nothing starts sooner than from memory; where that is longer, no promise is needed. Patience
-    ends both.
-    """
-    if step.now_unix_s >= want.since_unix_s + step.scene.policy.patience_s:
-        return False
-    promised_unix_s = step.fleet.promises.get(want.model.name, 0.0)
-    least_s = least_start_s(step.scene, want.model)
-    return behind_s <= max(least_s, promised_unix_s + EVICTION_S - step.now_unix_s)
 
 
 def _worth_it(step: Step, want: Want, options: list[Option]) -> list[Option]:
@@ -162,7 +142,7 @@ def _take(
     want = contender.want
     model = want.model.name
     if best is None and contender.is_served and not is_limited:
-        _promise(step, contender)
+        promise(step, contender)
     elif best is None and is_limited:
         return _block(step, want)
     if best is None or best.way is Way.AWAIT:
@@ -181,16 +161,6 @@ def _take(
     step.claim(want, best.workers, step.now_unix_s + best.wait_s + CLAIM_S)
     _note(step, contender, "wait" if best.way is Way.EVICT else "move", best)
     return best.touches
-
-
-def _promise(step: Step, contender: Contender) -> None:
-    """Remember when the model's own replicas will have begun what waits."""
-    promises, model = step.fleet.promises, contender.want.model.name
-    begins_unix_s = step.now_unix_s + contender.behind_s
-    # What is late by a little each time is late in the end.
-    if begins_unix_s > promises.get(model, 0.0) + EVICTION_S or not contender.is_promised:
-        promises[model] = begins_unix_s
-    step.look_again(model, begins_unix_s + EVICTION_S)
 
 
 def _assign(step: Step, contender: Contender, option: Option) -> None:
