@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,13 @@ from bench.cascade.real_figures import Run
 from bench.cascade.real_load import replay
 from bench.cascade.real_prediction import Predictor
 from bench.cascade.real_systems import OURS, Wanted, gearfall, make_plans
-from bench.cascade.real_work import Window, profile_lines, unseen_questions, window_of
+from bench.cascade.real_work import (
+    Window,
+    lines_of,
+    profiled_questions,
+    unseen_questions,
+    window_of,
+)
 from gearfall.cli.simulate import read_trace
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.profile import Profile, parse_profile
@@ -72,6 +78,9 @@ class Site:
     cluster: RealCluster
     window: Window
     questions: tuple[Question, ...]
+    """That nothing here has seen."""
+    profiled: tuple[Question, ...]
+    """Those of the profile, in its order."""
     predictor: Predictor
     plans: Mapping[str, GearPlan]
     p95_s: float
@@ -81,14 +90,20 @@ class Site:
     highest_per_s: float
     """That is planned for."""
 
-    async def measure(self, system: str, number: int, per_s: float, seconds: float) -> Run:
-        """Deploy a system alone, replay the trace on it, and remove it."""
-        prompts = [len(each.prompt) for each in self.questions]
+    async def measure(
+        self, system: str, number: int, per_s: float, seconds: float, *, is_profiled: bool = False
+    ) -> Run:
+        """Deploy a system alone, replay the trace on it, and remove it.
+
+        `is_profiled`: ask the profile's own questions, each when a prediction has it come.
+        """
+        questions = self.profiled if is_profiled else self.questions
+        prompts = [len(each.prompt) for each in questions]
         asks = self.window.asks(per_s, seconds, prompts)
         began_s = time.perf_counter()
         async with deployed(self.cluster.client, self.plans[system]):
             await asyncio.sleep(QUIET_S)
-            found = await replay(self.cluster, system, asks, self.questions)
+            found = await replay(self.cluster, system, asks, questions)
         say(f"round {number + 1}: {system}, {len(asks)} requests, {per_s:.1f}/s", began_s)
         return Run(system, number, found.outcomes, found.device_s)
 
@@ -103,7 +118,8 @@ async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
     began_s = time.perf_counter()
     async with running_cluster(scratch) as cluster:
         say("the cluster is up", began_s)
-        profile = await _profiled(cluster, settings.queries, scratch)
+        profiled = profiled_questions(settings.queries)
+        profile = await _profiled(cluster, profiled, scratch)
         say(f"profiled with {len(profile.queries)} queries", began_s)
         predictor = Predictor(profile, len(cluster.worker_pids))
         large = cluster.models[-1]
@@ -120,14 +136,24 @@ async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
         say("every model is ready on every worker", began_s)
         window = window_of(read_trace(settings.trace), *TRACE_PART_S)
         questions = unseen_questions(QUESTIONS)
-        yield Site(cluster, window, questions, predictor, plans, p95_s, large_per_s, highest_per_s)
+        yield Site(
+            cluster=cluster,
+            window=window,
+            questions=questions,
+            profiled=profiled,
+            predictor=predictor,
+            plans=plans,
+            p95_s=p95_s,
+            large_per_s=large_per_s,
+            highest_per_s=highest_per_s,
+        )
 
 
-async def _profiled(cluster: RealCluster, queries: int, scratch: Path) -> Profile:
+async def _profiled(cluster: RealCluster, questions: Sequence[Question], scratch: Path) -> Profile:
     """Profile on one replica of each model, alone."""
     await keep_replicas(cluster.client, cluster.models, 1)
     asked, out = scratch / "queries.jsonl", scratch / "profile.json"
-    asked.write_text(profile_lines(queries))
+    asked.write_text(lines_of(questions))
     await gearfall(
         cluster, "profile", *cluster.models, "--queries", asked, "--at-once", 16, "--out", out
     )

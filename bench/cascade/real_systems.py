@@ -103,14 +103,22 @@ async def _ours(cluster: RealCluster, profile_path: Path, wanted: Wanted) -> Gea
 async def _frugal(cluster: RealCluster, profile_path: Path, wanted: Wanted) -> GearPlan:
     """Return the plan for the smallest loss that the queries certify for more than one stage."""
     out = profile_path.with_name(f"{STATIC}.json")
+    plan = None
     for loss in LOSSES:
-        await gearfall(
-            cluster, "plan", profile_path, "--name", STATIC, "--loss", loss,
-            "--load", wanted.loads[0], "--cv", CV, "--requests", REQUESTS, "--out", out,
-        )  # fmt: skip
+        try:
+            await gearfall(
+                cluster, "plan", profile_path, "--name", STATIC, "--loss", loss,
+                "--load", wanted.loads[0], "--cv", CV, "--requests", REQUESTS, "--out", out,
+            )  # fmt: skip
+        except Internal as error:
+            if loss == LOSSES[-1] and plan is None:
+                raise
+            console.print(f"no plan for a loss of {loss:g}: {error.message}", highlight=False)
+            continue
         plan = parse_plan(out.read_bytes())
         if len(plan.gears[0].stages) > 1:
             break
+    assert plan is not None, "the last error was raised"
     return plan
 
 

@@ -72,8 +72,12 @@ def unseen_questions(count: int) -> tuple[Question, ...]:
     return draw_distinct(count, Split.TEST, Random("bench cascade"))
 
 
-def profile_lines(count: int) -> str:
-    """Return other questions, as `gearfall profile` reads them."""
-    drawn = draw_distinct(count, Split.CALIBRATION, Random("bench cascade"))
-    lines = [json.dumps({"prompt": each.prompt, "answer": each.answer}) for each in drawn]
+def profiled_questions(count: int) -> tuple[Question, ...]:
+    """Return other questions, for the profile."""
+    return draw_distinct(count, Split.CALIBRATION, Random("bench cascade"))
+
+
+def lines_of(questions: Sequence[Question]) -> str:
+    """Return questions as `gearfall profile` reads them."""
+    lines = [json.dumps({"prompt": each.prompt, "answer": each.answer}) for each in questions]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,9 @@
 """The simulator against the real system at four loads: `python -m bench.cascade simulated`.
 
 Same cluster, profile and plan as `real`; each load is the trace squeezed to so many requests a
-second. The simulator knows the profile, which was measured on other questions, and the arrivals.
+second. The simulator knows the profile and the arrivals. Here the profile's own questions are
+asked, each when the simulator has it come: what is compared is the simulator, not two draws of
+questions (`real` predicts its runs of the trace from other questions than it asks).
 """
 
 import argparse
@@ -82,7 +84,8 @@ async def check_simulator(
     for number in range(rounds):
         for at in rotated([str(place) for place in range(len(cells))], number):
             name, per_s = cells[int(at)]
-            runs[name, per_s].append(await there.measure(name, number, per_s, seconds))
+            run = await there.measure(name, number, per_s, seconds, is_profiled=True)
+            runs[name, per_s].append(run)
     return [
         Checked(
             name,

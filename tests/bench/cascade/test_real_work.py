@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.cascade.real_work import Window, profile_lines, unseen_questions, window_of
+from bench.cascade.real_work import (
+    Window,
+    lines_of,
+    profiled_questions,
+    unseen_questions,
+    window_of,
+)
 from gearfall.simulation.arrivals import TraceRow
 
 ROWS = [TraceRow(float(n), 100 - n, 1) for n in range(100)]
@@ -56,9 +62,10 @@ def test_asks_keep_count_order_and_ranks(rows, count, prompts):
 
 
 def test_nothing_is_asked_that_the_profile_knows():
-    lines = [json.loads(line) for line in profile_lines(200).splitlines()]
+    known = profiled_questions(200)
+    lines = [json.loads(line) for line in lines_of(known).splitlines()]
     asked = {question.prompt for question in unseen_questions(300)}
     assert len(lines) > 150
     assert len(asked) > 250
     assert not asked & {line["prompt"] for line in lines}
-    assert profile_lines(200) == profile_lines(200)
+    assert profiled_questions(200) == known
