@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from bench.cascade.companions import write_companion
 from gearfall.demo.catalogue import checkpoint_path
@@ -13,7 +13,7 @@ ORIGINAL = checkpoint_path("arith-small")
 
 
 def loaded(directory: Path) -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
 @pytest.mark.parametrize(("width", "layers"), [(1, 2), (4, 2)])

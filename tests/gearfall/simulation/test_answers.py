@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile, ProfiledModel
 from gearfall.simulation.answers import END, Answer, shared_tokens
 from gearfall.simulation.profile_plan import queries_of
@@ -39,11 +40,11 @@ def test_queries_have_the_end_of_answers_and_what_they_could_still_reach():
     textless = Generation(0.0, 9.0, 5, 2, (-0.1, -0.1), (1.0,) * 2)
     model = ProfiledModel("m", generations=(ended, cut, textless))
     profile = Profile(1.0, "FLOP", ("a", "b", "c"), (model,))
-    found = [query["m"] for query in queries_of(profile, {}, "sequence_probability")]
+    found = [query[ModelName("m")] for query in queries_of(profile, {}, "sequence_probability")]
     assert [each.token_ids for each in found] == [(7, 8, END), (7, 8), ()]
     assert found[0].reach == pytest.approx(
         (2.718281828**-0.1, 2.718281828**-0.3, 2.718281828**-0.6)
     )
     assert found[0].reach[-1] == pytest.approx(found[0].certainty)
     (only,) = queries_of(profile, {}, "sequence_probability", rows=[1])
-    assert only["m"] == found[1]
+    assert only[ModelName("m")] == found[1]

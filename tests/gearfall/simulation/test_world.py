@@ -13,7 +13,8 @@ from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
 from gearfall.simulation.controller import FleetController
 from gearfall.simulation.requests import Request, StageWork
 from gearfall.simulation.site import Emptying, Site
-from gearfall.simulation.world import Tally, World
+from gearfall.simulation.tally import Tally
+from gearfall.simulation.world import World
 from tests.gearfall.simulation.sites import make_site, request
 
 EMPTYING = {PlacementPolicy.OURS: Emptying.MOVE, PlacementPolicy.PREEMPT: Emptying.PREEMPT}
