@@ -4,7 +4,7 @@ import time
 
 from rich.console import Console
 
-console = Console(width=max(Console().width, 132))
+console = Console(width=max(Console().width, 150))
 
 
 def say(what: str, began_s: float) -> None:
