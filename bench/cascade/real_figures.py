@@ -62,7 +62,7 @@ class Loss:
 
     mean: float
     error: float
-    """Standard error of the mean, over requests."""
+    """Standard error of the mean, over the distinct questions."""
 
 
 def figures_of(run: Run) -> Figures:
@@ -103,14 +103,17 @@ def over_rounds(runs: Sequence[Run], system: str) -> Figures:
 
 
 def loss_of(runs: Sequence[Run], system: str, against: str) -> Loss:
-    """Return what `system` loses against another, request by request in each round."""
+    """Return what `system` loses against another, request by request in each round.
+
+    Rounds and repeats ask the same questions greedily: they are averaged for each question first,
+    for only the questions were drawn independently.
+    """
     others = {run.round_index: run.outcomes for run in runs if run.system == against}
-    lost = [
-        theirs.quality - ours.quality
-        for run in runs
-        if run.system == system
-        for ours, theirs in zip(run.outcomes, others[run.round_index], strict=True)
-    ]
+    by_question: dict[int, list[float]] = {}
+    for run in (run for run in runs if run.system == system):
+        for ours, theirs in zip(run.outcomes, others[run.round_index], strict=True):
+            by_question.setdefault(ours.question, []).append(theirs.quality - ours.quality)
+    lost = [fmean(each) for each in by_question.values()]
     mean = fmean(lost)
     spread = sqrt(fmean((each - mean) ** 2 for each in lost))
     return Loss(mean, spread / sqrt(len(lost)))

@@ -17,7 +17,7 @@ from bench.cascade.real_figures import (
 
 
 def outcome(at_s: float, total_s: float = 1.0, quality: float = 1.0, cost: float = 10.0) -> Outcome:
-    return Outcome(at_s, 0, total_s, quality, cost, 2, "m", int(at_s))
+    return Outcome(at_s, int(at_s), total_s, quality, cost, 2, "m", int(at_s))
 
 
 def run(system: str, number: int, *outcomes: Outcome, device_s: float = 1.0) -> Run:
@@ -51,6 +51,22 @@ def test_a_loss_is_counted_request_by_request():
     assert loss_of([large, ours], "large", "ours").mean == -0.25
     with pytest.raises(ValueError, match="zip"):
         loss_of([large, run("ours", 0, outcome(0))], "ours", "large")
+
+
+def test_asking_the_same_questions_again_does_not_make_a_loss_surer():
+    once = loss_of(_lossy_rounds(1, 1), "ours", "large")
+    assert loss_of(_lossy_rounds(9, 1), "ours", "large") == once
+    assert loss_of(_lossy_rounds(2, 5), "ours", "large") == once
+
+
+def _lossy_rounds(rounds: int, repeats: int) -> list[Run]:
+    large = [outcome(n, quality=1.0) for n in range(4)] * repeats
+    ours = [outcome(n, quality=float(n > 0)) for n in range(4)] * repeats
+    return [
+        run(name, number, *found)
+        for number in range(rounds)
+        for name, found in (("large", large), ("ours", ours))
+    ]
 
 
 def test_ratios_are_of_the_same_round():
