@@ -18,6 +18,7 @@ from bench.machine import machine_facts, our_versions
 from gearfall.core.gear_plan import Gear, Promise
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
+from gearfall.gears.plan_build import TRIGGERS, WORTH
 from gearfall.simulation.answers import Answer
 from gearfall.simulation.cascade_run import Arrival, FixedReplica, run_cascades
 from gearfall.simulation.step_engine import StepSpeed
@@ -28,9 +29,6 @@ TOKENS, SLOTS, REQUESTS = 16, 16, 600
 STEPS_S = ((0.01, 0.01), (0.01, 0.02), (0.01, 0.08), (0.002, 0.01))
 """Of a step with one job and with all slots taken."""
 LOADS = (0.1, 0.3, 0.5, 0.7, 0.85)
-TRIGGERS = (2, 4, 8)
-WORTH = 0.98
-"""The planner sets a trigger where p95 falls below this share."""
 _PROMISE = Promise(0.9, 0.0, 0.1, 0, 1.0, 1.0, (1.0,))
 
 
