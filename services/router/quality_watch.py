@@ -122,7 +122,7 @@ class QualityWatch:
         view = self._cluster.view
         for key in self._shown - view.drift.keys():
             self._forget(key)
-        for key in [*self._evidence, *self._own]:
+        for key in {*self._evidence, *self._own}:
             plan = view.gear_plans.get(key[0])
             version = self._evidence[key][0] if key in self._evidence else self._own[key].version
             if plan is None or plan.version != version:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from gearfall.infra.memory_queue import MemoryQueue, MemoryQueueServer
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb.router_pb2_grpc import TokenSinkStub
+from services.router import background
 from services.router.generation import (
     ChoiceEnd,
     Delta,
@@ -351,11 +353,24 @@ class Outcome:
         return found
 
 
+class _Failures(logging.Handler):
+    """Keeps what background tasks ended with, which nobody else hears of."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.records: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(self.format(record))
+
+
 @contextlib.asynccontextmanager
 async def running_rig(
     *, limits: RouterLimits | None = None, **settings: object
 ) -> AsyncIterator[Rig]:
-    """A started router; everything is stopped and checked afterwards."""
+    """A started router; everything is stopped and checked afterwards, background tasks too."""
+    failures = _Failures(logging.ERROR)
+    logging.getLogger(background.__name__).addHandler(failures)
     state_server, queue_server = MemoryStateServer(), MemoryQueueServer()
     state, queue, files = MemoryState(state_server), MemoryQueue(queue_server), Files()
     cluster = Cluster(state)
@@ -377,6 +392,8 @@ async def running_rig(
         await router.stop()
         await cluster.stop()
         await state.close()
+        logging.getLogger(background.__name__).removeHandler(failures)
+    assert not failures.records, failures.records
 
 
 def probability(logprob: float, tokens: int) -> float:
