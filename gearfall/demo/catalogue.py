@@ -26,11 +26,6 @@ def deployment_path() -> Path:
     return CHECKPOINTS / "deployment.json"
 
 
-def report_path() -> Path:
-    """The evaluation's figures as JSON."""
-    return CHECKPOINTS / "report.json"
-
-
 def demo_questions(count: int, seed: int = 0) -> tuple[Question, ...]:
     """About `count` different questions, shuffled: none was trained on, none is planned from.
 

@@ -116,10 +116,6 @@ class SimNode:
         """Of models on SSD."""
         return sum(map(self._sizes.__getitem__, self._ssd))
 
-    def has_on_ssd(self, model: ModelName) -> bool:
-        """Whether the model's bytes are on SSD."""
-        return model in self._ssd
-
     def take(self, model: ModelName, then: Loaded) -> None:
         """Have a model in DRAM, hold it there and call `then`; one load however many ask."""
         self._uses[model] = self._uses.get(model, UseCount()).used(self._agenda.now_s)

@@ -17,7 +17,6 @@ from gearfall.demo.catalogue import (
     checkpoint_path,
     checkpoint_paths,
     deployment_path,
-    report_path,
 )
 from gearfall.demo.evaluate import evaluate, model_result
 from gearfall.demo.report import deployment_json
@@ -27,7 +26,7 @@ EASY = [ask(21, "+", 14), ask(9, "+", 8), ask(86, "-", 32), ask(340, "+", 25), a
 
 @pytest.fixture(scope="module")
 def report() -> Any:
-    return json.loads(report_path().read_text())
+    return json.loads((CHECKPOINTS / "report.json").read_text())
 
 
 @pytest.mark.parametrize("name", MODELS)
