@@ -6,7 +6,7 @@
 | static       | `gearfall plan --loss`: the cheapest cascade that certifiably loses so little |
 | always large | the largest model                                                             |
 | one model    | the best single model whose p95 holds at the highest load, batches tuned      |
-| switching    | for each load the best single model whose p95 holds there                     |
+| switching    | for each load the best single model whose p95 holds there, batches tuned      |
 
 One model with dynamic batching and switching between models without cascades (MS+) are what
 CascadeServe (arXiv 2406.14424) compares itself with; both are chosen here by the same simulator,
@@ -28,13 +28,13 @@ from gearfall.core.gear_plan import Gear, GearPlan, Promise
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
+from gearfall.gears.plan_build import TRIGGERS
 from gearfall.simulation.figures import quantile
 from gearfall.simulation.plan_latency import PlanLatency
 
 OURS, STATIC, LARGE, ONE, SWITCHING = "ours", "static", "always-large", "one-model", "switching"
 LOSSES = (0.02, 0.03, 0.04, 0.06)
 """Right answers that the static cascade may lose, certified: the first that allows one."""
-TRIGGERS = (1, 2, 4, 8)
 REQUESTS = 400
 """Simulated for each gear."""
 CV = 1.2
@@ -77,7 +77,7 @@ async def make_plans(
         OURS: ours,
         STATIC: one_gear(static, STATIC, static.gears[0]),
         LARGE: singles.plan(LARGE, (singles.gear(largest, wanted.loads[-1]),)),
-        ONE: singles.plan(ONE, (singles.tuned(switching[-1]),)),
+        ONE: singles.plan(ONE, (switching[-1],)),
         SWITCHING: singles.plan(SWITCHING, switching),
     }
 
@@ -158,18 +158,21 @@ class Singles:
         return Gear(load, (Stage(ModelName(model)),), promise)
 
     def best(self, names: Sequence[str], load: float, p95_s: float) -> Gear:
-        """Return the best model whose p95 holds; of the last one's, if none does."""
+        """Return the best model whose p95 holds with its best trigger; the last if none's does."""
         for name in names[:-1]:
-            gear = self.gear(name, load)
-            if self._p95_s(gear) <= p95_s:
+            gear = self.tuned(self.gear(name, load))
+            if gear.promise.p95_s <= p95_s:
                 return gear
-        return self.gear(names[-1], load)
+        return self.tuned(self.gear(names[-1], load))
 
     def tuned(self, gear: Gear) -> Gear:
-        """Return the gear with the trigger that answers soonest."""
+        """Return the gear with the trigger that answers soonest, promising that p95."""
         model = gear.stages[0].model
-        tried = [replace(gear, triggers={model: each}) for each in TRIGGERS]
-        return min(tried, key=self._p95_s)
+        tried = [replace(gear, triggers={model: each}) for each in (1, *TRIGGERS)]
+        p95s_s = [self._p95_s(each) for each in tried]
+        best_s = min(p95s_s)
+        best = tried[p95s_s.index(best_s)]
+        return replace(best, promise=replace(best.promise, p95_s=best_s))
 
     def _p95_s(self, gear: Gear) -> float:
         predictor = self.predictor
