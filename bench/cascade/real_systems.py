@@ -35,6 +35,8 @@ from gearfall.simulation.plan_latency import PlanLatency
 OURS, STATIC, LARGE, ONE, SWITCHING = "ours", "static", "always-large", "one-model", "switching"
 LOSSES = (0.02, 0.03, 0.04, 0.06)
 """Right answers that the static cascade may lose, certified: the first that allows one."""
+DELTA = 0.05
+"""Chance that the certificate of the static cascade is wrong."""
 REQUESTS = 400
 """Simulated for each gear."""
 CV = 1.2
@@ -107,7 +109,7 @@ async def _frugal(cluster: RealCluster, profile_path: Path, wanted: Wanted) -> G
     for loss in LOSSES:
         try:
             await gearfall(
-                cluster, "plan", profile_path, "--name", STATIC, "--loss", loss,
+                cluster, "plan", profile_path, "--name", STATIC, *certified(loss),
                 "--load", wanted.loads[0], "--cv", CV, "--requests", REQUESTS, "--out", out,
             )  # fmt: skip
         except Internal as error:
@@ -120,6 +122,11 @@ async def _frugal(cluster: RealCluster, profile_path: Path, wanted: Wanted) -> G
             break
     assert plan is not None, "the last error was raised"
     return plan
+
+
+def certified(loss: float) -> tuple[object, ...]:
+    """Return what asks for one of LOSSES: tried on the same queries, they share the delta."""
+    return ("--loss", loss, "--delta", DELTA / len(LOSSES))
 
 
 def _quality(model: str, predictor: Predictor) -> float:
