@@ -2,11 +2,12 @@
 
 Everything that was spent counts, whatever became of the request: rejected drafts, stages that
 failed, answers whose client went away. Only time that an engine had not told before a job was
-cancelled is missing.
+cancelled is missing. What comparisons spend counts apart (`shadow.py`).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -64,7 +65,7 @@ class CostMetrics:
         else:
             self._tenants.add(tenant)
         total = self.totals.setdefault(deployment, Costs())
-        return RequestCosts(self, deployment, tenant, total)
+        return TenantCosts(self, deployment, tenant, total)
 
     def follow(self, shares: Callable[[], Shares]) -> None:
         """Ask `shares` for what (deployment, stage) may go up, at every scrape."""
@@ -87,9 +88,25 @@ class Costs:
     degraded_answers: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RequestCosts:
+class RequestCosts(Protocol):
     """Where the costs of one request go."""
+
+    def spent(self, stage: str, device_s: float, flops: float) -> None:
+        """A stage is over, however it ended."""
+        ...
+
+    def started(self, start_s: float) -> None:
+        """The request caused a start."""
+        ...
+
+    def degraded(self, reason: Degraded) -> None:
+        """An uncertain answer was given."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TenantCosts:
+    """A client's request: its tenant's, and the deployment's."""
 
     metrics: CostMetrics
     deployment: str

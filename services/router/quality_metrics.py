@@ -30,7 +30,16 @@ class QualityMetrics:
             registry=registry,
         )
         self.shadow_cost_flops = Counter(
-            "gearfall_shadow_cost_flops", "Of comparisons", ["model"], registry=registry
+            "gearfall_shadow_cost_flops",
+            "Of comparisons, failed ones too",
+            ["model"],
+            registry=registry,
+        )
+        self.shadow_device_s = Counter(
+            "gearfall_shadow_device_seconds",
+            "Of comparisons, failed ones too",
+            ["model"],
+            registry=registry,
         )
         self.promised = Gauge(
             "gearfall_gear_promised",

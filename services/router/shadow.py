@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from gearfall.core.agreement import answer_key
 from gearfall.core.drift import Compared
 from gearfall.core.errors import GearfallError
+from gearfall.core.escalation import Degraded
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import Priority
 from gearfall.core.records import DeploymentRecord
 from services.router.answer_record import AnswerRecord
 from services.router.background import Background
 from services.router.choice_run import ChoiceRun, RunContext
+from services.router.cost_metrics import RequestCosts
 from services.router.gear_board import PinnedGear
 from services.router.generation import ChoiceEnd, GenerationEvent, GenerationRequest
 from services.router.quality_metrics import QualityMetrics
@@ -100,7 +102,8 @@ class Shadow:
 
         try:
             async with asyncio.timeout(_ANSWER_S):
-                await ChoiceRun(_of_its_own(context, take), 0, (last,)).run()
+                costs = _ShadowCosts(self._metrics, given.deployment)
+                await ChoiceRun(_of_its_own(context, take, costs), 0, (last,)).run()
         except (GearfallError, TimeoutError):
             self._count(given, "failed")
             return
@@ -124,10 +127,30 @@ class Shadow:
         for end in ends:
             tokens.labels(name, "prompt").inc(end.usage.total_prompt_tokens)
             tokens.labels(name, "completion").inc(end.usage.total_completion_tokens)
-            self._metrics.shadow_cost_flops.labels(name).inc(end.usage.cost_flops)
 
 
-def _of_its_own(context: RunContext, emit: Callable[[GenerationEvent], None]) -> RunContext:
+@dataclass(frozen=True, slots=True)
+class _ShadowCosts:
+    """Of one comparison: no tenant's, and not the deployment's requests'."""
+
+    metrics: QualityMetrics
+    deployment: DeploymentName
+
+    def spent(self, stage: str, device_s: float, flops: float) -> None:  # noqa: ARG002
+        """The last stage is over, however it ended."""
+        self.metrics.shadow_device_s.labels(self.deployment).inc(device_s)
+        self.metrics.shadow_cost_flops.labels(self.deployment).inc(flops)
+
+    def started(self, start_s: float) -> None:
+        """Nothing: a model without a ready replica is not asked."""
+
+    def degraded(self, reason: Degraded) -> None:
+        """Nothing: the answer goes to nobody."""
+
+
+def _of_its_own(
+    context: RunContext, emit: Callable[[GenerationEvent], None], costs: RequestCosts
+) -> RunContext:
     """Return the context of a job that serves no client."""
     request = replace(context.request, priority=Priority.BATCH, n=1, logprobs=False, top_logprobs=0)
     return replace(
@@ -136,6 +159,7 @@ def _of_its_own(context: RunContext, emit: Callable[[GenerationEvent], None]) ->
         deadline_s=asyncio.get_running_loop().time() + _ANSWER_S,
         deadline_unix_s=time.time() + _ANSWER_S,
         patience_s=0.0,
+        costs=costs,
         emit=emit,
         note=_unnoted,
     )

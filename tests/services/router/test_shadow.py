@@ -18,6 +18,7 @@ from services.router.generation import GenerationRequest, TextPrompt
 from services.router.quality_metrics import CacheMetrics, QualityMetrics
 from services.router.service import RouterLimits
 from services.router.shadow import MAX_AT_ONCE, Shadow, is_drawn
+from tests.gearfall.infra.metric_samples import samples_of
 from tests.services.router.rig import Answer, Outcome, Rig, running_rig
 
 NAME = DeploymentName("chat")
@@ -93,12 +94,41 @@ async def test_the_reply_is_there_before_the_last_stage_is_asked(rig: Rig) -> No
     assert 'gearfall_requests_total{model="chat",outcome="finished"} 1.0' in shown
     assert f'gearfall_tokens_total{{kind="completion",model="chat"}} {4.0}' in shown
     assert f'gearfall_shadow_tokens_total{{kind="completion",model="chat"}} {4.0}' in shown
-    assert 'gearfall_shadow_cost_flops_total{model="chat"}' in shown
     assert 'stage="large"' not in "".join(
         line for line in shown.splitlines() if line.startswith("gearfall_stage_answers")
     )
     decisions = [each.decision for each in rig.router.service.request_log.events(ids()[0])]
     assert decisions[0] == "compared"
+
+
+@pytest.mark.parametrize(
+    ("large", "expected", "device_s"),
+    [
+        (Answer("yes", device_s=0.5), "agreed", 2.0),
+        (Answer("yes", device_s=0.5, finish=FinishReason.ERROR, error="broken"), "failed", 1.5),
+    ],
+)
+async def test_no_tenant_and_no_request_is_charged_for_it(
+    rig: Rig, large, expected, device_s
+) -> None:
+    """Tokens of half a second: a whole answer's four, or the three before the failure."""
+    rig.worker(small=Answer("yes", logprob=SURE, device_s=0.25), large=large)
+    end = (await ask(rig)).ends[0]
+    await rig.until(lambda: outcomes(rig) == {expected: 1.0})
+    now = samples_of(rig.router.service.metrics.render(0, {}, {}).decode())
+    charged = {
+        key: value
+        for key, value in now.items()
+        if key[0] in ("gearfall_device_seconds_total", "gearfall_cost_flops_total")
+    }
+    assert charged == {
+        ("gearfall_device_seconds_total", "chat", "small", "t"): 1.0,
+        ("gearfall_cost_flops_total", "chat", "small", "t"): end.usage.cost_flops,
+    }
+    (total,) = rig.router.service.metrics.costs.totals.values()
+    assert (total.device_s, total.flops) == (1.0, end.usage.cost_flops)
+    assert now["gearfall_shadow_device_seconds_total", "chat"] == device_s
+    assert now["gearfall_shadow_cost_flops_total", "chat"] > 0
 
 
 @pytest.mark.parametrize(
