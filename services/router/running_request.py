@@ -89,7 +89,12 @@ class RunningRequest:
         self._is_from_cache = ticket is not None and ticket.answer is not None
 
     def start(self, runs: Sequence[Run], deadline_s: float) -> None:
-        """Start every choice; all end by `deadline_s` on the loop's clock."""
+        """Start every choice; all end by `deadline_s` on the loop's clock.
+
+        Nothing starts when the request was closed before, as while its prompt was read.
+        """
+        if self._is_closed:
+            return
         loop = asyncio.get_running_loop()
         self._timer = loop.call_at(deadline_s, self._expire)
         self._tasks = [

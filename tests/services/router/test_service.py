@@ -15,10 +15,18 @@ from gearfall.core.errors import (
 )
 from gearfall.core.ids import ModelName
 from gearfall.core.job import FinishReason
-from gearfall.core.records import ReplicaState
+from gearfall.core.records import ModelRecord, ReplicaState
 from services.router.generation import GenerationRequest, TextPrompt, TokenPrompt
 from services.router.service import RouterLimits
-from tests.services.router.rig import BOS_ID, Answer, Rig, ids_of, probability, running_rig
+from tests.services.router.rig import (
+    BOS_ID,
+    Answer,
+    Outcome,
+    Rig,
+    ids_of,
+    probability,
+    running_rig,
+)
 
 
 async def test_answers_with_usage_and_cost():
@@ -103,6 +111,31 @@ async def test_cancel_by_id_ends_with_cancelled():
         assert outcome.ends[0].finish is FinishReason.CANCELLED
         with pytest.raises(NotFound):
             rig.router.service.cancel("mine")
+
+
+async def test_a_request_that_is_cancelled_while_its_prompt_is_read_computes_nothing():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        worker = rig.worker(small=Answer("hello"))
+        reading, gate, read_file = asyncio.Event(), asyncio.Event(), rig.files.read_file
+
+        async def held(model: ModelRecord, file: str) -> bytes:
+            reading.set()
+            await gate.wait()
+            return await read_file(model, file)
+
+        rig.files.read_file = held  # type: ignore[method-assign]
+        request = GenerationRequest("small", (TextPrompt("hi"),), request_id="mine")
+        starting = asyncio.create_task(rig.router.service.start(request))
+        await reading.wait()
+        rig.router.service.cancel("mine")
+        gate.set()
+        running = await starting
+        events = [each async for batch in running.batches() for each in batch]
+        await running.wait_stopped()
+        assert Outcome(events).ends[0].finish is FinishReason.CANCELLED
+        assert worker.jobs == []
+        assert rig.router.service.admission.running_choices == 0
 
 
 async def test_cascade_stops_at_the_first_certain_stage():
