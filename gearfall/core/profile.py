@@ -45,7 +45,7 @@ class Generation:
     margins: tuple[float, ...] = ()
     """log p(token) - log p(second most likely) of each token."""
     certainty: float | None = None
-    """Where only this is known: an imported profile."""
+    """Where only this is known, without log-probabilities: an imported profile."""
     latency_s: float = 0.0
     answer_key: str = ""
     """`agreement.answer_key` of the text by the profile's rule; empty where the text is unknown."""
@@ -165,6 +165,8 @@ def _check_generation(where: str, each: Generation) -> None:
         _check_number(f"{where}: agreement", each.agreement, most=1.0)
     if each.certainty is not None:
         _check_number(f"{where}: certainty", each.certainty, most=1.0)
+        if each.logprobs:
+            raise _broken(where, "both logprobs and a certainty: leave one of them out")
     elif not each.logprobs and each.output_tokens:
         raise _broken(where, "neither logprobs nor a certainty: one of them is needed")
 

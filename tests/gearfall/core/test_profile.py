@@ -59,6 +59,7 @@ def test_a_profile_is_read_as_it_was_written():
         (with_first(margins=()), "2 logprobs and 0 margins"),
         (with_first(logprobs=(), margins=()), "one of them is needed"),
         (with_first(certainty=math.nan), "certainty: nan"),
+        (with_first(certainty=0.9), "query q1: both logprobs and a certainty"),
         (with_first(agreement=1.5), "agreement: 1.5"),
         (with_first(agreement=1.0, agreement_cost=math.inf), "agreement_cost: inf"),
     ],
