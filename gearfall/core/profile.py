@@ -14,6 +14,12 @@ from gearfall.core.errors import InvalidRequest
 
 FORMAT_VERSION = 1
 MAX_PROFILE_BYTES = 1 << 30
+MAX_TOKENS = 10**8
+"""Of a prompt or an answer."""
+LOGPROBS = (-10_000.0, 0.001)
+"""What a log-probability may be; rounding brings that of a sure token a little above 0."""
+MARGINS = (-500.0, 10_000.0)
+"""What a margin may be; below 0 where the token was not the most likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +164,12 @@ def _check_generation(where: str, each: Generation) -> None:
         raise _broken(f"{where}: cost", f"{each.cost:g}; it must be above 0")
     if each.prompt_tokens < 0 or each.output_tokens < 0:
         raise _broken(f"{where}: tokens", "must not be negative")
+    if max(each.prompt_tokens, each.output_tokens) > MAX_TOKENS:
+        raise _broken(f"{where}: tokens", f"must be at most {MAX_TOKENS}")
     if len(each.logprobs) != len(each.margins):
         raise _broken(where, f"{len(each.logprobs)} logprobs and {len(each.margins)} margins")
+    _check_range(f"{where}: logprobs", each.logprobs, *LOGPROBS)
+    _check_range(f"{where}: margins", each.margins, *MARGINS)
     _check_number(f"{where}: agreement_cost", each.agreement_cost)
     if each.agreement is not None:
         _check_number(f"{where}: agreement", each.agreement, most=1.0)
@@ -181,6 +191,12 @@ def _check_number(where: str, value: float, most: float = math.inf) -> None:
     if not math.isfinite(value) or not 0.0 <= value <= most:
         allowed = f"in 0 to {most:g}" if most < math.inf else "finite and not negative"
         raise _broken(where, f"{value}; it must be {allowed}")
+
+
+def _check_range(where: str, values: Sequence[float], least: float, most: float) -> None:
+    for value in values:
+        if not least <= value <= most:
+            raise _broken(where, f"{value:g}; each must be in {least:g} to {most:g}")
 
 
 def _broken(where: str, what: str) -> InvalidRequest:

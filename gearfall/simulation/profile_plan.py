@@ -66,6 +66,7 @@ def plan_from_profile(
     """
     if not hosts:
         raise InvalidRequest("there is no worker to plan for", param="nodes")
+    _check_asked(request)
     order = shuffled(profile, request.seed)
     learn = learning(order)
     calibrations = fit_calibrations(profile, learn.tolist()) if request.is_calibrated else {}
@@ -116,6 +117,17 @@ def plan_from_profile(
     )
     keyed = _keyed(profile, certainties, order[len(learn) :])
     return with_agreement(_pruned(build_plan(inputs, latency)), keyed, profile.agreement_rule)
+
+
+def _check_asked(request: PlanRequest) -> None:
+    """Raise InvalidRequest for a burstiness or latency that is none."""
+    if not 0.0 < request.cv < math.inf:
+        raise InvalidRequest(f"cv {request.cv:g}: finite, above 0; Poisson is 1", param="cv")
+    p95_s = request.target.p95_s
+    if p95_s is not None and not 0.0 < p95_s < math.inf:
+        raise InvalidRequest(
+            f"p95 {p95_s:g}: finite seconds, above 0; leave it out to ask for none", param="p95"
+        )
 
 
 def _warmth(

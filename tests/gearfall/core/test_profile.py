@@ -3,8 +3,11 @@ from dataclasses import replace
 
 import pytest
 
+from gearfall.core.certainty import MEASURES, measure_certainty
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import (
+    LOGPROBS,
+    MARGINS,
     Generation,
     Profile,
     ProfiledModel,
@@ -56,6 +59,14 @@ def test_a_profile_is_read_as_it_was_written():
         (with_first(cost=0.0), "above 0"),
         (with_first(cost=math.inf), "cost: inf"),
         (with_first(output_tokens=-1), "not be negative"),
+        (with_first(prompt_tokens=10**12), "tokens: must be at most 100000000"),
+        (with_first(output_tokens=10**12), "tokens: must be at most 100000000"),
+        (with_first(logprobs=(-0.1, 1000.0)), "q1: logprobs: 1000; each must be in -10000 to 0.0"),
+        (with_first(logprobs=(math.nan, -0.1)), "logprobs: nan"),
+        (with_first(logprobs=(-math.inf, -0.1)), "logprobs: -inf"),
+        (with_first(margins=(3.0, -5000.0)), "q1: margins: -5000; each must be in -500 to 10000"),
+        (with_first(margins=(math.nan, 1.0)), "margins: nan"),
+        (with_first(margins=(3.0, math.inf)), "margins: inf"),
         (with_first(margins=()), "2 logprobs and 0 margins"),
         (with_first(logprobs=(), margins=()), "one of them is needed"),
         (with_first(certainty=math.nan), "certainty: nan"),
@@ -67,6 +78,18 @@ def test_a_profile_is_read_as_it_was_written():
 def test_what_nothing_can_be_planned_from_is_refused(profile, says):
     with pytest.raises(InvalidRequest, match=says):
         check_profile(profile)
+
+
+def test_rounding_and_second_choices_are_no_defects():
+    check_profile(with_first(logprobs=(1e-6, -9999.0), margins=(30.0, -2.0)))
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_measure_takes_the_ends_of_what_is_accepted(measure):
+    for logprob in LOGPROBS:
+        for margin in MARGINS:
+            check_profile(with_first(logprobs=(logprob,) * 2, margins=(margin,) * 2))
+            assert 0.0 <= measure_certainty(measure, (logprob,) * 2, (margin,) * 2) <= 1.0
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 5000, b"\xff"])

@@ -1,5 +1,6 @@
 """From measured answers to a plan, and what can't be planned from."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -136,6 +137,14 @@ def test_models_that_leave_pay_for_their_starts(profile):
     unknown = tuple(replace(model, start_s={}) for model in profile.models)
     with pytest.raises(InvalidRequest, match="small has no start time"):
         plan_from_profile(replace(profile, models=unknown), HOSTS, replace(loss, keep_alive_s=5.0))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_a_burstiness_or_latency_that_is_none_is_refused(profile, value):
+    with pytest.raises(InvalidRequest, match=f"cv {value:g}: finite, above 0"):
+        plan_from_profile(profile, HOSTS, replace(REQUEST, cv=value))
+    with pytest.raises(InvalidRequest, match=f"p95 {value:g}: finite seconds, above 0"):
+        plan_from_profile(profile, HOSTS, replace(REQUEST, target=Target(p95_s=value)))
 
 
 def test_no_workers(profile):
