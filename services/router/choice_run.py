@@ -123,7 +123,7 @@ class ChoiceRun:
         try:
             with self._lower_answer_in_time(stage_run):
                 if not stage_run.ended.done():
-                    await self._submit(plan, job_id, stage_run)
+                    await self._submit_until_ended(plan, job_id, stage_run)
                 verdict = await stage_run.ended
         finally:
             self._context.jobs.close(job_id, "the request ended")
@@ -134,6 +134,20 @@ class ChoiceRun:
         if timing is not None and isinstance(verdict, StageDone):
             self._context.prospects.learn(plan, timing, len(stage_run.token_ids))
         self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
+
+    async def _submit_until_ended(
+        self, plan: StageReady, job_id: JobId, stage_run: StageRun
+    ) -> None:
+        """Submit the stage's job, unless the stage ends while the queue can't be reached."""
+        submitting = asyncio.create_task(
+            self._submit(plan, job_id, stage_run), name=f"submit-{job_id}"
+        )
+        try:
+            await asyncio.wait((submitting, stage_run.ended), return_when=asyncio.FIRST_COMPLETED)
+            if submitting.done():
+                submitting.result()
+        finally:
+            submitting.cancel()
 
     async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
         context, model = self._context, plan.host.name
@@ -165,7 +179,7 @@ class ChoiceRun:
             await context.jobs.submit(
                 job, stage_run, deadline_s=context.deadline_s, patience_s=context.patience_s
             )
-        except Unavailable as error:
+        except GearfallError as error:
             stage_run.on_failed(error)
 
     async def _draft(self, plan: StageReady) -> tuple[int, ...]:

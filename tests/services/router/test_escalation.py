@@ -8,7 +8,7 @@ import pytest
 
 from gearfall.client import AsyncClient, TextDelta
 from gearfall.client.values import Event
-from gearfall.core.errors import DeadlineExceeded
+from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal, Unavailable
 from gearfall.core.escalation import (
     AtDeadline,
     AtOverload,
@@ -18,6 +18,7 @@ from gearfall.core.escalation import (
 )
 from gearfall.core.escalation_cap import CUT, PERIOD_S, CapState
 from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.job import Job
 from gearfall.core.model_pace import Timing
 from gearfall.core.records import DemandRecord, ReplicaState
 from gearfall.core.streaming import Streaming
@@ -184,6 +185,37 @@ async def test_a_stage_that_is_late_leaves_the_lower_answer(rig: Rig):
     assert small.is_accepted
     assert not large.is_accepted
     assert "deadline" in large.error
+
+
+def refuse_jobs(rig: Rig, model: str, error: GearfallError) -> None:
+    """Make the queue of `model` raise in place of taking jobs."""
+    append = rig.queue.append
+
+    async def refuse(job: Job) -> str:
+        if job.model == model:
+            raise error
+        return await append(job)
+
+    rig.queue.append = refuse  # type: ignore[method-assign]
+
+
+async def test_a_queue_that_stays_down_leaves_the_lower_answer(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy())
+    rig.worker(small=UNSURE)
+    refuse_jobs(rig, "large", Unavailable("no queue"))
+    assert told(await rig.ask("both", timeout_s=1.0)) == ("small", Degraded.DEADLINE)
+    assert len(rig.router.jobs) == 0
+
+
+async def test_a_stage_whose_job_is_refused_has_failed(rig: Rig):
+    await rig.set_replica("large", ReplicaState.READY)
+    await deploy(rig, EscalationPolicy())
+    rig.worker(large=Answer("large"))
+    refuse_jobs(rig, "small", Internal("no room for it"))
+    outcome = await rig.ask("both")
+    assert told(outcome) == ("large", None)
+    assert "no room for it" in outcome.ends[0].stages[0].error
 
 
 async def read(events: AsyncIterator[Event], seen: list[str]) -> None:
