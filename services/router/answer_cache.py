@@ -44,6 +44,8 @@ class AnswerKey:
 class Flight:
     """An answer that is being computed; None in the end if it can't be given to others."""
 
+    deadline_s: float
+    """Of the request that computes it, on the loop's clock: it has landed by then."""
     landed: "asyncio.Future[KeptAnswer | None]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -97,15 +99,19 @@ class AnswerCache:
         found = None if content is None else answer_from_bytes(content)
         return Ticket(deployment.name, key, request.priority, found)
 
-    def flight(self, ticket: Ticket) -> Flight | None:
-        """Return the flight that another request leads for this answer now."""
-        return self._flights.get((ticket.key, ticket.priority))
+    def flight(self, ticket: Ticket, deadline_s: float) -> Flight | None:
+        """Return the flight that another request leads for this answer and ends by then."""
+        flight = self._flights.get((ticket.key, ticket.priority))
+        return flight if flight is not None and flight.deadline_s <= deadline_s else None
 
-    def lead(self, ticket: Ticket) -> None:
-        """The ticket's request computes the answer: who comes now may wait for it."""
+    def lead(self, ticket: Ticket, deadline_s: float) -> None:
+        """The ticket's request computes the answer: who comes now may wait for it.
+
+        Not where another one leads already.
+        """
         place = (ticket.key, ticket.priority)
         if place not in self._flights:
-            self._flights[place] = Flight()
+            self._flights[place] = Flight(deadline_s)
             ticket.is_leading = True
 
     def land(self, ticket: Ticket, answer: KeptAnswer | None) -> None:

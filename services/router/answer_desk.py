@@ -64,16 +64,21 @@ class AnswerDesk:
         self._open[running.request_id] = _Open(request, deployment, gear, ticket)
 
     def runs(
-        self, running: RunningRequest, own: Callable[[], Awaitable[Sequence[Run]]]
+        self,
+        running: RunningRequest,
+        own: Callable[[], Awaitable[Sequence[Run]]],
+        deadline_s: float,
     ) -> Sequence[Run] | None:
         """Return what to run in place of `own`; None where the request takes its own way."""
         ticket = running.ticket
         if ticket is None:
             return None
-        if ticket.answer is None and (running.choices > 1 or self.cache.flight(ticket) is None):
-            self.cache.lead(ticket)
+        if ticket.answer is None and (
+            running.choices > 1 or self.cache.flight(ticket, deadline_s) is None
+        ):
+            self.cache.lead(ticket, deadline_s)
             return None
-        return (_SharedAnswer(self.cache, ticket, running.emit, own),)
+        return (_SharedAnswer(self.cache, ticket, deadline_s, running.emit, own),)
 
     def begin(
         self, running: RunningRequest, context: RunContext, plans: Sequence[Sequence[StagePlan]]
@@ -155,11 +160,13 @@ class _SharedAnswer:
         self,
         cache: AnswerCache,
         ticket: Ticket,
+        deadline_s: float,
         emit: Callable[[GenerationEvent], None],
         own: Callable[[], Awaitable[Sequence[Run]]],
     ) -> None:
         self._cache = cache
         self._ticket = ticket
+        self._deadline_s = deadline_s
         self._emit = emit
         self._own = own
 
@@ -167,9 +174,9 @@ class _SharedAnswer:
         """Give the answer; go the request's own way where the other one comes to nothing."""
         ticket = self._ticket
         while ticket.answer is None:
-            flight = self._cache.flight(ticket)
+            flight = self._cache.flight(ticket, self._deadline_s)
             if flight is None:
-                self._cache.lead(ticket)
+                self._cache.lead(ticket, self._deadline_s)
                 for run in await self._own():
                     await run.run()
                 return

@@ -216,7 +216,8 @@ class RouterService:
         context = self._context(running, request, deployment, gear)
         running.gear = gear
         own = partial(self._own_runs, running, context, deployment)
-        running.start(self.desk.runs(running, own) or await own(), context.deadline_s)
+        runs = self.desk.runs(running, own, context.deadline_s) or await own()
+        running.start(runs, context.deadline_s)
 
     async def _own_runs(
         self, running: RunningRequest, context: RunContext, deployment: DeploymentRecord

@@ -231,7 +231,22 @@ async def test_who_waits_goes_on_alone_when_the_other_is_cancelled(rig: Rig) -> 
     assert kept(rig) == 1
 
 
-async def test_who_waits_keeps_its_own_deadline(rig: Rig) -> None:
+async def test_who_has_less_time_does_not_wait_for_who_has_more(rig: Rig) -> None:
+    """It may have an answer of a lower stage to give at its own deadline."""
+    worker = rig.worker(small=Answer("hello"))
+    worker.hold_at = 2
+    first = asyncio.create_task(rig.ask("chat", "hi", **GREEDY, timeout_s=300.0))
+    await worker.held.wait()
+    second = asyncio.create_task(rig.ask("chat", "hi", **GREEDY, timeout_s=60.0))
+    await rig.until(lambda: len(rig.router.jobs) == 2)
+    third = asyncio.create_task(rig.ask("chat", "hi", **GREEDY, timeout_s=300.0))
+    await rig.until(lambda: rig.router.service.running_requests == 3)
+    worker.gate.set()
+    assert [(await each).text() for each in (first, second, third)] == ["hello"] * 3
+    assert len(worker.jobs) == 2, "the third waited for the first"
+
+
+async def test_who_goes_its_own_way_keeps_its_own_deadline(rig: Rig) -> None:
     worker = rig.worker(small=Answer("hello"))
     worker.hold_at = 2
     first = asyncio.create_task(rig.ask("chat", "hi", **GREEDY))
