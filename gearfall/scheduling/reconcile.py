@@ -157,11 +157,10 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
     missing, urgency = decision.missing, _urgency(step, model)
     if missing == 0 and _must_evacuate(step, model):
         missing, urgency = 1, max(urgency, Urgency.EVACUATE)
-    by_gear, wished = _wants_of_gears(step, model), _wished_nodes(step, model)
-    # Whoever waits is served first, near where plans want it; what is left follows the plans.
-    wants = by_gear[missing:]
+    wants = _wants_of_gears(step, model)
     if missing:
-        want = replace(_want(step, model, urgency), wished=wished)
+        # Near where plans want it; which of the two kinds goes on is seen as they are placed.
+        want = replace(_want(step, model, urgency), wished=_wished_nodes(step, model))
         firm = min(missing, decision.firm)
         wants = [want] * firm + [replace(want, may_queue=True)] * (missing - firm) + wants
     if not wants and model in step.fleet.index.hinted and not step.fleet.counted(model):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, MoveRecord
 from gearfall.scheduling.contention import Contender, choose_together
 from gearfall.scheduling.placement import Option, assess, find_options, with_nearer
@@ -15,6 +15,7 @@ from gearfall.scheduling.step import CLAIM_S, Step
 from gearfall.scheduling.wants import Urgency, Want
 
 Sites = Mapping[ModelName, list[WorkerId]]
+Settled = tuple[Contender, Option | None]
 
 SWAP_S = 1.0
 """For so long nobody leaves room that is being made for room that would have to be made."""
@@ -37,18 +38,31 @@ def place_all(step: Step, wants: list[Want], sites: Sites) -> None:
                 later.append(want)
             else:
                 chunk[want.model.name] = want
-        stuck = _place_together(step, list(chunk.values()), sites)
-        left = [want for want in later if (want.model.name, want.node_id) not in stuck]
+        settled = _place_together(step, list(chunk.values()), sites)
+        left = [want for want in later if _is_open(want, settled.get(want.model.name))]
 
 
-def _place_together(
-    step: Step, wants: list[Want], sites: Sites
-) -> set[tuple[ModelName, NodeId | None]]:
-    """Place at most one replica each; return the models that could not start one now, and where."""
+def _is_open(want: Want, settled: Settled | None) -> bool:
+    """Whether a want is worth a look after another one of its model was settled.
+
+    What is wanted anywhere and what plans want on a node may be one replica: once one of them got a
+    place, or waits for room, the other kind is counted anew in the next step.
+    """
+    if settled is None:
+        return True
+    contender, option = settled
+    first = contender.want
+    if (first.node_id is None) == (want.node_id is None):
+        return first.node_id != want.node_id or (option is not None and option.way is Way.FREE)
+    return option is None and (contender.is_served or first.node_id is not None)
+
+
+def _place_together(step: Step, wants: list[Want], sites: Sites) -> dict[ModelName, Settled]:
+    """Place at most one replica each; return what each model's want came to."""
     step.refresh()
     rivals = len(wants) - 1
     left = [_contender(step, want, sites.get(want.model.name), rivals) for want in wants]
-    stuck: set[tuple[ModelName, NodeId | None]] = set()
+    settled: dict[ModelName, Settled] = {}
     while left:
         touched: set[WorkerId] = set()
         for contender, option in choose_together(left, step.scene.policy, step.now_unix_s):
@@ -56,13 +70,12 @@ def _place_together(
                 continue  # its place was just taken in part: it is assessed anew below
             left.remove(contender)
             touched |= _take(step, contender, option, is_limited=contender.want.model.name in sites)
-            if option is None or option.way is not Way.FREE:
-                stuck.add((contender.want.model.name, contender.want.node_id))
+            settled[contender.want.model.name] = contender, option
         if touched and left:
             step.refresh()
             for other in left:
                 _look_again(step, other, touched)
-    return stuck
+    return settled
 
 
 def _contender(

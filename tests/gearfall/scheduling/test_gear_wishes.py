@@ -5,10 +5,25 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.gears_in_force import PlanShelf
-from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
-from gearfall.core.records import DemandRecord
+from gearfall.core.ids import DeploymentName, JobId, ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.job import Priority
+from gearfall.core.records import DemandRecord, RunningJob
+from gearfall.scheduling.actions import Assign, Unassign
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.gear_wishes import GearWish, gear_wishes
-from tests.gearfall.scheduling.clusters import MIB, deployment, model, node, worker
+from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.start_costs import StartCosts
+from tests.gearfall.scheduling.clusters import (
+    MIB,
+    assignment,
+    demand,
+    deployment,
+    model,
+    node,
+    replica,
+    worker,
+)
 from tests.gearfall.scheduling.plans import NAME, placed, plan, plan_record, vote
 from tests.gearfall.scheduling.small_world import POLICY, SmallWorld
 
@@ -17,6 +32,7 @@ A, B = NodeId("a"), NodeId("b")
 ON_TWO = plan(
     ("small", "large"), ("small",), ("alone",), on=("a/small", "b/small", "b/large", "a/alone")
 )
+ON_BOTH = plan(("small",), on=("a/small", "b/small"))
 QUICK_S, SLOW_S = 0.5, 5.0
 
 
@@ -201,6 +217,90 @@ def test_who_waits_is_served_elsewhere_while_the_plans_node_is_full():
     ticks(here, 6)
     assert here.done == 1
     assert places(here) == {"a/small", "b/other"}
+
+
+def test_who_waits_gets_one_of_the_plans_replicas_and_not_one_more():
+    """Node b has the bytes in memory and node a does not: b's only place goes to who waits."""
+    here = world(ON_BOTH, *hosts("a/1", "b/1", "b/2"))
+    here.fleet.put("nodes", node("a", ssd_bytes_per_s=1e6))
+    here.ask("small", 5)
+    ticks(here, 6)
+    assert sorted(here.starts.elements()) == [SMALL, SMALL]
+    assert places(here) == {"a/small", "b/small"}
+
+
+def taken(*names: str, min_replicas=0, **fields):
+    """Each model in the only place of the worker of its number, of a deployment of its own."""
+    for number, name in enumerate(names, 1):
+        key = {"model_name": name, "worker_id": f"{'ab'[number - 1]}/1"}
+        own = deployment(name, name=f"d-{name}", min_replicas=min_replicas)
+        yield from (("models", model(name, nodes=("a", "b"))), ("deployments", own))
+        yield from (("assignments", assignment(**key)), ("replicas", replica(**key, **fields)))
+
+
+def fleet_of(made, *records, on_b=("small", "x", "y", "z"), ssd_bytes_per_s=0.0) -> Fleet:
+    """One place on each of nodes a and b."""
+    fleet = Fleet()
+    slow = node("b", resident=on_b, ssd_bytes_per_s=ssd_bytes_per_s)
+    nodes = [("nodes", node("a", resident=("small", "x", "y", "z"))), ("nodes", slow)]
+    for each in (*MODELS, *nodes, *hosts("a/1", "b/1", most=1), DEPLOYED, *records):
+        fleet.put(*each)
+    fleet.put("gear_plans", plan_record(made))
+    return fleet
+
+
+def step(fleet: Fleet, at_s: float) -> set[str]:
+    """Carry one decision out; return what is assigned."""
+    for action in decide(fleet, StartCosts(), SchedulerPolicy(prefetch=None), at_s).actions:
+        if isinstance(action, Assign):
+            fleet.put("assignments", action.assignment)
+        elif isinstance(action, Unassign):
+            fleet.remove("assignments", action.key)
+    return {f"{worker_id[0]}/{name}" for worker_id, name in fleet.records.assignments}
+
+
+@pytest.mark.parametrize("free", ["a", "b"])
+def test_who_waits_takes_the_first_room_wherever_its_plan_has_the_model(free):
+    here = fleet_of(ON_BOTH, *taken("x", "y", min_replicas=1), ("demand", demand(since=1000.0)))
+    assert step(here, 1000.0) == {"a/x", "b/y"}
+    gone = {"a": "x", "b": "y"}[free]
+    key = (WorkerId(f"{free}/1"), ModelName(gone))
+    here.remove("deployments", DeploymentName(f"d-{gone}"))
+    here.remove("assignments", key)
+    here.remove("replicas", key)
+    assert f"{free}/small" in step(here, 1001.0)
+
+
+def test_room_that_is_made_for_who_waits_is_kept_though_a_plan_would_start_it_elsewhere():
+    """On node b its start takes long; room on node a comes at once."""
+    waits = ("demand", demand(since=1000.0))
+    z = ("models", model("z", nodes=("a", "b")))
+    here = fleet_of(ON_BOTH, *taken("x", idle_since=10.0), z, waits, on_b=("x",),
+                    ssd_bytes_per_s=1e5)  # fmt: skip
+    assert step(here, 1000.0) == set(), "x makes room for it, and has not gone yet"
+    here.put("demand", demand("z", since=1000.1))
+    step(here, 1000.1)
+    here.remove("replicas", (WorkerId("a/1"), ModelName("x")))
+    assert "a/small" in step(here, 1000.2)
+
+
+def test_a_plan_gets_its_replica_while_what_waits_is_served_by_the_one_there():
+    jobs = (RunningJob(JobId("j"), 100, 0, 6, Priority.INTERACTIVE),)
+    runs = replace(replica("small", "a/1", slots=1), jobs=jobs, seen_unix_s=1000.0, step_s=0.1)
+    own = [("assignments", assignment("small", "a/1")), ("replicas", runs)]
+    waits = ("demand", replace(demand(since=1000.0), output_tokens=50))
+    here = fleet_of(ON_BOTH, *own, waits, on_b=(), ssd_bytes_per_s=1e5)
+    assert step(here, 1000.0) == {"a/small", "b/small"}
+    here.remove("gear_plans", DeploymentName(NAME))
+    here.remove("assignments", (WorkerId("b/1"), SMALL))
+    assert step(here, 1000.0) == {"a/small"}, "without a plan nothing else starts"
+
+
+def test_a_plan_takes_the_room_of_what_is_idle_while_batch_jobs_wait_for_free_room():
+    waits = ("demand", replace(demand(since=1000.0), batch_jobs=1))
+    here = fleet_of(ON_BOTH, *taken("x", "y", idle_since=990.0), waits)
+    assert step(here, 1000.0) == {"b/y"}, "one after the other"
+    assert step(here, 1002.0) == set()
 
 
 def test_a_replica_that_gears_keep_is_no_victim_and_one_beyond_them_is():
