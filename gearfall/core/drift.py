@@ -88,14 +88,19 @@ def cascade_name(stages: Sequence[Stage]) -> str:
     )
 
 
+def deployment_of(record: DriftRecord) -> tuple[float, int]:
+    """Return what differs for every plan that is deployed, and grows."""
+    return record.deployed_unix_s, record.version
+
+
 def joined(one: DriftRecord, other: DriftRecord) -> DriftRecord:
     """Return what two findings about one cascade come to, whichever came first.
 
     Of one plan: the higher thresholds, and the newest alarm of each promise and stage. Of two: the
-    newer plan's.
+    findings about the one that was deployed last.
     """
-    if one.version != other.version:
-        return max(one, other, key=lambda each: each.version)
+    if deployment_of(one) != deployment_of(other):
+        return max(one, other, key=deployment_of)
     alarms = {
         (each.promise, each.stage): each
         for each in sorted(

@@ -375,6 +375,8 @@ class GearPlanRecord:
     version: int
     content: str
     """The plan's file, as `gear_plan_checks.parse_plan` reads it."""
+    deployed_unix_s: float = 0.0
+    """Tells a plan from the same one deployed again; never falls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +429,8 @@ class DriftRecord:
     """How often they were raised."""
     alarms: tuple[DriftAlarm, ...] = ()
     """The newest of each promise and stage."""
+    deployed_unix_s: float = 0.0
+    """Of the plan: what was found under one that was deployed before is void."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Unavailable
 from gearfall.core.escalation import check_has_target
+from gearfall.core.gear_plan import GearPlan
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName, ModelName, parse_name
 from gearfall.core.ports import JobQueue
@@ -134,13 +137,20 @@ class Catalogue:
         if gear_plan:
             plan = parse_plan(gear_plan)
             check_plan_fits(plan, record, self._cluster.view.models)
-            await self._cluster.put_gear_plan(GearPlanRecord(record.name, plan.version, gear_plan))
+            await self._cluster.put_gear_plan(self._plan_record(record.name, plan, gear_plan))
         else:
             await self._cluster.delete_gear_plan(record.name)
         await self._forget_drift(record.name)
         revision = await self._cluster.put_deployment(record)
         await self._cluster.wait_seen(revision, timeout_s=_SEEN_S)
         return record, revision
+
+    def _plan_record(self, name: DeploymentName, plan: GearPlan, content: str) -> GearPlanRecord:
+        """Return what to write: another record than the one that stands, also for the same plan."""
+        now_unix_s, before = time.time(), self._cluster.view.gear_plans.get(name)
+        if before is not None:
+            now_unix_s = max(now_unix_s, math.nextafter(before.deployed_unix_s, math.inf))
+        return GearPlanRecord(name, plan.version, content, now_unix_s)
 
     async def remove_deployment(self, name: str) -> None:
         """Remove a deployment; requests that run keep what they were admitted with."""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from gearfall.core.drift import Compared, cascade_name, joined
+from gearfall.core.drift import Compared, cascade_name, deployment_of, joined
 from gearfall.core.errors import GearfallError
 from gearfall.core.ids import DeploymentName
-from gearfall.core.records import DriftAlarm, DriftRecord, Stage
+from gearfall.core.records import DriftAlarm, DriftRecord, GearPlanRecord, Stage
 from gearfall.infra.cluster import Cluster
 from services.router.background import Background
 from services.router.gear_board import PinnedGear
@@ -47,10 +47,10 @@ class QualityWatch:
         self._background = background
         self._metrics = metrics
         self._clock = clock
-        self._evidence: dict[_Key, tuple[int, GearEvidence]] = {}
-        """With the plan's version."""
+        self._evidence: dict[_Key, tuple[GearPlanRecord, GearEvidence]] = {}
+        """With the plan, as it was deployed."""
         self._own: dict[_Key, DriftRecord] = {}
-        """Found here, and not seen in cluster state yet."""
+        """Found here by the evidence under the same key, and not seen in cluster state yet."""
         self._shown: set[_Key] = set()
         """Seen in cluster state."""
 
@@ -101,14 +101,14 @@ class QualityWatch:
             if other == name
             for alarm in record.alarms
         ]
-        for (other, cascade), (version, evidence) in self._evidence.items():
+        for (other, cascade), (plan, evidence) in self._evidence.items():
             if other == name:
                 words = [evidence.in_words(stage) for stage in range(len(evidence.thresholds))]
-                told = f"plan {version}, {cascade}: {'; '.join(words)}"
+                told = f"plan {plan.version}, {cascade}: {'; '.join(words)}"
                 found.append((self._clock(), "watched", told))
         if not found:
-            plan = self._cluster.view.gear_plans.get(DeploymentName(name))
-            why = f"plan {plan.version}, not yet used" if plan else "it follows no gear plan"
+            record = self._cluster.view.gear_plans.get(DeploymentName(name))
+            why = f"plan {record.version}, not yet used" if record else "it follows no gear plan"
             found.append((self._clock(), "nothing measured", why))
         return sorted(found, reverse=True)
 
@@ -122,10 +122,8 @@ class QualityWatch:
         view = self._cluster.view
         for key in self._shown - view.drift.keys():
             self._forget(key)
-        for key in {*self._evidence, *self._own}:
-            plan = view.gear_plans.get(key[0])
-            version = self._evidence[key][0] if key in self._evidence else self._own[key].version
-            if plan is None or plan.version != version:
+        for key, (plan, _) in tuple(self._evidence.items()):
+            if view.gear_plans.get(key[0]) != plan:
                 self._forget(key)
         self._shown = set(view.drift)
         for key, record in view.drift.items():
@@ -140,12 +138,15 @@ class QualityWatch:
 
     def _record(self, key: _Key, version: int) -> DriftRecord | None:
         """Return what became of a cascade, as far as it is known here."""
-        records = (self._cluster.view.drift.get(key), self._own.get(key))
-        lower = key[1].count(",")
+        view = self._cluster.view
+        plan, lower = view.gear_plans.get(key[0]), key[1].count(",")
+        if plan is None:
+            return None
+        deployment = plan.deployed_unix_s, version
         known = [
             each
-            for each in records
-            if each is not None and each.version == version and len(each.thresholds) == lower
+            for each in (view.drift.get(key), self._own.get(key))
+            if each and deployment_of(each) == deployment and len(each.thresholds) == lower
         ]
         if len(known) < 2:
             return known[0] if known else None
@@ -165,13 +166,15 @@ class QualityWatch:
         plan = self._cluster.view.gear_plans.get(name)
         if plan is None or plan.version != gear.version:
             return None
+        if key in self._evidence and self._evidence[key][0] != plan:
+            self._forget(key)
         record, thresholds = self._record(key, gear.version), _thresholds(gear.planned)
         now = thresholds if record is None else record.thresholds
         if now != _thresholds(gear.stages):
             return None
         held = self._evidence.get(key)
-        if held is None or held[1].thresholds != now or held[0] != gear.version:
-            held = (gear.version, GearEvidence(gear.promise, gear.planned, now))
+        if held is None or held[1].thresholds != now:
+            held = (plan, GearEvidence(gear.promise, gear.planned, now))
             self._evidence[key] = held
             self._show_promise(name, gear)
         return held[1]
@@ -210,7 +213,11 @@ class QualityWatch:
     def _changed(self, name: DeploymentName, gear: PinnedGear, finding: Finding) -> DriftRecord:
         cascade = _named(gear.planned)
         record = self._record((name, cascade), gear.version) or DriftRecord(
-            name, cascade, gear.version, _thresholds(gear.planned)
+            name,
+            cascade,
+            gear.version,
+            _thresholds(gear.planned),
+            deployed_unix_s=self._evidence[name, cascade][0].deployed_unix_s,
         )
         alarm = DriftAlarm(finding.promise, finding.stage, finding.reason, self._clock())
         changed = joined(record, replace(record, alarms=(alarm,)))
@@ -261,7 +268,7 @@ def _thresholds(stages: tuple[Stage, ...]) -> tuple[float, ...]:
 
 def _covers(record: DriftRecord, own: DriftRecord) -> bool:
     """Whether cluster state says at least what was found here."""
-    return record.version == own.version and joined(record, own) == record
+    return deployment_of(record) == deployment_of(own) and joined(record, own) == record
 
 
 def _followed(record: DriftRecord, alarm: DriftAlarm) -> str:

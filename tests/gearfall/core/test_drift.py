@@ -13,6 +13,7 @@ from gearfall.core.drift import (
     ODDS,
     Compared,
     bet_ratio,
+    deployment_of,
     joined,
     seen,
     since_change,
@@ -93,6 +94,7 @@ ALARMS = st.builds(
 FINDINGS = st.builds(
     DriftRecord, st.just(DeploymentName("chat")), st.just("a:0.1,b:0.1,c"), st.integers(1, 2),
     st.tuples(SHARES, SHARES), st.integers(0, 3), st.lists(ALARMS, max_size=1).map(tuple),
+    st.sampled_from((0.0, 5.0)),
 )  # fmt: skip
 
 
@@ -102,9 +104,9 @@ def test_findings_come_to_the_same_in_any_order(one, other, third):
     assert both == joined(other, one)
     assert joined(both, third) == joined(one, joined(other, third))
     assert joined(both, one) == both
-    assert both.version == max(one.version, other.version)
+    assert deployment_of(both) == max(deployment_of(one), deployment_of(other))
     for each in (one, other):
-        if each.version == both.version:
+        if deployment_of(each) == deployment_of(both):
             assert all(a >= b for a, b in zip(both.thresholds, each.thresholds, strict=True))
 
 

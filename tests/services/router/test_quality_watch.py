@@ -178,6 +178,53 @@ async def test_deploying_a_plan_forgets_it(rig: Rig) -> None:
     assert pinned(rig).stages == CASCADE
 
 
+async def test_deploying_the_same_plan_again_forgets_what_was_seen(rig: Rig) -> None:
+    gear = pinned(rig)
+    for _ in range(20):
+        rig.router.quality.compared(NAME, gear, 0, Compared(0.9, True))
+    assert "20 compared" in rig.router.quality.explain("chat")[0][2]
+    await deploy(rig)
+    await rig.until(lambda: "not yet used" in rig.router.quality.explain("chat")[0][2])
+
+
+async def test_deploying_the_same_plan_again_forgets_what_could_not_be_written(rig: Rig) -> None:
+    async def refusing(record: DriftRecord) -> int:
+        raise Unavailable(f"gone: {record.name}")
+
+    rig.cluster.put_drift = refusing  # type: ignore[method-assign]
+    disagree(rig.router.quality, pinned(rig))
+    assert pinned(rig).label == "1/0+1"
+    await deploy(rig)
+    assert pinned(rig).label == "1/0"
+    assert not rig.router.quality.alarms()
+    await rig.until(lambda: not rig.router.quality._own)
+
+
+async def test_what_was_found_before_is_void_when_it_is_written_late(rig: Rig) -> None:
+    """The write is under way while the same plan is deployed again."""
+    put, held, gate = rig.cluster.put_drift, asyncio.Event(), asyncio.Event()
+
+    async def late(record: DriftRecord) -> int:
+        held.set()
+        await gate.wait()
+        return await put(record)
+
+    rig.cluster.put_drift = late  # type: ignore[method-assign]
+    disagree(rig.router.quality, pinned(rig))
+    await held.wait()
+    await deploy(rig)
+    gate.set()
+    await rig.until(lambda: bool(rig.cluster.view.drift))
+    assert pinned(rig).label == "1/0"
+    assert not rig.router.quality.alarms()
+    disagree(rig.router.quality, pinned(rig), least=0.7)
+    raised = pinned(rig).stages
+    await rig.until(lambda: not rig.router.quality._own)
+    (record,) = rig.cluster.view.drift.values()
+    assert record.deployed_unix_s == rig.cluster.view.gear_plans[NAME].deployed_unix_s
+    assert pinned(rig).stages == raised
+
+
 async def test_removing_the_deployment_forgets_it(rig: Rig) -> None:
     disagree(rig.router.quality, pinned(rig))
     await rig.until(lambda: bool(rig.cluster.view.drift))
@@ -187,9 +234,14 @@ async def test_removing_the_deployment_forgets_it(rig: Rig) -> None:
 
 
 async def test_a_record_that_does_not_fit_changes_nothing(rig: Rig) -> None:
-    wrongs: tuple[tuple[int, tuple[float, ...]], ...] = ((7, (0.99,)), (1, ()), (1, (0.9, 0.9)))
-    for version, thresholds in wrongs:
-        record = DriftRecord(NAME, "small:0.5,large", version, thresholds, 3)
+    at = rig.cluster.view.gear_plans[NAME].deployed_unix_s
+    wrongs: tuple[tuple[int, tuple[float, ...], float], ...] = (
+        (7, (0.99,), at), (1, (), at), (1, (0.9, 0.9), at), (1, (0.99,), at - 1.0),
+    )  # fmt: skip
+    for version, thresholds, deployed_unix_s in wrongs:
+        record = DriftRecord(
+            NAME, "small:0.5,large", version, thresholds, 3, deployed_unix_s=deployed_unix_s
+        )
         await rig.cluster.delete_drift(NAME, record.cascade)
         await rig.cluster.wait_seen(await rig.cluster.put_drift(record))
         assert pinned(rig).stages == CASCADE
