@@ -5,13 +5,14 @@ The service opens a request here, asks what to run in place of its own way, and 
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from gearfall.core.drift import cascade_name
 from gearfall.core.ids import RequestId
 from gearfall.core.records import DeploymentRecord
 from gearfall.core.streaming import StreamMode
-from services.router.answer_cache import AnswerCache, Ticket
-from services.router.answer_record import AnswerRecord, play
+from services.router.answer_cache import AnswerCache, Flight, Ticket
+from services.router.answer_record import AnswerRecord, KeptAnswer, play
 from services.router.choice_run import RunContext
 from services.router.gear_board import PinnedGear
 from services.router.generation import ChoiceEnd, GenerationEvent, GenerationRequest
@@ -73,12 +74,14 @@ class AnswerDesk:
         ticket = running.ticket
         if ticket is None:
             return None
-        if ticket.answer is None and (
-            running.choices > 1 or self.cache.flight(ticket, deadline_s) is None
-        ):
+        if ticket.answer is not None:
+            return (_GivenAgain(ticket.answer, running.emit),)
+        flight = self.cache.flight(ticket, deadline_s)
+        if flight is None or running.choices > 1:
             self.cache.lead(ticket, deadline_s)
             return None
-        return (_SharedAnswer(self.cache, ticket, deadline_s, running.emit, own),)
+        lead = partial(self.cache.lead, ticket, deadline_s)
+        return (_SharedAnswer(flight, ticket, lead, running.emit, own),)
 
     def begin(
         self, running: RunningRequest, context: RunContext, plans: Sequence[Sequence[StagePlan]]
@@ -153,35 +156,42 @@ class AnswerDesk:
         )
 
 
-class _SharedAnswer:
-    """In place of a request's own way: an answer that is there, or that another one computes."""
+@dataclass(frozen=True, slots=True)
+class _GivenAgain:
+    """In place of a request's own way: an answer that is there."""
 
-    def __init__(
-        self,
-        cache: AnswerCache,
-        ticket: Ticket,
-        deadline_s: float,
-        emit: Callable[[GenerationEvent], None],
-        own: Callable[[], Awaitable[Sequence[Run]]],
-    ) -> None:
-        self._cache = cache
-        self._ticket = ticket
-        self._deadline_s = deadline_s
-        self._emit = emit
-        self._own = own
+    answer: KeptAnswer
+    emit: Callable[[GenerationEvent], None]
 
     async def run(self) -> None:
-        """Give the answer; go the request's own way where the other one comes to nothing."""
-        ticket = self._ticket
-        while ticket.answer is None:
-            flight = self._cache.flight(ticket, self._deadline_s)
-            if flight is None:
-                self._cache.lead(ticket, self._deadline_s)
-                for run in await self._own():
-                    await run.run()
-                return
-            ticket.answer = await flight.answer()
-        play(ticket.answer, self._emit)
+        """Give the answer."""
+        play(self.answer, self.emit)
+
+
+@dataclass(frozen=True, slots=True)
+class _SharedAnswer:
+    """In place of a request's own way: an answer that another one computes."""
+
+    flight: Flight
+    ticket: Ticket
+    lead: Callable[[], None]
+    """Compute it for others, unless somebody does already."""
+    emit: Callable[[GenerationEvent], None]
+    own: Callable[[], Awaitable[Sequence[Run]]]
+
+    async def run(self) -> None:
+        """Give the answer; go the request's own way where the other one comes to nothing.
+
+        It waits once: with answers that can't be given to others, as flagged ones, all that came at
+        once would be computed one after another else.
+        """
+        self.ticket.answer = await self.flight.answer()
+        if self.ticket.answer is not None:
+            play(self.ticket.answer, self.emit)
+            return
+        self.lead()
+        for run in await self.own():
+            await run.run()
 
 
 def _is_promised(deployment: DeploymentRecord) -> bool:

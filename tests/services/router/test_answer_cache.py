@@ -26,7 +26,14 @@ from services.router.generation import (
     TextPrompt,
     TokenText,
 )
-from tests.services.router.rig import Answer, Rig, model_record, running_rig
+from tests.services.router.rig import (
+    Answer,
+    Outcome,
+    Rig,
+    ScriptedWorker,
+    model_record,
+    running_rig,
+)
 
 NAME = DeploymentName("chat")
 GREEDY = {"temperature": 0.0}
@@ -216,19 +223,43 @@ async def test_requests_at_once_are_computed_once(rig: Rig) -> None:
     assert [each.ends[0].usage.cost_flops > 0 for each in outcomes] == [True, False, False, False]
 
 
-async def test_who_waits_goes_on_alone_when_the_other_is_cancelled(rig: Rig) -> None:
-    worker = rig.worker(small=Answer("hello"))
+async def hold_equal_requests(rig: Rig, worker: ScriptedWorker) -> list[asyncio.Task[Outcome]]:
+    """Start four at once: `worker` holds the job of the first, the others wait for it."""
     worker.hold_at = 2
     first = asyncio.create_task(rig.ask("chat", "hi", **GREEDY, request_id="first"))
     await worker.held.wait()
-    others = [asyncio.create_task(rig.ask("chat", "hi", **GREEDY)) for _ in range(2)]
-    await rig.until(lambda: rig.router.service.running_requests == 3)
+    others = [asyncio.create_task(rig.ask("chat", "hi", **GREEDY)) for _ in range(3)]
+    await rig.until(lambda: rig.router.service.running_requests == 4)
+    assert len(rig.router.jobs) == 1
+    return [first, *others]
+
+
+async def test_who_waits_goes_its_own_way_when_the_other_is_cancelled(rig: Rig) -> None:
+    worker = rig.worker(small=Answer("hello"))
+    first, *others = await hold_equal_requests(rig, worker)
     worker.hold_at = None
     rig.router.service.cancel("first")
     assert (await first).ends[0].finish is FinishReason.CANCELLED
-    assert [(await each).text() for each in others] == ["hello"] * 2
-    assert len(worker.jobs) == 2, "one of them computed it for both"
+    assert [(await each).text() for each in others] == ["hello"] * 3
+    assert len(worker.jobs) == 4
     assert kept(rig) == 1
+
+
+async def test_answers_that_cant_be_kept_are_not_computed_one_after_another(rig: Rig) -> None:
+    await deploy(rig, escalation=EscalationPolicy(while_loading=WhileLoading.ANSWER))
+    await rig.set_replica("large", ReplicaState.STARTING)
+    worker = rig.worker(small=Answer("perhaps", logprob=-1.0))
+    first, *others = await hold_equal_requests(rig, worker)
+    gate, worker.gate = worker.gate, asyncio.Event()
+    gate.set()
+    assert (await first).ends[0].degraded is Degraded.LOADING
+    await rig.until(lambda: len(rig.router.jobs) == 3)
+    newcomer = asyncio.create_task(rig.ask("chat", "hi", **GREEDY))
+    await rig.until(lambda: rig.router.service.running_requests == 4)
+    assert len(rig.router.jobs) == 3, "it waits for one of them"
+    worker.gate.set()
+    outcomes = [await each for each in (*others, newcomer)]
+    assert [each.ends[0].degraded for each in outcomes] == [Degraded.LOADING] * 4
 
 
 async def test_who_has_less_time_does_not_wait_for_who_has_more(rig: Rig) -> None:
