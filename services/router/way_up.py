@@ -10,6 +10,7 @@ from gearfall.core.escalation import (
     Outcome,
     Question,
     Settle,
+    WhileLoading,
     decide,
     decide_stop,
     entry_stage,
@@ -103,13 +104,22 @@ class WayUp:
         """Remember that an answer of stage `index` goes up, or why it does not."""
         above = self._plans[index + 1 :]
         if isinstance(outcome, GoUp):
+            self._hold_back(self._plans[index + 1 : outcome.index])
             self._prospects.went_up(self._plans[outcome.index])
-        elif isinstance(outcome, Settle) and outcome.reason is Degraded.OVERLOAD:
-            self._prospects.held_back(above[0])
-        elif isinstance(outcome, Settle) and not self._prospects.is_ready(above[0]):
-            start_s = self._prospects.go_without(above[0])
-            self.missed_start_s += start_s
-            self._costs.started(start_s)
+        elif isinstance(outcome, Settle):
+            self._hold_back(above)
+            if outcome.reason is not Degraded.OVERLOAD and not self._prospects.is_ready(above[0]):
+                start_s = self._prospects.go_without(above[0])
+                self.missed_start_s += start_s
+                self._costs.started(start_s)
+
+    def _hold_back(self, passed_over: Sequence[StagePlan]) -> None:
+        """Remember which of the stages could have been asked but for their caps."""
+        is_waited_for = self._prospects.policy.while_loading is WhileLoading.WAIT
+        for plan in passed_over:
+            outlook = self._prospects.outlook(plan)
+            if outlook.is_capped and (outlook.is_ready or is_waited_for):
+                self._prospects.held_back(plan)
 
     def hint(self, index: int) -> None:
         """The answer of stage `index` is likely to go up."""

@@ -1,0 +1,78 @@
+"""What is remembered of the stages that an answer passed over because of their caps."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gearfall.core.escalation import Degraded, EscalationPolicy, GoUp, Settle, WhileLoading
+from gearfall.core.escalation_cap import LEAST
+from gearfall.core.ids import ModelName
+from gearfall.core.job import FinishReason
+from gearfall.core.records import Stage
+from services.router.cascade import CascadeState, StageDone
+from services.router.prospects import RequestProspects
+from services.router.way_up import WayUp
+from tests.services.router.test_prospects import BOTH, CAPPED, Rig, plan
+
+STAGES = (Stage(ModelName("a"), 0.5), Stage(ModelName("b"), 0.5), Stage(ModelName("c")))
+UNSURE = StageDone(FinishReason.STOP, 0.1)
+ASKED = 2000
+
+
+class NoCosts:
+    """Nothing is counted here."""
+
+    def spent(self, stage: str, device_s: float, flops: float) -> None: ...
+
+    def started(self, start_s: float) -> None: ...
+
+    def degraded(self, reason: Degraded) -> None: ...
+
+
+def way(prospects: RequestProspects, left_s: float = 1e9) -> WayUp:
+    plans = [replace(plan(stage.model), stage=stage) for stage in STAGES]
+
+    def note(*_: Any, **__: Any) -> None: ...
+
+    return WayUp(plans, prospects, NoCosts(), lambda: left_s, note)
+
+
+def outcomes(rig: Rig, policy: EscalationPolicy, *, left_s: float = 1e9) -> Counter[object]:
+    """Let uncertain answers of the first stage come, ten a second."""
+    asked, found = way(rig.request(policy), left_s), Counter[object]()
+    for _ in range(ASKED):
+        rig.now_s += 0.1
+        found[asked.conclude(CascadeState(STAGES), UNSURE)] += 1
+    return found
+
+
+@pytest.mark.parametrize("ready", ["abc", "ab"])
+def test_a_capped_stage_that_is_passed_over_still_gets_its_least(ready):
+    """Once its share has shrunk; it gets as many whether or not a stage above is asked instead."""
+    rig = Rig()
+    policy = replace(CAPPED, while_loading=WhileLoading.ANSWER)
+    rig.fleet.ready, rig.fleet.waits_s = set(ready), {"b": 5.0}
+    found = outcomes(rig, policy)
+    instead = GoUp(2) if "c" in ready else Settle(Degraded.OVERLOAD)
+    assert set(found) == {GoUp(1), instead}
+    assert LEAST * ASKED <= found[GoUp(1)] < 1.2 * LEAST * ASKED
+    assert rig.prospects.shares()[BOTH, ModelName("b")] == LEAST
+
+
+def test_every_capped_stage_is_offered_the_answer_that_is_given_instead():
+    rig = Rig()
+    rig.fleet.ready, rig.fleet.waits_s = {"a", "b", "c"}, {"b": 5.0, "c": 5.0}
+    found = outcomes(rig, CAPPED)
+    assert min(found[GoUp(1)], found[GoUp(2)]) >= LEAST * ASKED * 0.9
+    assert found[Settle(Degraded.OVERLOAD)] > 0.8 * ASKED
+
+
+def test_a_stage_that_may_not_be_waited_for_is_offered_nothing():
+    """It would save up for what could not go to it."""
+    rig = Rig()
+    rig.fleet.ready = {"a", "c"}
+    policy = replace(CAPPED, while_loading=WhileLoading.ANSWER)
+    assert outcomes(rig, policy) == {GoUp(2): ASKED}
+    assert set(rig.prospects.shares()) == {(BOTH, ModelName("c"))}
