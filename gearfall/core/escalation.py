@@ -29,6 +29,9 @@ from gearfall.core.errors import InvalidRequest
 E = TypeVar("E", bound=Enum)
 
 MAX_QUEUE_TARGET_S = 3600.0
+UNMEASURED_ANSWER_S = 30.0
+"""What an answer of a stage that was never measured is taken for before a draft is given up for it:
+where less than twice as long is left, the draft is finished."""
 
 
 class Degraded(Enum):
@@ -153,12 +156,16 @@ def decide_stop(question: Question) -> Outcome:
     """Return the same for a draft that is not whole and that nothing can make certain any more.
 
     Stopped in the middle, it is no answer to fall back on when the deadline comes. Where there is
-    no other it goes up only if that is expected to take half of the time that is left at most.
+    no other it goes up only if that is expected to take half of the time that is left at most; what
+    was never measured counts as UNMEASURED_ANSWER_S here.
     """
     outcome = decide(question)
     if question.has_lower_answer:
         return outcome
-    in_half = decide(replace(question, left_s=question.left_s / 2))
+    above = [
+        replace(each, answer_s=each.answer_s or UNMEASURED_ANSWER_S) for each in question.above
+    ]
+    in_half = decide(replace(question, above=above, left_s=question.left_s / 2))
     return outcome if isinstance(in_half, GoUp) else in_half
 
 
@@ -233,11 +240,18 @@ def check_policy(policy: EscalationPolicy) -> None:
         )
 
 
-def check_has_target(policy: EscalationPolicy, *, has_plan: bool) -> None:
-    """Raise InvalidRequest when escalations are to be capped by a target that nothing gives."""
-    if policy.at_overload is AtOverload.ANSWER and policy.queue_target_s == 0 and not has_plan:
-        raise InvalidRequest(
-            "at_overload answer needs queue_target_s: without a gear plan nothing else says how "
-            "long a wait is too long",
-            param="escalation.queue_target_s",
-        )
+def check_has_target(policy: EscalationPolicy, promised_p95_s: Sequence[float]) -> None:
+    """Raise InvalidRequest when escalations are to be capped by a target that nothing gives.
+
+    `promised_p95_s`: of each gear that may come into force; none without a gear plan.
+    """
+    if policy.at_overload is not AtOverload.ANSWER or policy.queue_target_s > 0:
+        return
+    if promised_p95_s and all(each > 0 for each in promised_p95_s):
+        return
+    why = "a gear of the plan promises no p95_s" if promised_p95_s else "there is no gear plan"
+    raise InvalidRequest(
+        f"at_overload answer needs queue_target_s: {why}, and nothing else says how long a wait is "
+        "too long",
+        param="escalation.queue_target_s",
+    )

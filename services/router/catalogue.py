@@ -22,6 +22,7 @@ from services.router.deployment_checks import (
     check_deployment,
     check_is_compared,
     check_plan_fits,
+    promised_p95_s,
 )
 from services.router.peers import Peers
 
@@ -133,9 +134,9 @@ class Catalogue:
         """
         check_deployment(record, self._cluster.view)
         check_is_compared(record, has_plan=bool(gear_plan))
-        check_has_target(record.escalation, has_plan=bool(gear_plan))
-        if gear_plan:
-            plan = parse_plan(gear_plan)
+        plan = parse_plan(gear_plan) if gear_plan else None
+        check_has_target(record.escalation, [] if plan is None else promised_p95_s(plan))
+        if plan is not None:
             check_plan_fits(plan, record, self._cluster.view.models)
             await self._cluster.put_gear_plan(self._plan_record(record.name, plan, gear_plan))
         else:

@@ -137,6 +137,12 @@ def check_is_compared(record: DeploymentRecord, *, has_plan: bool) -> None:
         )
 
 
+def promised_p95_s(plan: GearPlan) -> list[float]:
+    """Return what each gear promises that may come into force, those for a lost node too."""
+    ladders = (plan.gears, *(variant.gears for variant in plan.variants))
+    return [gear.promise.p95_s for gears in ladders for gear in gears]
+
+
 def check_plan_fits(
     plan: GearPlan, record: DeploymentRecord, models: Mapping[ModelName, ModelRecord]
 ) -> None:

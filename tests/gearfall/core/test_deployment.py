@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from gearfall.core.deployment import check_deployment_shape
@@ -92,7 +94,10 @@ def test_what_can_not_is_refused_with_what_to_change(wanted, param, says):
 
 def test_a_cap_on_escalations_needs_a_target_from_somewhere():
     policy = EscalationPolicy(at_overload=AtOverload.ANSWER)
-    with pytest.raises(InvalidRequest, match="needs queue_target_s"):
-        check_has_target(policy, has_plan=False)
-    check_has_target(policy, has_plan=True)
-    check_has_target(EscalationPolicy(), has_plan=False)
+    with pytest.raises(InvalidRequest, match="needs queue_target_s: there is no gear plan"):
+        check_has_target(policy, [])
+    with pytest.raises(InvalidRequest, match=r"needs queue_target_s: a gear .* promises no p95_s"):
+        check_has_target(policy, [1.0, 0.0])
+    check_has_target(policy, [1.0, 0.5])
+    check_has_target(EscalationPolicy(), [])
+    check_has_target(replace(policy, queue_target_s=1.0), [0.0])
