@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.escalation import (
+    UNMEASURED_ANSWER_S,
     Accept,
     AtDeadline,
     Degraded,
@@ -146,6 +147,24 @@ def test_a_draft_is_stopped_only_where_it_is_not_needed(left_s, has_lower, polic
         0, 0.1, 0.5, above, left_s=left_s, has_lower_answer=has_lower, policy=policy
     )
     assert decide_stop(question) == outcome
+
+
+@pytest.mark.parametrize(
+    ("left_s", "has_lower", "policy", "outcome"),
+    [
+        (math.inf, False, EscalationPolicy(), GoUp(1)),
+        (2 * UNMEASURED_ANSWER_S, False, EscalationPolicy(), GoUp(1)),
+        (1.9 * UNMEASURED_ANSWER_S, False, EscalationPolicy(), Settle(Degraded.DEADLINE)),
+        (1.0, True, EscalationPolicy(), GoUp(1)),
+        (1.0, False, STRICT, GoUp(1)),
+    ],
+)
+def test_little_time_is_not_staked_on_a_stage_that_was_never_measured(
+    left_s, has_lower, policy, outcome
+):
+    question = asked(READY, left_s=left_s, has_lower_answer=has_lower, policy=policy)
+    assert decide_stop(question) == outcome
+    assert decide(question) == GoUp(1), "an answer that is whole goes up all the same"
 
 
 @given(
