@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-from gearfall.core.errors import Conflict, Unavailable
+from gearfall.core.errors import Conflict, GearfallError, Unavailable
 from gearfall.core.history import Refused, Wrote
 from gearfall.core.ports import Fence
 from gearfall.core.records import DecisionRecord, LearnedRecord
@@ -56,7 +56,8 @@ class ActionWriter:
         on_failed: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_decision` gets each decision that was written; `on_failed` is called when reasons
-        could not be written behind: `raise_failed` then says why."""
+        could not be written behind: `raise_failed` then says why. One that was refused is logged.
+        """
         self._cluster = cluster
         self._fence = fence
         self._on_decision = on_decision
@@ -94,12 +95,16 @@ class ActionWriter:
     ) -> None:
         if before is not None:
             await before
-        try:
-            for batch in in_batches(reasons):
+        for batch in in_batches(reasons):
+            try:
                 await self._together([self._write(each) for each in batch])
-        except (Conflict, Unavailable) as error:
-            self._failure = error
-            self._on_failed()
+            except (Conflict, Unavailable) as error:
+                self._failure = error
+                self._on_failed()
+                return
+            except GearfallError as error:
+                # Refused for good: another decision would only have it refused again.
+                _log.exception("reason refused", extra={"error": error.message})
 
     async def write_learned(self, learned: LearnedRecord) -> int:
         """Keep what was learned for the next leader."""
@@ -125,8 +130,7 @@ class ActionWriter:
             task.add_done_callback(self._in_flight.discard)
         results = await asyncio.shield(asyncio.gather(*tasks, return_exceptions=True))
         errors = [each for each in results if isinstance(each, BaseException)]
-        # Who is deposed has nothing to try again.
-        for error in sorted(errors, key=lambda each: not isinstance(each, Conflict)):
+        for error in sorted(errors, key=_rank):
             raise error
         return [each for each in results if isinstance(each, int)]
 
@@ -173,6 +177,11 @@ class ActionWriter:
             case Decide(decision):
                 written = cluster.put_decision(decision, fence=fence)
         return await written
+
+
+def _rank(error: BaseException) -> int:
+    """Who is deposed has nothing to try again; a refusal does not hide what can be."""
+    return 0 if isinstance(error, Conflict) else 1 if isinstance(error, Unavailable) else 2
 
 
 def _log_step(action: Action) -> None:

@@ -1,12 +1,13 @@
 """What a leader's writer has done when it returns, and what it says of failures behind."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import cast
 
 import pytest
 
-from gearfall.core.errors import Conflict, Unavailable
+from gearfall.core.errors import Conflict, Internal, PermissionDenied, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import Fence
 from gearfall.core.records import AssignmentRecord, DecisionRecord
@@ -78,3 +79,34 @@ async def test_a_reason_that_was_not_written_is_told_once_and_costs_no_other(err
     with pytest.raises(type(error)):
         writer.raise_failed()
     writer.raise_failed()
+
+
+@pytest.mark.parametrize("error", [PermissionDenied("not yours"), Internal("too large")])
+async def test_a_refused_reason_is_logged_once_and_costs_no_other(error, caplog):
+    state = SlowReasons()
+    state.error = error
+    writer, woken = writer_to(state)
+    for name in "abc":
+        await writer.write_all(start(name))
+    state.let_go.set()
+    with caplog.at_level(logging.ERROR):
+        await writer.finish()
+    assert state.written[3:] == ["why b", "why c"]
+    assert [record.message for record in caplog.records] == ["reason refused"]
+    # To decide anew would only have it refused again.
+    assert not writer.has_failed
+    assert not woken
+
+
+class RefusesOneLosesOther(SlowReasons):
+    async def put_decision(self, record: DecisionRecord, *, fence: Fence) -> int:
+        raise Internal("too large") if record.model == "a" else Unavailable("no answer")
+
+
+async def test_a_refused_reason_does_not_hide_one_that_can_be_tried_again():
+    writer, woken = writer_to(RefusesOneLosesOther())
+    await writer.write_all((*start("a"), *start("b")))
+    await writer.finish()
+    assert woken == [True]
+    with pytest.raises(Unavailable):
+        writer.raise_failed()
