@@ -67,9 +67,10 @@ class QualityMetrics:
         )
 
     def forget(self, deployment: str) -> None:
-        """Show nothing more of what a plan that is gone promised."""
-        for gauge in (self.promised, self.evidence, self.tightened):
-            gauge.remove_by_labels({"model": deployment})
+        """Show nothing more of the cascades of a plan that is gone."""
+        counters = (self.decisions, self.shadow, self.alarms)
+        for metric in (self.promised, self.evidence, self.tightened, *counters):
+            metric.remove_by_labels({"model": deployment})
 
 
 class CacheMetrics:

@@ -122,12 +122,14 @@ class QualityWatch:
         view = self._cluster.view
         for key in self._shown - view.drift.keys():
             self._forget(key)
-        for key, (plan, _) in tuple(self._evidence.items()):
-            if view.gear_plans.get(key[0]) != plan:
+        for key, (watched, _) in tuple(self._evidence.items()):
+            if view.gear_plans.get(key[0]) != watched:
                 self._forget(key)
         self._shown = set(view.drift)
         for key, record in view.drift.items():
-            self._show(record)
+            plan = view.gear_plans.get(key[0])
+            if plan and deployment_of(record) == (plan.deployed_unix_s, plan.version):
+                self._show(record)
             if (own := self._own.get(key)) is not None and _covers(record, own):
                 del self._own[key]
 

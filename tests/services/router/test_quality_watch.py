@@ -178,6 +178,30 @@ async def test_deploying_a_plan_forgets_it(rig: Rig) -> None:
     assert pinned(rig).stages == CASCADE
 
 
+async def test_a_plan_that_goes_leaves_no_series_of_its_cascades(rig: Rig) -> None:
+    """Every plan has other thresholds and so other labels; other deployments keep theirs."""
+    metrics = rig.router.quality._metrics
+    metrics.decisions.labels("other", "a:0.5,b", "a", "up").inc()
+    metrics.shadow.labels(NAME, "small:0.5,large", "small", "agreed").inc()
+    rig.worker(small=Answer("yes", logprob=-0.2), large=Answer("no"))
+    await rig.ask("chat")
+    disagree(rig.router.quality, pinned(rig))
+    await rig.until(lambda: bool(rig.cluster.view.drift))
+    assert len(cascades_shown(rig)) > 4
+    await deploy(rig, version=2)
+    await rig.until(lambda: cascades_shown(rig) == {("gearfall_gear_decisions_total", "other")})
+
+
+def cascades_shown(rig: Rig) -> set[tuple[str, str]]:
+    """Name and deployment of all series with a cascade."""
+    return {
+        (sample.name, sample.labels["model"])
+        for metric in rig.router.service.metrics.registry.collect()
+        for sample in metric.samples
+        if "cascade" in sample.labels and not sample.name.endswith("_created")
+    }
+
+
 async def test_deploying_the_same_plan_again_forgets_what_was_seen(rig: Rig) -> None:
     gear = pinned(rig)
     for _ in range(20):
@@ -214,8 +238,9 @@ async def test_what_was_found_before_is_void_when_it_is_written_late(rig: Rig) -
     await held.wait()
     await deploy(rig)
     gate.set()
-    await rig.until(lambda: bool(rig.cluster.view.drift))
+    await rig.until(lambda: bool(rig.router.quality._shown))
     assert pinned(rig).label == "1/0"
+    assert not cascades_shown(rig)
     assert not rig.router.quality.alarms()
     disagree(rig.router.quality, pinned(rig), least=0.7)
     raised = pinned(rig).stages
