@@ -283,7 +283,8 @@ class Replica:
                     self._ports.metrics.count_step(self.model, step)
                     self._ports.board.push_step(step)
                     self._steps.note(step)
-                    if self._kv.note(step):
+                    # The step that ended the last job came after idle was told.
+                    if self.running_jobs > 0 and self._kv.note(step):
                         self._publish()
                     self._news.jobs_advanced()
         finally:
@@ -344,7 +345,7 @@ class Replica:
             jobs=running_jobs(self._ports.board.running(self.model)),
             seen_unix_s=self._ports.clock(),
             step_s=self._steps.step_s,
-            kv_share=self._kv.tell() if self.running_jobs else 0.0,
+            kv_share=self._kv.tell(is_idle=self.running_jobs == 0),
             move_fixed_s=cost.fixed_s,
             move_s_per_token=cost.per_unit_s,
         )

@@ -64,8 +64,10 @@ class KvShare:
         is_news = abs(self._share - self._told) >= KV_STEP
         return is_news and self._clock() - self._told_s >= KV_INTERVAL_S
 
-    def tell(self) -> float:
-        """Return the share, which is told now."""
+    def tell(self, *, is_idle: bool = False) -> float:
+        """Return the share, which is told now; without a job it is 0, until the next step."""
+        if is_idle:
+            self._share = 0.0
         self._told, self._told_s = self._share, self._clock()
         return round(self._share, 3)
 

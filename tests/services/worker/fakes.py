@@ -67,8 +67,8 @@ def run_of(a_job: Job, index: int, *, finish=None, tokens=(7,)) -> TokenRun:
     )
 
 
-def step_of(*runs: TokenRun) -> StepDone:
-    return StepDone(runs=runs, running_jobs=len(runs), waiting_jobs=0, step_s=0.001)
+def step_of(*runs: TokenRun, **fields: int) -> StepDone:
+    return StepDone(runs=runs, running_jobs=len(runs), waiting_jobs=0, step_s=0.001, **fields)
 
 
 def model_record(name=MODEL) -> ModelRecord:
@@ -152,8 +152,8 @@ class FakeEngine(Watched):
         assert descriptors
         self.send(message)
 
-    def step(self, *runs: TokenRun) -> None:
-        self._steps.put_nowait(step_of(*runs))
+    def step(self, *runs: TokenRun, **fields: int) -> None:
+        self._steps.put_nowait(step_of(*runs, **fields))
 
     async def __aiter__(self):
         while (step := await self._steps.get()) is not None:

@@ -330,6 +330,18 @@ async def test_idle_and_busy_reach_the_record(site):
     await site.until(lambda v: v.replicas[KEY].idle_since_unix_s == 1234.0)
 
 
+async def test_a_busy_replica_does_not_tell_what_the_job_before_had_in_the_cache(site):
+    engine = await site.ready()
+    first = await site.running(engine)
+    await site.until(lambda v: v.replicas[KEY].running_jobs == 1)
+    engine.step(run_of(first, 0), kv_blocks=100, kv_used_blocks=80)
+    engine.step(run_of(first, 1, finish=FINISH), kv_blocks=100, kv_used_blocks=80)
+    await site.until(lambda v: v.replicas[KEY].running_jobs == 0)
+    await site.running(engine, "job-2")
+    busy = (await site.until(lambda v: v.replicas[KEY].running_jobs == 1)).replicas[KEY]
+    assert busy.kv_share == 0.0
+
+
 async def test_the_record_tells_the_jobs_that_run_how_fast_and_what_moving_one_costs(site):
     engine = await site.ready()
     a_job = await site.running(engine)

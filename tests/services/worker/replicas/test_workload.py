@@ -70,6 +70,18 @@ def test_a_fuller_cache_is_told_by_steps_and_not_too_often():
     assert not kv.note(StepDone((), 0, 0, 0.01)), "an engine that does not say changes nothing"
 
 
+def test_idle_tells_an_empty_cache_and_the_next_fill_is_news():
+    now_s = 50.0
+    kv = KvShare(lambda: now_s)
+    full = StepDone((), 1, 0, 0.01, kv_blocks=100, kv_used_blocks=80)
+    assert kv.note(full)
+    assert kv.tell() == 0.8
+    assert kv.tell(is_idle=True) == 0.0
+    assert kv.tell() == 0.0, "busy again, before its first step"
+    now_s += KV_INTERVAL_S
+    assert kv.note(full)
+
+
 class Desk:
     def __init__(self) -> None:
         self.now_s, self.told = 100.0, 0
