@@ -9,6 +9,7 @@ import msgspec
 from gearfall.core.agreement import parse_rule
 from gearfall.core.calibration import check_calibration
 from gearfall.core.certainty import parse_measure
+from gearfall.core.deployment import MAX_REPLICAS
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import FORMAT_VERSION, Gear, GearPlan, PlacedReplicas
 from gearfall.core.ids import ModelName, parse_name
@@ -135,8 +136,9 @@ def _check_placement(
     if len(set(places)) != len(places):
         raise _broken(where, "a model stands twice on one node")
     for placed in placement:
-        if placed.count < 1 or not placed.node:
-            raise _broken(where, f"{placed.count} replicas of {placed.model} on {placed.node!r}")
+        if not (1 <= placed.count <= MAX_REPLICAS and placed.node):
+            what = f"{placed.count} replicas of {placed.model} on {placed.node!r}"
+            raise _broken(where, f"{what}; 1 to {MAX_REPLICAS} on a named node")
     needed = {ModelName(stage.model) for gear in gears for stage in gear.stages}
     missing = sorted(needed - {ModelName(placed.model) for placed in placement})
     if missing:

@@ -5,6 +5,7 @@ or is due is scaled; then all that is missing is placed together. What one model
 in this step counts for the models after it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gearfall.core.ids import ModelName, NodeId
@@ -173,7 +174,7 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
 def _wished_nodes(step: Step, model: ModelName) -> frozenset[NodeId]:
     """Return the nodes where gear plans would like to have another replica of a model."""
     wish = step.fleet.gears.get(model)
-    return frozenset(missing_on(wish.places, step.fleet.by_node(model)) if wish else ())
+    return frozenset(_missing_on(step, model, wish.places) if wish else ())
 
 
 def _wants_of_gears(step: Step, model: ModelName) -> list[Want]:
@@ -181,13 +182,18 @@ def _wants_of_gears(step: Step, model: ModelName) -> list[Want]:
     wish = step.fleet.gears.get(model)
     if wish is None or not wish.by_node:
         return []
-    on_node = step.fleet.by_node(model)
-    now, later = missing_on(wish.now, on_node), missing_on(wish.soon, on_node)
     return [
         replace(_want(step, model, urgency), node_id=node_id, reason=wish.reason)
-        for urgency, nodes in ((Urgency.GEAR, now), (Urgency.KEEP, later))
-        for node_id in nodes
+        for urgency, wanted in ((Urgency.GEAR, wish.now), (Urgency.KEEP, wish.soon))
+        for node_id in _missing_on(step, model, wanted)
     ]
+
+
+def _missing_on(step: Step, model: ModelName, wanted: Iterable[tuple[NodeId, int]]) -> list[NodeId]:
+    """Return what nodes lack of what plans want, and could have: one on each of their workers."""
+    workers = step.fleet.index.workers
+    most = [(node_id, min(count, len(workers.get(node_id, ())))) for node_id, count in wanted]
+    return missing_on(most, step.fleet.by_node(model))
 
 
 def _decide_scale(step: Step, model: ModelName) -> ScaleDecision | None:

@@ -102,6 +102,10 @@ def with_gear(**changes) -> GearPlan:
         (replace(PLAN, placement=PLACED[:1]), "placed nowhere"),
         (replace(PLAN, placement=(*PLACED, PLACED[0])), "twice on one node"),
         (replace(PLAN, placement=(*PLACED[:2], PlacedReplicas(LOST, "small", 0))), "0 replicas"),
+        (
+            replace(PLAN, placement=(*PLACED[:2], PlacedReplicas(LOST, "small", 1025))),
+            "1025 replicas of small on '.*'; 1 to 1024",
+        ),
         (replace(PLAN, variants=(*PLAN.variants, *PLAN.variants)), "lost twice"),
         (replace(PLAN, variants=(Variant(LOST, PLAN.gears, PLACED),)), "uses the lost node"),
         (with_gear(max_load=float("nan")), "max_load: nan"),

@@ -303,6 +303,17 @@ def test_a_plan_takes_the_room_of_what_is_idle_while_batch_jobs_wait_for_free_ro
     assert step(here, 1002.0) == set()
 
 
+@pytest.mark.parametrize("count", [2, 1024])
+def test_a_node_is_asked_for_no_more_than_one_replica_on_each_of_its_workers(count):
+    made = plan(("small",), on=(f"a/small/{count}",))
+    here = fleet_of(made, *taken("x", min_replicas=1), *hosts("a/2", most=1))
+    assert step(here, 1000.0) == {"a/x", "a/small"}
+    here.put(*hosts("a/1")[0])
+    assert step(here, 1001.0) == {"a/x", "a/small"}
+    assert len(here.records.assignments) == 3
+    assert not here.blocked, "nothing is missing that the node could have"
+
+
 def test_a_replica_that_gears_keep_is_no_victim_and_one_beyond_them_is():
     made = plan(("small",), on=("a/small",))
     here = world(made, *hosts("a/1", most=1))
