@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 import grpc
+import msgspec
 
 from gearfall.core.errors import GearfallError, NotFound, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, NodeId, RequestId, RouterId, WorkerId
@@ -67,8 +68,8 @@ def run_of(a_job: Job, index: int, *, finish=None, tokens=(7,)) -> TokenRun:
     )
 
 
-def step_of(*runs: TokenRun, **fields: int) -> StepDone:
-    return StepDone(runs=runs, running_jobs=len(runs), waiting_jobs=0, step_s=0.001, **fields)
+def step_of(*runs: TokenRun) -> StepDone:
+    return StepDone(runs=runs, running_jobs=len(runs), waiting_jobs=0, step_s=0.001)
 
 
 def model_record(name=MODEL) -> ModelRecord:
@@ -152,8 +153,10 @@ class FakeEngine(Watched):
         assert descriptors
         self.send(message)
 
-    def step(self, *runs: TokenRun, **fields: int) -> None:
-        self._steps.put_nowait(step_of(*runs, **fields))
+    def step(self, *runs: TokenRun, kv_blocks: int = 0, kv_used_blocks: int = 0) -> None:
+        done = step_of(*runs)
+        kv = {"kv_blocks": kv_blocks, "kv_used_blocks": kv_used_blocks}
+        self._steps.put_nowait(msgspec.structs.replace(done, **kv))
 
     async def __aiter__(self):
         while (step := await self._steps.get()) is not None:
