@@ -1,6 +1,7 @@
 """Placing all that is missing together, and what each chosen place needs done."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, MoveRecord
@@ -238,7 +239,10 @@ def _wait(step: Step, contender: Contender, option: Option | None) -> None:
 
 def _block(step: Step, want: Want) -> set[WorkerId]:
     """Remember who waits, and when it may do more as it waited long; touches no worker."""
-    step.fleet.blocked[want.model.name] = want
+    known = step.fleet.blocked.get(want.model.name, want)
+    # Wanted on several nodes, it waits for room on any of them.
+    is_same = known.node_id == want.node_id
+    step.fleet.blocked[want.model.name] = want if is_same else replace(want, node_id=None)
     if want.urgency is Urgency.INTERACTIVE:
         policy = step.scene.policy
         for stay_s in (policy.patience_s, policy.starvation_s):

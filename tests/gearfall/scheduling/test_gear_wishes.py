@@ -260,8 +260,9 @@ def step(fleet: Fleet, at_s: float) -> set[str]:
 
 
 @pytest.mark.parametrize("free", ["a", "b"])
-def test_who_waits_takes_the_first_room_wherever_its_plan_has_the_model(free):
-    here = fleet_of(ON_BOTH, *taken("x", "y", min_replicas=1), ("demand", demand(since=1000.0)))
+@pytest.mark.parametrize("waiting", [[], [("demand", demand(since=1000.0))]])
+def test_the_first_room_is_taken_on_whichever_node_of_the_plan(free, waiting):
+    here = fleet_of(ON_BOTH, *taken("x", "y", min_replicas=1), *waiting)
     assert step(here, 1000.0) == {"a/x", "b/y"}
     gone = {"a": "x", "b": "y"}[free]
     key = (WorkerId(f"{free}/1"), ModelName(gone))
