@@ -115,6 +115,7 @@ class Site:
 @asynccontextmanager
 async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
     """Start the cluster, profile, plan, and have a replica of every model on every worker."""
+    window = window_of(read_trace(settings.trace), *TRACE_PART_S)
     began_s = time.perf_counter()
     async with running_cluster(scratch) as cluster:
         say("the cluster is up", began_s)
@@ -134,7 +135,6 @@ async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
         say(f"planned for {target}, up to {highest_per_s:.0f} requests/s", began_s)
         await keep_replicas(cluster.client, cluster.models, len(cluster.worker_pids))
         say("every model is ready on every worker", began_s)
-        window = window_of(read_trace(settings.trace), *TRACE_PART_S)
         questions = unseen_questions(QUESTIONS)
         yield Site(
             cluster=cluster,

@@ -27,8 +27,9 @@ WARIER = (0.8, 0.6, 0.4, 0.2)
 """Of what the best cascade's stages accept, steps towards asking the last model always. The best
 cascade of a few hundred queries is partly luck: where it turns out not to keep a target, these do,
 and cost less than the best model alone."""
-MAX_CASCADES = 12
-"""Rungs between the best cascade and the cheapest where there is no target of quality."""
+MAX_CASCADES = 20
+"""Rungs between the best cascade and the cheapest where there is no target of quality. Each costs
+so many times less than the one before: steps of the same size would leave none between models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +75,29 @@ def find_rungs(
     learn = {each.model: each.take(order[:learning]) for each in models}
     test = {each.model: each.take(order[learning:]) for each in models}
     if target.quality is None and target.loss is None:
-        return _bounded(front(tuple(learn.values())), test, target.delta)
+        return _bounded(_ladder(learn), test, target.delta)
     return _tested(learn, test, target)
 
 
+def _ladder(learn: Mapping[ModelName, ModelAnswers]) -> list[Cascade]:
+    """Return cascades of the front evenly by the logarithm of cost, and each model alone.
+
+    A model alone may be quicker than a cascade that is as good and computes less.
+    """
+    falling = tuple(reversed(front(tuple(learn.values()))))
+    costs = np.log([each.cost for each in falling])
+    wanted = np.linspace(costs[0], costs[-1], min(MAX_CASCADES, len(falling)))
+    places = sorted({int(np.abs(costs - cost).argmin()) for cost in wanted})
+    path = [falling[place] for place in places]
+    known = {each.stages for each in path}
+    alone = [evaluate([answers], ()) for answers in learn.values()]
+    path += [each for each in alone if each.stages not in known]
+    return sorted(path, key=lambda each: (-each.quality, each.cost))
+
+
 def _bounded(
-    cascades: Sequence[Cascade], test: Mapping[ModelName, ModelAnswers], delta: float
+    path: Sequence[Cascade], test: Mapping[ModelName, ModelAnswers], delta: float
 ) -> tuple[Rung, ...]:
-    path = thinned(cascades, MAX_CASCADES)
     found = []
     for cascade in path:
         quality = _quality(cascade, test)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.gears.rungs import QualityTarget, find_rungs
+from gearfall.gears.rungs import MAX_CASCADES, QualityTarget, find_rungs
 from gearfall.gears.search import evaluate
 from tests.gearfall.gears.answers import answers, family
 
@@ -32,6 +32,15 @@ def test_without_a_target_every_rung_has_a_bound_of_its_own():
     assert all(0.0 < each.bound < each.cascade.quality for each in found)
     assert all(a.cascade.cost > b.cascade.cost for a, b in pairwise(found))
     assert all(each.loss_bound is None for each in found)
+
+
+def test_rungs_without_a_target_leave_no_wide_gap_and_no_model_out():
+    found = rungs()
+    alone = {each.cascade.stages[0].model for each in found if len(each.cascade.stages) == 1}
+    assert alone == {each.model for each in MODELS}
+    costs = [each.cascade.cost for each in found]
+    most = (costs[0] / costs[-1]) ** (2 / (MAX_CASCADES - 1))
+    assert max(a / b for a, b in pairwise(costs)) < most
 
 
 @pytest.mark.parametrize(("quality", "loss"), [(0.7, None), (None, 0.05), (0.7, 0.05)])
