@@ -22,8 +22,9 @@ from rich.console import Console
 from bench.cascade.shift_router import NAME
 from bench.machine import machine_facts, our_versions
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gear_records import GearPlanRecord
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import GearPlanRecord, Stage, WorkerRecord
+from gearfall.core.records import Stage, WorkerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.local_servers import start_etcd, start_redis

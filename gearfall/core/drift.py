@@ -14,7 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gearfall.core.records import DriftRecord, Stage
+from gearfall.core.gear_records import DriftRecord
+from gearfall.core.records import Stage
 
 ODDS = (1.5, 2.0, 4.0, 8.0)
 """Bets: how many times larger the odds of yes may have become."""

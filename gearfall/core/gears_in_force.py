@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from gearfall.core.errors import GearfallError
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas
 from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, RouterId
-from gearfall.core.records import GearPlanRecord, GearVoteRecord
 
 Votes = Mapping[tuple[DeploymentName, RouterId], GearVoteRecord]
 

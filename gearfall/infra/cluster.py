@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 
 from gearfall.core.errors import Conflict, GearfallError, Internal, Unavailable
+from gearfall.core.gear_records import DriftRecord, GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.ports import ClusterState, Fence, Lease
 from gearfall.core.records import (
@@ -13,9 +14,6 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
-    DriftRecord,
-    GearPlanRecord,
-    GearVoteRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,

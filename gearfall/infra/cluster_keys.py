@@ -29,14 +29,12 @@ from typing import Any
 import msgspec
 
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.gear_records import DriftRecord, GearPlanRecord, GearVoteRecord
 from gearfall.core.records import (
     AssignmentRecord,
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
-    DriftRecord,
-    GearPlanRecord,
-    GearVoteRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gearfall.core.gear_records import DriftRecord, GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.ports import KeyDeleted, KeyPut, Snapshot, StateEntry, WatchItem
 from gearfall.core.records import (
@@ -12,9 +13,6 @@ from gearfall.core.records import (
     DecisionRecord,
     DemandRecord,
     DeploymentRecord,
-    DriftRecord,
-    GearPlanRecord,
-    GearVoteRecord,
     LearnedRecord,
     LoadRecord,
     ModelRecord,

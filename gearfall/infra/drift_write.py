@@ -4,8 +4,8 @@ import contextlib
 
 from gearfall.core.drift import joined
 from gearfall.core.errors import Conflict
+from gearfall.core.gear_records import DriftRecord
 from gearfall.core.ports import ClusterState, StateEntry
-from gearfall.core.records import DriftRecord
 from gearfall.infra.cluster_keys import (
     UndecodableError,
     decode_entry,

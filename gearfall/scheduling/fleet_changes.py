@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gearfall.core.gear_records import GearVoteRecord
 from gearfall.core.ids import ModelName
 from gearfall.core.records import (
     AssignmentRecord,
     DemandRecord,
     DeploymentRecord,
-    GearVoteRecord,
     LoadRecord,
     ModelRecord,
     MoveRecord,

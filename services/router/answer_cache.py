@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, fields, replace
 
 import msgspec
 
+from gearfall.core.gear_records import GearPlanRecord
 from gearfall.core.greedy_dual import GreedyDual
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import Priority
-from gearfall.core.records import DeploymentRecord, GearPlanRecord, ModelRecord
+from gearfall.core.records import DeploymentRecord, ModelRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_view import ClusterView
 from services.router.answer_record import KeptAnswer, answer_from_bytes, answer_to_bytes

@@ -11,9 +11,10 @@ from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFou
 from gearfall.core.escalation import check_has_target
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.gear_records import GearPlanRecord
 from gearfall.core.ids import DeploymentName, ModelName, parse_name
 from gearfall.core.ports import JobQueue
-from gearfall.core.records import DeploymentRecord, GearPlanRecord, NodeRecord
+from gearfall.core.records import DeploymentRecord, NodeRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.infra.remote import is_url

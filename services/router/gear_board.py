@@ -19,11 +19,12 @@ from gearfall.core.calibration import Calibration
 from gearfall.core.errors import GearfallError
 from gearfall.core.gear_plan import Gear, GearPlan, Promise
 from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
 from gearfall.core.gears_in_force import highest_vote, on_nodes
 from gearfall.core.ids import DeploymentName, ModelName, RouterId
 from gearfall.core.ports import Lease
-from gearfall.core.records import GearPlanRecord, GearVoteRecord, ReplicaState, Stage
+from gearfall.core.records import ReplicaState, Stage
 from gearfall.infra.cluster import Cluster
 from services.router.backlog import Backlog
 

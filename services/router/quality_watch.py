@@ -13,8 +13,9 @@ from functools import lru_cache
 
 from gearfall.core.drift import Compared, cascade_name, deployment_of, joined
 from gearfall.core.errors import GearfallError
+from gearfall.core.gear_records import DriftAlarm, DriftRecord, GearPlanRecord
 from gearfall.core.ids import DeploymentName
-from gearfall.core.records import DriftAlarm, DriftRecord, GearPlanRecord, Stage
+from gearfall.core.records import Stage
 from gearfall.infra.cluster import Cluster
 from services.router.background import Background
 from services.router.gear_board import PinnedGear

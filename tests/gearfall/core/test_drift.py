@@ -21,8 +21,8 @@ from gearfall.core.drift import (
     tolerance,
     watch_share,
 )
+from gearfall.core.gear_records import DriftAlarm, DriftRecord
 from gearfall.core.ids import DeploymentName
-from gearfall.core.records import DriftAlarm, DriftRecord
 
 SHARES = st.floats(0.001, 0.999)
 

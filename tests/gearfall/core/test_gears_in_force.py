@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant, plan_text
+from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.gears_in_force import PlanShelf, highest_vote, on_nodes
 from gearfall.core.ids import DeploymentName, ModelName, RouterId
-from gearfall.core.records import GearPlanRecord, GearVoteRecord, Stage
+from gearfall.core.records import Stage
 
 NAME = DeploymentName("chat")
 ALONE = (Stage(ModelName("small")),)

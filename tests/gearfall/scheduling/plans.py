@@ -1,8 +1,9 @@
 """Gear plans as records, for the tests of the scheduler."""
 
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant, plan_text
+from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, ModelName, RouterId
-from gearfall.core.records import GearPlanRecord, GearVoteRecord, Stage
+from gearfall.core.records import Stage
 
 NAME = "chat"
 

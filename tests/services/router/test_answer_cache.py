@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from gearfall.core.errors import DeadlineExceeded, Internal
 from gearfall.core.escalation import Degraded, EscalationPolicy, WhileLoading
+from gearfall.core.gear_records import GearPlanRecord
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import FinishReason, Priority
-from gearfall.core.records import DeploymentRecord, GearPlanRecord, ReplicaState, Stage
+from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
 from services.router.answer_record import (
     KeptAnswer,
     KeptChoice,

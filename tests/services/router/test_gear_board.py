@@ -9,8 +9,9 @@ import pytest
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant, plan_text
+from gearfall.core.gear_records import GearVoteRecord
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
-from gearfall.core.records import DeploymentRecord, GearVoteRecord, Stage, WorkerRecord
+from gearfall.core.records import DeploymentRecord, Stage, WorkerRecord
 from gearfall.infra.cluster import Cluster
 from services.router.backlog import Backlog
 from services.router.gear_board import TYPICAL_ANSWER_TOKENS

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gearfall.core.gear_plan import GearPlan, plan_text
+from gearfall.core.gear_records import GearVoteRecord
 from gearfall.core.gears_in_force import on_nodes
 from gearfall.core.ids import RouterId, WorkerId
 from gearfall.core.ports import Lease
-from gearfall.core.records import DeploymentRecord, GearVoteRecord
+from gearfall.core.records import DeploymentRecord
 from services.router.gear_board import PinnedGear
 from services.router.generation import GenerationRequest, TextPrompt
 from tests.services.router.rig import Answer, Outcome, Rig, ScriptedWorker, running_rig

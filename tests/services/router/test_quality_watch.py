@@ -12,8 +12,9 @@ from prometheus_client import CollectorRegistry
 from gearfall.core.drift import Compared
 from gearfall.core.errors import Unavailable
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gear_records import DriftRecord
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
-from gearfall.core.records import DeploymentRecord, DriftRecord, Stage, WorkerRecord
+from gearfall.core.records import DeploymentRecord, Stage, WorkerRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState
 from services.router.background import Background

@@ -4,14 +4,9 @@ from contextlib import AsyncExitStack
 
 from gearfall.core.claim_rule import ClaimRule
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, RouterId
-from gearfall.core.records import (
-    GearPlanRecord,
-    GearVoteRecord,
-    ReplicaRecord,
-    ReplicaState,
-    Stage,
-)
+from gearfall.core.records import ReplicaRecord, ReplicaState, Stage
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState
 from services.worker.gear_rules import GearRules

@@ -8,13 +8,13 @@ import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gear_records import GearPlanRecord
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.job import Priority
 from gearfall.core.memory import kv_capacity_tokens
 from gearfall.core.ports import Lease, QueueDepth
 from gearfall.core.records import (
     AssignmentRecord,
-    GearPlanRecord,
     ReplicaRecord,
     ReplicaState,
     RouterRecord,
