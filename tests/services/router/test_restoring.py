@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gearfall.core.records import DriftRecord
+from gearfall.core.gear_records import DriftRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from services.router.restoring import LASTING, restore_what_is_lost

@@ -2,11 +2,8 @@
 
 import itertools
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
-import openai
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -27,29 +24,6 @@ from tests.services.router.rig import BOS, EOS, Answer, Outcome, Rig, running_ri
 
 UNSURE_END = (-0.01, -0.01, -0.01, -0.01, -0.01, -9.0)
 """Only the token that ends "wrong" says that it is: nothing of it can be stopped early."""
-
-
-@pytest.fixture
-async def rig() -> AsyncIterator[Rig]:
-    async with running_rig() as rig:
-        await rig.add_model("small", parameters=10)
-        await rig.add_model("large", parameters=100)
-        await rig.deploy("both", ("small", 0.5), ("large", None))
-        yield rig
-
-
-@pytest.fixture
-async def http(rig: Rig) -> AsyncIterator[httpx.AsyncClient]:
-    base = f"http://{rig.router.rest_address}"
-    async with httpx.AsyncClient(base_url=base, timeout=10) as client:
-        yield client
-
-
-@pytest.fixture
-async def client(rig: Rig) -> AsyncIterator[openai.AsyncOpenAI]:
-    base = f"http://{rig.router.rest_address}/v1"
-    async with openai.AsyncOpenAI(base_url=base, api_key="none", max_retries=0) as client:
-        yield client
 
 
 def byte_files() -> dict[str, bytes]:
