@@ -75,9 +75,10 @@ def test_every_record_survives_the_way_there_and_back(kind, data):
 
 
 def test_every_record_type_of_the_core_has_a_kind():
-    from gearfall.core import records
+    from gearfall.core import gear_records, records
 
-    named = {value for name, value in vars(records).items() if name.endswith("Record")}
+    held = {**vars(records), **vars(gear_records)}
+    named = {value for name, value in held.items() if name.endswith("Record")}
     assert {kind.record_type for kind in KINDS.values()} == named
     assert set(KINDS) | {LEADER} == ALL_KINDS
 
