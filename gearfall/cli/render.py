@@ -1,18 +1,30 @@
 """Tables and JSON that several commands print."""
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from gearfall.pb import common_pb2
 
-console = Console()
+_UNBROKEN_WIDTH = 1_000
+"""Columns of what goes into a pipe or a file: a row stays one line, for grep and awk."""
+
+
+def line_width(stream: TextIO) -> int | None:
+    """Return how long lines on a stream may be; None: as its terminal, or COLUMNS, has it."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else _UNBROKEN_WIDTH
+
+
+console = Console(width=line_width(sys.stdout))
 
 
 def as_dict(message: Message) -> dict[str, Any]:
@@ -29,11 +41,16 @@ def print_json(value: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; columns whose name ends in '>' are right-aligned."""
-    table = Table(title=title, title_justify="left")
-    for column in columns:
+    """Print a table; columns whose name ends in '>' are right-aligned. The first one names the row
+    and is never broken.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
         table.add_column(
-            column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
+            column.rstrip(">"),
+            justify="right" if column.endswith(">") else "left",
+            overflow="fold",
+            no_wrap=number == 0,
         )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
