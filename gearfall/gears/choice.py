@@ -76,7 +76,11 @@ def thinned(cascades: Sequence[Cascade], most: int) -> tuple[Cascade, ...]:
     falling = tuple(reversed(cascades))
     if len(falling) <= most:
         return falling
-    costs = np.array([each.cost for each in falling])
-    wanted = np.linspace(costs[0], costs[-1], most)
-    places = sorted({int(np.abs(costs - cost).argmin()) for cost in wanted})
-    return tuple(falling[place] for place in places)
+    return spread(falling, np.array([each.cost for each in falling]), most)
+
+
+def spread(cascades: Sequence[Cascade], places: FloatArray, most: int) -> tuple[Cascade, ...]:
+    """Return at most so many of the cascades, in their order, evenly over where they are placed."""
+    wanted = np.linspace(places[0], places[-1], min(most, len(cascades)))
+    nearest = sorted({int(np.abs(places - place).argmin()) for place in wanted})
+    return tuple(cascades[at] for at in nearest)

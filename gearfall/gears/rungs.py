@@ -20,7 +20,7 @@ from gearfall.core.records import Stage
 from gearfall.gears.answers import MIN_QUERIES, FloatArray, ModelAnswers, check_answers
 from gearfall.gears.betting import loss_bound, loss_p_value
 from gearfall.gears.certificate import lower_bound, p_value
-from gearfall.gears.choice import LEARN_SHARE, MAX_PATH, SLACK, thinned
+from gearfall.gears.choice import LEARN_SHARE, MAX_PATH, SLACK, spread, thinned
 from gearfall.gears.search import Cascade, evaluate, front, replay
 
 WARIER = (0.8, 0.6, 0.4, 0.2)
@@ -85,10 +85,7 @@ def _ladder(learn: Mapping[ModelName, ModelAnswers]) -> list[Cascade]:
     A model alone may be quicker than a cascade that is as good and computes less.
     """
     falling = tuple(reversed(front(tuple(learn.values()))))
-    costs = np.log([each.cost for each in falling])
-    wanted = np.linspace(costs[0], costs[-1], min(MAX_CASCADES, len(falling)))
-    places = sorted({int(np.abs(costs - cost).argmin()) for cost in wanted})
-    path = [falling[place] for place in places]
+    path = list(spread(falling, np.log([each.cost for each in falling]), MAX_CASCADES))
     known = {each.stages for each in path}
     alone = [evaluate([answers], ()) for answers in learn.values()]
     path += [each for each in alone if each.stages not in known]
