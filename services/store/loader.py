@@ -1,9 +1,10 @@
 """Brings models up the tiers: one load a model, whoever asks; demand before prefetch.
 
 A load is *near* when the bytes are on SSD, else *far*. One near and one far load run at a time:
-each of them can fill its tier. Who has a higher priority starts first. A negative priority is a
-prefetch: it starts when nobody waits for anything, a near one gives way when a demand comes and
-starts over later, a far one pauses between chunks and keeps what it has.
+each of them can fill its tier. Who has a higher priority starts first, then who is needed for
+longer. A negative priority is a prefetch: it starts when nobody waits for anything, a near one
+gives way when a demand comes and starts over later, a far one pauses between chunks and keeps what
+it has.
 """
 
 import asyncio
@@ -94,9 +95,18 @@ class Loader:
         load = self._loads.get(model)
         return load.filling if load else None
 
-    def load(self, model: ModelName, priority: int = 0, target: Tier = Tier.DRAM) -> LoadFlight:
+    def load(
+        self,
+        model: ModelName,
+        priority: int = 0,
+        target: Tier = Tier.DRAM,
+        *,
+        wanted_for_s: float = 0.0,
+    ) -> LoadFlight:
         """Return the flight that brings a model up to `target`: the one under way or a new one.
 
+        `wanted_for_s`: how long ago the need arose. The order of the decisions that wait for loads
+        is kept so, whichever of their requests came first: their predictions count on it.
         Raises NotFound or CorruptCheckpoint at once; other errors come through the flight.
         """
         if self._is_stopped:
@@ -110,6 +120,7 @@ class Loader:
                 return there
             load = self._begin(model, priority, target)
         load.priority = max(load.priority, priority)
+        load.wanted_s = min(load.wanted_s, time.monotonic() - wanted_for_s)
         if target is Tier.DRAM:
             load.target = target
         self._changed.set()
@@ -172,7 +183,7 @@ class Loader:
         else:
             start = LoadProgress(Tier.SSD, 0, self._ssd.get(model).manifest.size_bytes)
         number, now_s = next(self._counter), time.monotonic()
-        load = Load(model, Flight(start), priority, target, number, now_s, is_far=is_far)
+        load = Load(model, Flight(start), priority, target, number, now_s, now_s, is_far=is_far)
         self._loads[model] = load
         return load
 
@@ -187,7 +198,7 @@ class Loader:
         self._on_ended(LoadEnd(load.model, from_tier, outcome, moved_bytes, seconds))
 
     def _start_what_may(self, tasks: asyncio.TaskGroup) -> None:
-        ordered = sorted(self._loads.values(), key=lambda load: (-load.priority, load.number))
+        ordered = sorted(self._loads.values(), key=_turn)
         is_anyone_waiting = any(load.is_demanded for load in ordered)
         for load in ordered:
             if load.task is None and self._may_start(load, is_anyone_waiting):
@@ -318,3 +329,7 @@ class Loader:
         is_corrupt = isinstance(failure, CorruptCheckpoint)
         self._end(load, LoadOutcome.CORRUPT if is_corrupt else LoadOutcome.FAILED)
         load.flight.fail(failure)
+
+
+def _turn(load: Load) -> tuple[int, float, int]:
+    return -load.priority, load.wanted_s, load.number

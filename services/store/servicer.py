@@ -37,7 +37,9 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
     ) -> AsyncIterator[store_pb2.LoadProgress]:
         """Stream the load's progress; the last message says where to take the lease."""
         target = TIER_FROM_PB.get(request.target, Tier.DRAM)
-        flight = self._service.load(request.model, request.priority, target)
+        flight = self._service.load(
+            request.model, request.priority, target, wanted_for_s=request.wanted_for_s
+        )
         socket = str(self._service.attach.path)
         async for progress in flight.follow():
             filling = self._service.loader.filling_of(ModelName(request.model))

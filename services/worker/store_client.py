@@ -43,11 +43,15 @@ class GrpcStoreClient:
         self._channels: dict[str, _SharedChannel] = {}
 
     async def load_model(
-        self, model: ModelName, on_leasable: OnLeasable = lambda _: None
+        self,
+        model: ModelName,
+        on_leasable: OnLeasable = lambda _: None,
+        *,
+        wanted_for_s: float = 0.0,
     ) -> LoadedModel:
         """See the port."""
         async with self._stub() as stub:
-            call = stub.LoadModel(pb.LoadModelRequest(model=model))
+            call = stub.LoadModel(pb.LoadModelRequest(model=model, wanted_for_s=wanted_for_s))
             try:
                 return await _last_progress(call, model, on_leasable)
             finally:

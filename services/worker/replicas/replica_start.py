@@ -140,7 +140,8 @@ async def leased(
 async def _load(
     model: ModelRecord, ports: StartPorts, clock: StartClock, on_leasable: OnLeasable
 ) -> LoadedModel:
-    loaded = await ports.store.load_model(model.name, on_leasable)
+    wanted_for_s = max(0.0, ports.monotonic() - clock.asked_s)
+    loaded = await ports.store.load_model(model.name, on_leasable, wanted_for_s=wanted_for_s)
     clock.end_load(ports.monotonic(), loaded.timeline)
     return loaded
 

@@ -132,6 +132,37 @@ async def test_the_highest_priority_goes_first(ssd: SsdTier):
     pool.close()
 
 
+async def test_of_one_priority_the_one_wanted_longest_goes_first(ssd: SsdTier):
+    """Requests of two workers may cross on their way; the leader's order is what it predicted."""
+    pool, reader = Pool(2**20), GatedReader()
+    loader = Loader(ssd, pool, reader)
+    async with running(loader):
+        first = loader.load(A)
+        await asyncio.to_thread(reader.started.acquire)
+        waiting = [loader.load(B, wanted_for_s=0.5), loader.load(C, wanted_for_s=60.0)]
+        reader.gate.set()
+        for flight in (first, *waiting):
+            await flight.wait()
+    assert reader.paths == [A, C, B]
+    pool.close()
+
+
+async def test_who_joins_a_load_later_may_have_wanted_it_for_longer(ssd: SsdTier):
+    pool, reader = Pool(2**20), GatedReader()
+    loader = Loader(ssd, pool, reader)
+    async with running(loader):
+        first = loader.load(A)
+        await asyncio.to_thread(reader.started.acquire)
+        waiting = [loader.load(B, wanted_for_s=30.0), loader.load(C)]
+        assert loader.load(C, wanted_for_s=60.0) is waiting[1]
+        loader.load(C)
+        reader.gate.set()
+        for flight in (first, *waiting):
+            await flight.wait()
+    assert reader.paths == [A, C, B]
+    pool.close()
+
+
 async def test_a_flipped_bit_is_found_and_the_model_marked(ssd: SsdTier):
     path = ssd.get(A).partition_path(0)
     content = bytearray(path.read_bytes())

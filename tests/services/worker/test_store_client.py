@@ -17,9 +17,11 @@ class ScriptedStore(store_pb2_grpc.StoreServicer):
     def __init__(self) -> None:
         self.progress: list[pb.LoadProgress] = []
         self.error: GearfallError | None = None
+        self.asked: list[pb.LoadModelRequest] = []
         self.client = GrpcStoreClient(lambda: None)
 
     async def LoadModel(self, request, context):
+        self.asked.append(request)
         for message in self.progress:
             yield message
         if self.error:
@@ -54,7 +56,8 @@ async def test_a_load_ends_with_where_to_attach(store):
         pb.LoadProgress(done_bytes=1, total_bytes=2),
         pb.LoadProgress(done=True, attach_socket="/run/a", digest="d", timeline=timeline),
     ]
-    loaded = await store.client.load_model(MODEL)
+    loaded = await store.client.load_model(MODEL, wanted_for_s=0.25)
+    assert store.asked == [pb.LoadModelRequest(model=MODEL, wanted_for_s=0.25)]
     assert (loaded.attach_socket, loaded.digest) == ("/run/a", "d")
     assert (loaded.timeline.ssd_s, loaded.timeline.from_tier) == (0.5, Tier.SSD)
 
