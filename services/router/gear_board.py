@@ -51,8 +51,15 @@ class PinnedGear:
     agreement_rule: str
     planned: tuple[Stage, ...]
     """The stages with the thresholds of the plan."""
+    deployed_unix_s: float = 0.0
+    """When the plan was: one that is deployed again is another, though its version is the same."""
     tightened: int = 0
     """How often thresholds were raised above the plan's."""
+
+    @property
+    def deployment(self) -> tuple[float, int]:
+        """What differs for every plan that is deployed."""
+        return self.deployed_unix_s, self.version
 
     @property
     def label(self) -> str:
@@ -136,6 +143,7 @@ class GearBoard:
             gear.promise,
             plan.agreement_rule,
             gear.stages,
+            following.record.deployed_unix_s,
         )
 
     def arrived(self, name: DeploymentName, prompt_tokens: int) -> None:

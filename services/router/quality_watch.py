@@ -58,7 +58,9 @@ class QualityWatch:
     def pin(self, name: DeploymentName) -> PinnedGear | None:
         """Return the gear in force with its thresholds as raised; None without a plan."""
         gear = self._planned_gear(name)
-        record = None if gear is None else self._record((name, _named(gear.stages)), gear.version)
+        record = (
+            None if gear is None else self._record((name, _named(gear.stages)), gear.deployment)
+        )
         if gear is None or record is None or record.thresholds == _thresholds(gear.planned):
             return gear
         stages = _raised(gear.planned, record.thresholds)
@@ -129,7 +131,7 @@ class QualityWatch:
         self._shown = set(view.drift)
         for key, record in view.drift.items():
             plan = view.gear_plans.get(key[0])
-            if plan and deployment_of(record) == (plan.deployed_unix_s, plan.version):
+            if plan and deployment_of(record) == _deployment(plan):
                 self._show(record)
             if (own := self._own.get(key)) is not None and _covers(record, own):
                 del self._own[key]
@@ -139,13 +141,9 @@ class QualityWatch:
         self._own.pop(key, None)
         self._metrics.forget(key[0])
 
-    def _record(self, key: _Key, version: int) -> DriftRecord | None:
-        """Return what became of a cascade, as far as it is known here."""
-        view = self._cluster.view
-        plan, lower = view.gear_plans.get(key[0]), key[1].count(",")
-        if plan is None:
-            return None
-        deployment = plan.deployed_unix_s, version
+    def _record(self, key: _Key, deployment: tuple[float, int]) -> DriftRecord | None:
+        """Return what became of a deployed plan's cascade, as far as it is known here."""
+        view, lower = self._cluster.view, key[1].count(",")
         known = [
             each
             for each in (view.drift.get(key), self._own.get(key))
@@ -159,19 +157,22 @@ class QualityWatch:
         view = self._cluster.view
         for key in sorted({*view.drift, *self._own}):
             plan = view.gear_plans.get(key[0])
-            record = None if plan is None else self._record(key, plan.version)
+            record = None if plan is None else self._record(key, _deployment(plan))
             if record is not None:
                 yield key[0], record
 
     def _evidence_of(self, name: DeploymentName, gear: PinnedGear) -> GearEvidence | None:
-        """Return the evidence about a gear's cascade; None for thresholds no longer in force."""
+        """Return the evidence about a gear's cascade.
+
+        None for thresholds, and for a deployment of the plan, that are no longer in force.
+        """
         key = (name, _named(gear.planned))
         plan = self._cluster.view.gear_plans.get(name)
-        if plan is None or plan.version != gear.version:
+        if plan is None or _deployment(plan) != gear.deployment:
             return None
         if key in self._evidence and self._evidence[key][0] != plan:
             self._forget(key)
-        record, thresholds = self._record(key, gear.version), _thresholds(gear.planned)
+        record, thresholds = self._record(key, gear.deployment), _thresholds(gear.planned)
         now = thresholds if record is None else record.thresholds
         if now != _thresholds(gear.stages):
             return None
@@ -209,18 +210,18 @@ class QualityWatch:
 
     def _is_known(self, name: DeploymentName, gear: PinnedGear, finding: Finding) -> bool:
         """Whether some router has said so, and nothing new follows."""
-        record = self._record((name, _named(gear.planned)), gear.version)
+        record = self._record((name, _named(gear.planned)), gear.deployment)
         said = {(each.promise, each.stage) for each in record.alarms} if record else set()
         return finding.threshold is None and (finding.promise, finding.stage) in said
 
     def _changed(self, name: DeploymentName, gear: PinnedGear, finding: Finding) -> DriftRecord:
         cascade = _named(gear.planned)
-        record = self._record((name, cascade), gear.version) or DriftRecord(
+        record = self._record((name, cascade), gear.deployment) or DriftRecord(
             name,
             cascade,
             gear.version,
             _thresholds(gear.planned),
-            deployed_unix_s=self._evidence[name, cascade][0].deployed_unix_s,
+            deployed_unix_s=gear.deployed_unix_s,
         )
         alarm = DriftAlarm(finding.promise, finding.stage, finding.reason, self._clock())
         changed = joined(record, replace(record, alarms=(alarm,)))
@@ -257,6 +258,10 @@ class QualityWatch:
                 self._metrics.promised.labels(*labels, "escalation").set(above / reached)
             if promise.agreement and (share := promise.agreement[place]) is not None:
                 self._metrics.promised.labels(*labels, "agreement").set(share)
+
+
+def _deployment(plan: GearPlanRecord) -> tuple[float, int]:
+    return plan.deployed_unix_s, plan.version
 
 
 @lru_cache(maxsize=1024)

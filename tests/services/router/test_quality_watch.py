@@ -49,7 +49,8 @@ async def deploy(rig: Rig, version: int = 1) -> None:
     plan = replace(PLAN, version=version)
     record = DeploymentRecord(NAME, CASCADE, shadow_share=0.0)
     await rig.router.catalogue.put_deployment(record, gear_plan=plan_text(plan))
-    await rig.until(lambda: pinned(rig).version == version)
+    deployed_unix_s = rig.cluster.view.gear_plans[NAME].deployed_unix_s
+    await rig.until(lambda: pinned(rig).deployment == (deployed_unix_s, version))
 
 
 def pinned(rig: Rig) -> PinnedGear:
@@ -210,6 +211,19 @@ async def test_deploying_the_same_plan_again_forgets_what_was_seen(rig: Rig) -> 
     assert "20 compared" in rig.router.quality.explain("chat")[0][2]
     await deploy(rig)
     await rig.until(lambda: "not yet used" in rig.router.quality.explain("chat")[0][2])
+
+
+async def test_what_was_admitted_before_the_same_plan_came_again_is_no_evidence(rig: Rig) -> None:
+    before = pinned(rig)
+    await deploy(rig)
+    after = pinned(rig)
+    assert (after.version, after.stages) == (before.version, before.stages)
+    disagree(rig.router.quality, before)
+    assert pinned(rig).label == "1/0"
+    assert not rig.router.quality.alarms()
+    assert "not yet used" in rig.router.quality.explain("chat")[0][2]
+    disagree(rig.router.quality, after)
+    assert pinned(rig).label == "1/0+1"
 
 
 async def test_deploying_the_same_plan_again_forgets_what_could_not_be_written(rig: Rig) -> None:
