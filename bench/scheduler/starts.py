@@ -2,8 +2,10 @@
 
 A real local cluster of one node; random Llamas of several sizes. Each round starts each model from
 each tier, once alone and, from SSD, all sizes at once; the order rotates. Rounds that only
-teach come first. error: |predicted - measured| / measured, of assignment to readiness. control
-plane: from the request's leaving the client to the load's first byte (from DRAM: to the lease).
+teach come first. error: |predicted - measured| / measured, of assignment to readiness. noise: how
+far a start is from the median of its repeats, without waits behind others: so much is off whoever
+knows them all. control plane: from the request's leaving the client to the load's first byte (from
+DRAM: to the lease).
 """
 
 import argparse
@@ -11,7 +13,7 @@ import asyncio
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -21,6 +23,7 @@ from rich.table import Table
 
 from bench.figures import rotated
 from bench.machine import machine_facts, our_versions
+from bench.scheduler.start_errors import errors, noise_floor
 from bench.scheduler.starts_cluster import (
     MeasuredStart,
     Site,
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         home = settings.directory or Path(scratch)
         home.mkdir(parents=True, exist_ok=True)
         starts = asyncio.run(_measure(settings, home, Path(scratch)))
-    _print(starts)
+    _print([each for each in starts if not each.teaches])
     settings.out.parent.mkdir(exist_ok=True)
     settings.out.write_text(
         json.dumps(
@@ -68,13 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def _measure(settings: argparse.Namespace, home: Path, scratch: Path) -> list[MeasuredStart]:
     near = make_models(home, settings.sizes)
     far = make_far(home, near)
-    counted: list[MeasuredStart] = []
+    found: list[MeasuredStart] = []
     async with running_site(scratch, near, far, settings.threads) as site:
         for number in range(settings.teaching + settings.rounds):
             seen = await _one_round(site, _turned(near, number), _turned(far, number))
-            if number >= settings.teaching:
-                counted += seen
-    return counted
+            found += (replace(each, teaches=number < settings.teaching) for each in seen)
+    return found
 
 
 def _turned(models: Iterable[ModelName], by: int) -> Sequence[ModelName]:
@@ -105,36 +107,42 @@ async def _one_round(
 
 def _print(starts: Sequence[MeasuredStart]) -> None:
     table = Table(
-        "from", "at once", "starts", "real s", "error p50", "p95", "control plane ms p50", "p99",
-        box=box.SIMPLE,
+        "from", "at once", "starts", "real s", "error p50", "p95", "noise p50", "p95",
+        "control plane ms p50", "p99", box=box.SIMPLE,
     )  # fmt: skip
     for tier, beside in sorted({(each.tier, each.beside) for each in starts}):
         rows = [each for each in starts if (each.tier, each.beside) == (tier, beside)]
-        errors = [abs(e.predicted_s - e.measured_s) / e.measured_s for e in rows]
         control_ms = [1000 * each.control_plane_s for each in rows]
         table.add_row(
             tier,
             str(beside + 1),
             str(len(rows)),
             f"{median(each.measured_s for each in rows):.3f}",
-            f"{quantile(errors, 0.5):.1%}",
-            f"{quantile(errors, 0.95):.1%}",
+            *_shares(errors(rows)),
+            *_shares(noise_floor(rows)),
             f"{quantile(control_ms, 0.5):.1f}",
             f"{quantile(control_ms, 0.99):.1f}",
         )
     console = Console()
     console.print(table)
-    errors = [abs(e.predicted_s - e.measured_s) / e.measured_s for e in starts]
+    noise_p50, noise_p95 = _shares(noise_floor(starts))
+    console.print(f"noise p50: {noise_p50}, p95: {noise_p95}", highlight=False)
     control_s = [each.control_plane_s for each in starts]
     figures = (
-        ("error p50", quantile(errors, 0.5), TARGET_P50),
-        ("error p95", quantile(errors, 0.95), TARGET_P95),
+        ("error p50", quantile(errors(starts), 0.5), TARGET_P50),
+        ("error p95", quantile(errors(starts), 0.95), TARGET_P95),
         ("control plane s p50", quantile(control_s, 0.5), TARGET_CONTROL_S),
         ("control plane s p99", quantile(control_s, 0.99), TARGET_CONTROL_S),
     )
     for name, figure, target in figures:
         said = "met" if figure < target else "missed"
         console.print(f"{name}: {figure:.3f} (< {target:g} {said})", highlight=False)
+
+
+def _shares(values: Sequence[float]) -> tuple[str, str]:
+    if not values:
+        return "", ""
+    return f"{quantile(values, 0.5):.1%}", f"{quantile(values, 0.95):.1%}"
 
 
 if __name__ == "__main__":

@@ -55,6 +55,13 @@ class MeasuredStart:
     """From the request's leaving the client to the load's first byte (to the lease, from DRAM)."""
     first_token_s: float
     phases: Mapping[str, float]
+    waited_s: float = 0.0
+    """Of the measured time, behind other loads."""
+    assigned_unix_s: float = 0.0
+    reason: str = ""
+    """The assignment's, with the terms of its prediction."""
+    teaches: bool = False
+    """In a round that only teaches."""
 
 
 class Site:
@@ -74,10 +81,17 @@ class Site:
     async def start(self, model: ModelName, beside: int = 0) -> MeasuredStart:
         """Send a request to a cold model and return what its start took."""
         record = self._cluster.view.models[model]
+        # Watched from before it begins: on a busy machine it is gone soon after its answer.
+        seeing = asyncio.create_task(self._seen(model))
         sent_unix_s, sent_s = time.time(), time.perf_counter()
-        await self._client.generate(model, PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True)
-        first_token_s = time.perf_counter() - sent_s
-        assignment, timeline = await self._seen(model)
+        try:
+            await self._client.generate(
+                model, PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True
+            )
+            first_token_s = time.perf_counter() - sent_s
+            assignment, timeline = await seeing
+        finally:
+            seeing.cancel()
         return MeasuredStart(
             model,
             record.size_bytes,
@@ -88,6 +102,9 @@ class Site:
             assignment.assigned_unix_s - sent_unix_s + timeline.queued_s,
             first_token_s,
             dict(timeline.phases()),
+            timeline.waited_s,
+            assignment.assigned_unix_s,
+            assignment.reason,
         )
 
     async def wait_gone(self, models: Sequence[ModelName]) -> None:
