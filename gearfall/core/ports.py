@@ -169,6 +169,15 @@ class JobQueue(Protocol):
     Every call raises Unavailable when the queue server can't be reached.
     """
 
+    @property
+    def restarts(self) -> int:
+        """How often the server was seen to have come back, and maybe forgotten its last moments.
+
+        Entries that were acknowledged then can be there again, held by whoever had them; `reclaim`
+        hands them out anew.
+        """
+        ...
+
     async def append(self, job: Job) -> str:
         """Append to the queue of `job.model` and return the entry's id."""
         ...
@@ -204,7 +213,11 @@ class JobQueue(Protocol):
     async def reclaim(
         self, model: ModelName, consumer: str, *, alive: frozenset[str], max_jobs: int
     ) -> Sequence[QueuedJob]:
-        """Take over entries claimed by consumers that are not in `alive`."""
+        """Take over entries claimed by consumers that are not in `alive`.
+
+        And those that are the `consumer`'s own without its knowledge: a call that failed had them
+        handed out, or the server has forgotten that they were acknowledged. `claim` does that too.
+        """
         ...
 
     async def cancel(self, model: ModelName, entry_id: str) -> bool:

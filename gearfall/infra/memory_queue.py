@@ -7,8 +7,9 @@
 import asyncio
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gearfall.core.errors import Unavailable
 from gearfall.core.ids import ModelName
@@ -40,6 +41,8 @@ class MemoryQueueServer:
     appended: dict[ModelName, int] = field(default_factory=dict)
     """Entries ever appended."""
     change: asyncio.Event = field(default_factory=asyncio.Event)
+    restarts: int = 0
+    _kept: dict[ModelName, dict[str, _Entry]] | None = None
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def stop(self) -> None:
@@ -48,9 +51,19 @@ class MemoryQueueServer:
         self.announce()
 
     def start(self) -> None:
-        """Become reachable again with all data."""
+        """Become reachable again with all data, or with what it had when it began to forget."""
+        if self._kept is not None:
+            self.queues, self._kept = self._kept, None
+        self.restarts += 1
         self.is_up = True
         self.announce()
+
+    def forget_from_now(self) -> None:
+        """Keep nothing that happens before the next start beyond it."""
+        self._kept = {
+            model: {key: replace(entry) for key, entry in entries.items()}
+            for model, entries in self.queues.items()
+        }
 
     def flush(self) -> None:
         """Lose all data."""
@@ -82,6 +95,14 @@ class MemoryQueue:
     def __init__(self, server: MemoryQueueServer | None = None) -> None:
         self.server = server or MemoryQueueServer()
         self._is_closed = False
+        self._held: defaultdict[tuple[ModelName, str], set[str]] = defaultdict(set)
+        self._looked_at: dict[tuple[ModelName, str], int] = {}
+        """The server's start after which this client last looked what it holds there."""
+
+    @property
+    def restarts(self) -> int:
+        """See the port."""
+        return self.server.restarts
 
     async def append(self, job: Job) -> str:
         """See the port."""
@@ -98,6 +119,8 @@ class MemoryQueue:
         max_batch_jobs: int | None = None,
     ) -> Sequence[QueuedJob]:
         """See the port."""
+        if unseen := self._unseen(model, consumer, max_jobs):
+            return self._hand_out(model, consumer, unseen)
         max_batch = max_jobs if max_batch_jobs is None else max_batch_jobs
         try:
             async with asyncio.timeout(block_s):
@@ -119,6 +142,9 @@ class MemoryQueue:
         entries = self._reach().get(model, {})
         for entry_id in entry_ids:
             entries.pop(entry_id, None)
+        for (held_model, _), held in self._held.items():
+            if held_model == model:
+                held.difference_update(entry_ids)
 
     async def reclaim(
         self, model: ModelName, consumer: str, *, alive: frozenset[str], max_jobs: int
@@ -128,6 +154,7 @@ class MemoryQueue:
         spared = {*alive, consumer, None}
         orphans = [key for key, entry in entries.items() if entry.consumer not in spared]
         orphans.sort(key=lambda key: entries[key].is_batch)
+        orphans = [*self._unseen(model, consumer, max_jobs), *orphans]
         return self._hand_out(model, consumer, orphans[:max_jobs])
 
     async def cancel(self, model: ModelName, entry_id: str) -> bool:
@@ -192,6 +219,21 @@ class MemoryQueue:
         batch = [key for key, is_batch in waiting if is_batch]
         return [key for key, is_batch in waiting if not is_batch] + batch[:max_batch]
 
+    def _unseen(self, model: ModelName, consumer: str, max_jobs: int) -> Sequence[str]:
+        """Entries that a server which came back says are the consumer's, and it does not know."""
+        place = (model, consumer)
+        if self._looked_at.setdefault(place, self.server.restarts) == self.server.restarts:
+            return ()
+        entries = self._reach().get(model, {})
+        unseen = [
+            key
+            for key, entry in entries.items()
+            if entry.consumer == consumer and key not in self._held[place]
+        ]
+        if not unseen:
+            self._looked_at[place] = self.server.restarts
+        return unseen[:max_jobs]
+
     def _hand_out(
         self, model: ModelName, consumer: str, entry_ids: Sequence[str]
     ) -> Sequence[QueuedJob]:
@@ -205,5 +247,6 @@ class MemoryQueue:
                 continue
             entry.consumer = consumer
             entry.deliveries += 1
+            self._held[model, consumer].add(entry_id)
             handed.append(QueuedJob(entry_id, entry.job, entry.deliveries))
         return handed

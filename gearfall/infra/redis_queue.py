@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -39,6 +39,7 @@ from gearfall.infra.redis_lanes import (
     row_of,
     stream_key,
 )
+from gearfall.infra.redis_restarts import RestartWatch
 from gearfall.infra.redis_scripts import (
     ACKNOWLEDGE,
     ADOPT,
@@ -65,8 +66,9 @@ class RedisQueue:
     """The `JobQueue` port over one Redis or Valkey server.
 
     One object serves one process. It remembers the entries that it holds unacknowledged: when a
-    claim was interrupted (cancelled, connection lost) after the server had handed entries out, the
-    next claim of the same model and consumer returns those first.
+    call was interrupted (cancelled, connection lost) after the server had handed entries out, or
+    the server came back with entries that had been acknowledged, the next claim of the same model
+    and consumer returns those first.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class RedisQueue:
         """Connects lazily. `timeout_s`: deadline of each command, beyond the time it may block."""
         self._prefix = key_prefix
         self._timeout_s = timeout_s
+        self._watch = RestartWatch(self._doubt_claims)
         # A blocked claim keeps a connection of the pool to itself, so it delays nobody. Protocol 2
         # is asked for because the replies of streams differ in protocol 3.
         self._redis: Any = Redis.from_url(
@@ -84,6 +87,7 @@ class RedisQueue:
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             max_connections=1024,
+            redis_connect_func=self._watch.greet,
         )
         self._acknowledge = self._redis.register_script(ACKNOWLEDGE)
         self._cancel = self._redis.register_script(CANCEL)
@@ -97,6 +101,11 @@ class RedisQueue:
         self._claims_in_flight: defaultdict[tuple[ModelName, str], int] = defaultdict(int)
         self._is_closed = False
         self._interrupted_s: dict[tuple[ModelName, str], float] = {}
+
+    @property
+    def restarts(self) -> int:
+        """See the port."""
+        return self._watch.restarts
 
     async def append(self, job: Job) -> str:
         """See the port. After Unavailable the entry may exist: a claimer must tolerate it."""
@@ -119,16 +128,12 @@ class RedisQueue:
             Priority.INTERACTIVE: max_jobs,
             Priority.BATCH: max_jobs if max_batch_jobs is None else max_batch_jobs,
         }
-        if place in self._interrupted_s and not self._claims_in_flight[place]:
-            adopted = await self._adopt_unseen(model, consumer, limits)
-            if adopted:
-                return adopted
+        if adopted := await self._adopt_unseen(place, limits):
+            return adopted
         self._claims_in_flight[place] += 1
         try:
-            rows = await self._read_lanes(model, consumer, limits, block_s)
-        except BaseException:
-            self._interrupted_s[place] = time.monotonic()
-            raise
+            with self._doubting(place):
+                rows = await self._read_lanes(model, consumer, limits, block_s)
         finally:
             self._claims_in_flight[place] -= 1
         return await self._take(place, rows)
@@ -163,11 +168,15 @@ class RedisQueue:
     ) -> Sequence[QueuedJob]:
         """See the port."""
         found: list[Row] = []
-        for lane in LANES:
-            arguments: list[Any] = [GROUP, consumer, max_jobs - len(found), *sorted(alive)]
-            rows = await self._call(partial(self._reclaim, [self._key(model, lane)], arguments))
-            found += [row_of(lane, row) for row in rows]
-        return await self._take((model, consumer), found)
+        place = (model, consumer)
+        if adopted := await self._adopt_unseen(place, dict.fromkeys(LANES, max_jobs)):
+            return adopted
+        with self._doubting(place):
+            for lane in LANES:
+                arguments: list[Any] = [GROUP, consumer, max_jobs - len(found), *sorted(alive)]
+                rows = await self._call(partial(self._reclaim, [self._key(model, lane)], arguments))
+                found += [row_of(lane, row) for row in rows]
+        return await self._take(place, found)
 
     async def cancel(self, model: ModelName, entry_id: str) -> bool:
         """See the port."""
@@ -231,6 +240,20 @@ class RedisQueue:
         await self._redis.aclose()
         await self._redis.connection_pool.disconnect()
 
+    def _doubt_claims(self) -> None:
+        """Look again, at the next claim of each, what the server says that its consumer holds."""
+        now_s = time.monotonic()
+        self._interrupted_s.update(dict.fromkeys(self._claims_in_flight, now_s))
+
+    @contextlib.contextmanager
+    def _doubting(self, place: tuple[ModelName, str]) -> Iterator[None]:
+        """What ends with an error may have been given entries that nobody here has seen."""
+        try:
+            yield
+        except BaseException:
+            self._interrupted_s[place] = time.monotonic()
+            raise
+
     async def _read_lanes(
         self, model: ModelName, consumer: str, limits: dict[Priority, int], block_s: float
     ) -> Sequence[Row]:
@@ -284,10 +307,12 @@ class RedisQueue:
             await self._call(partial(self._redis.xgroup_create, key, GROUP, id="0", mkstream=True))
 
     async def _adopt_unseen(
-        self, model: ModelName, consumer: str, limits: dict[Priority, int]
+        self, place: tuple[ModelName, str], limits: dict[Priority, int]
     ) -> Sequence[QueuedJob]:
-        """Return entries that the server gave this consumer and an interrupted claim never saw."""
-        place = (model, consumer)
+        """Return entries that are this consumer's as the server says, where that is in doubt."""
+        if place not in self._interrupted_s or self._claims_in_flight[place]:
+            return ()
+        model, consumer = place
         held = ids_by_lane(self._held[place])
         found: list[Row] = []
         is_all = True
@@ -318,8 +343,9 @@ class RedisQueue:
                 )
                 continue
             taken.append(QueuedJob(entry_id, job, deliveries))
+        with self._doubting(place):
+            await self.acknowledge(place[0], malformed)
         self._held[place].update(entry.entry_id for entry in taken)
-        await self.acknowledge(place[0], malformed)
         return taken
 
     async def _call(

@@ -50,6 +50,7 @@ class QueueHarness(Protocol):
     def stop(self) -> None: ...
     def start(self) -> None: ...
     async def flush(self) -> None: ...
+    async def forget_from_now(self) -> None: ...
     async def append_malformed(self, model: ModelName) -> str: ...
 
 
@@ -120,6 +121,9 @@ class MemoryQueueHarness:
     async def flush(self) -> None:
         self.server.flush()
 
+    async def forget_from_now(self) -> None:
+        self.server.forget_from_now()
+
     async def append_malformed(self, model: ModelName) -> str:
         return self.server.append_malformed(model)
 
@@ -142,6 +146,10 @@ class RedisHarness:
 
     async def flush(self) -> None:
         await self.connect()._redis.flushall()
+
+    async def forget_from_now(self) -> None:
+        """Its log ends here, as if what follows had not reached the disk when it dies."""
+        await self.connect()._redis.config_set("appendonly", "no")
 
     async def append_malformed(self, model: ModelName) -> str:
         key, fields = self.prefix + model, {b"job": b"\xff\xff not a job"}

@@ -1,58 +1,12 @@
 """The contract of the JobQueue port, kept by the fake and by Redis Streams."""
 
 import asyncio
-import contextlib
-from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
-from gearfall.core.errors import Unavailable
-from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
-from gearfall.core.job import Job, Priority
-from gearfall.core.ports import JobQueue, QueueDepth, QueuedJob
-from gearfall.core.sampling import SamplingParams
-
-MODEL = ModelName("tiny")
-
-
-def job(number: int, model: ModelName = MODEL) -> Job:
-    return Job(
-        job_id=JobId(f"job-{number}"),
-        request_id=RequestId(f"request-{number}"),
-        model=model,
-        epoch=Epoch(3),
-        router_id=RouterId("router-1"),
-        router_address="127.0.0.1:1234",
-        prompt_token_ids=(1, 2, number),
-        generated_token_ids=(7,),
-        sampling=SamplingParams(max_tokens=9, temperature=0.5, seed=2**64 - 1),
-        deadline_unix_s=1.5e9,
-        priority=Priority.BATCH,
-        tenant="a",
-        enqueued_unix_s=1.25e9,
-    )
-
-
-async def append(queue: JobQueue, count: int) -> list[str]:
-    return [await queue.append(job(number)) for number in range(count)]
-
-
-async def claim(
-    queue: JobQueue, consumer: str, max_jobs: int = 100, block_s: float = 0.0
-) -> Sequence[QueuedJob]:
-    return await queue.claim(MODEL, consumer, max_jobs=max_jobs, block_s=block_s)
-
-
-def ids(entries: Sequence[QueuedJob]) -> list[str]:
-    return [entry.entry_id for entry in entries]
-
-
-async def append_when_reachable(queue: JobQueue, number: int) -> str:
-    async with asyncio.timeout(20):
-        while True:
-            with contextlib.suppress(Unavailable):
-                return await queue.append(job(number))
+from gearfall.core.ids import ModelName
+from gearfall.core.ports import QueueDepth
+from tests.integration.queue_jobs import MODEL, append, chat, claim, ids, job
 
 
 async def test_jobs_come_whole_and_in_order(queues):
@@ -62,10 +16,6 @@ async def test_jobs_come_whole_and_in_order(queues):
     assert [entry.job for entry in claimed] == [job(number) for number in range(5)]
     assert ids(claimed) == entries
     assert {entry.deliveries for entry in claimed} == {1}
-
-
-def chat(number: int) -> Job:
-    return replace(job(number), priority=Priority.INTERACTIVE)
 
 
 async def test_interactive_jobs_pass_batch_jobs_and_each_class_keeps_its_order(queues):
@@ -327,92 +277,3 @@ async def test_drop_removes_a_queue_and_it_can_be_used_again(queues):
     assert await queue.depth(MODEL) == QueueDepth(waiting=0, claimed=0)
     entry_id = await queue.append(job(7))
     assert ids(await claim(queue, "w1", block_s=5)) == [entry_id]
-
-
-async def test_the_queue_heals_after_all_data_was_lost(queues):
-    queue = queues.connect()
-    (lost,) = await append(queue, 1)
-    await claim(queue, "w1")
-    await queues.flush()
-    assert not await queue.contains(MODEL, lost)
-    assert await queue.cancel(MODEL, lost) is False
-    await queue.acknowledge(MODEL, [lost])
-    assert list(await queue.reclaim(MODEL, "w2", alive=frozenset(), max_jobs=9)) == []
-    entry_id = await queue.append(job(1))
-    assert ids(await claim(queue, "w1", block_s=5)) == [entry_id]
-
-
-async def test_a_blocked_claim_survives_the_loss_of_all_data(queues):
-    queue = queues.connect()
-    await queue.acknowledge(MODEL, await append(queue, 1))
-    waiting = asyncio.create_task(claim(queue, "w1", block_s=20))
-    await asyncio.sleep(0)
-    await queue.depth(MODEL)
-    await queues.flush()
-    entry_id = await queue.append(job(1))
-    assert ids(await asyncio.wait_for(waiting, 10)) == [entry_id]
-
-
-async def test_a_restarted_server_is_used_again_and_keeps_its_entries(queues):
-    queue = queues.connect()
-    await append(queue, 2)
-    claimed = await claim(queue, "w1", max_jobs=1)
-    waiting = asyncio.create_task(queue.claim(ModelName("o"), "w1", max_jobs=1, block_s=30))
-    await queue.depth(MODEL)
-    queues.stop()
-    try:
-        calls = (
-            queue.append(job(5)),
-            claim(queue, "w1", block_s=1),
-            queue.acknowledge(MODEL, ["1-0"]),
-            queue.reclaim(MODEL, "w1", alive=frozenset(), max_jobs=1),
-            queue.cancel(MODEL, "1-0"),
-            queue.contains(MODEL, "1-0"),
-            queue.depth(MODEL),
-            queue.drop(MODEL),
-            waiting,
-        )
-        results = await asyncio.gather(*calls, return_exceptions=True)
-    finally:
-        queues.start()
-    assert [type(result) for result in results] == [Unavailable] * len(calls)
-    await append_when_reachable(queue, 2)
-    assert await queue.contains(MODEL, claimed[0].entry_id)
-    assert [entry.job for entry in await claim(queue, "w1")] == [job(1), job(2)]
-
-
-async def test_what_an_interrupted_claim_took_is_handed_out_by_the_next(queues):
-    queue = queues.connect()
-    held = await append(queue, 1)
-    assert ids(await claim(queue, "w1")) == held
-    appended = []
-    for number in range(20):
-        waiting = asyncio.create_task(claim(queue, "w1", block_s=20))
-        await queue.depth(MODEL)
-        appending = asyncio.create_task(queue.append(job(number)))
-        for _ in range(number % 7):
-            await asyncio.sleep(0)
-        waiting.cancel()
-        (got,) = await asyncio.gather(waiting, return_exceptions=True)
-        appended.append(await appending)
-        if not isinstance(got, BaseException):
-            await queue.acknowledge(MODEL, ids(got))
-    seen: list[str] = []
-    while (await queue.depth(MODEL)).waiting or (await queue.depth(MODEL)).claimed > len(held):
-        got = await claim(queue, "w1", max_jobs=3, block_s=0.05)
-        seen += ids(got)
-        await queue.acknowledge(MODEL, ids(got))
-    assert not set(seen) & set(held)
-    assert set(seen) <= set(appended)
-    assert len(seen) == len(set(seen))
-
-
-async def test_a_closed_client_refuses_calls(queues):
-    queue = queues.connect()
-    waiting = asyncio.create_task(claim(queue, "w1", block_s=20))
-    await queue.depth(MODEL)
-    await queue.close()
-    with pytest.raises(Unavailable):
-        await asyncio.wait_for(waiting, 10)
-    with pytest.raises(Unavailable):
-        await queue.append(job(1))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 from gearfall.core.claim_rule import ClaimRule
@@ -16,6 +17,9 @@ from services.worker.jobs.turns import Turns
 RETRY_S = 0.5
 HOLD_S = 5.0
 """Longest that jobs claimed just before the engine died wait for the next engine."""
+DOUBT_S = 3.0
+"""How long after a failed call, or a restart of the queue's server, entries may still turn up that
+were handed to this worker without its knowledge."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +62,8 @@ class ClaimLoop:
         self._is_open = False
         self._is_stopping = False
         self._is_reclaim_due = False
+        self._known_restarts = queue.restarts
+        self._doubt_until_s = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -103,6 +109,7 @@ class ClaimLoop:
             try:
                 jobs = await take(room)
             except GearfallError as error:
+                self._doubt()
                 _log.warning("cannot claim", extra={"model": self._model, "error": error.message})
                 await self._wait_for(lambda: self._is_stopping, RETRY_S)
                 continue
@@ -138,15 +145,8 @@ class ClaimLoop:
 
     async def _take(self, free: int) -> Sequence[QueuedJob]:
         await failpoint_async("worker.claim", model=self._model)
-        if self._is_reclaim_due:
-            alive = self._alive() | {self._worker_id}
-            taken = await self._queue.reclaim(
-                self._model, self._worker_id, alive=alive, max_jobs=free
-            )
-            if taken:
-                _log.info("reclaimed", extra={"model": self._model, "jobs": len(taken)})
-                return taken
-            self._is_reclaim_due = False
+        if self._is_takeover_due() and (taken := await self._take_over(free)):
+            return taken
         is_idle = self._board.occupied_slots(self._model) == 0
         turn = await self._turns.next(free, is_idle=is_idle, pause=self._pause)
         if turn is None:
@@ -156,6 +156,32 @@ class ClaimLoop:
         )
         self._turns.note_taken(len(jobs))
         return jobs
+
+    def _is_takeover_due(self) -> bool:
+        """Whether entries may lie in the queue that nobody alive knows to be its own."""
+        if self._queue.restarts != self._known_restarts:
+            self._known_restarts = self._queue.restarts
+            self._doubt()
+        return self._is_reclaim_due or asyncio.get_running_loop().time() < self._doubt_until_s
+
+    def _doubt(self) -> None:
+        self._doubt_until_s = asyncio.get_running_loop().time() + DOUBT_S
+
+    async def _take_over(self, free: int) -> Sequence[QueuedJob]:
+        """Return what dead workers had claimed; it stays due until nothing is left of that."""
+        self._is_reclaim_due = False  # another worker may die while the call is under way
+        alive = self._alive() | {self._worker_id}
+        try:
+            taken = await self._queue.reclaim(
+                self._model, self._worker_id, alive=alive, max_jobs=free
+            )
+        except GearfallError:
+            self._is_reclaim_due = True
+            raise
+        if taken:
+            self._is_reclaim_due = True
+            _log.info("reclaimed", extra={"model": self._model, "jobs": len(taken)})
+        return taken
 
     async def _pause(self, seconds: float) -> None:
         await self._wait_for(lambda: self._is_stopping, seconds)
