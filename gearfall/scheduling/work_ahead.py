@@ -42,13 +42,22 @@ def step_s(replica: ReplicaRecord) -> float:
 
 def tokens_out(job: RunningJob, replica: ReplicaRecord, now_unix_s: float) -> float:
     """Return how many tokens a job has produced by now, at most all it may."""
-    since_s = max(0.0, now_unix_s - replica.seen_unix_s) if replica.seen_unix_s else 0.0
-    return min(float(job.max_tokens), job.output_tokens + since_s / step_s(replica))
+    made = _since_s(replica, now_unix_s) / step_s(replica)
+    return min(float(job.max_tokens), job.output_tokens + made)
 
 
 def seconds_left(job: RunningJob, replica: ReplicaRecord, now_unix_s: float) -> float:
-    """Return how long a job still runs, at most: it may stop before its limit."""
-    return (job.max_tokens - tokens_out(job, replica, now_unix_s)) * step_s(replica)
+    """Return how long a job still runs, at most: it may stop before its limit.
+
+    One that is late is taken to be late by as much again: it is looked at less and less often.
+    """
+    left_s = (job.max_tokens - job.output_tokens) * step_s(replica)
+    return abs(left_s - _since_s(replica, now_unix_s))
+
+
+def _since_s(replica: ReplicaRecord, now_unix_s: float) -> float:
+    """Return the seconds since a replica said what runs on it."""
+    return max(0.0, now_unix_s - replica.seen_unix_s) if replica.seen_unix_s else 0.0
 
 
 def idle_in_s(replica: ReplicaRecord, now_unix_s: float) -> float:

@@ -367,6 +367,25 @@ def test_room_goes_to_one_whose_bytes_are_near_before_those_who_asked_earlier():
     assert cluster.step() == [("assign", "a", "near")]
 
 
+def test_an_end_that_is_late_is_looked_at_less_and_less_often():
+    cluster = Cluster(
+        *(node("n1"), worker("a", node_id="n1", memory_bytes=ROOM)),
+        *(model("x", nodes=("n1",)), assignment("x", "a", memory_bytes=ROOM)),
+        *(busy("x", "a", tokens_left=10), model("small", nodes=("n1",), size_bytes=400 * MIB)),
+        demand("small", since=NOW),
+    )
+    looks = []
+    while cluster.now < NOW + 8.0:
+        plan = cluster.plan()
+        assert not any(isinstance(each, Assign | Unassign) for each in plan.actions)
+        looks.append(cluster.now - NOW)
+        cluster.now = plan.next_due_unix_s
+    assert looks[1] == pytest.approx(1.0, abs=2 * EVICTION_S), "when it should have ended"
+    assert len(looks) < 12, f"it did not end and was looked at at {looks}"
+    cluster.put(replica("x", "a", idle_since=cluster.now))
+    assert ("unassign", "a", "x") in cluster.step(), "what really ended is heard of at once"
+
+
 def test_a_removed_model_leaves_nothing_behind():
     gone = model("x")
     cluster = Cluster(node(), worker("a"), gone, demand("x"), demand("small"), model("small"))

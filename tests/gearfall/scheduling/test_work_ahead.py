@@ -37,6 +37,13 @@ def test_tokens_are_carried_on_to_now():
     assert seconds_left(record.jobs[0], record, NOW + 1.0) == pytest.approx(0.5)
 
 
+def test_what_is_late_is_late_by_as_much_again():
+    record = busy((10, 5, 20))
+    assert seconds_left(record.jobs[0], record, NOW + 1.5) == pytest.approx(0.0)
+    assert seconds_left(record.jobs[0], record, NOW + 1.75) == pytest.approx(0.25)
+    assert idle_in_s(record, NOW + 5.5) == pytest.approx(4.0)
+
+
 def test_when_a_replica_is_idle():
     record = busy((10, 0, 20), (10, 0, 50), slots=2)
     assert idle_in_s(record, NOW) == pytest.approx(5.0)
@@ -63,6 +70,7 @@ def test_one_long_job_bounds_a_move_from_below():
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(9, 99)), max_size=8),
     st.floats(0.0, 100.0),
 )
-def test_what_is_left_shrinks_with_time(jobs, later_s):
+def test_what_is_left_shrinks_with_time_until_it_is_late(jobs, later_s):
     record = busy(*jobs)
-    assert 0.0 <= idle_in_s(record, NOW + later_s) <= idle_in_s(record, NOW) + 1e-9
+    most_s = max(idle_in_s(record, NOW), later_s)
+    assert 0.0 <= idle_in_s(record, NOW + later_s) <= most_s + 1e-9
