@@ -14,6 +14,11 @@ def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     return {name: sum(map(_own_seconds, _family(pid))) for name, pid in pids.items()}
 
 
+def own_cpu_seconds(pid: int) -> float:
+    """Return user plus system time of one process without its descendants; 0 once it is gone."""
+    return _own_seconds(pid)
+
+
 def parse_stat(text: str) -> float:
     """Return user plus system time in seconds from the text of /proc/PID/stat."""
     fields = text.rpartition(")")[2].split()  # the name before it may hold spaces
