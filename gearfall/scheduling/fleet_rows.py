@@ -78,14 +78,16 @@ def _victim(fleet: FleetState, key: ReplicaKey, size_bytes: int) -> Victim | Non
     if fleet.model(key[1]) is None:
         return None
     hosted, flags = fleet.index.hosted[key[1]][key], fleet.flags[key[1]]
+    first = key
     if group := hosted.assignment.group:
-        # Only the first of a group says how the replica is.
-        hosted = Hosted(hosted.assignment, fleet.records.replicas.get((group[0], key[1])))
+        # Only the first of a group says how the replica is, and is named where it is kept.
+        first = (group[0], key[1])
+        hosted = Hosted(hosted.assignment, fleet.records.replicas.get(first))
     return victim_of(
         hosted,
         fleet.index.waiting.get(key[1]),
         size_bytes,
-        spare=flags.is_spare and key not in flags.kept,
+        spare=flags.is_spare and first not in flags.kept,
         policy=fleet.policy,
     )
 

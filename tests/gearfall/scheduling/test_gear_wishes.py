@@ -164,6 +164,20 @@ def test_a_gear_takes_the_room_of_what_is_idle_and_never_what_another_gear_keeps
     assert places(here) == {"a/alone", "a/other"}
 
 
+def test_a_gear_keeps_every_worker_of_a_group():
+    pair = ("deployments", deployment("small", name="pair", accelerators=2))
+    here = world(plan(("small",), on=("a/small",)), *hosts("a/1", "a/2", most=1), pair)
+    ticks(here, 5)
+    held = set(here.records.assignments)
+    assert held == {("a/1", SMALL), ("a/2", SMALL)}
+    here.ask("other", 5)
+    ticks(here, int(POLICY.starvation_s) + 20)
+    assert set(here.records.assignments) == held
+    here.fleet.remove("gear_plans", NAME)
+    ticks(here, int(POLICY.starvation_s))
+    assert here.done == 1, "nobody keeps it any more"
+
+
 def test_a_node_that_comes_back_gets_its_places_back():
     made = plan(("small", "large"), on=("a/small", "b/large"), lost="b",
                 left=("a/small", "a/large"))  # fmt: skip
