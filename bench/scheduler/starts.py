@@ -108,7 +108,7 @@ async def _one_round(
 def _print(starts: Sequence[MeasuredStart]) -> None:
     table = Table(
         "from", "at once", "starts", "real s", "error p50", "p95", "noise p50", "p95",
-        "control plane ms p50", "p99", box=box.SIMPLE,
+        "plane ms p50", "p99", box=box.SIMPLE, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for tier, beside in sorted({(each.tier, each.beside) for each in starts}):
         rows = [each for each in starts if (each.tier, each.beside) == (tier, beside)]

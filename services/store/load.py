@@ -103,7 +103,7 @@ class Load:
     target: Tier
     number: int
     asked_s: float
-    wanted_s: float
+    wanted_unix_s: float
     """When the need for it arose, which may be before anybody asked."""
     started_s: float = 0.0
     remote_s: float = 0.0

@@ -101,12 +101,13 @@ class Loader:
         priority: int = 0,
         target: Tier = Tier.DRAM,
         *,
-        wanted_for_s: float = 0.0,
+        wanted_unix_s: float = 0.0,
     ) -> LoadFlight:
         """Return the flight that brings a model up to `target`: the one under way or a new one.
 
-        `wanted_for_s`: how long ago the need arose. The order of the decisions that wait for loads
-        is kept so, whichever of their requests came first: their predictions count on it.
+        `wanted_unix_s`: when the need arose, by the clock of who decided; 0 for now. The order of
+        the decisions that wait for loads is kept so, whichever of their requests came first: their
+        predictions count on it.
         Raises NotFound or CorruptCheckpoint at once; other errors come through the flight.
         """
         if self._is_stopped:
@@ -120,7 +121,7 @@ class Loader:
                 return there
             load = self._begin(model, priority, target)
         load.priority = max(load.priority, priority)
-        load.wanted_s = min(load.wanted_s, time.monotonic() - wanted_for_s)
+        load.wanted_unix_s = min(load.wanted_unix_s, wanted_unix_s or time.time())
         if target is Tier.DRAM:
             load.target = target
         self._changed.set()
@@ -183,7 +184,10 @@ class Loader:
         else:
             start = LoadProgress(Tier.SSD, 0, self._ssd.get(model).manifest.size_bytes)
         number, now_s = next(self._counter), time.monotonic()
-        load = Load(model, Flight(start), priority, target, number, now_s, now_s, is_far=is_far)
+        wanted_unix_s = time.time()
+        load = Load(
+            model, Flight(start), priority, target, number, now_s, wanted_unix_s, is_far=is_far
+        )
         self._loads[model] = load
         return load
 
@@ -332,4 +336,4 @@ class Loader:
 
 
 def _turn(load: Load) -> tuple[int, float, int]:
-    return -load.priority, load.wanted_s, load.number
+    return -load.priority, load.wanted_unix_s, load.number

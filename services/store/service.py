@@ -170,17 +170,17 @@ class StoreService:
         priority: int = 0,
         target: Tier = Tier.DRAM,
         *,
-        wanted_for_s: float = 0.0,
+        wanted_unix_s: float = 0.0,
     ) -> LoadFlight:
         """Bring a model up to a tier. Raises NotFound, CorruptCheckpoint or InvalidRequest."""
-        if not 0.0 <= wanted_for_s < math.inf:
-            raise InvalidRequest("a load is wanted since some moment", param="wanted_for_s")
+        if not 0.0 <= wanted_unix_s < math.inf:
+            raise InvalidRequest("a load is wanted since some moment", param="wanted_unix_s")
         if target not in {Tier.SSD, Tier.DRAM}:
             raise InvalidRequest("a store loads to SSD or DRAM", param="target")
         name = ModelName(parse_name(name_text, param="model"))
         if name in self._removing:
             raise NotFound(f"model {name!r} is being removed", param="model")
-        return self.loader.load(name, priority, target, wanted_for_s=wanted_for_s)
+        return self.loader.load(name, priority, target, wanted_unix_s=wanted_unix_s)
 
     def cancel_prefetch(self, name_text: str) -> bool:
         """Give up a load that nobody waits for; False when there is none."""

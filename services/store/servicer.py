@@ -38,7 +38,7 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         """Stream the load's progress; the last message says where to take the lease."""
         target = TIER_FROM_PB.get(request.target, Tier.DRAM)
         flight = self._service.load(
-            request.model, request.priority, target, wanted_for_s=request.wanted_for_s
+            request.model, request.priority, target, wanted_unix_s=request.wanted_unix_s
         )
         socket = str(self._service.attach.path)
         async for progress in flight.follow():

@@ -47,11 +47,11 @@ class GrpcStoreClient:
         model: ModelName,
         on_leasable: OnLeasable = lambda _: None,
         *,
-        wanted_for_s: float = 0.0,
+        wanted_unix_s: float = 0.0,
     ) -> LoadedModel:
         """See the port."""
         async with self._stub() as stub:
-            call = stub.LoadModel(pb.LoadModelRequest(model=model, wanted_for_s=wanted_for_s))
+            call = stub.LoadModel(pb.LoadModelRequest(model=model, wanted_unix_s=wanted_unix_s))
             try:
                 return await _last_progress(call, model, on_leasable)
             finally:

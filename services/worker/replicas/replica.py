@@ -185,13 +185,15 @@ class Replica:
 
     async def _run(self) -> None:
         failures = 0
-        waited_s = max(0.0, self._ports.clock() - self._assignment.assigned_unix_s)
+        assigned_unix_s = self._assignment.assigned_unix_s
+        waited_s = max(0.0, self._ports.clock() - assigned_unix_s)
         while True:
             self._has_produced = False
-            error = await self._attempt(StartClock(self._monotonic() - waited_s))
+            clock = StartClock(self._monotonic() - waited_s, assigned_unix_s)
+            error = await self._attempt(clock)
             if self.is_draining:
                 return
-            waited_s = 0.0
+            waited_s = assigned_unix_s = 0.0
             failures = 1 if self._has_produced else failures + 1
             pause_s = restart_delay_s(failures)
             was_ready = self.record.state is ReplicaState.READY

@@ -140,8 +140,9 @@ async def leased(
 async def _load(
     model: ModelRecord, ports: StartPorts, clock: StartClock, on_leasable: OnLeasable
 ) -> LoadedModel:
-    wanted_for_s = max(0.0, ports.monotonic() - clock.asked_s)
-    loaded = await ports.store.load_model(model.name, on_leasable, wanted_for_s=wanted_for_s)
+    loaded = await ports.store.load_model(
+        model.name, on_leasable, wanted_unix_s=clock.assigned_unix_s
+    )
     clock.end_load(ports.monotonic(), loaded.timeline)
     return loaded
 

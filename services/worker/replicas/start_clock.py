@@ -17,6 +17,8 @@ class StartClock:
 
     asked_s: float
     """When the start was asked for."""
+    assigned_unix_s: float = 0.0
+    """By the leader's clock; 0 for a start that no assignment asked for."""
     _mark_s: float = field(init=False)
     _loaded_s: float = field(init=False, default=0.0)
     """When the load ended that the engine was ahead of; 0 where it was not."""

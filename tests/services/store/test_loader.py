@@ -139,7 +139,7 @@ async def test_of_one_priority_the_one_wanted_longest_goes_first(ssd: SsdTier):
     async with running(loader):
         first = loader.load(A)
         await asyncio.to_thread(reader.started.acquire)
-        waiting = [loader.load(B, wanted_for_s=0.5), loader.load(C, wanted_for_s=60.0)]
+        waiting = [loader.load(B, wanted_unix_s=100.5), loader.load(C, wanted_unix_s=100.0)]
         reader.gate.set()
         for flight in (first, *waiting):
             await flight.wait()
@@ -153,8 +153,8 @@ async def test_who_joins_a_load_later_may_have_wanted_it_for_longer(ssd: SsdTier
     async with running(loader):
         first = loader.load(A)
         await asyncio.to_thread(reader.started.acquire)
-        waiting = [loader.load(B, wanted_for_s=30.0), loader.load(C)]
-        assert loader.load(C, wanted_for_s=60.0) is waiting[1]
+        waiting = [loader.load(B, wanted_unix_s=100.5), loader.load(C)]
+        assert loader.load(C, wanted_unix_s=100.0) is waiting[1]
         loader.load(C)
         reader.gate.set()
         for flight in (first, *waiting):

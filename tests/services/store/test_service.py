@@ -68,11 +68,11 @@ async def test_a_small_file_is_read_by_its_name(tmp_path: Path):
             await store.call("ReadFile", pb.ReadFileRequest(model="../tiny", file="config.json"))
 
 
-@pytest.mark.parametrize("wanted_for_s", [-1.0, float("nan"), float("inf")])
-async def test_a_load_that_is_wanted_since_no_moment_is_refused(tmp_path: Path, wanted_for_s):
+@pytest.mark.parametrize("wanted_unix_s", [-1.0, float("nan"), float("inf")])
+async def test_a_load_that_is_wanted_since_no_moment_is_refused(tmp_path: Path, wanted_unix_s):
     async with running_store(tmp_path / "store") as store:
         with pytest.raises(InvalidRequest, match="moment"):
-            store.service.load(NAME, wanted_for_s=wanted_for_s)
+            store.service.load(NAME, wanted_unix_s=wanted_unix_s)
 
 
 async def test_what_is_leased_is_neither_unloaded_nor_deleted(tmp_path: Path):

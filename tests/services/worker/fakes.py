@@ -213,13 +213,13 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.loads: list[str] = []
-        self.wanted_for_s: list[float] = []
+        self.wanted_unix_s: list[float] = []
         self.leases: list[FakeLease] = []
         self.failures: list[GearfallError] = []
 
-    async def load_model(self, model, on_leasable=None, *, wanted_for_s=0.0) -> LoadedModel:
+    async def load_model(self, model, on_leasable=None, *, wanted_unix_s=0.0) -> LoadedModel:
         self.loads.append(model)
-        self.wanted_for_s.append(wanted_for_s)
+        self.wanted_unix_s.append(wanted_unix_s)
         if self.failures:
             raise self.failures.pop(0)
         return LoadedModel("d" * 32, "/run/s.sock", StartTimeline(ssd_s=0.2, from_tier=Tier.DRAM))

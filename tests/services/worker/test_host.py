@@ -206,7 +206,7 @@ async def test_an_assignment_becomes_a_ready_replica_with_a_timeline(site):
     assert (timeline.ssd_s, timeline.build_s, timeline.first_token_s) == (0.2, 0.02, 0.03)
     assert timeline.attach_s >= 0.01
     assert timeline.queued_s >= 0.5
-    assert 0.5 <= site.store.wanted_for_s[0] <= timeline.total_s
+    assert site.store.wanted_unix_s == [site.cluster.view.assignments[KEY].assigned_unix_s]
     assert timeline.total_s >= timeline.queued_s
     (start,) = site.spawner.starts
     assert start.kv_tokens == kv_capacity_tokens(model_record(), SLOTS)
@@ -380,6 +380,7 @@ async def test_failures_are_recorded_and_retried(site):
     await site.assign()
     await site.replica(ReplicaState.READY)
     assert site.store.loads == [MODEL] * 3
+    assert site.store.wanted_unix_s[1:] == [0.0, 0.0]
     assert len(site.spawner.engines) == 2
     assert [lease.is_closed for lease in site.store.leases] == [True, False]
     await site.until(lambda v: v.replicas[KEY].failures == 0)

@@ -56,8 +56,8 @@ async def test_a_load_ends_with_where_to_attach(store):
         pb.LoadProgress(done_bytes=1, total_bytes=2),
         pb.LoadProgress(done=True, attach_socket="/run/a", digest="d", timeline=timeline),
     ]
-    loaded = await store.client.load_model(MODEL, wanted_for_s=0.25)
-    assert store.asked == [pb.LoadModelRequest(model=MODEL, wanted_for_s=0.25)]
+    loaded = await store.client.load_model(MODEL, wanted_unix_s=0.25)
+    assert store.asked == [pb.LoadModelRequest(model=MODEL, wanted_unix_s=0.25)]
     assert (loaded.attach_socket, loaded.digest) == ("/run/a", "d")
     assert (loaded.timeline.ssd_s, loaded.timeline.from_tier) == (0.5, Tier.SSD)
 
