@@ -108,9 +108,7 @@ class FaultCluster:
 
     def arm(self, *rules: str) -> None:
         """Put these rules in force in all processes, in place of those before."""
-        new = self.points / "new"
-        new.write_text("\n".join(rules))
-        new.replace(self.points / RULES_FILE)
+        arm(self.points, *rules)
 
     def last_struck(self) -> int:
         """Return the process that passed the point of the last rule that fired."""
@@ -285,6 +283,13 @@ async def until(
                 if is_enough(found):
                     return found
             await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+def arm(points: Path, *rules: str) -> None:
+    """Put these rules in force in all processes that read `points`, in place of those before."""
+    new = points / "new"
+    new.write_text("\n".join(rules))
+    new.replace(points / RULES_FILE)
 
 
 def thaw(pid: int) -> None:

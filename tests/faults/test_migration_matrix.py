@@ -39,6 +39,8 @@ answer ends before it has come to the step, and the next one is moved."""
 STEPS = ("prepare", "bulk", "delta", "freeze", "commit", "release")
 VICTIMS = ("source", "target", "scheduler", "router")
 SIGNALS = ("kill", "stop")
+SLOW_DECODE = "engine.decode=delay:0.01"
+"""Until its owner is known and the fault is armed, so that a busy client does not come too late."""
 SLOW_BULK = "target.bulk=delay:0.1@1"
 """So that the source goes on meanwhile and there is a round after the first."""
 
@@ -148,6 +150,7 @@ async def test_a_fault_while_a_job_moves(
             errors.append(str(error.details()))
 
     for _ in range(ANSWERS):
+        cluster.arm(SLOW_DECODE)
         received = await client.read(GREEDY, at=MOVE_AT, then=strike)
         victim, job_id = struck[-1]
         if cluster.has_struck(case.point, job_id):
