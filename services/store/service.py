@@ -146,6 +146,7 @@ class StoreService:
             self._tasks.cancel()
             await asyncio.wait((self._tasks,))
             self._tasks = None
+        await self.room.stop()
         await self._canaries.stop()
         await self._canary_process.stop()
         await self._presence.withdraw()

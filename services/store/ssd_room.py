@@ -1,18 +1,21 @@
 """The SSD tier's books: how much it may hold, and what leaves to make room.
 
 A model leaves only where its bytes are kept somewhere else: below its URL, or on another node's SSD
-by the word of cluster state, where two nodes can't both give up the last copy.
+by the word of cluster state, where two nodes can't both give up the last copy. Its files are
+removed behind the fetch that needs the room, where the disk has room for both: removing 1 GB takes
+a disk as long as reading 300 MB.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from gearfall.core.errors import InvalidRequest, Overloaded
 from gearfall.core.ids import ModelName
 from gearfall.core.tiers import Candidate, choose_victims
-from services.store.ssd_tier import SsdTier
+from services.store.ssd_tier import SsdTier, remove_tree
 from services.store.stored_model import StoredModel
 
 _RETRY_S = 5.0
@@ -56,6 +59,9 @@ class SsdRoom:
         self.leaving: set[ModelName] = set()
         """On their way out: others no longer count on them, so they must not be published."""
         self._turn = asyncio.Lock()
+        self._trash: list[Path] = []
+        """Of models that have left; still on the disk."""
+        self._emptying: asyncio.Task[None] | None = None
 
     @property
     def capacity_bytes(self) -> int:
@@ -82,7 +88,7 @@ class SsdRoom:
             )
         async with self._turn:
             kept: set[ModelName] = {model}
-            while (missing_bytes := self._missing_bytes(size_bytes)) > 0:
+            while (missing_bytes := await self._missing_bytes(size_bytes)) > 0:
                 victims = choose_victims(self._candidates(kept), missing_bytes)
                 if not victims:
                     raise Overloaded(
@@ -97,15 +103,24 @@ class SsdRoom:
     def release(self, model: ModelName) -> None:
         """Give back what was set aside: the model is there, or will not come. Idempotent."""
         self._reserved.pop(model, None)
+        if self._trash:
+            self._begin_emptying()
+
+    async def stop(self) -> None:
+        """Return once nothing of evicted models is on the disk. Idempotent."""
+        await self._empty()
 
     def _sizes(self) -> dict[ModelName, int]:
         # Copied in one step: registrations add to it from their threads.
         return {name: each.manifest.size_bytes for name, each in list(self._ssd.models.items())}
 
-    def _missing_bytes(self, size_bytes: int) -> int:
-        _, free_bytes = self._ssd.space()
-        left_bytes = min(self.capacity_bytes - self.used_bytes, free_bytes)
-        return size_bytes - left_bytes
+    async def _missing_bytes(self, size_bytes: int) -> int:
+        if size_bytes > self._free_bytes():
+            await self._empty()
+        return size_bytes - min(self.capacity_bytes - self.used_bytes, self._free_bytes())
+
+    def _free_bytes(self) -> int:
+        return self._ssd.space()[1]
 
     def _candidates(self, kept: set[ModelName]) -> Sequence[Candidate]:
         return [
@@ -122,8 +137,22 @@ class SsdRoom:
             # Asked again: while we waited, somebody may have begun to load or lease it.
             if self._is_busy(name):
                 return False
-            await asyncio.to_thread(self._ssd.remove, name)
+            trash = await asyncio.to_thread(self._ssd.set_aside, name)
+            if trash is not None:
+                self._trash.append(trash)
         finally:
             self.leaving.discard(name)
         _log.info("model evicted from SSD", extra={"model": name})
         return True
+
+    def _begin_emptying(self) -> asyncio.Task[None]:
+        if self._emptying is None or self._emptying.done():
+            self._emptying = asyncio.create_task(self._remove_trash(), name="ssd-trash")
+        return self._emptying
+
+    async def _remove_trash(self) -> None:
+        while self._trash:
+            await asyncio.to_thread(remove_tree, self._trash.pop())
+
+    async def _empty(self) -> None:
+        await asyncio.shield(self._begin_emptying())

@@ -67,7 +67,7 @@ class SsdTier:
             raise Conflict(f"another store uses {self._data_dir}") from None
         for entry in sorted(self._models_dir.iterdir()):
             if entry.name.startswith("."):
-                _remove_tree(entry)
+                remove_tree(entry)
             else:
                 self._find(entry)
 
@@ -119,10 +119,16 @@ class SsdTier:
 
     def remove(self, name: ModelName) -> None:
         """Forget a model at once, then remove its files. Idempotent."""
+        trash = self.set_aside(name)
+        if trash is not None:
+            remove_tree(trash)
+
+    def set_aside(self, name: ModelName) -> Path | None:
+        """Forget a model at once; return where its files wait for `remove_tree`, None for none."""
         self.models.pop(name, None)
         self.broken.pop(name, None)
         with _disk_errors():
-            self._discard(name)
+            return self._move_out(name)
 
     def space(self) -> tuple[int, int]:
         """Return the file system's capacity and free space in bytes."""
@@ -137,12 +143,14 @@ class SsdTier:
             try:
                 yield incoming
             finally:
-                _remove_tree(incoming)
+                remove_tree(incoming)
 
     def install(self, name: ModelName, incoming: Path) -> StoredModel:
         """Make a whole model of an incoming directory, durably, in place of what was there."""
         incoming.chmod(0o755)
-        self._discard(name)
+        trash = self._move_out(name)
+        if trash is not None:
+            remove_tree(trash)
         sync_directory(incoming)
         incoming.rename(self._models_dir / name)
         sync_directory(self._models_dir)
@@ -151,12 +159,13 @@ class SsdTier:
         self.models[name] = model
         return model
 
-    def _discard(self, name: ModelName) -> None:
-        if (self._models_dir / name).exists():
-            trash = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".trash-{name}-"))
-            (self._models_dir / name).rename(trash / name)
-            sync_directory(self._models_dir)
-            _remove_tree(trash)
+    def _move_out(self, name: ModelName) -> Path | None:
+        if not (self._models_dir / name).exists():
+            return None
+        trash = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".trash-{name}-"))
+        (self._models_dir / name).rename(trash / name)
+        sync_directory(self._models_dir)
+        return trash
 
     def _find(self, directory: Path) -> None:
         try:
@@ -191,7 +200,8 @@ def _check_same(known: StoredModel, found: Manifest) -> None:
         )
 
 
-def _remove_tree(path: Path) -> None:
+def remove_tree(path: Path) -> None:
+    """Remove a directory or a file as far as that is possible."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -59,7 +59,9 @@ async def a_canary(request: CanaryRequest, size_bytes: int) -> Canary:
 
 
 def on_ssd(directory: Path) -> list[str]:
-    return sorted(entry.name for entry in (directory / "models").iterdir())
+    """What is there, but for evicted models' files: they go behind the load that needs the room."""
+    names = (entry.name for entry in (directory / "models").iterdir())
+    return sorted(name for name in names if not name.startswith(".trash-"))
 
 
 def nothing_half_way(directory: Path) -> bool:
