@@ -175,6 +175,7 @@ class Singles:
     def tuned(self, gear: Gear) -> Gear:
         """Return the gear with the trigger that answers soonest, promising that p95."""
         model = gear.stages[0].model
+        gear = replace(gear, promise=replace(gear.promise, p95_s=self._p95_s(gear)))
         tried = [replace(gear, triggers={model: each}) for each in (1, *TRIGGERS)]
         p95s_s = [self._p95_s(each) for each in tried]
         best_s = min(p95s_s)

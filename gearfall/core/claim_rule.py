@@ -45,10 +45,17 @@ def claim_rule(
         _share(gear.shares[model], worker_id, ready) for gear in asking if model in gear.shares
     )
     shares = [share for share in found if share is not None]
-    trigger = min(gear.triggers.get(model, 1) for gear in asking)
+    return ClaimRule(sum(shares) / len(shares) if shares else None, *batch_rule(model, asking))
+
+
+def batch_rule(model: ModelName, gears: Iterable[Gear]) -> tuple[int, float]:
+    """Return how many jobs an idle engine waits for, and for how many seconds at most."""
+    asking = [gear for gear in gears if any(stage.model == model for stage in gear.stages)]
+    trigger = min((gear.triggers.get(model, 1) for gear in asking), default=1)
+    if trigger == 1:
+        return 1, 0.0
     waits_s = [MOST_WAIT_OF_P95 * gear.promise.p95_s for gear in asking if gear.promise.p95_s > 0]
-    most_wait_s = min([MOST_WAIT_S, *waits_s]) if trigger > 1 else 0.0
-    return ClaimRule(sum(shares) / len(shares) if shares else None, trigger, most_wait_s)
+    return trigger, min([MOST_WAIT_S, *waits_s])
 
 
 def _share(

@@ -5,7 +5,7 @@ One JSON document; docs/cascades.md describes it for other programs that write s
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import msgspec
 
@@ -35,6 +35,8 @@ class Speed:
     """That the worker computes for a job beside its tokens."""
     request_s: float = 0.0
     """Of a job's way to its first step and back while nobody computes."""
+    wake_s: float = 0.0
+    """More of it, each way, while the worker computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def check_profile(profile: Profile) -> None:
                 "answer of every model",
             )
         for name, speed in model.speeds.items():
-            for at in ("prefill_s_per_token", "step_s", "step_s_per_job", "job_s", "request_s"):
+            for at in (each.name for each in fields(speed) if each.name != "steps"):
                 _check_number(f"{where}.speeds.{name}.{at}", getattr(speed, at))
             if speed.step_s <= 0:
                 raise _broken(f"{where}.speeds.{name}.step_s", "must be above 0")

@@ -266,7 +266,11 @@ class _Build:
         best, best_s = gear, self.latency(gear, placement, self.hosts)
         for stage in gear.stages:
             for trigger in TRIGGERS:
-                tried = replace(best, triggers={**best.triggers, stage.model: trigger})
+                tried = replace(
+                    best,
+                    triggers={**best.triggers, stage.model: trigger},
+                    promise=replace(best.promise, p95_s=best_s),  # It bounds the wait.
+                )
                 p95_s = self.latency(tried, placement, self.hosts)
                 if p95_s >= WORTH * best_s:
                     break  # What a smaller trigger did not gain, a larger one does not.

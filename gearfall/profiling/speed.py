@@ -6,6 +6,11 @@ alone, and as many of them as a replica can take. A worker's part is what limits
 
     alone   = request_s + job_s + step of 1
     crowded = job_s + step of `slots` / slots            seconds a job
+
+Who has to be woken while the worker computes, to take a job and to hand its token over, waits for
+the core: such a job beside a stream comes at any moment of a step, and is in the next.
+
+    beside  = alone + step of 1 / 2 + step of 2 - step of 1 + 2 wake_s
 """
 
 import asyncio
@@ -26,6 +31,13 @@ from gearfall.pb import common_pb2
 _STREAM_PROMPT = 16
 _CROWD_ROUNDS = 4
 """Times the slots: jobs of which the crowd consists."""
+_BESIDE_TOKENS = 96
+"""Of the stream beside which jobs of one token are asked for."""
+_BESIDE_JOBS = 32
+_BESIDE_STREAMS = 12
+"""At most, one after the other: some are over before many jobs were beside them."""
+_GOLDEN = 0.618
+"""Of a step, by which one job comes later in it than the one before: so all parts get as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,7 @@ async def measure_speed(
     crowded_s = await _crowded(client, served)
     widest, widest_s = steps[-1]
     job_s = min(way_s, max(0.0, crowded_s - widest_s / widest))
+    beside_s = await _beside(client, served, steps[0][1])
     prompts = await _prompts(client, served, settings, way_s)
     base_s, per_job_s = line_through(steps)
     larger = [each for each in prompts if each[0] > widest]
@@ -77,7 +90,14 @@ async def measure_speed(
         (*steps, *larger),
         job_s,
         way_s - job_s,
+        waking(beside_s, way_s, steps),
     )
+
+
+def waking(beside_s: float, way_s: float, steps: Sequence[tuple[int, float]]) -> float:
+    """Return `wake_s`. beside_s: of a job of one token beside a stream; 0 where none was."""
+    (_, alone_s), (_, pair_s) = (*steps, *steps)[:2] if len(steps) == 1 else steps[:2]
+    return max(0.0, beside_s - way_s - alone_s / 2 - pair_s) / 2
 
 
 async def _prompts(
@@ -142,6 +162,27 @@ async def _crowded(client: AsyncClient, served: Served) -> float:
     began_s = time.perf_counter()
     await asyncio.gather(*(ask_until_done() for _ in range(at_once)))
     return (time.perf_counter() - began_s) * served.replicas / (_CROWD_ROUNDS * at_once)
+
+
+async def _beside(client: AsyncClient, served: Served, step_s: float) -> float:
+    """Return the median seconds of a job of one token that comes while its replica computes."""
+    found: list[float] = []
+    tokens = min(_BESIDE_TOKENS, served.facts.context_tokens - _STREAM_PROMPT)
+    for _ in range(_BESIDE_STREAMS):
+        prompt = _prompt(served, _STREAM_PROMPT)
+        streams = asyncio.gather(
+            *(_times(client, served, prompt, tokens) for _ in range(served.replicas))
+        )
+        await _first_token(client, served, 1, 1)  # The streams run when it is back.
+        while not streams.done() and len(found) < _BESIDE_JOBS:
+            await asyncio.sleep(step_s * (_GOLDEN * len(found) % 1.0))
+            seconds = await _first_token(client, served, 1, 1)
+            if not streams.done():
+                found.append(seconds)
+        await streams
+        if len(found) == _BESIDE_JOBS:
+            break
+    return median(found) if found else 0.0
 
 
 async def _first_token(client: AsyncClient, served: Served, length: int, repeats: int) -> float:

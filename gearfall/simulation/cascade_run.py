@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from gearfall.core.claim_rule import batch_rule
 from gearfall.core.gear_plan import Gear
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
 from gearfall.core.ids import ModelName
@@ -24,8 +25,6 @@ from gearfall.simulation.step_engine import Cores, StepEngine, StepSpeed
 SAMPLE_S = 0.1
 MOST_CREDIT = 32.0
 """Jobs by which a worker's share is remembered, as in its claims."""
-TRIGGER_WAIT_S = 0.05
-"""A job waits no longer than this for others to fill a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +171,9 @@ class _World:
         self._give_credit(gear, model)
         jobs = self.waiting.setdefault(model, deque())
         jobs.append((request, job))
-        if gear.triggers.get(model, 1) > 1:
-            self.agenda.after(TRIGGER_WAIT_S, partial(self.dispatch, model))
+        trigger, most_wait_s = batch_rule(model, (self.gears[self.state.gear],))
+        if trigger > 1:
+            self.agenda.after(most_wait_s, partial(self.dispatch, model))
         self.dispatch(model)
 
     def _give_credit(self, gear: Gear, model: ModelName) -> None:
@@ -187,13 +187,19 @@ class _World:
             each.credit = min(each.credit + share, MOST_CREDIT)
 
     def dispatch(self, model: ModelName) -> None:
-        """Hand waiting jobs to replicas with room, those most behind their share first."""
+        """Hand waiting jobs to replicas with room, those most behind their share first.
+
+        An idle one waits for as many as the gear in force says; one that computes does not.
+        """
         jobs = self.waiting.setdefault(model, deque())
+        trigger, most_wait_s = batch_rule(model, (self.gears[self.state.gear],))
         while jobs:
-            free = [each for each in self.seats[model] if each.has_room]
-            trigger = self._gear(jobs[0][0]).triggers.get(model, 1)
             waited_s = self.agenda.now_s - jobs[0][1].arrived_s
-            if not free or (len(jobs) < trigger and waited_s < TRIGGER_WAIT_S - 1e-9):
+            begins = len(jobs) >= trigger or waited_s >= most_wait_s - 1e-9
+            free = [
+                each for each in self.seats[model] if each.has_room and (begins or each.running)
+            ]
+            if not free:
                 return
             seat = max(free, key=lambda each: (each.credit, -each.running / each.replica.slots))
             seat.credit = max(seat.credit - 1.0, -MOST_CREDIT)

@@ -256,7 +256,13 @@ def served_on(model: ProfiledModel, devices: set[str]) -> dict[str, ServedModel]
 def _step_speed(speed: Speed, slots: int) -> StepSpeed:
     """Return the speed as measured; where only the line through it is known, that."""
     line = ((1, speed.step_s), (slots + 1, speed.step_s + slots * speed.step_s_per_job))
-    return StepSpeed(speed.steps or line, speed.prefill_s_per_token, speed.job_s, speed.request_s)
+    return StepSpeed(
+        speed.steps or line,
+        speed.prefill_s_per_token,
+        speed.job_s,
+        speed.request_s,
+        speed.wake_s,
+    )
 
 
 def _loads(capacity: Mapping[str, Mapping[str, float]]) -> tuple[float, ...]:

@@ -3,7 +3,8 @@
     step:  one token of every job that decodes, and prompts in the order of arrival, up to
            `STEP_TOKENS` in all; it takes as long as so many tokens take (`StepSpeed`), and what
            each job that begins in it costs beside its tokens
-    cores: of n replicas that compute on c cores, each has min(1, c / n) of one
+    cores: of n replicas that compute on c cores, each has min(1, c / n) of one; who has to be woken
+       for a job, to take it and to hand over its end, waits for one that is taken (`wake_s`)
 
 Steps that are all alike are one event: an answer of a thousand tokens costs as many events as jobs
 come and go meanwhile. A job that comes waits for the end of the running step.
@@ -37,6 +38,9 @@ class StepSpeed:
     """Computing for a job beside its tokens: claiming it, handing it over, ending it."""
     request_s: float = 0.0
     """On the way of a job while nobody computes: router, queue, streams."""
+    wake_s: float = 0.0
+    """While somebody does: until who was woken to take a job, or to hand over its last token, has
+    the core."""
 
     def step_s(self, tokens: float) -> float:
         """Return how long a step of so many tokens takes; a mean number may be broken."""
@@ -55,7 +59,7 @@ class StepSpeed:
         assert self.steps
         assert all(few[0] < many[0] for few, many in pairwise(self.steps))
         assert all(size >= 1 and seconds > 0.0 for size, seconds in self.steps)
-        assert min(self.prefill_s_per_token, self.job_s, self.request_s) >= 0.0
+        assert min(self.prefill_s_per_token, self.job_s, self.request_s, self.wake_s) >= 0.0
 
 
 @dataclass(slots=True)
@@ -123,7 +127,11 @@ class StepEngine:
 
     def begin(self, job: Job) -> None:
         """Take a job in after what it spends on its way."""
-        self._agenda.after(self.speed.request_s, partial(self._come, job))
+        self._agenda.after(self.speed.request_s + self._wake_s, partial(self._come, job))
+
+    @property
+    def _wake_s(self) -> float:
+        return self.speed.wake_s if self._cores.busy else 0.0
 
     def _come(self, job: Job) -> None:
         self._coming.append(job)
@@ -195,10 +203,13 @@ class StepEngine:
         ended = [self._jobs[name] for name in self._chunks if self._has_ended(name, steps)]
         for one in ended:
             del self._jobs[one.job.job_id]
+        self._next_block()
+        wake_s = self._wake_s
         for one in ended:
-            self._on_finished(one.job)
-        if not self._steps:
-            self._next_block()
+            if wake_s:
+                self._agenda.after(wake_s, partial(self._on_finished, one.job))
+            else:
+                self._on_finished(one.job)
 
     def _has_ended(self, name: str, steps: int) -> bool:
         """Note a job's progress in the block; return whether it was its last."""

@@ -4,6 +4,7 @@
     this worker is not ahead of its share  claim at once, up to what it is behind
     it is ahead                            others have GRACE_S; what they leave is claimed
     the engine is idle, a trigger is set   claim when so many wait, or one has waited long enough
+    it computes, a trigger is set          claim what waits; never block, for it may be idle by then
 
 Ahead or waiting for a batch, a worker claims nothing while it waits: a job is there for whoever has
 its turn sooner, and for the client who cancels it. What nobody else wants waits GRACE_S longer, so
@@ -55,12 +56,15 @@ class Turns:
         waits_for_batch = is_idle and rule.trigger > 1
         if rule.share is None:
             self._credit.forget()
-            if not waits_for_batch:
+            if rule.trigger == 1:
                 return Turn(room, self._block_s)
-        elif not waits_for_batch and self._credit.is_begun and self._credit.credit >= 0.0:
+        elif rule.trigger == 1 and self._credit.is_begun and self._credit.credit >= 0.0:
             # What came since can only have put it further behind.
             return Turn(min(room, self._credit.most_jobs), self._block_s)
         now = await self._look(rule)
+        if rule.trigger > 1 and not is_idle and now.waiting == 0:
+            await self._queue.wait_arrival(self._model, now, block_s=self._block_s)
+            return None
         if waits_for_batch:
             found = await self._batch(rule, now, room)
             if found is None:
@@ -68,7 +72,7 @@ class Turns:
             now = found
         if rule.share is None or not self._credit.is_ahead:
             most = room if rule.share is None else min(room, self._credit.most_jobs)
-            return Turn(most, 0.0 if waits_for_batch else self._block_s)
+            return Turn(most, 0.0 if rule.trigger > 1 else self._block_s)
         return await self._after_others(rule, now, room, pause)
 
     def note_taken(self, jobs: int) -> None:

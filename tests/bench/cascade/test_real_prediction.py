@@ -107,6 +107,6 @@ def test_a_single_model_is_judged_with_its_best_trigger_as_ours_is():
     profile = replace(PROFILE, models=(small, replace(large, speeds={"cpu": batched})))
     singles = Singles(Predictor(profile, workers=2), PLAN)
     tuned = singles.tuned(singles.gear("l", 400.0))
-    assert tuned.triggers == {"l": 4}
+    assert tuned.triggers == {"l": 2}
     # The trigger gains a few per cent: no other p95 holds here, nor this one without it.
     assert singles.best(["l", "s"], 400.0, tuned.promise.p95_s) == tuned

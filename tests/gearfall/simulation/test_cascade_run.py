@@ -1,5 +1,7 @@
 """Cascades in simulated time: latencies by hand, conservation, gears that shift under load."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,6 +95,16 @@ def test_a_trigger_waits_for_company_but_not_for_long():
     assert pair.answered[0].total_s > 0.05 + 0.02 - 1e-9
     (lonely,) = run_cascades(replicas(), [SURE], [Arrival(0.0, 0)], [gear]).answered
     assert lonely.total_s == pytest.approx(0.05 + 0.05)
+
+
+def test_a_trigger_is_for_idle_replicas_and_at_most_a_tenth_of_the_promise():
+    gear = Gear(100.0, ALONE.stages, replace(PROMISE, p95_s=0.2), {"small": 2})
+    (lonely,) = run_cascades(replicas(), [SURE], [Arrival(0.0, 0)], [gear]).answered
+    assert lonely.total_s == pytest.approx(0.02 + 0.05)
+    arrivals = [Arrival(0.0, 0), Arrival(0.0, 0), Arrival(0.025, 0)]
+    run = run_cascades(replicas(), [SURE], arrivals, [gear])
+    # The pair waits for nobody, one after the other; nor does who comes while it is computed.
+    assert [one.total_s for one in run.answered] == pytest.approx([0.05, 0.06, 0.055])
 
 
 def test_gears_shift_up_in_a_burst_and_down_after_it():

@@ -76,6 +76,16 @@ def test_the_way_of_a_job_delays_it_and_costs_no_core():
     assert bench.engines[0].used_s == pytest.approx(0.3)
 
 
+def test_who_is_woken_beside_others_waits_for_the_core_on_both_ways():
+    woken = StepSpeed(((1, 0.1),), 0.0, wake_s=0.03)
+    bench = Bench(woken, woken, cores=Cores(2))
+    bench.begin(0.0, job(1, prompt=1, output=5))
+    bench.begin(0.1, job(2, prompt=1, output=1), engine=1)
+    bench.run()
+    # Nobody computes when the first comes, nor when its end is told.
+    assert bench.ends == {2: pytest.approx(0.1 + 0.03 + 0.1 + 0.03), 1: pytest.approx(0.5)}
+
+
 def test_a_long_prompt_is_computed_in_pieces_while_others_decode():
     bench, long = Bench(PLAIN), job(2, prompt=STEP_TOKENS, output=1)
     bench.begin(0.0, job(1, prompt=1, output=4))

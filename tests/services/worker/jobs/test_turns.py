@@ -241,6 +241,28 @@ def test_while_the_engine_works_a_job_joins_at_once():
     run_virtually(main())
 
 
+@pytest.mark.parametrize("share", [None, 1.0])
+def test_an_engine_that_became_idle_waits_for_the_next_batch(share):
+    """No claim from the time when it worked may be left blocking on the queue."""
+    server = MemoryQueueServer()
+
+    async def main() -> None:
+        replica = Replica("a", server, held(2, 0.05, share), service_s=0.1)
+        task = asyncio.create_task(replica.run())
+        await asyncio.sleep(0.1)
+        send(server, 2)
+        await asyncio.sleep(0.2)
+        send(server)
+        sent_s = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.2)
+        assert [count for _, count in replica.taken] == [2, 1]
+        assert replica.taken[1][0] == pytest.approx(sent_s + 0.05)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run_virtually(main())
+
+
 def test_a_job_that_waits_for_others_is_nobodys_and_can_be_cancelled():
     server = MemoryQueueServer()
 
