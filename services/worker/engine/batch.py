@@ -52,6 +52,8 @@ class Batch:
         self._arrivals = 0
         self._now_s = 0.0
         self.held_share = HeldShare()
+        self.has_side_pass = False
+        """Whether held sequences can be computed beside the steps."""
 
     @property
     def running(self) -> int:
@@ -147,9 +149,13 @@ class Batch:
         return late
 
     def cancel(self, key: SequenceKey) -> None:
-        """Forget a sequence with its blocks, pinned or not, ended or not. Idempotent."""
-        self.remove(key)
-        self.blocks.unpin(key)
+        """Forget a sequence with its blocks, pinned or not, ended or not. Idempotent.
+
+        Blocks that are written to beside the steps are let go of when that has ended.
+        """
+        sequence = self.remove(key)
+        if sequence is None or not sequence.is_beside:
+            self.blocks.unpin(key)
 
     def plan_step(self, now_s: float = 0.0) -> list[Chunk]:
         """Admit what fits and return the next step's chunks, decodes first; blocks are set aside.
@@ -162,6 +168,33 @@ class Batch:
                 self._secure(sequence, len(sequence.tokens))
         self._admit()
         return self._share_out()
+
+    def plan_beside(self, tokens: int, now_s: float) -> Chunk | None:
+        """Return at most so many tokens of a held sequence to compute beside the steps.
+
+        Until `end_beside` no step computes any of that sequence, and its blocks stay. None when
+        there is nothing to compute so, or nobody decodes who would wait for it in a step.
+        """
+        self._now_s = now_s
+        if not self._has_neighbours():
+            return None
+        able = [each for each in self._running.values() if self._is_for_beside(each)]
+        able = [each for each in able if self._computable(each) > 0]
+        if not able:
+            return None
+        sequence = min(able, key=lambda each: (each.whole_by_s, each.standing.arrival))
+        chunk = Chunk(sequence, sequence.computed, min(tokens, self._computable(sequence)))
+        sequence.is_beside = True
+        self.blocks.pin(sequence.key)
+        return chunk
+
+    def end_beside(self, chunk: Chunk) -> None:
+        """Note that the chunk's keys and values are in the cache, if the sequence is still here."""
+        sequence = chunk.sequence
+        sequence.is_beside = False
+        if self.find(sequence.key) is sequence:
+            self.commit(chunk)
+        self.blocks.unpin(sequence.key)
 
     def commit(self, chunk: Chunk) -> None:
         """Note that a planned chunk's keys and values are in the cache, guessed ones apart."""
@@ -305,10 +338,22 @@ class Batch:
             guess = take_room(self.blocks, sequence, guess_tokens, self._step_tokens)
             guess_tokens -= guess
             running.append((sequence, self._computable(sequence) + guess))
+        if self._has_neighbours():
+            running = [(one, 0 if self._is_for_beside(one) else count) for one, count in running]
         held_tokens = self.held_share.find(running, self._now_s)
         chunks = share_out(running, self._step_tokens, held_tokens)
         give_back(self.blocks, running, chunks)
         return chunks
+
+    def _has_neighbours(self) -> bool:
+        """Whether anybody computes here for whom a held sequence would make steps longer."""
+        return any(each.wanted > 0 and not each.is_held for each in self._running.values())
+
+    def _is_for_beside(self, sequence: Sequence) -> bool:
+        """Whether a sequence is computed beside the steps while others are computed in them."""
+        if not self.has_side_pass or sequence.stance is not Stance.HELD or sequence.adapter:
+            return False
+        return self.held_share.can_wait(sequence.wanted, sequence.whole_by_s - self._now_s)
 
     def _computable(self, sequence: Sequence) -> int:
         """Tokens of a running sequence that could be computed now, given its blocks."""

@@ -63,10 +63,20 @@ class NativePass:
 
     def logits(self, step: PackedStep) -> torch.Tensor:
         """Compute a step that can be; return f32[R, vocabulary], R as in `logit_rows`."""
+        return self.run(self.prepare(step), threads=self._ops.threads)
+
+    def run(self, prepared: Step, *, threads: int) -> torch.Tensor:
+        """Compute what was prepared; return its logits f32[R, vocabulary]."""
+        logits = self._decoder.run(prepared, threads=threads, is_rounded=self._ops.is_rounded)
+        cap = self._parts.logit_cap
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def prepare(self, step: PackedStep) -> Step:
+        """Return a step that can be computed as the decoder takes it."""
         positions = int(step.positions.max()) + 1
         cos, sin = self._table(self._parts.rotary, positions)
         local_cos, local_sin = self._table(self._parts.local_rotary, positions)
-        native = Step(
+        return Step(
             token_ids=torch.from_numpy(step.token_ids.astype(np.int32)),
             cos=cos,
             sin=sin,
@@ -84,11 +94,6 @@ class NativePass:
             local_cos=local_cos,
             local_sin=local_sin,
         )
-        logits = self._decoder.run(
-            native, threads=self._ops.threads, is_rounded=self._ops.is_rounded
-        )
-        cap = self._parts.logit_cap
-        return torch.tanh(logits / cap) * cap if cap else logits
 
     def seconds(self) -> Mapping[str, float]:
         """Return the seconds spent in each phase so far; see `Decoder.seconds`."""

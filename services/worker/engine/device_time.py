@@ -40,6 +40,11 @@ class DeviceTime:
             key = chunk.sequence.key
             self._owed[key] = self._owed.get(key, 0.0) + chunk.count * token_s
 
+    def add(self, key: SequenceKey, seconds: float) -> None:
+        """Owe a job what was computed for it alone, beside the steps."""
+        self.busy_s += seconds
+        self._owed[key] = self._owed.get(key, 0.0) + seconds
+
     def add_rest(self, rest_s: float) -> None:
         """Take what the step took behind its tokens."""
         self._rest_s += rest_s

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from typing import Protocol
 
+from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import FinishReason, TokenRun
 from gearfall.infra.failpoints import failpoint
 from services.worker.engine.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
 from services.worker.engine.batch import Batch, Chunk, Sequence
+from services.worker.engine.beside import Beside
 from services.worker.engine.device_time import DeviceTime
 from services.worker.engine.drafts import count_right, say
 from services.worker.engine.foretelling import Foretelling
@@ -21,10 +23,25 @@ from services.worker.engine_link.messages import (
     AttachAdapter,
     CancelJob,
     DropAdapter,
+    FeedJob,
+    HoldJob,
     ReleaseJob,
     StepDone,
     SubmitJob,
 )
+
+BESIDE_WAIT_S = 0.01
+"""How long a step without tokens waits for those that are computed beside it."""
+
+
+class _Named(Protocol):
+    """A job, or a message about one."""
+
+    @property
+    def job_id(self) -> JobId: ...
+
+    @property
+    def epoch(self) -> Epoch: ...
 
 
 class Model(Protocol):
@@ -74,6 +91,8 @@ class Engine:
         self._migrating = MigratingJobs(batch, self._limits, lambda hold: self._admit(hold.job))
         self.foretelling = Foretelling(batch, self._find_foretellable)
         """First tokens of jobs that waited for the model."""
+        self.beside = Beside(batch, clock)
+        """Held jobs' tokens that are computed beside the steps."""
         self._early: list[TokenRun] = []
         self._is_foretold_due = False
         self._is_stuck = False
@@ -83,7 +102,8 @@ class Engine:
         """Whether a step would do nothing before another message has come."""
         has_jobs = self._batch.running + self._batch.waiting > 0 and not self._is_stuck
         has_reports = self._migrating.has_reports or self._adapters.has_reports
-        return not has_jobs and not self._early and not has_reports
+        is_computing = has_jobs or self.beside.is_busy
+        return not is_computing and not self._early and not has_reports
 
     def submit(self, job: SubmitJob) -> None:
         """Take a job in, or end it in the next step with an error that concerns it alone.
@@ -93,6 +113,7 @@ class Engine:
         self._is_stuck = False
         if self._batch.find((job.job_id, job.epoch)) is not None:
             return
+        self._settle_beside(job)
         sequence = self._admit(job)
         error = self._limits.find_fault(job)
         if error:
@@ -125,6 +146,10 @@ class Engine:
     def migrate(self, message: MigrationMessage) -> None:
         """Hold, feed, release, pin, freeze, thaw or unpin a job; the next step reports it."""
         self._is_stuck = False
+        if isinstance(message, HoldJob):
+            self._settle_beside(message.job)
+        elif not isinstance(message, FeedJob):
+            self._settle_beside(message)
         self._migrating.handle(message, self._clock())
         if isinstance(message, ReleaseJob):
             self._end_if_whole(message)
@@ -136,16 +161,26 @@ class Engine:
         runs += [
             self._end(sequence, FinishReason.DEADLINE) for sequence in self._batch.expire(started_s)
         ]
+        self.look_beside()
         chunks = self._batch.plan_step(started_s)
-        self._is_stuck = not chunks
+        self._is_stuck = not chunks and not self.beside.is_busy
         if chunks:
             runs += self._compute(chunks, started_s)
+        elif self.beside.is_busy:
+            self._collect_beside(BESIDE_WAIT_S)
         self._adapters.settle()
         step_s = self._clock() - started_s
         self._batch.held_share.note(chunks, step_s)
         if chunks:
             self.device_time.add_rest(step_s - (self._sampled_s - started_s))
         return self._tell(runs, step_s)
+
+    def look_beside(self) -> None:
+        """Take in what was computed beside the steps, and have more of it be computed."""
+        self._collect_beside(0.0)
+        chunk = self.beside.begin(self._clock())
+        if chunk is not None:
+            _pass_points([chunk])
 
     @property
     def has_reports(self) -> bool:
@@ -175,6 +210,18 @@ class Engine:
         self._batch.check()
         self.device_time.check()
         self._adapters.check()
+
+    def _collect_beside(self, timeout_s: float) -> None:
+        found = self.beside.collect(timeout_s)
+        if found is not None:
+            chunk, computed_s = found
+            self.device_time.add(chunk.sequence.key, computed_s)
+            self._migrating.note_computed([chunk])
+
+    def _settle_beside(self, job: _Named) -> None:
+        """Wait for what is computed of a job beside the steps, before its blocks are another's."""
+        while self.beside.has((job.job_id, job.epoch)):
+            self._collect_beside(BESIDE_WAIT_S)
 
     def _admit(self, job: SubmitJob) -> Sequence:
         """Return the sequence of a job."""

@@ -20,6 +20,8 @@ PATIENCE_S = 40.0
 FIRST_TOKENS = 4
 """While nothing was measured."""
 _KEPT = 16
+_PASSES = 4
+"""So many passes beside the steps tell its pace."""
 
 _Value = TypeVar("_Value")
 
@@ -34,6 +36,8 @@ class HeldShare:
         """Of the newest steps that computed more: so many tokens, in so many seconds more."""
         self._last_s: list[float] = []
         """The last three steps: one that the machine held up says nothing about the next."""
+        self._beside: list[tuple[int, float]] = []
+        """Newest passes beside the steps: so many tokens, in so many seconds from begin to end."""
 
     def note(self, chunks: Many[Chunk], step_s: float) -> None:
         """A step that computed these chunks took so long."""
@@ -46,6 +50,19 @@ class HeldShare:
         decode_s = self._decode_step_s(rows)
         if decode_s > 0 or rows == 0:
             _keep(self._more, (more, step_s - decode_s))
+
+    def note_beside(self, tokens: int, seconds: float) -> None:
+        """So many tokens were computed beside the steps in so long."""
+        _keep(self._beside, (tokens, seconds))
+
+    def can_wait(self, missing: int, left_s: float) -> bool:
+        """Whether so many tokens will be computed beside the steps in `left_s` seconds.
+
+        By the pace of the newest passes, whose attention was nearly as long; else steps take part.
+        """
+        newest = self._beside[-_PASSES:]
+        tokens, seconds = (sum(each) for each in zip(*newest, strict=True)) if newest else (0, 0.0)
+        return seconds * missing <= left_s * tokens if tokens else left_s > 0
 
     def find(self, running: Many[tuple[Sequence, int]], now_s: float) -> int:
         """Return how many tokens of held sequences the next step may compute, all together.

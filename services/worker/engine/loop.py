@@ -37,6 +37,7 @@ class EngineLoop:
                 self._handle(message)
             if self._is_stopping or self._stream.is_closed:
                 break
+            self._engine.look_beside()
             if self._engine.has_reports and not self._stream.is_choked:
                 self._is_probed = False
                 self._stream.send(self._engine.report())

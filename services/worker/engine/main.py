@@ -73,6 +73,7 @@ def engine_main(sock: socket.socket) -> int:
             return 1
         stream.send(ready, [kv_memory.fileno()] if kv_memory else [])
         EngineLoop(engine, stream).run()
+        engine.beside.close()
     if not stream.is_closed:  # else its worker died, and it went with all that it held
         close_history()
     return 0
@@ -135,6 +136,8 @@ def _start(
     if tier is not None:
         tier.close()
     try_unproven(model, manifest.model.architecture)
+    if (side_pass := model.side_pass()) is not None:
+        engine.beside.use(side_pass)
     count_held("jobs", lambda: batch.running + batch.waiting)
     count_held("blocks", lambda: blocks.total_blocks - blocks.free_blocks)
     memory = model.kv_memory

@@ -26,6 +26,7 @@ from services.worker.engine.decoder import NativePass, find_native_pass
 from services.worker.engine.kv_memory import EngineKvMemory
 from services.worker.engine.ops import NativeOps, Ops, StepLayout
 from services.worker.engine.packing import PackedStep
+from services.worker.engine.side_pass import SidePass
 from services.worker.engine.units import Arrival, Furnishing
 from services.worker.engine.weights import StoredTensors, match_weights, renaming
 
@@ -82,6 +83,16 @@ class EngineModel:
             return ""
         self._ops.arithmetic = arithmetic if self._has_bf16 else Arithmetic.EXACT
         return self._ops.arithmetic.value
+
+    def side_pass(self) -> SidePass | None:
+        """Return a pass that runs beside the steps; None where there is none.
+
+        Known after the first pass.
+        """
+        if self.native is None:
+            return None
+        native = find_native_pass(self._model, self._cache.layers, self._ops)
+        return None if native is None else SidePass(native)
 
     def finish(self) -> None:
         """Furnish what no forward pass has called, once its bytes are there.

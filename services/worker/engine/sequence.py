@@ -59,6 +59,8 @@ class Sequence:
     stance: Stance = Stance.FREE
     whole_by_s: float = NO_DEADLINE_S
     """While it is held: when its tokens are to be computed, on the clock of the steps."""
+    is_beside: bool = False
+    """Whether tokens of it are computed beside the steps: none in them."""
     standing: Standing = field(
         default_factory=lambda: enter(0, is_batch=False, arrival=0, now_s=0.0), compare=False
     )
@@ -91,6 +93,8 @@ class Sequence:
     @property
     def wanted(self) -> int:
         """Tokens that a step with endless room would compute, guessed ones apart."""
+        if self.is_beside:
+            return 0
         match self.stance:
             case Stance.FREE:
                 return self.pending

@@ -120,3 +120,16 @@ def test_one_step_that_the_machine_held_up_does_not_change_the_share():
 def test_a_job_whose_patience_has_ended_gets_all(late_s):
     assert find(measured(), 300, now_s=late_s) == 300
     assert find(measured(), 300, whole_by_s=late_s + PATIENCE_S, now_s=late_s) == 6
+
+
+def test_a_job_waits_for_passes_beside_the_steps_as_long_as_they_are_in_time():
+    share = measured()
+    assert share.can_wait(4096, PATIENCE_S), "nothing is known yet: it is tried"
+    assert not share.can_wait(1, 0.0)
+    for _ in range(3):
+        share.note_beside(64, 0.64)
+    assert share.can_wait(900, 9.1)
+    assert not share.can_wait(900, 8.9)
+    for _ in range(4):
+        share.note_beside(64, 6.4)
+    assert not share.can_wait(900, 9.1), "passes have become slow"
