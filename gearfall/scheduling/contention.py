@@ -21,6 +21,8 @@ from gearfall.scheduling.wants import Urgency, Want
 
 NOWHERE_S = 60.0
 """What having no place, and no replica that will serve it, counts as."""
+ALIKE_S = 0.05
+"""What a place may take longer than the best one and still be as good."""
 _CROWDED_S = 1e4
 _NEVER_S = 1e9
 _NEVER_WAITED_S = float("inf")
@@ -102,7 +104,24 @@ def _assign(
         if taken:
             found.append((contender, taken[0]))
     if found:
-        return found
+        return _best_first(found)
     # Where every place costs more than none, somebody goes on all the same.
     served = [each for each in contenders if each.behind_s < NOWHERE_S]
     return [(each, None) for each in served] or [(contenders[0], contenders[0].options[0])]
+
+
+def _best_first(
+    found: list[tuple[Contender, Option | None]],
+) -> list[tuple[Contender, Option | None]]:
+    """Return those that got what is best for them: others may find better once these have theirs.
+
+    The worker that one of them is second on may have room for both, when somebody idle goes or
+    soon ends; that is seen only when the first one has its place.
+    """
+    settled = [each for each in found if each[1] and _is_best(each[0], each[1])]
+    return settled or found
+
+
+def _is_best(contender: Contender, option: Option) -> bool:
+    best = contender.options[0]
+    return option.is_crowded == best.is_crowded and option.score <= best.score + ALIKE_S

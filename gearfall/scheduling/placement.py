@@ -13,7 +13,7 @@ from gearfall.core.records import Tier
 from gearfall.scheduling.estimator import StartPrediction
 from gearfall.scheduling.groups import find_groups
 from gearfall.scheduling.placement_search import EXAMINED, OFF_PLAN_S, Search
-from gearfall.scheduling.room_making import Way, room_on
+from gearfall.scheduling.room_making import Way, drained_in_s, room_on
 from gearfall.scheduling.scene import Scene, claimed_bytes, is_crowded, needed_bytes, predict
 from gearfall.scheduling.transfers import Transfer
 from gearfall.scheduling.victims import Victim
@@ -94,6 +94,7 @@ def find_options(
     if want.urgency >= Urgency.GEAR:
         best = min(options, key=lambda option: option.rank, default=None)
         options += _by_making_room(scene, want, search, best, below_s)
+        options += _by_coming_back(scene, want)
     return sorted(options, key=lambda option: option.rank)
 
 
@@ -131,6 +132,38 @@ def _by_making_room(
             options.append(option)
             below_s = min(below_s, option.score) if not option.is_crowded else below_s
     return options
+
+
+def _by_coming_back(scene: Scene, want: Want) -> list[Option]:
+    """Return what it takes to start again where a replica of the model is just leaving.
+
+    Its bytes are in memory there; it can't be hosted twice, so it has to be gone first.
+    """
+    records, model = scene.fleet.records, want.model.name
+    options = []
+    for worker_id in sorted(scene.fleet.index.holders.get(model, ())):
+        key = (worker_id, model)
+        if key in records.assignments or not _may_host(scene, want, worker_id):
+            continue
+        option = assess(scene, want, (worker_id,))
+        if option is not None:
+            left_s = drained_in_s(scene, records.replicas.get(key))
+            way, wait_s = max(option.way, Way.AWAIT), max(option.wait_s, left_s)
+            options.append(replace(option, way=way, wait_s=wait_s))
+    return options
+
+
+def _may_host(scene: Scene, want: Want, worker_id: WorkerId) -> bool:
+    """Whether a worker takes replicas, and this one among them."""
+    records = scene.fleet.records
+    worker = records.workers.get(worker_id)
+    return (
+        worker is not None
+        and worker.max_replicas > 0
+        and worker_id not in records.unreachable
+        and want.node_id in {None, worker.node_id}
+        and want.rules.allow(worker)
+    )
 
 
 def assess(

@@ -99,11 +99,12 @@ def _let_leave(scene: Scene, worker_id: WorkerId, gap: _Gap) -> float:
         key = (worker_id, model)
         if key not in records.assignments:
             gap.shrink(records.reserved_bytes(key))
-            leaving_s = max(leaving_s, _drained_in_s(scene, records.replicas.get(key)))
+            leaving_s = max(leaving_s, drained_in_s(scene, records.replicas.get(key)))
     return leaving_s
 
 
-def _drained_in_s(scene: Scene, replica: ReplicaRecord | None) -> float:
+def drained_in_s(scene: Scene, replica: ReplicaRecord | None) -> float:
+    """Return when a replica that is leaving has left."""
     if replica is None or not replica.running_jobs:
         return EVICTION_S
     if not replica.jobs:

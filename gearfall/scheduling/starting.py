@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, MoveRecord
-from gearfall.scheduling.contention import Contender, choose_together
+from gearfall.scheduling.contention import ALIKE_S, Contender, choose_together
 from gearfall.scheduling.placement import Option, assess, find_options, with_nearer
 from gearfall.scheduling.placement_reasons import Rejected, rejected_by, why_chosen
 from gearfall.scheduling.placement_search import Search
@@ -139,7 +139,9 @@ def _look_again(step: Step, contender: Contender, touched: set[WorkerId]) -> Non
             kept.append(option)
         elif (again := assess(step.scene, contender.want, option.workers)) is not None:
             kept.append(again)
-    if contender.options and not kept:
+    lost_s = min((each.score for each in kept), default=_NEVER_S) - ALIKE_S
+    was_seen_whole = contender.search is not None
+    if contender.options and (not kept or (was_seen_whole and contender.options[0].score < lost_s)):
         contender.search = Search(step.fleet, contender.want)
         found = find_options(step.scene, contender.want, contender.search)
         kept = _worth_it(step, contender.want, found)
