@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import GearfallError
@@ -60,6 +61,16 @@ class PinnedGear:
     def deployment(self) -> tuple[float, int]:
         """What differs for every plan that is deployed."""
         return self.deployed_unix_s, self.version
+
+    @property
+    def planned_up(self) -> dict[ModelName, float]:
+        """By model: share of the answers below it that the plan has go up to it."""
+        steps = zip(self.planned[1:], pairwise(self.promise.escalated), strict=False)
+        return {
+            stage.model: above / reached
+            for stage, (reached, above) in steps
+            if 0.0 < above <= reached
+        }
 
     @property
     def label(self) -> str:

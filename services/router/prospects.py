@@ -8,10 +8,11 @@ answers that came through here. Whether the cap holds: `gearfall/core/escalation
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from gearfall.core.escalation import AtOverload, EscalationPolicy, Outlook
-from gearfall.core.escalation_cap import CapState, CapTarget, gone_up, offered
+from gearfall.core.escalation_cap import CapState, CapTarget, certain, gone_up, offered
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.model_pace import ModelPace, Timing, UsualLength
 from services.router.stage_plan import StagePlan, StageReady
@@ -85,11 +86,16 @@ class Prospects:
         deployment: DeploymentName,
         policy: EscalationPolicy,
         promised_p95_s: float,
+        planned_up: Mapping[ModelName, float] = MappingProxyType({}),
         *,
         is_batch: bool = False,
     ) -> "RequestProspects":
-        """Return what one request's choices ask; `promised_p95_s`: of its gear, 0 for none."""
-        return RequestProspects(self, deployment, policy, promised_p95_s, is_batch)
+        """Return what one request's choices ask.
+
+        `promised_p95_s`: of its gear, 0 for none. `planned_up`: by model the share of the answers
+        below it that its gear has go up to it.
+        """
+        return RequestProspects(self, deployment, policy, promised_p95_s, planned_up, is_batch)
 
     def shares(self) -> Mapping[StageKey, float]:
         """Return the share of uncertain answers that may go up, where a cap is in force."""
@@ -115,7 +121,7 @@ class Prospects:
             queue_s=queue_s,
             answer_s=answer_s,
             is_capped=target is not None
-            and not self._offered(key, queue_s, target.wait_s(answer_s)).is_open,
+            and not self._offered(key, queue_s, answer_s, target).is_open,
         )
 
     def usual_tokens(self, key: StageKey, at_most: int) -> float:
@@ -133,8 +139,13 @@ class Prospects:
     ) -> None:
         """An uncertain answer went up to the stage, or did not because of its cap."""
         _remembered(self._caps, key, CapState)
-        state = self._offered(key, outlook.queue_s, target.wait_s(outlook.answer_s))
+        state = self._offered(key, outlook.queue_s, outlook.answer_s, target)
         self._caps[key] = gone_up(state) if went_up and state.is_open else state
+
+    def note_certain(self, key: StageKey) -> None:
+        """An answer was certain enough not to go up to the stage."""
+        if (state := self._caps.get(key)) is not None:
+            self._caps[key] = certain(state)
 
     def is_ready(self, plan: StageReady) -> bool:
         """Whether a replica takes the stage's jobs."""
@@ -161,8 +172,11 @@ class Prospects:
         if not self._starts.is_ready(plan.host.name):
             self._wishes.hint(plan.host.name)
 
-    def _offered(self, key: StageKey, wait_s: float, target_s: float) -> CapState:
-        return offered(self._caps.get(key, CapState()), wait_s, target_s, self._clock())
+    def _offered(
+        self, key: StageKey, queue_s: float, answer_s: float, target: CapTarget
+    ) -> CapState:
+        state, wait_s = self._caps.get(key, CapState()), target.wait_s(answer_s)
+        return offered(state, queue_s, wait_s, self._clock(), target.planned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,20 +187,22 @@ class RequestProspects:
     deployment: DeploymentName
     policy: EscalationPolicy
     promised_p95_s: float
+    planned_up: Mapping[ModelName, float]
     is_batch: bool
 
-    @property
-    def _target(self) -> CapTarget | None:
-        if self.policy.at_overload is AtOverload.WAIT:
+    def _target(self, plan: StageReady) -> CapTarget | None:
+        policy, promised_s = self.policy, self.promised_p95_s
+        if policy.at_overload is AtOverload.WAIT or not (policy.queue_target_s or promised_s):
             return None
-        target = CapTarget(self.policy.queue_target_s, self.promised_p95_s)
-        return None if target == CapTarget() else target
+        planned = self.planned_up.get(plan.record.name)
+        return CapTarget(policy.queue_target_s, promised_s, planned)
 
     def outlook(self, plan: StagePlan) -> Outlook:
         """Return what asking a stage now is expected to take; one that is unfit takes no time."""
         if not isinstance(plan, StageReady):
             return Outlook()
-        return self.owner.outlook(self._key(plan), plan, self._target, is_batch=self.is_batch)
+        target = self._target(plan)
+        return self.owner.outlook(self._key(plan), plan, target, is_batch=self.is_batch)
 
     def learn(self, plan: StageReady, timing: Timing, tokens: int) -> None:
         """Take the stage's whole answer."""
@@ -199,6 +215,13 @@ class RequestProspects:
     def held_back(self, plan: StagePlan) -> None:
         """An uncertain answer is given because `plan`'s queue is too long."""
         self._note_offer(plan, went_up=False)
+
+    def stayed_below(self, plan: StagePlan) -> None:
+        """An answer was certain enough not to go up to `plan`."""
+        if isinstance(plan, StageReady):
+            target = self._target(plan)
+            if target is not None and target.planned is not None:
+                self.owner.note_certain(self._key(plan))
 
     def charge_start(self, plan: StageReady) -> float:
         """Return the expected seconds of the start that asking `plan` causes."""
@@ -229,8 +252,7 @@ class RequestProspects:
         return self.owner.usual_tokens(self._key(plan), plan.max_tokens)
 
     def _note_offer(self, plan: StagePlan, *, went_up: bool) -> None:
-        target = self._target
-        if isinstance(plan, StageReady) and target is not None:
+        if isinstance(plan, StageReady) and (target := self._target(plan)) is not None:
             key = self._key(plan)
             outlook = self.owner.outlook(key, plan, target, is_batch=self.is_batch)
             self.owner.note_offer(key, outlook, target, went_up=went_up)

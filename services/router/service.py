@@ -268,6 +268,7 @@ class RouterService:
                 deployment.name,
                 deployment.escalation,
                 gear.promise.p95_s if gear else 0.0,
+                gear.planned_up if gear else {},
                 is_batch=request.priority is Priority.BATCH,
             ),
             costs=self.metrics.costs.for_request(running.deployment, request.tenant),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError
 from gearfall.core.escalation import (
+    Accept,
     AtDeadline,
     Degraded,
     GoUp,
@@ -101,11 +102,13 @@ class WayUp:
         return outcome
 
     def note(self, index: int, outcome: Outcome) -> None:
-        """Remember that an answer of stage `index` goes up, or why it does not."""
+        """Remember whether an answer of stage `index` goes up, or why it does not."""
         above = self._plans[index + 1 :]
         if isinstance(outcome, GoUp):
             self._hold_back(self._plans[index + 1 : outcome.index])
             self._prospects.went_up(self._plans[outcome.index])
+        elif isinstance(outcome, Accept) and above:
+            self._prospects.stayed_below(above[0])
         elif isinstance(outcome, Settle):
             self._hold_back(above)
             if outcome.reason is not Degraded.OVERLOAD and not self._prospects.is_ready(above[0]):

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearfall.core.escalation_cap import CUT, LEAST, PERIOD_S, STEP, CapState, gone_up, offered
+from gearfall.core.escalation_cap import (
+    CUT,
+    LEAST,
+    MOST_SAVED,
+    PERIOD_S,
+    STEP,
+    CapState,
+    certain,
+    gone_up,
+    offered,
+)
 
 SHORT, LONG = 0.5, 1.5
 TARGET = 1.0
@@ -74,3 +84,54 @@ def test_all_go_up_again_soon_after_the_queue_is_short(start, every_s):
 def test_a_longer_queue_never_lets_more_up(waits):
     longer = [LONG] * len(waits)
     assert sum(play(CapState(), longer, PERIOD_S)) <= sum(play(CapState(), waits, PERIOD_S))
+
+
+PLANNED = 0.2
+
+
+@pytest.mark.parametrize(
+    ("before", "wait_s", "after"),
+    [
+        (1.0, LONG, PLANNED),  # what is more than planned, at once
+        (0.25, LONG, PLANNED),
+        (PLANNED, LONG, PLANNED * CUT),
+        (LEAST * PLANNED, LONG, LEAST * PLANNED),
+        (PLANNED, SHORT, PLANNED * (1 + 2 * STEP)),
+        (0.999, SHORT, 1.0),
+    ],
+)
+def test_a_plan_says_where_the_first_cut_goes(before, wait_s, after):
+    state = CapState(share=before, changed_s=0.0)
+    assert offered(state, wait_s, TARGET, 2 * PERIOD_S, PLANNED).share == pytest.approx(after)
+
+
+@given(
+    uncertain=st.lists(st.booleans(), min_size=1, max_size=400),
+    share=st.floats(LEAST * PLANNED, 1.0),
+)
+def test_under_a_plan_the_share_is_of_all_answers(uncertain, share):
+    """Never more than it has go up, whoever is certain, and of the uncertain ones no fewer."""
+    state, went, refused = CapState(share=share, credit=0.0, changed_s=0.0), 0, 0
+    for is_uncertain in uncertain:
+        if not is_uncertain:
+            state = certain(state)
+            continue
+        state = offered(state, SHORT, TARGET, 0.0, PLANNED)
+        went, refused = went + state.is_open, refused + (not state.is_open)
+        state = gone_up(state) if state.is_open else state
+        assert 0.0 <= state.credit <= MOST_SAVED
+    assert went <= share * len(uncertain) + 1e-6
+    assert went + refused == sum(uncertain)
+    assert went >= min(sum(uncertain), int(share * sum(uncertain) - 1e-6))
+
+
+def test_as_many_as_planned_go_up_while_the_queue_is_too_long_for_more():
+    state, went = CapState(share=PLANNED, credit=1.0, changed_s=0.0), 0
+    for number in range(1000):
+        if number % 5 == 0:
+            state = offered(state, LONG, TARGET, 0.1, PLANNED)
+            went += state.is_open
+            state = gone_up(state) if state.is_open else state
+        else:
+            state = certain(state)
+    assert went == 200

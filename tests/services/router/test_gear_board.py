@@ -80,6 +80,20 @@ async def test_the_gear_in_force_decides_and_is_said(rig: Rig) -> None:
     assert 'gearfall_gear_plan_version{model="chat"} 1.0' in shown
 
 
+async def test_what_a_plan_has_go_up_is_of_the_answers_below(rig: Rig) -> None:
+    await deploy(rig, PLAN)
+    gear = rig.router.gears.pin(NAME)
+    assert gear is not None
+    three = (Stage(ModelName("small"), 0.5), Stage(ModelName("medium"), 0.5), Stage(ModelName("l")))
+    for reached, expected in (
+        ((1.0, 0.4, 0.1), {"medium": 0.4, "l": 0.25}),
+        ((1.0, 0.4, 0.0), {"medium": 0.4}),  # nothing is planned for a stage that nobody reached
+        ((1.0,), {}),
+    ):
+        promise = replace(gear.promise, escalated=reached)
+        assert replace(gear, planned=three, promise=promise).planned_up == pytest.approx(expected)
+
+
 async def test_another_routers_vote_shifts_this_one(rig: Rig) -> None:
     rig.worker(small=Answer("no", logprob=LOW), large=Answer("yes"))
     await deploy(rig, PLAN)

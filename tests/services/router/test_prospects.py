@@ -1,5 +1,6 @@
 """What is expected of a stage, and what is remembered from request to request."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -60,9 +61,14 @@ class Rig:
         self.prospects = Prospects(self.fleet, self.fleet, clock=lambda: self.now_s)
 
     def request(
-        self, policy: EscalationPolicy | None = None, promised_p95_s: float = 0.0
+        self,
+        policy: EscalationPolicy | None = None,
+        promised_p95_s: float = 0.0,
+        planned_up: Mapping[ModelName, float] | None = None,
     ) -> RequestProspects:
-        return self.prospects.for_request(BOTH, policy or EscalationPolicy(), promised_p95_s)
+        return self.prospects.for_request(
+            BOTH, policy or EscalationPolicy(), promised_p95_s, planned_up or {}
+        )
 
 
 def plan(name: str = "large", *, tokens: int = 10, base: str = "", max_tokens: int = 50) -> Any:

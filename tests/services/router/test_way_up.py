@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gearfall.core.escalation import Degraded, EscalationPolicy, GoUp, Settle, WhileLoading
+from gearfall.core.escalation import Accept, Degraded, EscalationPolicy, GoUp, Settle, WhileLoading
 from gearfall.core.escalation_cap import LEAST
 from gearfall.core.ids import ModelName
 from gearfall.core.job import FinishReason
@@ -17,7 +17,7 @@ from services.router.way_up import WayUp
 from tests.services.router.test_prospects import BOTH, CAPPED, Rig, plan
 
 STAGES = (Stage(ModelName("a"), 0.5), Stage(ModelName("b"), 0.5), Stage(ModelName("c")))
-UNSURE = StageDone(FinishReason.STOP, 0.1)
+UNSURE, SURE = (StageDone(FinishReason.STOP, certainty) for certainty in (0.1, 0.9))
 ASKED = 2000
 
 
@@ -59,6 +59,23 @@ def test_a_capped_stage_that_is_passed_over_still_gets_its_least(ready):
     assert set(found) == {GoUp(1), instead}
     assert LEAST * ASKED <= found[GoUp(1)] < 1.2 * LEAST * ASKED
     assert rig.prospects.shares()[BOTH, ModelName("b")] == LEAST
+
+
+@pytest.mark.parametrize(("certain", "goes_up"), [(4, 1.0), (3, 0.8), (0, 0.2)])
+def test_under_a_plan_the_cap_first_refuses_what_is_more_than_planned(certain, goes_up):
+    """A fifth of all answers is planned to go up; `certain` are for each that is not."""
+    rig = Rig()
+    rig.fleet.ready = {"a", "b", "c"}
+    asked = way(rig.request(CAPPED, planned_up={ModelName("b"): 0.2}))
+    asked.conclude(CascadeState(STAGES), UNSURE)
+    rig.fleet.waits_s, rig.now_s = {"b": 5.0, "c": 5.0}, 1.0
+    found = Counter[object]()
+    for _ in range(200):
+        found[asked.conclude(CascadeState(STAGES), UNSURE)] += 1
+        for _ in range(certain):
+            assert asked.conclude(CascadeState(STAGES), SURE) == Accept()
+    assert rig.prospects.shares()[BOTH, ModelName("b")] == 0.2
+    assert found[GoUp(1)] / 200 == pytest.approx(goes_up, abs=0.01)
 
 
 def test_every_capped_stage_is_offered_the_answer_that_is_given_instead():
