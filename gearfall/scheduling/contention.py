@@ -44,6 +44,8 @@ class Contender:
     """Until its own replicas have begun all that waits; infinite where it has none."""
     is_promised: bool = False
     """Whether they do so as soon as was said before: no other place was looked for."""
+    is_limited: bool = False
+    """Whether only some workers were looked at."""
 
     @property
     def is_served(self) -> bool:

@@ -3,7 +3,7 @@
 import heapq
 from typing import Generic, TypeVar
 
-Subject = TypeVar("Subject", bound=str)
+Subject = TypeVar("Subject", bound=str | tuple[str, str])
 
 
 class DueTimes(Generic[Subject]):

@@ -108,9 +108,10 @@ class Fleet(FleetState):
         for model in sorted(self.dirty_models):
             self._refresh_flags(model)
         figures: dict[NodeId, NodeFigures | None] = {}
-        for worker_id in sorted(self.dirty_workers):
-            self._refresh_row(worker_id, figures)
-        self.dirty_workers.clear()
+        while self.dirty_workers:
+            touched, self.dirty_workers = self.dirty_workers, set()
+            for worker_id in sorted(touched):
+                self._refresh_row(worker_id, figures)
 
     def take_dirty(self) -> set[ModelName]:
         """Return the models that changed, and forget that they did."""
@@ -165,7 +166,7 @@ class Fleet(FleetState):
             self.rows.drop(worker_id)
             for model in tuple(self.claims.on(worker_id)):
                 self.dirty_models.add(model)
-                self.claims.drop(model)
+                self.dirty_workers |= self.claims.drop_at(model, (worker_id,)) - {worker_id}
             self.victims.pop(worker_id, None)
             self.worker_due.put(worker_id, None)
             return

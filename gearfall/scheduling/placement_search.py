@@ -54,9 +54,9 @@ class Search:
         rows = self._rows
         found = self._can_host & (rows.column(f"{kind}_replicas") >= 1)
         found &= rows.column(f"{kind}_bytes") >= self._need
-        claim = self._fleet.claims.of(self._want.model.name)
-        for worker_id, size_bytes in claim.bytes_by_worker.items() if claim else ():
-            number = rows.number_of(worker_id)
+        claims, model = self._fleet.claims, self._want.model.name
+        for worker_id in claims.workers_of(model):
+            number, size_bytes = rows.number_of(worker_id), claims.on(worker_id)[model]
             if number is not None:
                 has_bytes = rows.column(f"{kind}_bytes")[number] + size_bytes >= self._need_at(
                     number

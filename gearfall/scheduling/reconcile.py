@@ -20,6 +20,7 @@ from gearfall.scheduling.moves import MOST_S, MoveStep, next_step
 from gearfall.scheduling.prefetch_step import prefetch_step
 from gearfall.scheduling.reopening import reopen
 from gearfall.scheduling.scene import Scene
+from gearfall.scheduling.scope import Scope
 from gearfall.scheduling.snapshot import ClusterSnapshot, ReplicaKey
 from gearfall.scheduling.start_costs import StartCosts
 from gearfall.scheduling.starting import place_all
@@ -53,11 +54,13 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
         fleet.refresh(policy, now_unix_s)
     due, dirty, sites = fleet.model_due.take(now_unix_s), fleet.take_dirty(), reopen(fleet)
     models = sorted(due | dirty | sites.keys())
+    changed: set[ModelName] = set()
     for model in dirty & fleet.blocked.keys() - due:
-        if (claim := fleet.claims.of(model)) is not None:
+        if claimed := fleet.claims.workers_of(model):
             # Room is being made for it: until that ends, only what grew can be better.
-            sites.setdefault(model, sorted(claim.bytes_by_worker))
-            dirty.discard(model)
+            sites.setdefault(model, sorted(claimed))
+            changed.add(model)
+    dirty -= changed
     step = Step(Scene(fleet, costs, policy, now_unix_s), fleet)
     for model in models:
         _drop_what_cannot_hold(step, model)
@@ -65,7 +68,8 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
     for key in sorted({key for model in models for key in fleet.index.moves.get(model, ())}):
         _go_on_with_move(step, fleet.records.moves[key])
     wants = [want for model in models for want in _scale(step, model)]
-    place_all(step, wants, {model: sites[model] for model in sites.keys() - dirty - due})
+    limits = {model: sites[model] for model in sites.keys() - dirty - due}
+    place_all(step, wants, Scope(limits, changed))
     for model in models:
         known = fleet.model_due.get(model) if model in sites.keys() - dirty else None
         times = [each for each in (known, step.due_unix_s.get(model)) if each is not None]
@@ -168,6 +172,8 @@ def _scale(step: Step, model: ModelName) -> list[Want]:
         wants = [_want(step, model, Urgency.KEEP)]  # where room is free; else only its bytes come
     if not wants:
         step.forget(model)
+    elif step.fleet.claims.workers_of(model):
+        step.keep_claims(model, {want.node_id for want in wants})
     return wants
 
 

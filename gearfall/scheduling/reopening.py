@@ -40,8 +40,7 @@ def reopen(fleet: FleetState) -> dict[ModelName, list[WorkerId]]:
         kind, workers = _best_room(fleet, want, offers)
         if workers and (model in near or left[kind] > 0):
             left[kind] -= model not in near
-            claim = fleet.claims.of(model)
-            found[model] = sorted({*workers, *(claim.bytes_by_worker if claim else ())})
+            found[model] = sorted({*workers, *fleet.claims.workers_of(model)})
             if not any(left.values()):
                 break
     return found
@@ -62,9 +61,8 @@ def _claimants(fleet: FleetState, workers: Iterable[WorkerId]) -> dict[ModelName
     found = {}
     for worker_id in workers:
         for model in fleet.claims.on(worker_id):
-            claim = fleet.claims.of(model)
-            if model in fleet.blocked and claim is not None:
-                found[model] = sorted(claim.bytes_by_worker)
+            if model in fleet.blocked:
+                found[model] = sorted(fleet.claims.workers_of(model))
     return found
 
 

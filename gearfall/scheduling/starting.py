@@ -1,6 +1,5 @@
 """Placing all that is missing together, and what each chosen place needs done."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from gearfall.core.ids import ModelName, WorkerId
@@ -12,10 +11,10 @@ from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.promises import behind_own_s, has_patience, is_promise_kept, promise
 from gearfall.scheduling.room_making import EVICTION_S, Way
 from gearfall.scheduling.scene import predict
+from gearfall.scheduling.scope import Scope
 from gearfall.scheduling.step import CLAIM_S, Step
 from gearfall.scheduling.wants import Urgency, Want
 
-Sites = Mapping[ModelName, list[WorkerId]]
 Settled = tuple[Contender, Option | None]
 
 SWAP_S = 1.0
@@ -25,22 +24,29 @@ TOGETHER = 64
 """Models that are placed together; of more, the longest wait first."""
 
 
-def place_all(step: Step, wants: list[Want], sites: Sites) -> None:
-    """Place what is missing; one model's replicas one after the other.
-
-    `sites`: for models of which nothing changed, the only workers that are worth a look.
-    """
+def place_all(step: Step, wants: list[Want], scope: Scope) -> None:
+    """Place what is missing; one model's replicas one after the other."""
     left = sorted(wants, key=lambda want: (-want.urgency, want.since_unix_s, want.model.name))
     while left:
-        chunk: dict[ModelName, Want] = {}
-        later: list[Want] = []
-        for want in left:
-            if want.model.name in chunk or len(chunk) >= TOGETHER:
-                later.append(want)
-            else:
-                chunk[want.model.name] = want
-        settled = _place_together(step, list(chunk.values()), sites)
+        chunk, later = _next_chunk(left)
+        settled = _place_together(step, chunk, scope)
         left = [want for want in later if _is_open(want, settled.get(want.model.name))]
+
+
+def _next_chunk(wants: list[Want]) -> tuple[list[Want], list[Want]]:
+    """Return what is placed together next, one of each model, and what is left.
+
+    Nothing less urgent is placed before what is left: its room would have to be taken back.
+    """
+    chunk: dict[ModelName, Want] = {}
+    later: list[Want] = []
+    for want in wants:
+        is_passed_over = bool(later) and want.urgency < later[0].urgency
+        if want.model.name in chunk or len(chunk) >= TOGETHER or is_passed_over:
+            later.append(want)
+        else:
+            chunk[want.model.name] = want
+    return list(chunk.values()), later
 
 
 def _is_open(want: Want, settled: Settled | None) -> bool:
@@ -58,11 +64,11 @@ def _is_open(want: Want, settled: Settled | None) -> bool:
     return option is None and (contender.is_served or first.node_id is not None)
 
 
-def _place_together(step: Step, wants: list[Want], sites: Sites) -> dict[ModelName, Settled]:
+def _place_together(step: Step, wants: list[Want], scope: Scope) -> dict[ModelName, Settled]:
     """Place at most one replica each; return what each model's want came to."""
     step.refresh()
     rivals = len(wants) - 1
-    left = [_contender(step, want, sites.get(want.model.name), rivals) for want in wants]
+    left = [_contender(step, want, scope.of(step.fleet, want), rivals) for want in wants]
     settled: dict[ModelName, Settled] = {}
     while left:
         touched: set[WorkerId] = set()
@@ -70,7 +76,7 @@ def _place_together(step: Step, wants: list[Want], sites: Sites) -> dict[ModelNa
             if option is not None and option.touches & touched:
                 continue  # its place was just taken in part: it is assessed anew below
             left.remove(contender)
-            touched |= _take(step, contender, option, is_limited=contender.want.model.name in sites)
+            touched |= _take(step, contender, option)
             settled[contender.want.model.name] = contender, option
         if touched and left:
             step.refresh()
@@ -96,11 +102,12 @@ def _contender(
     found = [assess(step.scene, want, (each,)) for each in workers if each in there]
     options = sorted(filter(None, found), key=lambda option: option.rank)
     options = with_nearer(step.scene, want, options)
-    if not options and not _moves_for(step, want) and step.fleet.claims.of(want.model.name):
-        step.forget(want.model.name)
+    claim = step.fleet.claims.of(want.model.name, want.node_id)
+    if not options and not _moves_for(step, want) and claim is not None:
+        step.fleet.dirty_workers |= step.fleet.claims.drop(want.model.name, want.node_id)
         step.refresh()
         return _contender(step, want, None, rivals)
-    return Contender(want, _worth_it(step, want, options), behind_s=behind_s)
+    return Contender(want, _worth_it(step, want, options), behind_s=behind_s, is_limited=True)
 
 
 def _worth_it(step: Step, want: Want, options: list[Option]) -> list[Option]:
@@ -109,7 +116,7 @@ def _worth_it(step: Step, want: Want, options: list[Option]) -> list[Option]:
     Of room that is made by a move, only what is sooner. Of room that somebody was just told to
     make, only what is free: else models could swap what they wait for without end.
     """
-    moves, claim = _moves_for(step, want), step.fleet.claims.of(want.model.name)
+    moves, claim = _moves_for(step, want), step.fleet.claims.of(want.model.name, want.node_id)
     if not moves:
         if claim is None or step.now_unix_s >= claim.since_unix_s + SWAP_S:
             return options
@@ -148,24 +155,22 @@ def _look_again(step: Step, contender: Contender, touched: set[WorkerId]) -> Non
     contender.options = sorted(kept, key=lambda option: option.rank)
 
 
-def _take(
-    step: Step, contender: Contender, best: Option | None, *, is_limited: bool
-) -> set[WorkerId]:
+def _take(step: Step, contender: Contender, best: Option | None) -> set[WorkerId]:
     """Do what an option needs; return the workers that it touches.
 
-    `is_limited`: only some workers were looked at, so that having none of them says nothing new.
+    Where only some workers were looked at, having none of them says nothing new.
     """
     want = contender.want
     model = want.model.name
-    if best is None and contender.is_served and not is_limited:
-        promise(step, contender)
-    elif best is None and is_limited:
+    if best is None and contender.is_limited:
         return _block(step, want)
+    if best is None and contender.is_served:
+        promise(step, contender)
     if best is None or best.way is Way.AWAIT:
         _wait(step, contender, best)
         return set() if best is None or best.ending else set(best.workers)
     if best.way is Way.FREE:
-        step.forget(model)
+        step.forget_want(want, best.workers)
         _assign(step, contender, best)
         return set(best.workers)
     for victim in best.victims:
@@ -228,7 +233,7 @@ def _begin_moves(step: Step, want: Want, option: Option) -> None:
 def _wait(step: Step, contender: Contender, option: Option | None) -> None:
     want = contender.want
     _block(step, want)
-    claim = step.fleet.claims.of(want.model.name)
+    claim = step.fleet.claims.of(want.model.name, want.node_id)
     is_under_way = option and claim and claim.bytes_by_worker.keys() == set(option.workers)
     if _moves_for(step, want) or (is_under_way and option and not option.ending):
         return

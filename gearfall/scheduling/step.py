@@ -1,12 +1,12 @@
 """The working state of one decision step: what it does is noted, and counts at once."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, DecisionRecord, MoveRecord
 from gearfall.scheduling.actions import Action, Assign, BeginMove, Decide, EndMove, Unassign
-from gearfall.scheduling.claims import Claim
+from gearfall.scheduling.claims import Claim, Site
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.placement_reasons import Rejected
 from gearfall.scheduling.scene import Scene, claimed_bytes, needed_bytes, predict
@@ -87,7 +87,7 @@ class Step:
         """Keep room that is being made on workers for the model that it is made for."""
         size_bytes = {each: needed_bytes(self.fleet, want, each) for each in workers}
         self.fleet.dirty_workers |= self.fleet.claims.put(
-            want.model.name, Claim(size_bytes, self.now_unix_s, until_unix_s)
+            want.model.name, want.node_id, Claim(size_bytes, self.now_unix_s, until_unix_s)
         )
 
     def claim_for_move(self, move: MoveRecord) -> None:
@@ -97,7 +97,7 @@ class Step:
         if model is not None and is_new and move.worker_id in self.fleet.records.workers:
             rules = self.fleet.rules_of(move.for_model)
             want = Want(model, Urgency.INTERACTIVE, move.began_unix_s, rules=rules)
-            known = self.fleet.claims.of(move.for_model)
+            known = self.fleet.claims.of(move.for_model, None)
             workers = {move.worker_id, *(known.bytes_by_worker if known else ())}
             self.claim(want, workers, self.now_unix_s + CLAIM_S)
 
@@ -105,7 +105,25 @@ class Step:
         """Note that a model wants nothing more."""
         self.fleet.blocked.pop(model, None)
         self.fleet.promises.pop(model, None)
-        self.fleet.dirty_workers |= self.fleet.claims.drop(model)
+        self.fleet.dirty_workers |= self.fleet.claims.keep(model, ())
+
+    def keep_claims(self, model: ModelName, sites: Collection[Site]) -> None:
+        """Give up what a model claims for replicas that it wants no more.
+
+        What running moves free for it is claimed without a node, by whichever leader.
+        """
+        moves, index = self.fleet.records.moves, self.fleet.index
+        is_freed = any(moves[key].for_model == model for key in index.moves.get(model, ()))
+        kept = {*sites, None} if is_freed else sites
+        self.fleet.dirty_workers |= self.fleet.claims.keep(model, kept)
+
+    def forget_want(self, want: Want, workers: Collection[WorkerId]) -> None:
+        """Note that a want got its place; what its model claims for others stays."""
+        claims, model = self.fleet.claims, want.model.name
+        self.fleet.blocked.pop(model, None)
+        self.fleet.promises.pop(model, None)
+        touched = claims.drop(model, want.node_id) | claims.drop_at(model, workers)
+        self.fleet.dirty_workers |= touched
 
     def refresh(self) -> None:
         """Have what was assumed count for what is looked at next."""

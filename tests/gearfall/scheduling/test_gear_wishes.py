@@ -178,6 +178,21 @@ def test_a_gear_keeps_every_worker_of_a_group():
     assert here.done == 1, "nobody keeps it any more"
 
 
+def test_room_made_on_one_node_is_kept_whatever_becomes_of_another():
+    """`large` fits nowhere on a; on b batch work leaves for it, which would come back at once."""
+    made = plan(("small",), ("large",), on=("a/small", "a/large", "b/large"))
+    here = world(made, *hosts("a/1", memory_bytes=150 * MIB), *hosts("b/1", most=1))
+    large = ("models", model("large", nodes=("a", "b"), size_bytes=100 * MIB))
+    here.fleet.put(*large)
+    here.ask("other", 1000, Priority.BATCH)
+    ticks(here, 5)
+    assert places(here) == {"a/small", "b/other"}
+    here.fleet.put("gear_votes", vote(1))
+    ticks(here, 40)
+    assert "b/large" in places(here)
+    assert here.starts[LARGE] == 1
+
+
 def test_a_node_that_comes_back_gets_its_places_back():
     made = plan(("small", "large"), on=("a/small", "b/large"), lost="b",
                 left=("a/small", "a/large"))  # fmt: skip
@@ -314,8 +329,8 @@ def test_a_plan_gets_its_replica_while_what_waits_is_served_by_the_one_there():
 def test_a_plan_takes_the_room_of_what_is_idle_while_batch_jobs_wait_for_free_room():
     waits = ("demand", replace(demand(since=1000.0), batch_jobs=1))
     here = fleet_of(ON_BOTH, *taken("x", "y", idle_since=990.0), waits)
-    assert step(here, 1000.0) == {"b/y"}, "one after the other"
-    assert step(here, 1002.0) == set()
+    assert step(here, 1000.0) == set(), "on both nodes at once"
+    assert here.claims.workers_of(SMALL) == {"a/1", "b/1"}
 
 
 @pytest.mark.parametrize("count", [2, 1024])
