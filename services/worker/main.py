@@ -35,6 +35,7 @@ from services.worker.metrics import WorkerMetrics
 from services.worker.migration.call import Moved
 from services.worker.migration.desk import MigrationDesk
 from services.worker.migration.evacuation import Evacuation
+from services.worker.migration.terms import Terms
 from services.worker.ports import EngineSpawner
 from services.worker.processes.zygote_client import Zygote
 from services.worker.registration import Registration
@@ -90,6 +91,12 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         meaning="how a CPU multiplies with bfloat16 weights: bf16, which rounds activations as "
         "transformers does, or exact, which takes up to twice as long; all workers of a model "
         "should have the same",
+    )
+    parser.add_setting(
+        "--kv-bytes-per-s-limit",
+        default=0.0,
+        parse=float,
+        meaning="keys and values of a job that moves away leave no faster; 0: as fast as they can",
     )
     add_metrics_setting(parser)
     parser.add_argument("--label", action="append", default=[], help="k=v, repeatable")
@@ -189,6 +196,7 @@ async def start_worker(
         host,
         worker_id,
         host=settings.listen.rpartition(":")[0],
+        terms=Terms(kv_bytes_per_s=settings.kv_bytes_per_s_limit),
         on_ended=note_migration,
     )
     stack.callback(desk.close)

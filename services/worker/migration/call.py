@@ -30,7 +30,7 @@ from services.worker.migration.events import (
 )
 from services.worker.migration.kv_carriers import Connect, SocketCarrier, StreamCarrier
 from services.worker.migration.kv_groups import kv_shape
-from services.worker.migration.kv_sender import KvSender
+from services.worker.migration.kv_sender import KvSender, Link
 from services.worker.migration.source import MigrationSource
 from services.worker.migration.terms import Terms
 
@@ -61,6 +61,8 @@ class Moved:
     """From the source's last token to the target's first; 0 when that was not heard of."""
     duration_s: float
     """From the offer to the target's first token; 0 when that was not heard of."""
+    bulk_s: float = 0.0
+    """Of `duration_s`: from the target's acceptance to the freeze."""
     predicted_s: float = 0.0
     """What `duration_s` was expected to be; 0 while nothing was measured."""
     predicted_other_s: float = 0.0
@@ -95,8 +97,9 @@ class MigrationCall:
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._resumed: asyncio.Future[float | None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
-        self._frozen_s = 0.0
+        self._accepted_s = self._frozen_s = 0.0
         self._memory = memory
+        self._terms = terms
         self._is_streamed = is_streamed
         self._within_s = within_s
         self._sender: KvSender | None = None
@@ -155,6 +158,7 @@ class MigrationCall:
             tokens=len(job.prompt_token_ids) + source.produced,
             pause_s=0.0 if resumed_s is None else resumed_s - self._frozen_s,
             duration_s=0.0 if resumed_s is None else resumed_s - started_s,
+            bulk_s=self._frozen_s - self._accepted_s,
         )
 
     async def _close(self, reader: "asyncio.Task[None]") -> None:
@@ -180,6 +184,7 @@ class MigrationCall:
     def _hear(self, reply: pb.MigrationReply) -> None:
         match reply.WhichOneof("reply"):
             case "accepted":
+                self._accepted_s = time.perf_counter()
                 self._start_sender(reply.accepted)
                 self._source.target_id = WorkerId(reply.accepted.worker_id)
                 self._source.handle(Accepted(reply.accepted.kv_tokens))
@@ -196,7 +201,8 @@ class MigrationCall:
     def _start_sender(self, accepted: pb.MigrationAccepted) -> None:
         if self._memory is None or self._sender is not None:
             return
-        self._sender = KvSender(self._ways(accepted), self._memory, self._lose)
+        link = Link(self._terms.kv_bytes_per_s)
+        self._sender = KvSender(self._ways(accepted), self._memory, self._lose, link=link)
 
     def _ways(self, accepted: pb.MigrationAccepted) -> tuple[Connect, ...]:
         host, token = self._address.rpartition(":")[0], accepted.bulk_token

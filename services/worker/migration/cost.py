@@ -3,15 +3,22 @@
 By tokens the target computes what the source has: a * (t_in + t_out) + b, ServerlessLLM's estimate
 (arXiv 2401.14351, section 6). By KV it is sent: bytes / bandwidth + overhead. Both are lines,
 fitted by Theil and Sen (the median of the slopes between all pairs), which a quarter of outliers
-does not bend. KV is tried until one slow move among them says nothing, tokens once and with a short
+does not bend. A token's attention grows with what is before it and a group of blocks has a fixed
+part, so no one line fits short jobs and long ones: each prediction's goes through the moves that
+are nearest in size. Where those are all of one size they still say what part of their time grew
+with it, as the source knows when the bulk was on its way.
+
+KV is tried until one slow move among them says nothing, tokens once and with a short
 job: recomputing a long one is what KV is sent for. From then on the path that is expected to be
 faster is taken.
 """
 
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
+from math import log
 from statistics import median
 
 from gearfall.core.ids import ModelName
@@ -20,6 +27,8 @@ KEPT = 32
 """Newest migrations of one path to one target that a fit looks at."""
 MEASURED = 2
 """So many migrations make a line; one alone is taken to be proportional to its size."""
+NEAREST = 9
+"""So many of them, nearest in size, make the line of one prediction."""
 TRIED = 3
 """So many first migrations go by KV where it can be sent."""
 TRIED_TOKENS = 512
@@ -37,8 +46,15 @@ class DataPath(Enum):
     """Keys and values over gRPC: where the socket can't be connected."""
 
 
-Sample = tuple[float, float]
-"""(size, seconds)."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One migration."""
+
+    size: float
+    """Tokens, by KV bytes."""
+    seconds: float
+    bulk_s: float
+    """The part of `seconds` in which the bulk was computed or sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +73,42 @@ UNKNOWN_COST = Line(0.0, 0.0)
 """While nothing was measured."""
 
 
-def fit_line(samples: tuple[Sample, ...]) -> Line:
-    """Return the line through at least one sample, with neither part below 0.
+def fit_line(samples: Sequence[Sample]) -> Line:
+    """Return the line through at least one sample, with a slope of at least 0.
 
-    Sizes that hardly differ say nothing about the slope: all is taken to be proportional then.
+    Between samples it holds whatever its fixed part, which may be below 0; beyond them ask
+    `fit_beyond`. Sizes that hardly differ say nothing about the slope: the bulk's part does then.
     """
     slopes = [
-        (s2 - s1) / (x2 - x1)
-        for (x1, s1), (x2, s2) in combinations(samples, 2)
-        if abs(x2 - x1) > 0.1 * max(x1, x2)
+        (b.seconds - a.seconds) / (b.size - a.size)
+        for a, b in combinations(samples, 2)
+        if abs(b.size - a.size) > 0.1 * max(a.size, b.size)
     ]
-    if not slopes:
-        return Line(median(s / x for x, s in samples if x > 0), 0.0)
-    slope = max(0.0, median(slopes))
-    fixed = median(s - slope * x for x, s in samples)
-    if fixed < 0.0:
-        return Line(median(s / x for x, s in samples if x > 0), 0.0)
-    return Line(slope, fixed)
+    slope = max(0.0, median(slopes)) if slopes else _bulk_slope(samples)
+    return Line(slope, median(each.seconds - slope * each.size for each in samples))
+
+
+def fit_beyond(samples: Sequence[Sample]) -> Line:
+    """Return the line through at least one sample with neither part below 0."""
+    line = fit_line(samples)
+    if line.fixed_s >= 0.0:
+        return line
+    slope = _bulk_slope(samples)
+    return Line(slope, median(each.seconds - slope * each.size for each in samples))
+
+
+def predict(samples: Sequence[Sample], size: float) -> float:
+    """Return the seconds for a size, by those of at least one sample that are nearest to it."""
+    newest_first = reversed(samples)
+    nearest = sorted(newest_first, key=lambda each: abs(log(each.size / size)))[:NEAREST]
+    sizes = [each.size for each in nearest]
+    is_between = min(sizes) <= size <= max(sizes)
+    line = fit_line(nearest) if is_between else fit_beyond(nearest)
+    return max(line.at(size), min(each.seconds for each in nearest) * min(1.0, size / min(sizes)))
+
+
+def _bulk_slope(samples: Sequence[Sample]) -> float:
+    return median(each.bulk_s / each.size for each in samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +129,15 @@ class MigrationCosts:
         self._samples: defaultdict[tuple[ModelName, str, DataPath], deque[Sample]]
         self._samples = defaultdict(lambda: deque(maxlen=KEPT))
 
-    def note(
-        self, model: ModelName, target: str, path: DataPath, size: float, seconds: float
-    ) -> None:
-        """A migration of so many tokens (by KV: bytes) took so long."""
-        if size > 0 and seconds > 0:
-            self._samples[model, target, path].append((size, seconds))
+    def note(self, model: ModelName, target: str, path: DataPath, sample: Sample) -> None:
+        """A migration was made."""
+        if sample.size > 0 and sample.seconds > 0:
+            self._samples[model, target, path].append(sample)
 
     def predict(self, model: ModelName, target: str, path: DataPath, size: float) -> float:
         """Return the expected seconds; 0 when that was not measured yet, to any target."""
         samples = self._known(model, target, path)
-        return fit_line(samples).at(size) if samples else 0.0
+        return predict(samples, size) if samples and size > 0 else 0.0
 
     def choose(
         self,
@@ -145,9 +178,9 @@ class MigrationCosts:
             unit_bytes = 1 if path is DataPath.TOKENS else kv_token_bytes
             if len(samples) < MEASURED or unit_bytes == 0:
                 continue
-            line = fit_line(samples)
+            line = fit_beyond(samples)
             lines.append(Line(line.per_unit_s * unit_bytes, line.fixed_s))
-            sizes += [size / unit_bytes for size, _ in samples]
+            sizes += [each.size / unit_bytes for each in samples]
         return min(lines, key=lambda line: line.at(median(sizes)), default=UNKNOWN_COST)
 
     def _known(self, model: ModelName, target: str, path: DataPath) -> tuple[Sample, ...]:

@@ -15,7 +15,7 @@ from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.jobs.claims import Claim
 from services.worker.jobs.job_board import JobBoard
 from services.worker.migration.call import MigrationCall, Moved
-from services.worker.migration.cost import Choice, DataPath, Line, MigrationCosts
+from services.worker.migration.cost import Choice, DataPath, Line, MigrationCosts, Sample
 from services.worker.migration.kv_carriers import StreamDoor
 from services.worker.migration.kv_groups import kv_shape
 from services.worker.migration.kv_ways import KvWays
@@ -118,7 +118,8 @@ class MigrationDesk:
 
     def _note_cost(self, model: ModelName, target_address: str, moved: Moved) -> None:
         size = moved.tokens if moved.path is DataPath.TOKENS else moved.moved_bytes
-        self._costs.note(model, target_address, moved.path, size, moved.duration_s)
+        sample = Sample(size, moved.duration_s, moved.bulk_s)
+        self._costs.note(model, target_address, moved.path, sample)
 
     async def _move_best(
         self, claim: Claim, target_address: str, path: DataPath | None, within_s: float

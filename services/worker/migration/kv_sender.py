@@ -48,6 +48,24 @@ class Pace:
         return max(0.0, busy_s / self._share - (self._clock() - self._clock_s))
 
 
+class Link:
+    """A link of so many bytes a second: how long the next ones are on their way."""
+
+    def __init__(self, bytes_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """`bytes_per_s` 0: they are there at once."""
+        self._bytes_per_s = bytes_per_s
+        self._clock = clock
+        self._free_s = 0.0
+
+    def take(self, size_bytes: int) -> float:
+        """Return the seconds until bytes that are sent now have arrived behind those before."""
+        if not self._bytes_per_s:
+            return 0.0
+        now_s = self._clock()
+        self._free_s = max(self._free_s, now_s) + size_bytes / self._bytes_per_s
+        return self._free_s - now_s
+
+
 class KvSender:
     """Owner of the way to one target's inlet."""
 
@@ -57,9 +75,12 @@ class KvSender:
         memory: KvMemory,
         on_failure: Callable[[str], None],
         pace: Pace | None = None,
+        link: Link | None = None,
     ) -> None:
         """`ways`: tried in order until one opens. `on_failure` is called on the sender's thread."""
         self._pace = pace or Pace()
+        self._link = link or Link(0.0)
+        self._ended = threading.Event()
         self._is_hurried = threading.Event()
         self._ways = ways
         self._memory = memory
@@ -89,6 +110,7 @@ class KvSender:
         """End the connection; what was not sent stays unsent. Idempotent."""
         self._is_closed = True
         self._is_hurried.set()
+        self._ended.set()
         self._ranges.put(None)
         if self._carrier is not None:
             self._carrier.cut()
@@ -127,6 +149,7 @@ class KvSender:
             # Before they are sent: the target may have them, and say so, before this goes on.
             self.sent_bytes += len(content)
             self._unanswered += 1
+            self._ended.wait(self._link.take(len(content)))
             carrier.send(header, content)
             self._hear(carrier, WINDOW_GROUPS)
             self._is_hurried.wait(self._pace.rest_s())

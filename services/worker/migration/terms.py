@@ -23,6 +23,8 @@ class Terms:
     """From the offer to the freeze."""
     freeze_limit_s: float = 2.0
     """From the freeze to the target's `ready`."""
+    kv_bytes_per_s: float = 0.0
+    """Keys and values leave no faster, each job's by itself; 0: as fast as they can."""
     ready_limit_s: float = 10.0
     """How long a target waits for the router's word."""
 

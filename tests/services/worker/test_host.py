@@ -34,7 +34,7 @@ from services.worker.jobs.job_board import JobBoard
 from services.worker.jobs.job_follower import submission
 from services.worker.jobs.push_stream import PushStream
 from services.worker.jobs.settlement import Settlement
-from services.worker.migration.cost import DataPath
+from services.worker.migration.cost import DataPath, Sample
 from services.worker.migration.desk import MigrationDesk
 from services.worker.migration.evacuation import Evacuation
 from services.worker.registration import Registration
@@ -348,7 +348,8 @@ async def test_the_record_tells_the_jobs_that_run_how_fast_and_what_moving_one_c
     a_job = await site.running(engine)
     engine.step(run_of(a_job, 0))
     for tokens in (100, 300):
-        site.desk._costs.note(MODEL, "elsewhere:1", DataPath.TOKENS, tokens, 0.5 + 0.01 * tokens)
+        sample = Sample(tokens, 0.5 + 0.01 * tokens, 0.01 * tokens)
+        site.desk._costs.note(MODEL, "elsewhere:1", DataPath.TOKENS, sample)
     site.now = 1111.0
     await site.router.until(lambda: site.router.steps)
     site.host.note_moved(MODEL)

@@ -9,9 +9,11 @@ from services.worker.migration.cost import (
     UNKNOWN_COST,
     Choice,
     DataPath,
-    Line,
     MigrationCosts,
+    Sample,
+    fit_beyond,
     fit_line,
+    predict,
 )
 
 MODEL, OTHER = ModelName("m"), ModelName("n")
@@ -31,22 +33,69 @@ def test_the_line_is_found_though_some_took_far_too_long(slope, fixed, sizes, ou
     times = [slope * size + fixed for size in sizes]
     for place in range(outliers):
         times[place] *= 20
-    line = fit_line(tuple(zip(map(float, sizes), times, strict=True)))
+    line = fit_line([Sample(size, s, slope * size) for size, s in zip(sizes, times, strict=True)])
     if max(sizes) > 2 * min(sizes):
         for size in sizes:
             assert line.at(size) == pytest.approx(slope * size + fixed, rel=0.35)
 
 
-def test_sizes_that_hardly_differ_are_taken_as_proportional():
-    assert fit_line(((100.0, 1.0), (101.0, 3.0), (102.0, 1.02))) == Line(0.01, 0.0)
+def test_of_sizes_that_hardly_differ_the_bulk_s_part_grows():
+    moves = [Sample(100.0, 1.0, 0.4), Sample(101.0, 3.0, 2.4), Sample(102.0, 1.02, 0.41)]
+    line = fit_line(moves)
+    assert line.per_unit_s == pytest.approx(0.41 / 102)
+    assert line.fixed_s == pytest.approx(1.02 - 0.41)
 
 
-def test_neither_part_is_below_zero():
-    falling = fit_line(((100.0, 3.0), (1000.0, 1.0)))
+def test_neither_part_is_below_zero_beyond_what_was_measured():
+    falling = fit_beyond([Sample(100.0, 3.0, 1.0), Sample(1000.0, 1.0, 0.5)])
     assert (falling.per_unit_s, falling.fixed_s) == (0.0, 2.0)
-    steep = fit_line(((100.0, 0.1), (1000.0, 3.0)))
-    assert steep.fixed_s == 0.0
-    assert steep.per_unit_s > 0
+    steep = [Sample(100.0, 0.1, 0.08), Sample(1000.0, 3.0, 2.9)]
+    assert fit_line(steep).fixed_s < 0
+    assert fit_beyond(steep).fixed_s >= 0
+    assert fit_beyond(steep).per_unit_s > 0
+
+
+@given(
+    slope=st.floats(0, 3e-3),
+    bend=st.floats(0, 1e-6),
+    fixed=st.floats(0, 0.3),
+    counts=st.lists(st.integers(1, 8), min_size=3, max_size=3),
+    at=st.integers(0, 2),
+)
+def test_sizes_that_were_moved_are_predicted_though_no_line_goes_through_them_all(
+    slope, bend, fixed, counts, at
+):
+    """By tokens: what a token attends to grows with the tokens before it."""
+    sizes = (160, 1060, 4130)
+
+    def seconds(size: float) -> float:
+        return fixed + slope * size + bend * size * size
+
+    moves = [
+        Sample(size + number, seconds(size), seconds(size) - fixed)
+        for size, count in zip(sizes, counts, strict=True)
+        for number in range(count)
+    ]
+    expected = seconds(sizes[at])
+    if counts[at] >= 5:
+        assert predict(moves, sizes[at] + 2) == pytest.approx(expected, rel=0.05, abs=1e-6)
+
+
+@given(
+    moves=st.lists(
+        st.builds(
+            lambda size, seconds, share: Sample(size, seconds, share * seconds),
+            st.floats(1, 1e9),
+            st.floats(1e-3, 60),
+            st.floats(0, 1),
+        ),
+        min_size=1,
+        max_size=32,
+    ),
+    size=st.floats(1, 1e9),
+)
+def test_whatever_was_measured_a_prediction_is_a_time(moves, size):
+    assert 0 < predict(moves, size) < float("inf")
 
 
 def choose(costs: MigrationCosts, tokens: int, *, can_kv: bool = True, target=TARGET) -> Choice:
@@ -61,18 +110,22 @@ def test_each_path_is_tried_until_it_was_measured():
         path = choose(costs, tokens).path
         ways.append(path)
         size = tokens * KV_BYTES if path is KV else tokens
-        costs.note(MODEL, TARGET, path, size, 0.001 * tokens)
+        costs.note(MODEL, TARGET, path, sample(size, 0.001 * tokens))
     assert ways == [KV, KV, KV, KV, TOKENS, KV]
     assert choose(MigrationCosts(), 100, can_kv=False) == Choice(TOKENS, 0.0, 0.0)
+
+
+def sample(size: float, seconds: float, fixed_s: float = 0.0) -> Sample:
+    return Sample(size, seconds, seconds - fixed_s)
 
 
 def measured() -> MigrationCosts:
     """By tokens 1 ms a token and 10 ms; by KV 200 MB/s and 110 ms: even at 125 tokens."""
     costs = MigrationCosts()
     for tokens in (64, 1024, 4096):
-        costs.note(MODEL, TARGET, TOKENS, tokens, 0.001 * tokens + 0.010)
+        costs.note(MODEL, TARGET, TOKENS, sample(tokens, 0.001 * tokens + 0.010, 0.010))
         size = tokens * KV_BYTES
-        costs.note(MODEL, TARGET, KV, size, size / 200e6 + 0.110)
+        costs.note(MODEL, TARGET, KV, sample(size, size / 200e6 + 0.110, 0.110))
     return costs
 
 
@@ -95,21 +148,21 @@ def test_what_is_known_of_other_targets_is_used_but_not_of_other_models():
 def test_old_migrations_are_forgotten():
     costs = measured()
     for number in range(40):
-        costs.note(MODEL, TARGET, TOKENS, 100.0 + 10 * number, 2.0)
+        costs.note(MODEL, TARGET, TOKENS, sample(100.0 + 10 * number, 2.0, 1.5))
     assert costs.predict(MODEL, TARGET, TOKENS, 200) == pytest.approx(2.0)
 
 
 def test_a_stream_is_not_expected_to_be_as_fast_as_the_socket():
     costs = measured()
     for tokens in (64, 1024):
-        costs.note(MODEL, ELSEWHERE, KV_STREAM, tokens * KV_BYTES, 0.010 * tokens)
+        costs.note(MODEL, ELSEWHERE, KV_STREAM, sample(tokens * KV_BYTES, 0.010 * tokens))
     assert costs.predict(MODEL, TARGET, KV, 4096 * KV_BYTES) < 1.0
     streamed = costs.choose(
         MODEL, ELSEWHERE, tokens=4096, kv_bytes=4096 * KV_BYTES, kv_path=KV_STREAM
     )
     assert streamed.path is KV_STREAM
     assert streamed.predicted_s == pytest.approx(40.96)
-    costs.note(MODEL, ELSEWHERE, KV_STREAM, 2048 * KV_BYTES, 20.48)
+    costs.note(MODEL, ELSEWHERE, KV_STREAM, sample(2048 * KV_BYTES, 20.48))
     streamed = costs.choose(
         MODEL, ELSEWHERE, tokens=4096, kv_bytes=4096 * KV_BYTES, kv_path=KV_STREAM
     )
@@ -120,8 +173,8 @@ def test_a_stream_is_not_expected_to_be_as_fast_as_the_socket():
 def test_one_slow_move_does_not_keep_jobs_from_the_faster_path():
     costs = MigrationCosts()
     for tokens, seconds in ((128, 9.0), (1024, 0.3), (256, 0.1)):
-        costs.note(MODEL, TARGET, KV, tokens * KV_BYTES, seconds)
-    costs.note(MODEL, TARGET, TOKENS, 128, 0.4)
+        costs.note(MODEL, TARGET, KV, sample(tokens * KV_BYTES, seconds))
+    costs.note(MODEL, TARGET, TOKENS, sample(128, 0.4))
     assert [choose(costs, tokens).path for tokens in (128, 1024, 4096)] == [KV, KV, KV]
 
 
@@ -135,9 +188,9 @@ def test_what_a_move_costs_is_the_line_of_the_path_that_is_faster_for_most():
 
 def test_one_migration_alone_says_nothing_about_the_cost_of_the_next():
     costs = MigrationCosts()
-    costs.note(MODEL, TARGET, KV, 1e6, 0.5)
+    costs.note(MODEL, TARGET, KV, sample(1e6, 0.5))
     assert costs.line_of(MODEL, KV_BYTES) == UNKNOWN_COST
-    costs.note(MODEL, ELSEWHERE, KV, 3e6, 1.1)
+    costs.note(MODEL, ELSEWHERE, KV, sample(3e6, 1.1))
     line = costs.line_of(MODEL, KV_BYTES)
     assert line.fixed_s == pytest.approx(0.2)
     assert line.per_unit_s == pytest.approx(0.012)

@@ -19,7 +19,7 @@ from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.migration.cost import DataPath
 from services.worker.migration.kv_carriers import Connect, SocketCarrier, StreamCarrier, StreamDoor
 from services.worker.migration.kv_inlet import KvInlet
-from services.worker.migration.kv_sender import KvSender, Pace
+from services.worker.migration.kv_sender import KvSender, Link, Pace
 
 BLOCK_TOKENS = 16
 TOTAL_BLOCKS = 64
@@ -49,9 +49,9 @@ class Ends:
         self.inlet = KvInlet(self.target, self.filled.put, self.failures.put)
         self.token = self.listener.expect(self.inlet)
 
-    def connect(self, pace: Pace | None = None) -> KvSender:
+    def connect(self, pace: Pace | None = None, link: Link | None = None) -> KvSender:
         way = partial(SocketCarrier, "127.0.0.1", self.listener.port, self.token)
-        return KvSender((way,), self.source, self.failures.put, pace)
+        return KvSender((way,), self.source, self.failures.put, pace, link)
 
     def raw(self) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.listener.port), timeout=5)
@@ -304,3 +304,33 @@ def test_what_a_frozen_job_waits_for_is_not_held_up(ends):
     ends.until_filled(490)
     assert equal(ends, 29)
     sender.close()
+
+
+def test_a_link_takes_as_long_as_its_bytes_and_those_before_them() -> None:
+    now_s = 100.0
+    link = Link(1000.0, lambda: now_s)
+    assert link.take(500) == pytest.approx(0.5)
+    assert link.take(500) == pytest.approx(1.0)
+    now_s += 0.8
+    assert link.take(1000) == pytest.approx(1.2)
+    now_s += 60.0
+    assert link.take(10) == pytest.approx(0.01), "what was not used is gone"
+    assert Link(0.0, lambda: now_s).take(10**12) == 0.0
+
+
+def test_a_sender_behind_a_slow_link_sends_nothing_early_and_ends_at_once(ends: Ends) -> None:
+    asked = queue.SimpleQueue[int]()
+
+    class NeverThere(Link):
+        def take(self, size_bytes: int) -> float:
+            asked.put(size_bytes)
+            return 3600.0
+
+    sender = ends.connect(link=NeverThere(1.0))
+    sender.send(0, 32, TABLE, is_urgent=True)
+    assert asked.get(timeout=10) == 32 * ends.source.layout.token_bytes
+    assert ends.filled.empty()
+    sender.close()
+    sender._thread.join(timeout=10)
+    assert not sender._thread.is_alive()
+    assert ends.filled.empty()
