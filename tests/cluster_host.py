@@ -15,6 +15,7 @@ from gearfall.cli.connection import run_dir
 from gearfall.cli.demo import prepare
 from gearfall.client import AsyncClient
 from gearfall.infra.cluster_file import ClusterFile, ServiceFacts, read_cluster_file
+from gearfall.infra.failpoints import DIRECTORY_VARIABLE, RULES_FILE
 
 
 class ClusterHost:
@@ -25,6 +26,7 @@ class ClusterHost:
     ) -> None:
         """Start it and return when it serves; raise what it printed when it does not."""
         self.home = home
+        self._points = (environment or {}).get(DIRECTORY_VARIABLE)
         command = [sys.executable, "-m", "gearfall.cli", "up", "--home", str(home), "--json"]
         addresses = ["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
         self._process = subprocess.Popen(
@@ -56,6 +58,13 @@ class ClusterHost:
         lines = [line for path in paths for line in path.read_text().splitlines()]
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def arm(self, *rules: str) -> None:
+        """Put these rules in force at the failpoints of all processes, in place of those before."""
+        assert self._points is not None, f"started without {DIRECTORY_VARIABLE}"
+        new = Path(self._points) / "new"
+        new.write_text("\n".join(rules))
+        new.replace(new.with_name(RULES_FILE))
+
     def stop(self) -> int:
         """Stop it as Ctrl-C does and return its exit status."""
         self._process.send_signal(signal.SIGINT)
@@ -76,7 +85,11 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterHost]:
     """One node, one worker, room for every test model."""
     if OUTSIDE_VARIABLES["grpc"] in os.environ:
         pytest.skip("looks behind the doors of a cluster that this run has not started")
-    started = ClusterHost(tmp_path_factory.mktemp("cluster"), "--max-replicas", "32")
+    started = ClusterHost(
+        tmp_path_factory.mktemp("cluster"),
+        *("--max-replicas", "32"),
+        environment={DIRECTORY_VARIABLE: str(tmp_path_factory.mktemp("points"))},
+    )
     yield started
     assert started.stop() == 0
 

@@ -18,7 +18,7 @@ from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo import catalogue
 from gearfall.infra.bearer import SECRET_VARIABLE
-from gearfall.infra.failpoints import RULES_VARIABLE
+from gearfall.infra.failpoints import DIRECTORY_VARIABLE, RULES_VARIABLE
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
@@ -32,10 +32,12 @@ SECRET = "between the services"
 PROMPT_IDS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 6
 TOKENS = 500
 PACE = "engine.decode=delay:0.004"
-"""Slows every token down, so that an answer is still on its way when a busy machine moves it."""
+"""Slows every token down, so that a client notices when it is time for the next move."""
+HOLD = "engine.decode=delay:0.05"
+"""While a job is being moved: its answer is still on its way then on however busy a machine."""
 Move = tuple[int, "pb.MigrationPath.ValueType"]
 BY_TOKENS, BY_KV = pb.MIGRATION_PATH_TOKENS, pb.MIGRATION_PATH_KV
-MOVES: tuple[Move, ...] = ((40, BY_TOKENS), (90, BY_KV), (140, BY_TOKENS), (190, BY_KV))
+MOVES: tuple[Move, ...] = ((20, BY_TOKENS), (60, BY_KV), (100, BY_TOKENS), (140, BY_KV))
 
 
 async def _as_it_is(address: str) -> str:
@@ -77,8 +79,9 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 class Pair:
     """Two workers that serve the model, and a client."""
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncClient, host: ClusterHost) -> None:
         self.client = client
+        self.host = host
         self.addresses: dict[str, str] = {}
         self.known_at: Callable[[str], Awaitable[str]] = _as_it_is
 
@@ -104,6 +107,19 @@ class Pair:
 
     async def move(self, path: pb.MigrationPath.ValueType) -> pb.MigrateJobReply:
         """Move the only job to a worker that it is not on, by the address that it is known at."""
+        with self.slowly():
+            return await self._move(path)
+
+    @contextlib.contextmanager
+    def slowly(self) -> Iterator[None]:
+        """Hold all answers back."""
+        self.host.arm(HOLD)
+        try:
+            yield
+        finally:
+            self.host.arm()
+
+    async def _move(self, path: pb.MigrationPath.ValueType) -> pb.MigrateJobReply:
         for worker_id, address in self.addresses.items():
             async with open_channel(address) as channel:
                 stub = WorkerStub(channel)
@@ -164,7 +180,8 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clus
     wanderer().save_pretrained(folder / "source")
     save_adapter(wanderer(), ("q_proj", "down_proj"), folder / "adapter", seed=1, size=0.05)
     shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", folder / "source")
-    environment = {RULES_VARIABLE: PACE, SECRET_VARIABLE: SECRET}
+    points = tmp_path_factory.mktemp("points")
+    environment = {RULES_VARIABLE: PACE, DIRECTORY_VARIABLE: str(points), SECRET_VARIABLE: SECRET}
     host = ClusterHost(folder / "home", "--workers-per-node", "2", environment=environment)
     yield host, folder / "source"
     logs = [Path(facts.log) for facts in host.facts.services if facts.service == "worker"]
@@ -184,7 +201,7 @@ async def pair(two_workers: tuple[ClusterHost, Path]) -> AsyncIterator[Pair]:
         await client.deploy(
             DeploymentRecord(DeploymentName("pair"), stages, min_replicas=2, max_replicas=2)
         )
-        opened = Pair(client)
+        opened = Pair(client, host)
         await opened.ready()
         yield opened
 
@@ -244,8 +261,9 @@ async def test_a_drained_worker_moves_its_jobs_before_it_goes(
 ) -> None:
     """The last test: one of the two workers is gone afterwards."""
     expected_ids, *_ = await pair.read((), GREEDY)
-    reading = [asyncio.create_task(pair.read((), GREEDY)) for _ in range(4)]
-    drained = await drain_by_notice(two_workers[0], await pair.find_busy())
+    with pair.slowly():
+        reading = [asyncio.create_task(pair.read((), GREEDY)) for _ in range(4)]
+        drained = await drain_by_notice(two_workers[0], await pair.find_busy())
     read = [await each for each in reading]
     assert all(ids == expected_ids for ids, *_ in read)
     assert drained.migrated_jobs >= 1, drained

@@ -21,7 +21,7 @@ from gearfall.core.streaming import Streaming
 from gearfall.core.usage import StageReport
 from gearfall.core.verdict import Verdict, judge
 from gearfall.demo import catalogue
-from gearfall.infra.failpoints import DIRECTORY_VARIABLE, REACHED_FILE, RULES_FILE
+from gearfall.infra.failpoints import DIRECTORY_VARIABLE, REACHED_FILE
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.history_log import (
     HISTORY_VARIABLE,
@@ -108,7 +108,7 @@ class FaultCluster:
 
     def arm(self, *rules: str) -> None:
         """Put these rules in force in all processes, in place of those before."""
-        arm(self.points, *rules)
+        self.host.arm(*rules)
 
     def last_struck(self) -> int:
         """Return the process that passed the point of the last rule that fired."""
@@ -283,13 +283,6 @@ async def until(
                 if is_enough(found):
                     return found
             await asyncio.sleep(_LOOK_AGAIN_S)
-
-
-def arm(points: Path, *rules: str) -> None:
-    """Put these rules in force in all processes that read `points`, in place of those before."""
-    new = points / "new"
-    new.write_text("\n".join(rules))
-    new.replace(points / RULES_FILE)
 
 
 def thaw(pid: int) -> None:

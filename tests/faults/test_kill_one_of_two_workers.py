@@ -1,20 +1,25 @@
 """kill -9 of one of two workers in mid-stream: the other goes on while the lease still runs."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from gearfall.cli.demo import prepare
 from gearfall.client import AsyncClient
+from gearfall.infra.failpoints import DIRECTORY_VARIABLE
 from gearfall.pb import common_pb2
 from tests.cluster_host import ClusterHost
 from tests.faults.test_kill_engine import MODEL, read
 
 
 @pytest.fixture
-async def pair(tmp_path) -> AsyncIterator[tuple[ClusterHost, AsyncClient]]:
+async def pair(tmp_path: Path) -> AsyncIterator[tuple[ClusterHost, AsyncClient]]:
     """A cluster with two workers on one node, and a client."""
-    host = ClusterHost(tmp_path / "home", "--workers-per-node", "2")
+    points = tmp_path / "points"
+    points.mkdir()
+    environment = {DIRECTORY_VARIABLE: str(points)}
+    host = ClusterHost(tmp_path / "home", "--workers-per-node", "2", environment=environment)
     try:
         prepare(host.addresses["grpc"], quiet=True)
         async with AsyncClient(host.addresses["grpc"]) as client:
@@ -40,7 +45,8 @@ async def test_the_other_worker_takes_over_while_the_lease_still_runs(
     expected_ids, expected_text, _ = await read(client)
     dead, address = await owner(client)
     pid = next(facts.pid for facts in host.facts.services if facts.address == address)
-    ids, text, owners = await read(client, kill_at=20, pid=pid)
+    host.arm(f"worker.push[model={MODEL},pid={pid}]=kill@20")
+    ids, text, owners = await read(client)
     assert (ids, text) == (expected_ids, expected_text)
     assert owners == 2
     messages = [(line["message"], line.get("worker")) for line in host.log_lines("scheduler")]

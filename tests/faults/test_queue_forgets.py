@@ -7,7 +7,6 @@ whose calls never broke off, as it was full.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -17,7 +16,7 @@ from gearfall.demo import catalogue
 from gearfall.infra.failpoints import DIRECTORY_VARIABLE
 from gearfall.pb import router_pb2
 from tests.cluster_host import ClusterHost, kill
-from tests.faults.fault_cluster import arm, until
+from tests.faults.fault_cluster import until
 
 MODEL = "arith-small"
 TOKENS = 120
@@ -26,16 +25,10 @@ SLOW = "engine.decode=delay:0.2"
 
 
 @pytest.fixture(scope="module")
-def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the rules that hold in every process."""
-    return tmp_path_factory.mktemp("points")
-
-
-@pytest.fixture(scope="module")
-def full_worker(tmp_path_factory: pytest.TempPathFactory, points: Path) -> Iterator[ClusterHost]:
+def full_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterHost]:
     """A cluster whose only worker is full with one job."""
-    home, environment = tmp_path_factory.mktemp("full"), {DIRECTORY_VARIABLE: str(points)}
-    host = ClusterHost(home, "--slots", "1", environment=environment)
+    environment = {DIRECTORY_VARIABLE: str(tmp_path_factory.mktemp("points"))}
+    host = ClusterHost(tmp_path_factory.mktemp("full"), *("--slots", "1"), environment=environment)
     yield host
     assert host.stop() == 0
 
@@ -72,10 +65,10 @@ def counts(status: router_pb2.GetStatusReply) -> list[tuple[int, int]]:
 
 
 async def test_an_entry_that_was_acknowledged_in_the_last_moment_is_settled_again(
-    full_worker: ClusterHost, points: Path, client: AsyncClient
+    full_worker: ClusterHost, client: AsyncClient
 ) -> None:
     first_began, second_began = asyncio.Event(), asyncio.Event()
-    arm(points, SLOW)
+    full_worker.arm(SLOW)
     first = asyncio.create_task(read(client, first_began))
     async with asyncio.timeout(60):
         await first_began.wait()
@@ -96,7 +89,7 @@ async def test_an_entry_that_was_acknowledged_in_the_last_moment_is_settled_agai
         # It remembers the first as claimed and the second as waiting.
         await until(client.status, lambda status: counts(status) == [(1, 1)])
         assert not second.done(), "the worker was full all the while"
-        arm(points)
+        full_worker.arm()
         text = await second
         await until(client.status, lambda status: counts(status) == [(0, 0)])
         assert await read(client, asyncio.Event()) == text
