@@ -170,6 +170,8 @@ class NodeRecord:
     on_ssd: tuple[ModelName, ...] | None = None
     """Models whose bytes are on SSD; those else listed for this node come from elsewhere. None from
     a store that does not say."""
+    preparing: tuple[ModelName, ...] = ()
+    """Models here whose canary is being computed: their first start waits for it."""
 
 
 @dataclass(frozen=True, slots=True)

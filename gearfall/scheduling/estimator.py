@@ -3,7 +3,8 @@
 ServerlessLLM (arXiv 2401.14351), section 6.1: startup time is the sum over the tiers to cross of
 q + n / b. Here a store crosses remote, SSD and DRAM in one pass, so that one bandwidth stands for
 all of them, and loads out of one tier of a node run one after the other. Attach, process, build and
-the first token are learned from starts (`start_costs.py`).
+the first token are learned from starts (`start_costs.py`). A new model's canary is computed beside
+all that: what is left of it behind the load is waited for.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,8 @@ class StartPrediction:
     """Whether the node has measured this bandwidth, or it is assumed."""
     overhead_s: float = 0.0
     """Of each load, whatever its size."""
+    canary_s: float = 0.0
+    """Behind the load, until the canary of a new model is recorded."""
 
     @property
     def load_s(self) -> float:
@@ -42,19 +45,20 @@ class StartPrediction:
     @property
     def total_s(self) -> float:
         """All terms together."""
-        return self.queued_s + self.load_s + self.fixed_s
+        return self.queued_s + self.load_s + self.canary_s + self.fixed_s
 
     def terms(self) -> str:
         """Return the sum in words and numbers."""
+        rest = f"{self.canary_s:.2f} s for its canary, " * (self.canary_s > 0)
+        rest += f"{self.fixed_s:.2f} s to start"
         if not self.bytes_per_s:
-            return f"{self.total_s:.2f} s: in {self.from_tier.value}, {self.fixed_s:.2f} s to start"
+            return f"{self.total_s:.2f} s: in {self.from_tier.value}, {rest}"
         origin = "measured" if self.is_measured else "assumed"
         loads = f"{self.queued_loads} load" + "s" * (self.queued_loads > 1)
         queue = f"behind {loads} {self.queued_s:.2f} s, " * bool(self.queued_loads)
         return (
             f"{self.total_s:.2f} s: {queue}{_size(self.size_bytes)} from {self.from_tier.value} at "
-            f"{_size(self.bytes_per_s)}/s ({origin}) {self.load_s:.2f} s, "
-            f"{self.fixed_s:.2f} s to start"
+            f"{_size(self.bytes_per_s)}/s ({origin}) {self.load_s:.2f} s, {rest}"
         )
 
 
@@ -72,8 +76,10 @@ def predict_start(
     it was asked for.
     """
     spent_s = fixed_s(costs, model.name, model.size_bytes, from_tier, node.node_id)
+    is_new = model.name in node.preparing
+    recorded_s = costs.canary_line.at(model.size_bytes) if is_new else 0.0
     if from_tier is Tier.DRAM:
-        return StartPrediction(from_tier, spent_s)
+        return StartPrediction(from_tier, spent_s, canary_s=recorded_s)
     line = costs.load_lines.get((node.node_id, from_tier))
     if line is not None and line.s_per_byte > 0:
         bytes_per_s, is_measured, overhead_s = 1 / line.s_per_byte, True, line.fixed_s
@@ -81,15 +87,18 @@ def predict_start(
         bandwidth, overhead_s = bandwidth_out_of(from_tier, node), 0.0
         bytes_per_s, is_measured = bandwidth.bytes_per_s, bandwidth.is_measured
     ahead = [(since_s, overhead_s + size / bytes_per_s) for size, since_s in queued]
+    waits_s = queue_s(ahead)
+    loaded_s = waits_s + overhead_s + model.size_bytes / bytes_per_s
     return StartPrediction(
         from_tier,
         spent_s,
         size_bytes=model.size_bytes,
-        queued_s=queue_s(ahead),
+        queued_s=waits_s,
         queued_loads=len(ahead),
         bytes_per_s=bytes_per_s,
         is_measured=is_measured,
         overhead_s=overhead_s,
+        canary_s=max(0.0, recorded_s - loaded_s),
     )
 
 

@@ -1,46 +1,41 @@
 """What recorded starts have taught: the time of a load by its size, and of all that follows it.
 
-Every figure is a median of the newest few, or a line through them by the median of pairwise slopes
-(Theil-Sen), so that single starts that met a busy disk or a swapping machine move nothing.
+Every figure is a median of the newest few, or the line of least relative error through them
+(`robust_line.py`), so that single starts that met a busy disk or a swapping machine move nothing.
+Repeats of a start differ by noise that has no memory: what is averaged over is as much as a lasting
+change may take to be followed (docs/decisions/0024).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import StartTimeline, Tier
+from gearfall.scheduling.robust_line import Line, Point, line_through
 
 UNKNOWN_FIXED_S = 1.0
 """Assumed until a start was recorded."""
 ANY_NODE = NodeId("")
 KEPT_OUTCOMES = 256
-NEWEST = 5
+NEWEST = 7
 """Starts of one model out of one tier on one node that its fixed time is the median of."""
-NEWEST_LOADS = 12
+NEWEST_LOADS = 16
 """Loads out of one tier of one node that its line goes through."""
 MIN_LOADS = 4
 NEWEST_BY_SIZE = 32
 """Starts of any model that the guess for a model never started is made from."""
 ENOUGH = 2
 """Starts on a node itself before those on other nodes no longer count."""
+UNKNOWN_CANARY = Line(0.3, 0.0)
+"""From an assignment to a new model's canary, assumed until a start waited for one."""
+CANARY_WAIT_S = 0.1
+"""A longer `prepare` waited for the canary; one that is there is read in milliseconds."""
+NEWEST_CANARIES = 12
 
 FixedKey = tuple[ModelName, Tier, NodeId]
 """ANY_NODE stands for all nodes together."""
 LoadKey = tuple[NodeId, Tier]
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """seconds = fixed_s + s_per_byte * size."""
-
-    fixed_s: float
-    s_per_byte: float
-
-    def at(self, size_bytes: int) -> float:
-        """Return the seconds for a size, never below 0."""
-        return max(0.0, self.fixed_s + self.s_per_byte * size_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +63,7 @@ class StartCosts:
 
     fixed: Mapping[FixedKey, tuple[float, ...]] = field(default_factory=dict)
     """Seconds of the newest starts beside moving bytes and waiting, oldest first."""
-    loads: Mapping[LoadKey, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    loads: Mapping[LoadKey, tuple[Point, ...]] = field(default_factory=dict)
     """(bytes, seconds) of the newest loads that moved bytes, oldest first."""
     by_size: Mapping[Tier, Line] = field(default_factory=dict)
     """Fixed time over a model's size, for a model that never started."""
@@ -76,6 +71,10 @@ class StartCosts:
     """Through `loads`; none where they are too few."""
     outcomes: tuple[StartOutcome, ...] = ()
     """Oldest first, at most KEPT_OUTCOMES."""
+    canaries: tuple[Point, ...] = ()
+    """(bytes, seconds) from the assignment to the canary of starts that waited for it."""
+    canary_line: Line = UNKNOWN_CANARY
+    """Through `canaries`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,8 @@ def learn_start(costs: StartCosts, start: Start) -> StartCosts:
         # From DRAM no load is predicted: the copy to the device is part of what a start takes.
         moving_s += timeline.device_s
     # A canary is waited for once, at the first start after a registration.
-    spent_s = max(0.0, timeline.total_s - moving_s - timeline.waited_s - timeline.prepare_s)
+    canary_wait_s = timeline.prepare_s if timeline.prepare_s >= CANARY_WAIT_S else 0.0
+    spent_s = max(0.0, timeline.total_s - moving_s - timeline.waited_s - canary_wait_s)
     outcome = StartOutcome(
         start.model,
         start.worker_id,
@@ -132,13 +132,14 @@ def learn_start(costs: StartCosts, start: Start) -> StartCosts:
         # Put in anew: what was learned last stands last.
         fixed[key] = (*fixed.pop(key, ()), spent_s)[-NEWEST:]
     outcomes = (*costs.outcomes, outcome)[-KEPT_OUTCOMES:]
-    learned = StartCosts(
-        fixed,
-        costs.loads,
-        {**costs.by_size, **_by_size(outcomes, tier)},
-        costs.load_lines,
-        outcomes,
+    learned = replace(
+        costs,
+        fixed=fixed,
+        by_size={**costs.by_size, **_by_size(outcomes, tier)},
+        outcomes=outcomes,
     )
+    if canary_wait_s:
+        learned = _learn_canary(learned, start, moving_s)
     return _learn_load(learned, start, moving_s) if tier is not Tier.DRAM else learned
 
 
@@ -148,27 +149,29 @@ def _learn_load(costs: StartCosts, start: Start, moving_s: float) -> StartCosts:
     lines = dict(costs.load_lines)
     if len(newest) >= MIN_LOADS and (line := line_through(newest)) is not None:
         lines[key] = line
-    loads = {**costs.loads, key: newest}
-    return StartCosts(costs.fixed, loads, costs.by_size, lines, costs.outcomes)
+    return replace(costs, loads={**costs.loads, key: newest}, load_lines=lines)
+
+
+def _learn_canary(costs: StartCosts, start: Start, moving_s: float) -> StartCosts:
+    timeline = start.timeline
+    before_s = timeline.queued_s + timeline.waited_s + moving_s + timeline.attach_s
+    newest = (start.size_bytes, before_s + timeline.prepare_s)
+    canaries = (*costs.canaries, newest)[-NEWEST_CANARIES:]
+    return replace(costs, canaries=canaries, canary_line=canary_line_through(canaries))
+
+
+def canary_line_through(canaries: tuple[Point, ...]) -> Line:
+    """Return the seconds until a canary by size."""
+    return _line_or_median(canaries) if canaries else UNKNOWN_CANARY
 
 
 def _by_size(outcomes: tuple[StartOutcome, ...], tier: Tier) -> dict[Tier, Line]:
     newest = [(o.size_bytes, o.fixed_s) for o in outcomes if o.from_tier is tier][-NEWEST_BY_SIZE:]
-    line = line_through(newest)
-    return {tier: line or Line(median(s for _, s in newest), 0.0)}
+    return {tier: _line_or_median(newest)}
 
 
-def line_through(points: Iterable[tuple[int, float]]) -> Line | None:
-    """Return the Theil-Sen line through (bytes, seconds); None unless two sizes differ.
-
-    Neither its slope nor its seconds at size 0 are below 0.
-    """
-    points = tuple(points)
-    slopes = [(t2 - t1) / (n2 - n1) for (n1, t1), (n2, t2) in combinations(points, 2) if n1 != n2]
-    if not slopes:
-        return None
-    slope = max(0.0, median(slopes))
-    return Line(max(0.0, median(t - slope * n for n, t in points)), slope)
+def _line_or_median(points: Sequence[Point]) -> Line:
+    return line_through(points) or Line(median(seconds for _, seconds in points), 0.0)
 
 
 def forget_absent(
@@ -176,12 +179,11 @@ def forget_absent(
 ) -> StartCosts:
     """Return the costs without models that were removed and nodes that are gone for good."""
     known, there = frozenset(models), frozenset((*nodes, ANY_NODE))
-    return StartCosts(
-        {k: v for k, v in costs.fixed.items() if k[0] in known and k[2] in there},
-        {k: v for k, v in costs.loads.items() if k[0] in there},
-        costs.by_size,
-        {k: v for k, v in costs.load_lines.items() if k[0] in there},
-        costs.outcomes,
+    return replace(
+        costs,
+        fixed={k: v for k, v in costs.fixed.items() if k[0] in known and k[2] in there},
+        loads={k: v for k, v in costs.loads.items() if k[0] in there},
+        load_lines={k: v for k, v in costs.load_lines.items() if k[0] in there},
     )
 
 

@@ -8,13 +8,15 @@ import msgspec
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import Tier
+from gearfall.scheduling.robust_line import Line
 from gearfall.scheduling.start_costs import (
     KEPT_OUTCOMES,
     NEWEST,
+    NEWEST_CANARIES,
     NEWEST_LOADS,
-    Line,
     StartCosts,
     StartOutcome,
+    canary_line_through,
 )
 
 MAX_BYTES = 1_000_000
@@ -41,6 +43,9 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
         list[tuple[_Name, _Name, _Seconds, _Seconds, Tier, _Bytes, _Seconds]],
         msgspec.Meta(max_length=KEPT_OUTCOMES),
     ]
+    canaries: Annotated[
+        list[tuple[_Bytes, _Seconds]], msgspec.Meta(max_length=NEWEST_CANARIES)
+    ] = []
 
 
 def costs_to_json(costs: StartCosts) -> str:
@@ -77,6 +82,8 @@ def costs_from_json(text: str) -> StartCosts:
             StartOutcome(ModelName(each[0]), WorkerId(each[1]), *each[2:])
             for each in document.outcomes
         ),
+        canaries=tuple(document.canaries),
+        canary_line=canary_line_through(tuple(document.canaries)),
     )
 
 
@@ -88,4 +95,5 @@ def _document(costs: StartCosts, kept_fixed: int, kept_outcomes: int) -> _Docume
         load_lines=[(*k, line.fixed_s, line.s_per_byte) for k, line in costs.load_lines.items()],
         by_size=[(tier, line.fixed_s, line.s_per_byte) for tier, line in costs.by_size.items()],
         outcomes=[astuple(outcome) for outcome in costs.outcomes[-kept_outcomes:]],
+        canaries=list(costs.canaries),
     )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,28 @@ def test_loads_asked_for_before_come_first():
         "3.50 s: behind 1 load 2.00 s, 0.50 GB from ssd at 1.00 GB/s (measured) 0.50 s, "
         "1.00 s to start"
     )
+
+
+@pytest.mark.parametrize(
+    ("tier", "queued", "left_s"),
+    [
+        (Tier.DRAM, (), 0.3),
+        (Tier.SSD, (), 0.2),  # computed beside the load
+        (Tier.SSD, ((GB // 10, 0.0),), 0.1),  # and beside the wait
+        (Tier.SSD, ((GB, 0.0),), 0.0),
+    ],
+)
+def test_a_new_models_canary_is_waited_for(tier, queued, left_s):
+    record = model(size_bytes=GB // 10)
+    fast = node(ssd_bytes_per_s=1e9)
+    known = predict_start(record, fast, tier, StartCosts(), queued=queued)
+    new = predict_start(
+        record, replace(fast, preparing=(record.name,)), tier, StartCosts(), queued=queued
+    )
+    assert new.total_s - known.total_s == pytest.approx(left_s)
+    assert ("canary" in new.terms()) == (left_s > 0)
+    others = replace(fast, preparing=(model("of-another").name,))
+    assert predict_start(record, others, tier, StartCosts(), queued=queued) == known
 
 
 def loaded(costs: StartCosts, size_bytes: int, ssd_s: float, node_id: NodeId = NODE) -> StartCosts:

@@ -10,6 +10,7 @@ from gearfall.core.records import StartTimeline, Tier
 from gearfall.scheduling.start_costs import (
     KEPT_OUTCOMES,
     NEWEST,
+    UNKNOWN_CANARY,
     UNKNOWN_FIXED_S,
     Start,
     StartCosts,
@@ -17,7 +18,6 @@ from gearfall.scheduling.start_costs import (
     fixed_s,
     forget_absent,
     learn_start,
-    line_through,
 )
 from gearfall.scheduling.start_costs_json import MAX_BYTES, costs_from_json, costs_to_json
 from tests.gearfall.scheduling.clusters import NODE, WORKER
@@ -64,6 +64,26 @@ def test_moving_waiting_and_the_canary_that_is_recorded_once_are_left_out():
         )
     )
     assert known_s(costs, tier=Tier.SSD) == pytest.approx(0.5)
+
+
+def test_reading_a_canary_that_is_there_is_a_part_of_every_start():
+    costs = learned(start(0.033, prepare_s=0.002))
+    assert known_s(costs) == pytest.approx(0.033)
+    assert costs.canary_line == UNKNOWN_CANARY
+
+
+def test_the_canary_of_a_new_model_is_learned_from_the_assignment_on():
+    first = {"queued_s": 0.1, "waited_s": 0.2, "ssd_s": 0.5, "attach_s": 0.05, "prepare_s": 0.3}
+    costs = learned(start(1.4, tier=Tier.SSD, **first))
+    assert known_s(costs, tier=Tier.SSD) == pytest.approx(0.4)
+    assert costs.canary_line.at(1) == pytest.approx(1.15)
+    costs = learned(
+        *(
+            start(2.0, size_bytes=n * 10**9, model=ModelName(f"m{n}"), prepare_s=0.2 + 0.1 * n)
+            for n in (1, 2, 3)
+        )
+    )
+    assert costs.canary_line.at(10 * 10**9) == pytest.approx(1.2)
 
 
 def test_the_copy_to_a_device_is_a_part_of_a_start_from_memory():
@@ -132,15 +152,6 @@ def test_models_and_nodes_that_are_gone_are_forgotten():
     assert not kept.loads
 
 
-@given(st.lists(st.tuples(st.integers(0, 10**12), st.floats(0.0, 1e5)), max_size=12))
-def test_no_line_promises_less_than_nothing(points):
-    line = line_through(points)
-    assert (line is None) == (len({size for size, _ in points}) < 2)
-    if line is not None:
-        assert line.fixed_s >= 0.0
-        assert line.s_per_byte >= 0.0
-
-
 _starts = st.builds(
     start,
     st.floats(0.0, 1e4),
@@ -150,6 +161,7 @@ _starts = st.builds(
     tier=st.sampled_from([Tier.REMOTE, Tier.SSD, Tier.DRAM]),
     predicted_s=st.floats(0.0, 1e4),
     ssd_s=st.floats(0.0, 1e4),
+    prepare_s=st.floats(0.0, 1e3),
 )
 
 
