@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gearfall.core.canary import MAX_CANARY_BYTES, Canary, canary_bytes, parse_canary
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, Unavailable
+from gearfall.core.ids import ModelName
 from services.store.canary_process import CanaryRequest
 from services.store.stored_model import StoredModel
 
@@ -22,9 +23,18 @@ _log = logging.getLogger(__name__)
 class Canaries:
     """Records and hands out canaries; one computation a model, however many ask."""
 
-    def __init__(self, compute: ComputeCanary) -> None:
+    def __init__(
+        self, compute: ComputeCanary, on_changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_changed` is called when another set of models is `preparing`."""
         self._compute = compute
+        self._on_changed = on_changed
         self._work: dict[str, asyncio.Task[bytes]] = {}
+
+    @property
+    def preparing(self) -> tuple[ModelName, ...]:
+        """Models whose canary is being computed."""
+        return tuple(sorted(ModelName(Path(directory).name) for directory in self._work))
 
     def record(self, model: StoredModel) -> None:
         """Begin to compute a new model's canary from its source, unless it has one."""
@@ -68,11 +78,13 @@ class Canaries:
         work = asyncio.create_task(self._run(model, source, directory_fd), name=f"canary-{key}")
         self._work[key] = work
         work.add_done_callback(lambda done: self._end(key, done, directory_fd))
+        self._on_changed()
         return work
 
     def _end(self, key: str, work: asyncio.Task[bytes], directory_fd: int) -> None:
         os.close(directory_fd)
         self._work.pop(key, None)
+        self._on_changed()
         if not work.cancelled() and isinstance(error := work.exception(), Exception):
             _log.warning("no canary recorded", extra={"path": key, "error": str(error)})
 

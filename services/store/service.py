@@ -76,7 +76,8 @@ class StoreService:
         self.transfers = Transfers(self.ssd, self.pool, settings.bulk_host)
         self.attach = AttachServer(self.pool, settings.attach_dir, self.loader.filling_of)
         self._canary_process = CanaryProcess()
-        self._canaries = Canaries(compute_canary or self._canary_process.compute)
+        compute = compute_canary or self._canary_process.compute
+        self._canaries = Canaries(compute, self._notify)
         self._ledger = Ledger(settings.data_dir)
         self._registry = ModelRegistry(cluster, settings.node_id, self._ledger)
         copies = ClusterCopies(cluster, self._registry, self.catalogue)
@@ -247,6 +248,7 @@ class StoreService:
             ssd_capacity_bytes=self.room.capacity_bytes,
             ssd_used_bytes=self.room.used_bytes,
             on_ssd=tuple(sorted(self.ssd.models)),
+            preparing=self._canaries.preparing,
         )
 
     def render_metrics(self) -> bytes:

@@ -54,6 +54,21 @@ async def test_it_is_computed_once_from_the_source_and_survives_the_store(tmp_pa
     assert compute.directories == [str(source)]
 
 
+async def test_the_node_says_whose_canary_a_first_start_would_wait_for(tmp_path):
+    compute = Scripted()
+    compute.may_go_on.clear()
+
+    def preparing(store):
+        return store.cluster.view.nodes[store.node_id].preparing
+
+    async with running_store(tmp_path / "store", compute_canary=compute) as store:
+        await store.register("m", write_source(tmp_path / "src"))
+        await store.wait_until(lambda: preparing(store) == ("m",))
+        compute.may_go_on.set()
+        await store.wait_until(lambda: preparing(store) == ())
+        assert await read_canary(store) == canary_bytes(CANARY)
+
+
 async def test_one_that_was_never_recorded_is_computed_from_the_checkpoint(tmp_path):
     compute = Scripted(Unavailable("it died"))
     async with running_store(tmp_path / "store", compute_canary=compute) as store:
