@@ -171,13 +171,7 @@ class ClaimLoop:
         """Return what dead workers had claimed; it stays due until nothing is left of that."""
         self._is_reclaim_due = False  # another worker may die while the call is under way
         alive = self._alive() | {self._worker_id}
-        try:
-            taken = await self._queue.reclaim(
-                self._model, self._worker_id, alive=alive, max_jobs=free
-            )
-        except GearfallError:
-            self._is_reclaim_due = True
-            raise
+        taken = await self._queue.reclaim(self._model, self._worker_id, alive=alive, max_jobs=free)
         if taken:
             self._is_reclaim_due = True
             _log.info("reclaimed", extra={"model": self._model, "jobs": len(taken)})
