@@ -105,13 +105,13 @@ def deploy(
         int, typer.Option(help="With early: tokens that are held back and decided on.")
     ] = DEFAULT_HOLD_TOKENS,
     finish_drafts: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--finish-drafts",
+            "--finish-drafts/--stop-drafts",
             help="Drafts that can't be accepted any more are finished, for the next model to "
-            "verify.",
+            "verify, or stopped at once. Default: they go on while that saves the next model time.",
         ),
-    ] = False,
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Gear plan to follow, from `gearfall plan`.")
     ] = None,
@@ -230,7 +230,7 @@ def parse_streaming(fields: dict[str, Any]) -> Streaming:
     return Streaming(
         parse_stream_mode(str(fields.get("mode", "buffer")), "streaming.mode"),
         int(fields.get("hold_tokens", DEFAULT_HOLD_TOKENS)),
-        bool(fields.get("finishes_drafts", False)),
+        None if fields.get("finishes_drafts") is None else bool(fields["finishes_drafts"]),
     )
 
 

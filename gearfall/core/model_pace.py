@@ -64,6 +64,16 @@ class ModelPace:
             self._line = theil_sen(tuple(self._firsts))
             self._token_s = median(self._paces) if self._paces else 0.0
 
+    @property
+    def step_s(self) -> float:
+        """Seconds a token behind the first; 0 before anything was learned."""
+        return self._token_s
+
+    @property
+    def prompt_token_s(self) -> float:
+        """Seconds by which each further token of a prompt makes the first one later."""
+        return self._line.slope if self._line else 0.0
+
     def answer_s(self, computed_tokens: int, answer_tokens: float) -> float:
         """Return the seconds from claim to the last token; 0 before anything was learned."""
         if self._line is None:

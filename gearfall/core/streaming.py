@@ -32,9 +32,10 @@ class Streaming:
     mode: StreamMode = StreamMode.BUFFER
     hold_tokens: int = DEFAULT_HOLD_TOKENS
     """Of `early`: tokens of a stage's answer that are held back and decided on."""
-    finishes_drafts: bool = False
-    """A draft that can't be accepted any more is finished all the same, for the next stage to
-    verify; else it is stopped there."""
+    finishes_drafts: bool | None = None
+    """Whether a draft that can't be accepted any more is finished all the same, for the next stage
+    to verify, or stopped there. None: it goes on token by token, as long as that is expected to
+    save the next stage more time than it takes (`draft_worth.py`)."""
 
 
 def parse_stream_mode(name: str, param: str = "stream_mode") -> StreamMode:

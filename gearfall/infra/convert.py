@@ -352,7 +352,7 @@ def _streaming_from_pb(message: pb.Streaming) -> Streaming:
     return Streaming(
         parse_stream_mode(message.mode or StreamMode.BUFFER.value, "streaming.mode"),
         message.hold_tokens or DEFAULT_HOLD_TOKENS,
-        message.finishes_drafts,
+        message.finishes_drafts if message.HasField("finishes_drafts") else None,
     )
 
 

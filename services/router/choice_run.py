@@ -133,6 +133,10 @@ class ChoiceRun:
         timing = stage_run.timing()
         if timing is not None and isinstance(verdict, StageDone):
             self._context.prospects.learn(plan, timing, len(stage_run.token_ids))
+        if stage_run.draft_tokens:
+            self._context.prospects.learn_draft(
+                plan, stage_run.draft_tokens, stage_run.accepted_draft_tokens
+            )
         self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
 
     async def _submit_until_ended(
@@ -217,6 +221,7 @@ class ChoiceRun:
             max_tokens=plan.max_tokens,
             judge=lambda certainty: self._way.judge(self._state, certainty),
             judge_stop=lambda certainty: self._way.judge_stop(self._state, certainty),
+            is_worth_a_token=self._way.draft_worth(self._state.index),
         )
 
     def _forecast(self, plan: StageReady, yardstick: Yardstick) -> StageForecast | None:

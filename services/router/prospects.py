@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
+from gearfall.core.draft_worth import Agreed, DraftTerms
 from gearfall.core.escalation import AtOverload, EscalationPolicy, Outlook
 from gearfall.core.escalation_cap import CapState, CapTarget, certain, gone_up, offered
 from gearfall.core.ids import DeploymentName, ModelName
@@ -77,6 +78,7 @@ class Prospects:
         self._clock = clock
         self._paces: OrderedDict[ModelName, ModelPace] = OrderedDict()
         self._lengths: OrderedDict[StageKey, UsualLength] = OrderedDict()
+        self._agreed: OrderedDict[StageKey, Agreed] = OrderedDict()
         self._caps: OrderedDict[StageKey, CapState] = OrderedDict()
         self._charged: set[ModelName] = set()
         """Models whose start some request has been charged for since they were last ready."""
@@ -133,6 +135,19 @@ class Prospects:
         """Take one whole answer."""
         _remembered(self._paces, key[1], ModelPace).learn(timing)
         _remembered(self._lengths, key, UsualLength).learn(tokens)
+
+    def learn_draft(self, key: StageKey, verified: int, accepted: int) -> None:
+        """Take a draft that the stage verified."""
+        _remembered(self._agreed, key, Agreed).learn(verified, accepted)
+
+    def draft_terms(self, key: StageKey, below: ModelName) -> DraftTerms:
+        """Return what a further token of a draft of `below` is to the stage; rate 0: unknown."""
+        paces = self._paces.get(below), self._paces.get(key[1])
+        agreed = self._agreed.get(key)
+        if agreed is None or paces[0] is None or paces[1] is None:
+            return DraftTerms(0.0, 0.0, 0.0, 0.0)
+        below_s, above = paces[0].step_s, paces[1]
+        return DraftTerms(agreed.rate, below_s, above.step_s, above.prompt_token_s)
 
     def note_offer(
         self, key: StageKey, outlook: Outlook, target: CapTarget, *, went_up: bool
@@ -207,6 +222,16 @@ class RequestProspects:
     def learn(self, plan: StageReady, timing: Timing, tokens: int) -> None:
         """Take the stage's whole answer."""
         self.owner.learn(self._key(plan), timing, tokens)
+
+    def learn_draft(self, plan: StageReady, verified: int, accepted: int) -> None:
+        """Take a draft that the stage verified."""
+        self.owner.learn_draft(self._key(plan), verified, accepted)
+
+    def draft_terms(self, below: StageReady, above: StagePlan) -> DraftTerms:
+        """Return what a further token of a draft of `below` is to the stage above."""
+        if not isinstance(above, StageReady):
+            return DraftTerms(0.0, 0.0, 0.0, 0.0)
+        return self.owner.draft_terms(self._key(above), below.record.name)
 
     def went_up(self, plan: StagePlan) -> None:
         """An uncertain answer goes up to `plan`."""

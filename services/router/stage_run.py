@@ -87,7 +87,8 @@ class StageRun:
         self._shows_tokens = request.logprobs
         self.token_ids: list[int] = []
         """Of the answer so far."""
-        self._draft_tokens = self._accepted_draft_tokens = 0
+        self.draft_tokens = self.accepted_draft_tokens = 0
+        """Verified of the draft that came along, and right."""
         self._logprobs: list[float] = []
         self._margins: list[float] = []
         self._cached_tokens = 0
@@ -144,8 +145,8 @@ class StageRun:
             self._end(StageFailed(DeadlineExceeded("the deadline passed during generation")))
             return
         self._cached_tokens = max(self._cached_tokens, run.cached_tokens)
-        self._draft_tokens += run.draft_tokens
-        self._accepted_draft_tokens += run.accepted_draft_tokens
+        self.draft_tokens += run.draft_tokens
+        self.accepted_draft_tokens += run.accepted_draft_tokens
         for part in _one_by_one(run) if self._is_cut else (run,):
             self._take(part)
             if self.ended.done():
@@ -216,8 +217,8 @@ class StageRun:
             cached_tokens=self._cached_tokens,
             token_logprobs=tuple(self._logprobs) if self._shows_tokens else (),
             token_margins=tuple(self._margins) if self._shows_tokens else (),
-            draft_tokens=self._draft_tokens,
-            accepted_draft_tokens=self._accepted_draft_tokens,
+            draft_tokens=self.draft_tokens,
+            accepted_draft_tokens=self.accepted_draft_tokens,
             stopped_early=is_stopped,
             device_s=self.device_s,
             start_s=self.start_s,
@@ -226,7 +227,7 @@ class StageRun:
 
     @property
     def _wrong_draft_tokens(self) -> int:
-        return self._draft_tokens - self._accepted_draft_tokens
+        return self.draft_tokens - self.accepted_draft_tokens
 
     @property
     def cost_flops(self) -> float:

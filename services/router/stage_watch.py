@@ -4,7 +4,9 @@
 | --------- | --------------------------------------- | ----------------- | ---------------------- |
 | early     | the first `hold_tokens`, and more to be | Accept, Settle    | BeginningDecided, once |
 | early     | the same                                | GoUp              | StageStopped           |
-| any       | no continuation reaches the threshold   | GoUp              | StageStopped           |
+| any       | no continuation reaches the threshold   | GoUp              | StageStopped, unless   |
+|           |                                         |                   | another token is worth |
+|           |                                         |                   | it to the next stage   |
 | any       | the same                                | Settle            | nothing, and asked     |
 |           |                                         |                   | again at twice as many |
 
@@ -62,9 +64,11 @@ class StageWatch:
         max_tokens: int,
         judge: Callable[[float], Outcome],
         judge_stop: Callable[[float], Outcome],
+        is_worth_a_token: Callable[[int], bool] = lambda _: False,
     ) -> None:
         """`judge`: what becomes of a beginning of that certainty; `judge_stop`: of a draft that can
-        reach no more than that."""
+        reach no more than that. `is_worth_a_token`: whether a draft of so many tokens that goes up
+        is worth one more."""
         self._yardstick = yardstick
         self._threshold = threshold
         self._judge = judge
@@ -73,9 +77,11 @@ class StageWatch:
         self._last = min(max_tokens, self._hold_tokens or max_tokens)
         """Tokens on which the stage is decided at the latest."""
         self._bound = bound_of(yardstick.measure, yardstick.calibration)
-        self._stops_hopeless = not streaming.finishes_drafts and has_bound(
+        self._stops_hopeless = streaming.finishes_drafts is not True and has_bound(
             yardstick.measure, yardstick.calibration
         )
+        self._stops_at_once = streaming.finishes_drafts is False
+        self._is_worth_a_token = is_worth_a_token
         self._seen = 0
         self._ask_from = 0
         self._is_over = False
@@ -117,6 +123,8 @@ class StageWatch:
         outcome = self._judge_stop(most)
         if not isinstance(outcome, GoUp):
             self._ask_from = 2 * self._seen
+            return None
+        if not self._stops_at_once and self._is_worth_a_token(self._seen):
             return None
         self._is_over = True
         return StageStopped(most, outcome)

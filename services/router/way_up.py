@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from gearfall.core.draft_worth import is_worth_a_token
 from gearfall.core.errors import DeadlineExceeded, GearfallError
 from gearfall.core.escalation import (
     Accept,
@@ -20,7 +21,7 @@ from services.router.answer_text import AnswerPiece
 from services.router.cascade import CascadeState, StageDone, StageStopped, Verdict
 from services.router.cost_metrics import RequestCosts
 from services.router.prospects import RequestProspects
-from services.router.stage_plan import StagePlan
+from services.router.stage_plan import StagePlan, StageReady
 from services.router.stage_run import Note
 
 State = CascadeState[AnswerPiece]
@@ -72,6 +73,14 @@ class WayUp:
     def judge_stop(self, state: State, certainty: float) -> Outcome:
         """Return what would become of a draft that is stopped with at most that certainty."""
         return decide_stop(self._question(state, certainty))
+
+    def draft_worth(self, index: int) -> Callable[[int], bool]:
+        """Return whether a draft of stage `index`, by its tokens so far, is worth one more."""
+        below, above = self._plans[index], self._plans[index + 1]
+        if not isinstance(below, StageReady):
+            return lambda _: False
+        terms = self._prospects.draft_terms(below, above)
+        return lambda drafted: is_worth_a_token(drafted, terms)
 
     def _question(
         self, state: State, certainty: float | None, error: GearfallError | None = None

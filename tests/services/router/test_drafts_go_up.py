@@ -4,7 +4,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from gearfall.core.draft_worth import MIN_DRAFTS
+from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import FinishReason, Job, TokenRun
+from gearfall.core.model_pace import NEWEST, Timing
 from tests.services.router.rig import EOS_ID, Answer, Rig, ids_of, running_rig
 
 
@@ -64,6 +67,24 @@ async def test_the_rejected_answer_is_the_next_stages_draft():
         for kind, count in (("accepted", 2), ("rejected", 1)):
             labels = f'model="both",outcome="{kind}",stage="large"'
             assert f"gearfall_draft_tokens_total{{{labels}}} {count}.0" in text
+
+
+async def test_a_hopeless_draft_goes_on_once_its_tokens_are_known_to_be_worth_it():
+    """The larger model is slow and agrees: that is seen from the drafts that were stopped."""
+    async with running_rig() as rig:
+        await cascade(rig, "small", "large")
+        for name, step_s in (("small", 0.001), ("large", 1.0)):
+            key = DeploymentName("both"), ModelName(name)
+            for _ in range(NEWEST):
+                timing = Timing(2, step_s, further_tokens=9, further_s=9 * step_s)
+                rig.router.service.prospects.learn(key, timing, 10)
+        small = Answer("wrong", logprobs=(-0.1, -9.0))
+        rig.worker(small=small, large=VerifyingAnswer("wrong again"))
+        below = [(await rig.ask("both")).ends[0].stages[0] for _ in range(MIN_DRAFTS + 1)]
+        assert [(each.stopped_early, each.completion_tokens) for each in below] == [
+            *[(True, 2)] * MIN_DRAFTS,
+            (False, 6),
+        ]
 
 
 @pytest.mark.parametrize(

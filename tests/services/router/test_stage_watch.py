@@ -32,8 +32,9 @@ class Judge:
 
 
 def watch_of(
-    yardstick=SEQUENCE, streaming=None, *, threshold=0.4, max_tokens=10, judge=None
+    yardstick=SEQUENCE, streaming=None, *, threshold=0.4, max_tokens=10, judge=None, worth=0
 ) -> StageWatch:
+    """`worth`: tokens that a draft is worth having."""
     judge = judge or Judge(threshold)
     return StageWatch(
         yardstick,
@@ -42,6 +43,7 @@ def watch_of(
         max_tokens=max_tokens,
         judge=judge,
         judge_stop=judge,
+        is_worth_a_token=lambda drafted: drafted < worth,
     )
 
 
@@ -84,6 +86,19 @@ def test_a_whole_answer_is_not_stopped():
 def test_drafts_are_finished_where_the_deployment_says_so():
     streaming = Streaming(finishes_drafts=True)
     assert signs(watch_of(streaming=streaming), [HALF] * 5, is_whole=False) == [None] * 5
+
+
+def test_a_hopeless_draft_goes_on_while_that_is_worth_it():
+    assert signs(watch_of(worth=4), [HALF] * 6, is_whole=False)[:4] == [
+        *[None] * 3,
+        stopped(0.5**4),
+    ]
+    assert signs(watch_of(worth=9), [HALF] * 6) == [None] * 6, "it ends before"
+
+
+def test_drafts_are_stopped_at_once_where_the_deployment_says_so():
+    watch = watch_of(streaming=Streaming(finishes_drafts=False), worth=9)
+    assert signs(watch, [HALF] * 3, is_whole=False)[1] == stopped(0.25)
 
 
 def test_what_has_no_bound_is_never_stopped():

@@ -14,7 +14,7 @@ from gearfall.core.records import Stage
 from services.router.cascade import CascadeState, StageDone
 from services.router.prospects import RequestProspects
 from services.router.way_up import WayUp
-from tests.services.router.test_prospects import BOTH, CAPPED, Rig, plan
+from tests.services.router.test_prospects import BOTH, CAPPED, Rig, plan, timing
 
 STAGES = (Stage(ModelName("a"), 0.5), Stage(ModelName("b"), 0.5), Stage(ModelName("c")))
 UNSURE, SURE = (StageDone(FinishReason.STOP, certainty) for certainty in (0.1, 0.9))
@@ -93,3 +93,20 @@ def test_a_stage_that_may_not_be_waited_for_is_offered_nothing():
     policy = replace(CAPPED, while_loading=WhileLoading.ANSWER)
     assert outcomes(rig, policy) == {GoUp(2): ASKED}
     assert set(rig.prospects.shares()) == {(BOTH, ModelName("c"))}
+
+
+def test_a_draft_is_worth_what_its_stages_take_and_agree_on():
+    rig = Rig()
+    asked = rig.request()
+    for name, step_s in (("a", 0.01), ("b", 0.2)):
+        for tokens in (10, 20):
+            # A tenth of a step for each token of a prompt.
+            answer = timing(tokens, 0.1 * step_s * tokens, further=10, further_s=10 * step_s)
+            asked.learn(plan(name), answer, 11)
+    assert not way(asked).draft_worth(0)(0), "no draft was verified yet"
+    for _ in range(4):
+        asked.learn_draft(plan("b"), 9, 8)
+    is_worth = way(asked).draft_worth(0)
+    # 32 agreed, 5 not: 0.865 ** 13 * 0.2 is 0.0304, and costs 0.01 + 0.02.
+    assert [is_worth(drafted) for drafted in (0, 12, 13)] == [True, True, False]
+    assert not way(asked).draft_worth(1)(0), "of the way from b to c nothing is known"
