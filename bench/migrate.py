@@ -4,18 +4,26 @@ Two workers on this machine serve a random Llama of about 135M parameters (bfloa
 run on the first and three on the second; an eighth joins the seven with a prompt that nobody has
 seen, is moved to the second worker by tokens, by KV, or by what the cost model chooses
 (interleaved), and ends there. The client's own clock says how long it waited, and what those that
-stayed on the source and those on the target noticed.
+stayed on the source and those on the target noticed: `bench.migrate_figures` says what is held
+against what.
+
+    python -m bench.migrate --prompts 128 1024 4096 --rounds 20 5 2 --modes none kv tokens
+    python -m bench.migrate --link-mb-per-s 25 --prompts 64 128 256 512 --rounds 5
+
+The second is the hard case for the cost model: over a link of that speed both paths take about as
+long, so that only good predictions choose well.
 
 Both engines decode before, during and after a move, so that their share of memory bandwidth is the
 same throughout, and they have one thread each: with both workers' processes and the router they
-leave a machine of four cores none to fight over. The rows `none` move nothing: what they show is
-the machine's own noise.
+leave a machine of four cores one for what a target computes beside its steps. The rows
+`none` move nothing: what they show is the machine's own noise.
 """
 
 import argparse
 import asyncio
 import itertools
 import json
+import os
 import random
 import tempfile
 import time
@@ -45,6 +53,8 @@ from bench.migrate_figures import (
     NONE,
     TOKENS,
     Choices,
+    Gaps,
+    Others,
     Row,
     Sample,
     Stayed,
@@ -62,10 +72,13 @@ OTHER_PROMPT_TOKENS = 128
 TOKENS_BEFORE = 32
 """Of the answer before the move, all eight decoding: their median gap is a decode step."""
 TOKENS_AFTER = 4
+TOKENS_SETTLED = 20
+"""Behind those: their gaps are what the changed batch takes."""
 TOKENS_UNMOVED = 8
 """How long a row looks on that moves nothing."""
 _SEEN = ("n", "ms p50", "ms p99", "steps p50", "p99")
-_OTHERS = ("source before", "during", "change", "target before", "during", "change")
+_OTHERS = ("p50", "p99", "during", "after p50", "change", "by the move")
+LIMIT_VARIABLE = "GEARFALL_KV_BYTES_PER_S_LIMIT"
 _COST = ("rounds", "MiB", "whole ms", "predicted off by")
 _PATHS = {
     TOKENS: pb.MIGRATION_PATH_TOKENS,
@@ -82,13 +95,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.migrate", description=__doc__)
     parser.add_argument("--prompts", type=int, nargs="+", default=[128, 1024, 4096])
     parser.add_argument("--modes", nargs="+", choices=(NONE, *_PATHS), default=[*MODES])
-    parser.add_argument("--rounds", type=int, default=10, help="migrations of each kind")
+    parser.add_argument(
+        "--rounds", type=int, nargs="+", default=[20, 5, 2], help="of each prompt, the last of more"
+    )
+    parser.add_argument(
+        "--link-mb-per-s", type=float, default=0.0, help="keys and values go no faster; 0: they do"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of each engine")
     parser.add_argument("--on-target", type=int, default=ON_TARGET, help="requests that run there")
     parser.add_argument("--layers", type=int, default=30, help="30 make 135M parameters")
     parser.add_argument("--out", type=Path, default=RESULTS)
     flags = parser.parse_args(argv)
     before = machine_facts()
+    if flags.link_mb_per_s:
+        os.environ[LIMIT_VARIABLE] = str(1e6 * flags.link_mb_per_s)
     with tempfile.TemporaryDirectory(prefix="gearfall-bench-") as home:
         model = Path(home) / "model"
         write_model(model, max(flags.prompts) + ANSWER_TOKENS, layers=flags.layers)
@@ -101,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "versions": our_versions(),
         "settings": {
             "rounds": flags.rounds,
+            "link_mb_per_s": flags.link_mb_per_s,
             "threads": flags.threads,
             "layers": flags.layers,
             "on_target": flags.on_target,
@@ -116,7 +137,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _changes(row: Row) -> dict[str, float | None]:
-    return {"others_change": row.others_change, "target_change": row.target_change}
+    return {
+        "others_change": row.others.change,
+        "target_change": row.target.change if row.target else None,
+    }
 
 
 async def _measure(home: Path, model: Path, flags: argparse.Namespace) -> list[Sample | Stayed]:
@@ -124,8 +148,9 @@ async def _measure(home: Path, model: Path, flags: argparse.Namespace) -> list[S
     async with running_pair(home, model, flags.threads) as pair:
         batch = Batch(pair, flags.on_target)
         try:
-            for prompt_tokens in flags.prompts:
-                for index in range(flags.rounds):
+            every = itertools.chain(flags.rounds, itertools.repeat(flags.rounds[-1]))
+            for prompt_tokens, rounds in zip(flags.prompts, every, strict=False):
+                for index in range(rounds):
                     for mode in rotated(flags.modes, index):
                         await batch.fill()
                         try:
@@ -166,15 +191,20 @@ class Batch:
             await stream.wait_tokens(TOKENS_BEFORE)
             step_s = median(stream.gaps_s(0.0, time.perf_counter()))
             started_s = time.perf_counter()
-            reply = await self._move(stream, mode)
+            reply, resumed_s = await self._move(stream, mode)
+            await stream.wait_tokens(stream.tokens + TOKENS_AFTER)
             ended_s = time.perf_counter()
+            if reply is not None:
+                await stream.wait_tokens(stream.tokens + TOKENS_SETTLED)
+            settled_s = time.perf_counter()
         finally:
             await stream.stop()
         path = NONE if reply is None else _PATH_NAMES[reply.path]
         if mode not in {AUTO, path}:
             raise SystemExit(f"asked to move by {mode}, the worker moved by {path}")
         reply = reply or pb.MigrateJobReply(duration_s=ended_s - started_s)
-        before, during = (stream.times_s[0], started_s), (started_s, ended_s)
+        # From its first token on: before, its prompt held the others up.
+        cuts = (stream.times_s[0], started_s, resumed_s, ended_s, settled_s)
         return Sample(
             mode=mode,
             prompt_tokens=prompt_tokens,
@@ -187,11 +217,9 @@ class Batch:
             rounds=reply.rounds,
             moved_bytes=reply.moved_bytes,
             predicted_s=reply.predicted_s,
-            # From its first token on: before, its prompt held the others up.
-            others_before_s=self._gaps_s(self._pair.source, *before),
-            others_during_s=self._gaps_s(self._pair.source, *during),
-            target_before_s=self._gaps_s(self._pair.target, *before),
-            target_during_s=self._gaps_s(self._pair.target, *during),
+            predicted_other_s=reply.predicted_other_s,
+            others=self._gaps(self._pair.source, cuts),
+            target=self._gaps(self._pair.target, cuts),
         )
 
     async def stop(self) -> None:
@@ -199,21 +227,38 @@ class Batch:
         for stream in itertools.chain(*self._running.values()):
             await stream.stop()
 
-    async def _move(self, stream: Stream, mode: str) -> pb.MigrateJobReply | None:
-        """Move a request and wait until it has gone on for a while; None if it was to stay."""
+    async def _move(self, stream: Stream, mode: str) -> tuple[pb.MigrateJobReply | None, float]:
+        """Move a request; return the reply and when its first token came from the target.
+
+        None, and a later time than any, if it was to stay.
+        """
         if mode == NONE:
             await stream.wait_tokens(stream.tokens + TOKENS_UNMOVED)
-            return None
+            return None, float("inf")
         job_id = await self._pair.job_of(stream, self._pair.source)
         if job_id is None:
             raise NotFound("the request left its worker by itself")
         target = self._pair.target.address
         reply: pb.MigrateJobReply = await self._pair.source.move(job_id, target, _PATHS[mode])
-        await stream.wait_tokens(stream.tokens + TOKENS_AFTER)
-        return reply
+        heard_s = time.perf_counter()
+        await stream.wait_tokens(stream.tokens + 1)
+        return reply, stream.resumed_s(heard_s)
 
-    def _gaps_s(self, door: WorkerDoor, start_s: float, end_s: float) -> tuple[float, ...]:
-        return tuple(gap for stream in self._running[door] for gap in stream.gaps_s(start_s, end_s))
+    def _gaps(self, door: WorkerDoor, cuts: Sequence[float]) -> Gaps:
+        """Part the gaps of those on one worker by when they ended."""
+        first_s, started_s, resumed_s, ended_s, settled_s = cuts
+        parts = (
+            (first_s, started_s),
+            (started_s, min(resumed_s, ended_s)),
+            (min(resumed_s, ended_s), ended_s),
+            (ended_s, settled_s),
+        )
+        return Gaps(
+            *(
+                tuple(gap for stream in self._running[door] for gap in stream.gaps_s(*part))
+                for part in parts
+            )
+        )
 
     async def _start(self, door: WorkerDoor, prompt_tokens: int) -> Stream:
         """Start a request on one worker, with a prompt that no cache knows."""
@@ -229,7 +274,7 @@ def print_report(
 ) -> None:
     """Print what each kind of migration cost, and how good the cost model's choices were."""
     seen = _table("What its client saw", *_SEEN)
-    felt = _table("What the others saw: p99 between tokens, ms", *_OTHERS)
+    felt = _table("What the others saw: ms between tokens", "on", *_OTHERS)
     cost = _table("What it took", *_COST)
     for row in rows:
         kind = (str(row.prompt_tokens), row.mode)
@@ -239,11 +284,9 @@ def print_report(
             *(f"{1e3 * each:.1f}" for each in (row.pause_p50_s, row.pause_p99_s)),
             *(f"{each:.2f}" for each in (row.steps_p50, row.steps_p99)),
         )
-        felt.add_row(
-            *kind,
-            *_others(row.others_p99_before_s, row.others_p99_during_s, row.others_change),
-            *_others(row.target_p99_before_s, row.target_p99_during_s, row.target_change),
-        )
+        felt.add_row(*kind, "source", *_noticed(row.others))
+        if row.target is not None:
+            felt.add_row(*kind, "target", *_noticed(row.target))
         error = row.prediction_error_p50
         cost.add_row(
             *kind,
@@ -259,15 +302,19 @@ def print_report(
         console.print(f"prompt of {none.prompt_tokens} by {none.mode} stayed: {none.reason}")
     for each in choices:
         console.print(
-            f"prompt of {each.prompt_tokens}: by {each.faster} was faster on the median; the cost "
-            f"model chose it {each.right} times of {each.made}"
+            f"prompt of {each.prompt_tokens}: by {each.faster} was faster on the median, the other "
+            f"takes {each.slower_by:.0%} longer; the cost model chose it {each.right} times of "
+            f"{each.made}"
         )
+    made = sum(each.made for each in choices)
+    if made:
+        console.print(f"right in all: {sum(each.right for each in choices) / made:.0%} of {made}")
 
 
-def _others(before_s: float, during_s: float, change: float | None) -> tuple[str, str, str]:
-    if change is None:
-        return "-", "-", "-"
-    return f"{1e3 * before_s:.1f}", f"{1e3 * during_s:.1f}", f"{change:+.0%}"
+def _noticed(others: Others) -> tuple[str, ...]:
+    times_s = (others.before_p50_s, others.before_p99_s, others.during_p99_s, others.after_p50_s)
+    times = (f"{1e3 * each:.1f}" if each else "-" for each in times_s)
+    return *times, *(f"{each:+.0%}" for each in (others.raw_change, others.change))
 
 
 def _table(title: str, *names: str) -> Table:

@@ -28,6 +28,8 @@ _SLOTS = 10
 _SEED = 135
 _READY_S = 300.0
 _LOOK_AGAIN_S = 0.005
+_TOGETHER_S = 0.003
+"""Messages of one step come within this."""
 
 
 def write_model(directory: Path, context_tokens: int, *, layers: int = 30) -> None:
@@ -89,6 +91,15 @@ class Stream:
         """Return the times between messages, of those that came in [start_s, end_s)."""
         pairs = itertools.pairwise(self.times_s)
         return [later - earlier for earlier, later in pairs if start_s <= later < end_s]
+
+    def resumed_s(self, heard_s: float) -> float:
+        """Return when it went on at its new worker, whose first token was heard of at `heard_s`.
+
+        That is where its longest gap ended, of those that did so within a few messages of then.
+        """
+        near = sorted(range(1, len(self.times_s)), key=lambda at: abs(self.times_s[at] - heard_s))
+        at = max(near[:4], key=lambda at: self.times_s[at] - self.times_s[at - 1])
+        return self.times_s[at] - _TOGETHER_S
 
     async def stop(self) -> None:
         """Cancel the request."""

@@ -1,4 +1,12 @@
-"""Figures of `bench.migrate`: what each migration cost its client and the others. Pure."""
+"""Figures of `bench.migrate`: what each migration cost its client and the others. Pure.
+
+A request that moves makes the batch that it leaves smaller and the one that it joins larger, for
+good: with three rows a step of this model takes 13.8 ms of one thread, with four 17.2. That is what
+the request costs wherever it runs; the move costs what comes on top. So each time between messages
+is taken in medians of its own batch: those that came before the request went on at the target
+against the median before the move, those from then on against the median after it, settled. The
+p99 of these multiples while the move was under way, over their p99 while it was not, is the change.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,6 +19,55 @@ KV_STREAM = "kv_stream"
 """By keys and values over gRPC, as where the socket can't be connected."""
 NONE = "none"
 """Nothing was moved: what the others' times change by themselves on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Times between messages of the others on one worker, around one move, by when they came."""
+
+    before_s: tuple[float, ...] = ()
+    """From the moved request's first token to the move."""
+    moving_s: tuple[float, ...] = ()
+    """Until it went on at the target, with the batch as it was."""
+    joined_s: tuple[float, ...] = ()
+    """With its first tokens there and right behind them."""
+    after_s: tuple[float, ...] = ()
+    """Later, with the batch as it is now."""
+
+    @property
+    def calm(self) -> list[float]:
+        """Those of no move, in medians of their own batch."""
+        return _in_medians(self.before_s, self.before_s) + _in_medians(self.after_s, self.after_s)
+
+    @property
+    def disturbed(self) -> list[float]:
+        """Those while it moved, in medians of their own batch."""
+        return _in_medians(self.moving_s, self.before_s) + _in_medians(self.joined_s, self.after_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """What those on one worker noticed of all moves of a row."""
+
+    before_p50_s: float
+    before_p99_s: float
+    during_p99_s: float
+    """From the move's start to a few tokens behind its end, whatever the batch."""
+    after_p50_s: float
+    """0 where nothing moved."""
+    calm_p99: float
+    """In medians of the batch."""
+    disturbed_p99: float
+
+    @property
+    def change(self) -> float:
+        """By how much the move made the p99 between tokens longer, batches taken apart."""
+        return self.disturbed_p99 / self.calm_p99 - 1.0
+
+    @property
+    def raw_change(self) -> float:
+        """By how much it grew with what the batch's own change makes of it."""
+        return self.during_p99_s / self.before_p99_s - 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +92,12 @@ class Sample:
     """Of keys and values."""
     predicted_s: float
     """Of the path taken; 0 where nothing was predicted."""
-    others_before_s: tuple[float, ...]
-    """Times between messages of the other requests, all eight decoding, before the move."""
-    others_during_s: tuple[float, ...]
-    target_before_s: tuple[float, ...] = ()
-    """The same of the requests that ran on the target all the time."""
-    target_during_s: tuple[float, ...] = ()
+    others: "Gaps"
+    """Of those that stayed on the source."""
+    target: "Gaps"
+    """Of those that ran on the target all the time."""
+    predicted_other_s: float = 0.0
+    """By the path that was not taken; 0 where nothing was predicted."""
 
     @property
     def pause_steps(self) -> float:
@@ -69,39 +126,31 @@ class Row:
     pause_p99_s: float
     steps_p50: float
     steps_p99: float
-    others_p99_before_s: float
-    others_p99_during_s: float
-    target_p99_before_s: float
-    """0 where nothing ran on the target."""
-    target_p99_during_s: float
+    others: Others
+    target: Others | None
+    """None where nothing ran on the target."""
     duration_p50_s: float
     rounds_p50: float
     moved_bytes_p50: float
     prediction_error_p50: float | None
     """|predicted - real| / real; None where nothing was predicted."""
 
-    @property
-    def others_change(self) -> float:
-        """By how much the p99 between tokens grew for those that stayed on the source."""
-        return self.others_p99_during_s / self.others_p99_before_s - 1.0
-
-    @property
-    def target_change(self) -> float | None:
-        """By how much it grew for those on the target; None where there were none."""
-        if self.target_p99_before_s == 0.0:
-            return None
-        return self.target_p99_during_s / self.target_p99_before_s - 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """How often the cost model took the path that was faster on the median."""
+    """How often the cost model took the path that was faster on the median.
+
+    Each move of which both times were predicted is a choice: where the path was asked for, what
+    the model would have taken in its place.
+    """
 
     prompt_tokens: int
     made: int
     right: int
     faster: str
     """The path that was."""
+    slower_by: float
+    """So much longer the other one's median is: what a wrong choice costs."""
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -132,17 +181,50 @@ def judge(samples: Sequence[Sample], stayed: Sequence[Stayed] = ()) -> list[Choi
             + [math.inf] * nevers.count(mode)
             for mode in (TOKENS, KV)
         }
-        chosen = [each.path for each in alike if each.mode == AUTO]
+        chosen = [path for each in alike if (path := _chosen(each))]
         if chosen and all(by_mode.values()):
-            faster = min(by_mode, key=lambda mode: median(by_mode[mode]))
-            found.append(Choices(prompt_tokens, len(chosen), chosen.count(faster), faster))
+            medians = {mode: median(times) for mode, times in by_mode.items()}
+            faster = min(medians, key=lambda mode: medians[mode])
+            slower_by = max(medians.values()) / medians[faster] - 1.0
+            right = chosen.count(faster)
+            found.append(Choices(prompt_tokens, len(chosen), right, faster, slower_by))
     return found
 
 
-def _p99_s(rounds: Iterable[Sequence[float]]) -> float:
-    """Return the p99 over all rounds, 0 where there is none."""
-    values = [seconds for each in rounds for seconds in each]
-    return percentile(values, 0.99) if values else 0.0
+def _chosen(sample: Sample) -> str:
+    """Return the path that the cost model chose, or would have; empty if it had nothing to go by.
+
+    The socket and the stream are one choice: which of them it is, the network decides.
+    """
+    path = KV if sample.path == KV_STREAM else sample.path
+    if sample.mode == AUTO:
+        return path
+    if not (sample.predicted_s > 0 and sample.predicted_other_s > 0):
+        return ""
+    other = TOKENS if path == KV else KV
+    return path if sample.predicted_s <= sample.predicted_other_s else other
+
+
+def _in_medians(values: Sequence[float], batch: Sequence[float]) -> list[float]:
+    """Return them in medians of their batch; none where that one was not seen."""
+    return [value / median(batch) for value in values] if batch else []
+
+
+def _others(gaps: Sequence[Gaps]) -> Others | None:
+    """Sum up what those on one worker noticed; None where nobody was there."""
+    before = [gap for each in gaps for gap in each.before_s]
+    during = [gap for each in gaps for gap in (*each.moving_s, *each.joined_s)]
+    after = [gap for each in gaps for gap in each.after_s]
+    if not before or not during:
+        return None
+    return Others(
+        before_p50_s=median(before),
+        before_p99_s=percentile(before, 0.99),
+        during_p99_s=percentile(during, 0.99),
+        after_p50_s=median(after) if after else 0.0,
+        calm_p99=percentile((gap for each in gaps for gap in each.calm), 0.99),
+        disturbed_p99=percentile((gap for each in gaps for gap in each.disturbed), 0.99),
+    )
 
 
 def _row(prompt_tokens: int, mode: str, group: Sequence[Sample]) -> Row:
@@ -151,6 +233,8 @@ def _row(prompt_tokens: int, mode: str, group: Sequence[Sample]) -> Row:
         for each in group
         if each.predicted_s > 0
     ]
+    others = _others([each.others for each in group])
+    assert others is not None, "nobody stayed on the source"
     return Row(
         prompt_tokens=prompt_tokens,
         mode=mode,
@@ -159,10 +243,8 @@ def _row(prompt_tokens: int, mode: str, group: Sequence[Sample]) -> Row:
         pause_p99_s=percentile((each.pause_s for each in group), 0.99),
         steps_p50=percentile((each.pause_steps for each in group), 0.5),
         steps_p99=percentile((each.pause_steps for each in group), 0.99),
-        others_p99_before_s=_p99_s(each.others_before_s for each in group),
-        others_p99_during_s=_p99_s(each.others_during_s for each in group),
-        target_p99_before_s=_p99_s(each.target_before_s for each in group),
-        target_p99_during_s=_p99_s(each.target_during_s for each in group),
+        others=others,
+        target=_others([each.target for each in group]),
         duration_p50_s=percentile((each.duration_s for each in group), 0.5),
         rounds_p50=percentile((each.rounds for each in group), 0.5),
         moved_bytes_p50=percentile((each.moved_bytes for each in group), 0.5),

@@ -148,7 +148,7 @@ class Engine:
         self._is_stuck = False
         if isinstance(message, HoldJob):
             self._settle_beside(message.job)
-        elif not isinstance(message, FeedJob):
+        elif not isinstance(message, FeedJob | ReleaseJob):
             self._settle_beside(message)
         self._migrating.handle(message, self._clock())
         if isinstance(message, ReleaseJob):

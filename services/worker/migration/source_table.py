@@ -23,6 +23,7 @@ failure leaves the job where it is; from then on only the router's answer counts
 Pairs that are not listed change nothing.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -80,6 +81,8 @@ class Source:
     stored_kv: int = 0
     sent_kv: int = 0
     rounds: int = 0
+    gap: int = sys.maxsize
+    """What the target lacked at the end of the last round."""
 
 
 SourceStep = tuple[Source, tuple[SourceEffect, ...]]
@@ -130,6 +133,9 @@ def _advance(source: Source, progress: Progress) -> SourceStep:
         gap, wanted = source.stored_kv - progress.kv_tokens, terms.freeze_gap_kv_tokens
     else:
         gap, wanted = source.produced - progress.next_index, terms.freeze_gap_tokens
+        if gap >= source.gap:
+            wanted = max(wanted, terms.last_gap_tokens)
+    source = replace(source, gap=gap)
     if gap > wanted and source.rounds < terms.most_rounds:
         return _send_round(source)
     if gap > max(wanted, terms.worst_gap_tokens):

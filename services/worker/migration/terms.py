@@ -12,8 +12,14 @@ _Step = TypeVar("_Step")
 class Terms:
     """Limits of a migration."""
 
-    freeze_gap_tokens: int = 4
-    """By tokens: the source freezes when the target lacks at most so many."""
+    freeze_gap_tokens: int = 1
+    """By tokens: the source freezes when the target lacks at most so many.
+
+    These, and what the source produces until it has stopped, the target computes in a step of its
+    others: the fewer the better, and rounds are cheap.
+    """
+    last_gap_tokens: int = 4
+    """By tokens: and at most so many when a round did not make them fewer."""
     freeze_gap_kv_tokens: int = 64
     """By KV: the source freezes when at most so many tokens' keys and values are not there."""
     most_rounds: int = 32

@@ -191,6 +191,22 @@ def test_blocks_are_given_back_though_nothing_else_runs():
     assert host.blocks.free_blocks == host.blocks.total_blocks
 
 
+def test_a_job_that_is_released_meanwhile_makes_nobody_wait():
+    host = BesideHost(asks=6)
+    host.neighbour()
+    prompt = [3] * 60
+    host.ask(HoldJob(job(prompt, 5, epoch=NEW)))
+    host.engine.migrate(ReleaseJob(JOB, NEW))
+    said = len(host.tokens["other"])
+    while JOB not in host.tokens:
+        host.step()
+    assert len(host.tokens["other"]) - said >= 3, "the other one went on"
+    host.run_out()
+    assert host.tokens[JOB] == answer(prompt, 5)
+    assert host.tokens["other"] == answer([9] * 9, 200)
+    assert host.blocks.free_blocks == host.blocks.total_blocks
+
+
 def test_a_job_that_is_held_again_waits_for_what_is_computed_of_the_first():
     host = BesideHost(asks=5)
     host.neighbour()

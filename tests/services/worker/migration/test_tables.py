@@ -7,6 +7,7 @@ nothing left anywhere.
 import asyncio
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,10 +69,33 @@ def test_rounds_go_on_while_the_gap_is_large():
     moving, _ = step_source(moving, Produced(150))
     moving, effects = step_source(moving, Progress(100))
     assert effects == (SendTokens(2, 100, 150),)
-    moving, _ = step_source(moving, Produced(154))
+    moving, _ = step_source(moving, Produced(151))
     frozen, effects = step_source(moving, Progress(150))
     assert frozen.state is SourceState.FREEZING
     assert effects[0] is SourceAct.FREEZE
+
+
+@pytest.mark.parametrize(
+    ("gaps", "state"),
+    [
+        ((50, 4), SourceState.MOVING),
+        ((50, 4, 3), SourceState.MOVING),
+        ((50, 4, 4), SourceState.FREEZING),
+        ((50, 3, 4), SourceState.FREEZING),
+        ((50, 5, 5), SourceState.MOVING),
+        ((50, 1), SourceState.FREEZING),
+        ((0,), SourceState.FREEZING),
+    ],
+)
+def test_a_small_gap_that_rounds_do_not_close_is_left_to_the_freeze(gaps, state):
+    moving, _ = step_source(source(), Accepted())
+    produced = 100
+    for gap in gaps:
+        assert moving.state is SourceState.MOVING
+        moving, _ = step_source(moving, Produced(produced + gap))
+        moving, _ = step_source(moving, Progress(produced))
+        produced += gap
+    assert moving.state is state
 
 
 def test_a_target_that_never_catches_up_is_given_up():
