@@ -163,9 +163,15 @@ public:
     void finish() const {
         const std::int64_t size = call_.sizes.head_size;
         for (std::int64_t i = 0; i < queries_; ++i) {
-            float *out = call_.out.f32() + (token(i) * call_.q.shape[1] + query_head(i)) * size;
-            const float *sums = sums_ + i * query_floats_;
+            float *const sums = sums_ + i * query_floats_;
+            float *const out =
+                call_.packing != nullptr
+                    ? sums
+                    : call_.out.f32() + (token(i) * call_.q.shape[1] + query_head(i)) * size;
             for (std::int64_t d = 0; d < size; ++d) out[d] = sums[d] * inverse_[i];
+            if (call_.packing != nullptr) {
+                call_.packing->put(token(i), query_head(i) * size, out, size);
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 #include "cpu_isa.hpp"
 #include "cpu_kernels.hpp"
 #include "cpu_pages.hpp"
+#include "cpu_products.hpp"
 
 namespace gearfall::cpu {
 
@@ -20,6 +21,7 @@ struct Attention {
     const AttentionOptions &options;
     const Kernels &kernels;
     PageSizes sizes;
+    const TokenPacking *packing = nullptr;  // takes what would go to `out`
 
     std::int64_t group() const { return q.shape[1] / sizes.heads; }
     std::int64_t end_key(std::int64_t token) const {

@@ -119,7 +119,7 @@ struct Columns {
             if (tiles.begin(tile + 1) - token < T) return at_most<T - 1>(panel, tile, first, end);
         }
         outputs<T>(panel, first, end, panel.packed + token * padded(panel.k, kLanes),
-                   panel.out + token * panel.out_stride);
+                   panel.out + (token - tiles.begin(panel.first_tile)) * panel.out_stride);
     }
 
     static void dot(const DotPanel &panel) {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <initializer_list>
+#include <utility>
 
 #include "cpu_attention_tile.hpp"
 #include "cpu_pool.hpp"
@@ -32,7 +34,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Multiply-adds' worth of work that an element costs in the phases between products.
-constexpr std::int64_t kRowWork = 32;
+constexpr std::int64_t kRowWork = 256;
 
 std::int64_t aligned(std::int64_t floats) { return padded(floats, kLanes); }
 
@@ -54,16 +56,18 @@ public:
           tokens_(step.token_ids.shape[0]),
           tiles_(tokens_, kernels.tile_tokens) {
         const DecoderSizes &sizes = sizes_;
-        const std::int64_t widest = std::max({sizes.width, sizes.q_floats(), sizes.inner});
+        const std::int64_t widest = std::max(sizes.width, sizes.q_floats());
         const std::int64_t parts[] = {tokens_ * sizes.width,        tokens_ * sizes.width,
                                       tokens_ * sizes.qkv_floats(), tokens_ * sizes.q_floats(),
                                       tokens_ * sizes.inner,        tokens_ * sizes.inner,
-                                      tokens_ * padded(widest, 2 * kLanes)};
-        float **const places[] = {&x_, &rows_, &qkv_, &attended_, &gate_, &up_, &packed_};
+                                      tokens_ * padded(widest, 2 * kLanes),
+                                      tokens_ * padded(sizes.inner, 2 * kLanes)};
+        float **const places[] = {&x_,    &rows_, &qkv_,    &attended_,
+                                  &gate_, &up_,   &packed_, &inner_packed_};
         std::int64_t all = 0;
         for (const std::int64_t part : parts) all += aligned(part);
         float *next = decoder.buffers_->reserve(all);
-        for (int i = 0; i < 7; ++i) {
+        for (int i = 0; i < 8; ++i) {
             *places[i] = next;
             next += aligned(parts[i]);
         }
@@ -81,7 +85,7 @@ public:
 
 private:
     void embed() {
-        over_tiles(sizes_.width, [&](std::int64_t t) {
+        over_rows(sizes_.width, [&](std::int64_t t) {
             float *x = x_ + t * sizes_.width;
             const TensorView row = row_of(weights_.embedding, step_.token_ids.i32()[t]);
             for (std::int64_t i = 0; i < sizes_.width; ++i) {
@@ -102,75 +106,140 @@ private:
     }
 
     void attend(const DecoderLayer &layer) {
-        pack_normed(layer.attention_norm, layer.attention_norm_bias, operand(layer.q));
+        const bool is_updated = has_update({Site::q, Site::k, Site::v});
+        const TokenPacking x(kernels_, operand(layer.q), tokens_, sizes_.width, packed_);
+        pack_normed(layer.attention_norm, layer.attention_norm_bias, x, is_updated);
         note(Phase::row);
+        const Pages pages{layer.k_cache, layer.v_cache, step_.block_tables, step_.seq_index,
+                          step_.positions};
+        if (is_updated || sizes_.head_size > kMaxChunkRows) {
+            project_apart(layer, pages, x.packed());
+        } else {
+            project(layer, pages, x.packed());
+        }
+        note(Phase::projection);
+        const std::int64_t attended = sizes_.q_floats();
+        const TokenPacking out(kernels_, operand(layer.o), tokens_, attended, packed_);
+        const bool is_apart = has_update({Site::o}) || !out.fits(sizes_.head_size);
+        attend_pages(layer, pages, is_apart ? nullptr : &out);
+        note(Phase::attention);
+        if (is_apart) pack_rows(attended_, out);
+        add_product(layer.o, Site::o, attended_, out.packed(), layer.post_attention_norm);
+        note(Phase::projection);
+    }
+
+    // Queries, keys and values head by head, each placed by the thread that computed it.
+    void project(const DecoderLayer &layer, const Pages &pages, const PackedTokens &x) {
+        const std::int64_t heads = sizes_.heads + 2 * sizes_.kv_heads;
+        const std::int64_t weights = sizes_.qkv_floats() * x.k;
+        const int useful = product_threads(
+            weights, weights * element_bytes(layer.q.weight.dtype), tokens_, threads_);
+        const std::int64_t parts =
+            ProductCut::tile_chunks(tiles_.count, heads, useful);
+        parallel_for(heads * parts, useful, [&](std::int64_t index) {
+            const std::int64_t head = index / parts, part = index % parts;
+            const auto [linear, first] = projection_of(layer, head);
+            const Factor factor{&linear->weight, linear->bias_or_null()};
+            const OutputPiece piece{first * sizes_.head_size, sizes_.head_size,
+                                    tiles_.count * part / parts, tiles_.count * (part + 1) / parts};
+            over_blocks(kernels_, &factor, 1, x, piece, sizes_.head_size,
+                        [&](const NearBlock &block) {
+                            over_tokens(block, [&](std::int64_t t) {
+                                place_head(layer, pages, t, head, block.row(0, t));
+                            });
+                        });
+        });
+    }
+
+    // The weight of one of all heads, and the place of that head in it.
+    std::pair<const StoredLinear *, std::int64_t> projection_of(const DecoderLayer &layer,
+                                                                std::int64_t head) const {
+        if (head < sizes_.heads) return {&layer.q, head};
+        head -= sizes_.heads;
+        if (head < sizes_.kv_heads) return {&layer.k, head};
+        return {&layer.v, head - sizes_.kv_heads};
+    }
+
+    void project_apart(const DecoderLayer &layer, const Pages &pages, const PackedTokens &x) {
         const std::int64_t all = sizes_.qkv_floats();
         float *const k = qkv_ + sizes_.q_floats();
         float *const v = k + sizes_.kv_floats();
         const Product products[] = {{&layer.q.weight, layer.q.bias_or_null(), qkv_, all},
                                     {&layer.k.weight, layer.k.bias_or_null(), k, all},
                                     {&layer.v.weight, layer.v.bias_or_null(), v, all}};
-        multiply(products, 3, packed(sizes_.width, layer.q));
+        multiply(products, 3, x);
         update(Site::q, rows_, sizes_.width, qkv_, all);
         update(Site::k, rows_, sizes_.width, k, all);
         update(Site::v, rows_, sizes_.width, v, all);
-        note(Phase::projection);
-        const Pages pages{layer.k_cache, layer.v_cache, step_.block_tables, step_.seq_index,
-                          step_.positions};
-        over_tiles(all, [&](std::int64_t t) { place_heads(layer, pages, t); });
-        note(Phase::row);
-        attend_pages(layer, pages);
-        note(Phase::attention);
-        pack_rows(attended_, sizes_.q_floats(), operand(layer.o));
-        add_product(layer.o, Site::o, attended_, sizes_.q_floats(), layer.post_attention_norm);
-        note(Phase::projection);
-    }
-
-    void transform(const DecoderLayer &layer) {
-        pack_normed(layer.mlp_norm, layer.mlp_norm_bias, operand(layer.gate));
-        note(Phase::row);
-        const std::int64_t inner = layer.gate.outputs();
-        const Product gate{&layer.gate.weight, layer.gate.bias_or_null(), gate_, inner};
-        const PackedTokens x = packed(sizes_.width, layer.gate);
-        std::optional<Product> up;
-        if (layer.up) up = Product{&layer.up->weight, layer.up->bias_or_null(), up_, inner};
-        if (has_update(Site::gate) || has_update(Site::up)) {
-            multiply(&gate, 1, x);
-            update(Site::gate, rows_, sizes_.width, gate_, inner);
-            if (up) {
-                multiply(&*up, 1, x);
-                update(Site::up, rows_, sizes_.width, up_, inner);
+        over_rows(all, [&](std::int64_t t) {
+            for (std::int64_t head = 0; head < sizes_.heads + 2 * sizes_.kv_heads; ++head) {
+                place_head(layer, pages, t, head, qkv_ + t * all + head * sizes_.head_size);
             }
-            over_tiles(inner, [&](std::int64_t t) { activate(inner, t * inner, !!up); });
-        } else {
-            multiply_activated(gate, up ? &*up : nullptr, x);
-        }
-        pack_rows(gate_, inner, operand(layer.down));
-        add_product(layer.down, Site::down, gate_, inner, layer.post_mlp_norm);
-        note(Phase::mlp);
-    }
-
-    // gate = activation(gate) * up, piece by piece.
-    void multiply_activated(const Product &gate, const Product *up, const PackedTokens &x) {
-        const std::int64_t inner = gate.out_stride;
-        const std::int64_t count = up == nullptr ? 1 : 2;
-        const std::int64_t weights = count * inner * sizes_.width;
-        const int useful = product_threads(weights, weights * element_bytes(gate.weight->dtype),
-                                           tokens_, threads_);
-        const ProductCut cut(inner, tiles_.count, useful);
-        parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
-            const OutputPiece piece = cut.piece(index);
-            compute_piece(kernels_, gate, x, piece, up == nullptr ? nullptr : up->weight);
-            if (up != nullptr) compute_piece(kernels_, *up, x, piece);
-            over_tokens(piece, [&](std::int64_t t) {
-                activate(piece.row_count, t * inner + piece.first_row, up != nullptr);
-            });
         });
     }
 
-    void activate(std::int64_t count, std::int64_t place, bool has_up) const {
-        kernels_.activate(weights_.activation, gate_ + place, has_up ? up_ + place : nullptr,
-                          count, gate_ + place);
+    void transform(const DecoderLayer &layer) {
+        const TokenPacking x(kernels_, operand(layer.gate), tokens_, sizes_.width, packed_);
+        const bool is_updated = has_update({Site::gate, Site::up});
+        pack_normed(layer.mlp_norm, layer.mlp_norm_bias, x, is_updated);
+        note(Phase::row);
+        const std::int64_t inner = layer.gate.outputs();
+        const TokenPacking out(kernels_, operand(layer.down), tokens_, inner, inner_packed_);
+        if (is_updated || has_update({Site::down})) {
+            multiply_apart(layer, x.packed(), out);
+        } else {
+            multiply_activated(layer, x.packed(), out);
+        }
+        add_product(layer.down, Site::down, gate_, out.packed(), layer.post_mlp_norm);
+        note(Phase::mlp);
+    }
+
+    // gate_ and `out` = activation(gate) * up
+    void multiply_apart(const DecoderLayer &layer, const PackedTokens &x, const TokenPacking &out) {
+        const std::int64_t inner = layer.gate.outputs();
+        const Product gate{&layer.gate.weight, layer.gate.bias_or_null(), gate_, inner};
+        multiply(&gate, 1, x);
+        update(Site::gate, rows_, sizes_.width, gate_, inner);
+        if (layer.up) {
+            const Product up{&layer.up->weight, layer.up->bias_or_null(), up_, inner};
+            multiply(&up, 1, x);
+            update(Site::up, rows_, sizes_.width, up_, inner);
+        }
+        over_rows(inner, [&](std::int64_t t) {
+            float *const row = gate_ + t * inner;
+            kernels_.activate(weights_.activation, row, layer.up ? up_ + t * inner : nullptr,
+                              inner, row);
+            out.put(t, 0, row, inner);
+        });
+    }
+
+    // `out` alone.
+    void multiply_activated(const DecoderLayer &layer, const PackedTokens &x,
+                            const TokenPacking &out) {
+        const std::int64_t inner = layer.gate.outputs();
+        const int count = layer.up ? 2 : 1;
+        Factor factors[2] = {{&layer.gate.weight, layer.gate.bias_or_null()}, {}};
+        if (layer.up) factors[1] = {&layer.up->weight, layer.up->bias_or_null()};
+        const std::int64_t weights = count * inner * sizes_.width;
+        const int useful = product_threads(
+            weights, weights * element_bytes(layer.gate.weight.dtype), tokens_, threads_);
+        const ProductCut cut(inner, tiles_.count, useful, kBlockRows);
+        parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
+            const OutputPiece piece = cut.piece(index);
+            over_tokens(piece, [&](std::int64_t t) {
+                out.ask(t, piece.first_row, piece.row_count);
+            });
+            over_blocks(kernels_, factors, count, x, piece, kBlockRows,
+                        [&](const NearBlock &block) {
+                            over_tokens(block, [&](std::int64_t t) {
+                                float *const row = block.row(0, t);
+                                kernels_.activate(weights_.activation, row,
+                                                  count == 2 ? block.row(1, t) : nullptr,
+                                                  block.row_count, row);
+                                out.put(t, block.first_row, row, block.row_count);
+                            });
+                        });
+        });
     }
 
     void compute_logits() {
@@ -191,36 +260,34 @@ private:
         note(Phase::head);
     }
 
-    // Normalises a token's queries and keys, rotates them and puts keys and values in their place.
-    void place_heads(const DecoderLayer &layer, const Pages &pages, std::int64_t t) {
-        float *const q = qkv_ + t * sizes_.qkv_floats();
-        float *const k = q + sizes_.q_floats();
+    // Normalises and rotates one of a token's heads of queries, keys and values, at `x`, and puts
+    // it in its place.
+    void place_head(const DecoderLayer &layer, const Pages &pages, std::int64_t t,
+                    std::int64_t head, float *x) const {
+        const std::int64_t key = head - sizes_.heads, value = key - sizes_.kv_heads;
+        if (value >= 0) return store_head(pages.v_cache, pages, page_sizes_, t, value, x);
+        if (key < 0 && layer.q_scale != 1.0f) {
+            for (std::int64_t i = 0; i < sizes_.head_size; ++i) x[i] *= layer.q_scale;
+        }
+        const auto &norm = key < 0 ? layer.q_norm : layer.k_norm;
+        if (norm) norm_row(*norm, std::nullopt, x, sizes_.head_size, x);
         const TensorView &cosines = layer.is_local ? *step_.local_cos : step_.cos;
         const TensorView &sines = layer.is_local ? *step_.local_sin : step_.sin;
         const std::int64_t rotated = cosines.shape[1];
-        const std::int64_t position = step_.positions.i32()[t];
-        const float *const cos = cosines.f32() + position * rotated;
-        const float *const sin = sines.f32() + position * rotated;
-        if (layer.q_scale != 1.0f) {
-            for (std::int64_t i = 0; i < sizes_.q_floats(); ++i) q[i] *= layer.q_scale;
-        }
-        for (std::int64_t head = 0; head < sizes_.heads + sizes_.kv_heads; ++head) {
-            float *const x = q + head * sizes_.head_size;
-            const auto &norm = head < sizes_.heads ? layer.q_norm : layer.k_norm;
-            if (norm) norm_row(*norm, std::nullopt, x, sizes_.head_size, x);
-            kernels_.rotate(cos, sin, rotated, x);
-        }
-        store_token(pages, page_sizes_, t, k, sizes_.head_size, k + sizes_.kv_floats(),
-                    sizes_.head_size);
+        const std::int64_t row = step_.positions.i32()[t] * rotated;
+        kernels_.rotate(cosines.f32() + row, sines.f32() + row, rotated, x);
+        if (key >= 0) return store_head(pages.k_cache, pages, page_sizes_, t, key, x);
+        float *const to = qkv_ + t * sizes_.qkv_floats() + head * sizes_.head_size;
+        if (to != x) std::copy_n(x, sizes_.head_size, to);
     }
 
-    void attend_pages(const DecoderLayer &layer, const Pages &pages) {
+    void attend_pages(const DecoderLayer &layer, const Pages &pages, const TokenPacking *packing) {
         TensorView q{"q", qkv_, DType::f32, 3, {tokens_, sizes_.heads, sizes_.head_size}, {}};
         TensorView out = q;
         q.stride = {sizes_.qkv_floats(), sizes_.head_size, 1};
         out.data = attended_;
         out.stride = {sizes_.q_floats(), sizes_.head_size, 1};
-        const Attention call{q, pages, out, layer.attention, kernels_, page_sizes_};
+        const Attention call{q, pages, out, layer.attention, kernels_, page_sizes_, packing};
         if (!plan_ || plan_window_ != layer.attention.sliding_window) {
             plan_ = plan_attention(call, threads_);
             plan_window_ = layer.attention.sliding_window;
@@ -237,29 +304,27 @@ private:
         }
     }
 
+    // Into `packing`, and into rows_ where something else asks for them.
     void pack_normed(const TensorView &norm, const std::optional<TensorView> &bias,
-                     Operand operand) {
-        parallel_for(tiles_.count, row_threads(sizes_.width), [&](std::int64_t tile) {
-            for (std::int64_t t = tiles_.begin(tile); t < tiles_.begin(tile + 1); ++t) {
-                norm_row(norm, bias, x_ + t * sizes_.width, sizes_.width,
-                         rows_ + t * sizes_.width);
+                     const TokenPacking &packing, bool has_readers) {
+        over_ranges(sizes_.width, [&](std::int64_t first, std::int64_t end) {
+            const Scratch near(sizes_.width);
+            for (std::int64_t t = first; t < end; ++t) packing.ask(t, 0, sizes_.width);
+            for (std::int64_t t = first; t < end; ++t) {
+                float *const row = has_readers ? rows_ + t * sizes_.width : near.data();
+                norm_row(norm, bias, x_ + t * sizes_.width, sizes_.width, row);
+                packing.put(t, 0, row, sizes_.width);
             }
-            pack_tile(kernels_, operand, rows_, sizes_.width, tokens_, sizes_.width, tile, packed_);
         });
     }
 
-    void pack_rows(const float *rows, std::int64_t k, Operand operand) {
-        parallel_for(tiles_.count, row_threads(k), [&](std::int64_t tile) {
-            pack_tile(kernels_, operand, rows, k, tokens_, k, tile, packed_);
-        });
+    void pack_rows(const float *rows, const TokenPacking &packing) {
+        const std::int64_t k = packing.packed().k;
+        over_rows(k, [&](std::int64_t t) { packing.put(t, 0, rows + t * k, k); });
     }
 
     Operand operand(const StoredLinear &linear) const {
         return operand_of(linear.weight, step_.is_rounded);
-    }
-
-    PackedTokens packed(std::int64_t k, const StoredLinear &linear) const {
-        return {packed_, tokens_, k, operand(linear)};
     }
 
     // Products of the same tokens, cut as if their rows were one weight's.
@@ -282,33 +347,37 @@ private:
         });
     }
 
-    // x += norm(linear(packed tokens, which are `from`, of width k))
-    void add_product(const StoredLinear &linear, Site site, const float *from, std::int64_t k,
-                     const std::optional<TensorView> &norm) {
-        const Product product{&linear.weight, linear.bias_or_null(), rows_, sizes_.width};
-        const PackedTokens x = packed(k, linear);
-        if (has_update(site) || norm) {
-            multiply(&product, 1, x);
-            update(site, from, k, rows_, sizes_.width);
-            over_tiles(sizes_.width, [&](std::int64_t t) {
-                const std::int64_t place = t * sizes_.width;
-                float *const row = rows_ + place;
+    // x += norm(linear(packed tokens, which are `from`))
+    void add_product(const StoredLinear &linear, Site site, const float *from,
+                     const PackedTokens &tokens, const std::optional<TensorView> &norm) {
+        if (has_update({site}) || norm) {
+            const Product product{&linear.weight, linear.bias_or_null(), rows_, sizes_.width};
+            multiply(&product, 1, tokens);
+            update(site, from, tokens.k, rows_, sizes_.width);
+            over_rows(sizes_.width, [&](std::int64_t t) {
+                float *const row = rows_ + t * sizes_.width;
                 if (norm) norm_row(*norm, std::nullopt, row, sizes_.width, row);
-                kernels_.add(rows_ + place, sizes_.width, x_ + place);
+                kernels_.add(row, sizes_.width, x_ + t * sizes_.width);
             });
             return;
         }
-        const std::int64_t row_bytes = k * element_bytes(linear.weight.dtype);
-        const int useful =
-            product_threads(sizes_.width * k, sizes_.width * row_bytes, tokens_, threads_);
+        const Factor factor{&linear.weight, linear.bias_or_null()};
+        const std::int64_t weights = sizes_.width * tokens.k;
+        const int useful = product_threads(weights, weights * element_bytes(linear.weight.dtype),
+                                           tokens_, threads_);
         const ProductCut cut(sizes_.width, tiles_.count, useful);
         parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
             const OutputPiece piece = cut.piece(index);
-            compute_piece(kernels_, product, x, piece);
             over_tokens(piece, [&](std::int64_t t) {
-                const std::int64_t place = t * sizes_.width + piece.first_row;
-                kernels_.add(rows_ + place, piece.row_count, x_ + place);
+                ask_for_writing(x_ + t * sizes_.width + piece.first_row, piece.row_count);
             });
+            over_blocks(kernels_, &factor, 1, tokens, piece, kBlockRows,
+                        [&](const NearBlock &block) {
+                            over_tokens(block, [&](std::int64_t t) {
+                                kernels_.add(block.row(0, t), block.row_count,
+                                             x_ + t * sizes_.width + block.first_row);
+                            });
+                        });
         });
     }
 
@@ -316,9 +385,11 @@ private:
         return adapters_[group]->layers[layer_][static_cast<int>(site)];
     }
 
-    bool has_update(Site site) const {
+    bool has_update(std::initializer_list<Site> sites) const {
         for (std::size_t i = 0; i < adapters_.size(); ++i) {
-            if (update_of(i, site)) return true;
+            for (const Site site : sites) {
+                if (update_of(i, site)) return true;
+            }
         }
         return false;
     }
@@ -344,9 +415,24 @@ private:
     }
 
     template <class Visit>
-    void over_tiles(std::int64_t floats, Visit visit) const {
-        parallel_for(tiles_.count, row_threads(floats), [&](std::int64_t tile) {
-            for (std::int64_t t = tiles_.begin(tile); t < tiles_.begin(tile + 1); ++t) visit(t);
+    static void over_tokens(const NearBlock &block, Visit visit) {
+        for (std::int64_t t = block.first_token; t < block.end_token; ++t) visit(t);
+    }
+
+    // Tokens in runs, as equal as they can be.
+    template <class Visit>
+    void over_ranges(std::int64_t floats, Visit visit) const {
+        const int useful = row_threads(floats);
+        const std::int64_t runs = std::min<std::int64_t>(tokens_, useful == 1 ? 1 : 2 * useful);
+        parallel_for(runs, useful, [&](std::int64_t run) {
+            visit(tokens_ * run / runs, tokens_ * (run + 1) / runs);
+        });
+    }
+
+    template <class Visit>
+    void over_rows(std::int64_t floats, Visit visit) const {
+        over_ranges(floats, [&](std::int64_t first, std::int64_t end) {
+            for (std::int64_t t = first; t < end; ++t) visit(t);
         });
     }
 
@@ -378,6 +464,7 @@ private:
     float *gate_;
     float *up_;
     float *packed_;
+    float *inner_packed_;
     std::optional<AttentionPlan> plan_;
     std::int64_t plan_window_ = 0;
     Clock::time_point began_;

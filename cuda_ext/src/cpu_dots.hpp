@@ -132,6 +132,7 @@ struct Dots {
                       panel.first_element;
         }
         Lanes sums[T][R];
+#pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
             for (int r = 0; r < R; ++r) sums[t][r] = Isa::zero();
         }
@@ -148,14 +149,18 @@ struct Dots {
             }
             step<W, R, T>(end_rows, 0, x, sums);
         }
-        for (int t = 0; t < T; ++t) {
-            float *to = out + t * panel.out_stride + first_row;
-            if (row_step == 1) {
-                Isa::template reduce<R>(sums[t], to);
-                continue;
+        if (row_step == 1) {
+#pragma GCC unroll 8
+            for (int t = 0; t < T; ++t) {
+                Isa::template reduce<R>(sums[t], out + t * panel.out_stride + first_row);
             }
+            return;
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < T; ++t) {
             float dots[R];
             Isa::template reduce<R>(sums[t], dots);
+            float *const to = out + t * panel.out_stride + first_row;
             for (int r = 0; r < R; ++r) to[r * row_step] = dots[r];
         }
     }
@@ -221,8 +226,9 @@ struct Dots {
             }
         }
         const std::int64_t row_floats = padded(panel.k, step_elements(kOperand<W>));
+        const std::int64_t place = token - tiles.begin(panel.first_tile);
         dot_tokens<W, T>(panel, block, ahead, panel.packed + token * row_floats,
-                         panel.out + token * panel.out_stride);
+                         panel.out + place * panel.out_stride);
     }
 
     template <class W>

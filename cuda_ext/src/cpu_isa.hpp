@@ -50,10 +50,12 @@ struct TokenTiles {
     TokenTiles(std::int64_t all, std::int64_t most)
         : tokens(all), count((all + most - 1) / most) {}
     std::int64_t begin(std::int64_t tile) const { return tokens * tile / count; }
+    // The tile that holds `token`.
+    std::int64_t of(std::int64_t token) const { return ((token + 1) * count - 1) / tokens; }
 };
 
 // Dot products over k elements of `row_count` rows and the tokens of some tiles:
-// out[token * out_stride + row].
+// out[(token - first token of the tiles) * out_stride + row].
 struct DotPanel {
     const void *const *rows;
     std::int64_t row_count;
@@ -62,7 +64,7 @@ struct DotPanel {
     std::int64_t first_tile;
     std::int64_t end_tile;
     std::int64_t k;
-    float *out;  // of token 0
+    float *out;
     std::int64_t out_stride;
     std::int64_t first_element;  // of each row that is read
     const void *const *later = nullptr;  // rows of the same k to ask for at the panel's end
@@ -93,6 +95,8 @@ struct Kernels {
     const char *name;
     // Most tokens of one packed tile.
     std::int64_t tile_tokens;
+    // Floats' worth of one token's step, packed for `rounded`; of the others as many as elements.
+    std::int64_t rounded_step_floats;
     // By operand.
     void (*dot[kOperands])(const DotPanel &panel);
     // Panels of f32 over other parts of the same rows, with at most tile_tokens tokens each: all

@@ -70,6 +70,12 @@ void check_blocks(const Pages &pages, const PageSizes &sizes, std::int64_t seque
     }
 }
 
+std::int64_t token_offset(const Pages &pages, const PageSizes &sizes, std::int64_t token) {
+    const std::int64_t position = pages.positions.i32()[token];
+    return block_offset(pages, sizes, pages.seq_index.i32()[token], position) +
+           position % sizes.block_tokens * sizes.position_floats();
+}
+
 void copy_heads(const float *heads, std::int64_t stride, const PageSizes &sizes, float *to) {
     for (std::int64_t h = 0; h < sizes.heads; ++h) {
         std::memcpy(to + h * sizes.head_size, heads + h * stride,
@@ -106,11 +112,15 @@ void write_kv(const TensorView &k, const TensorView &v, const Pages &pages) {
     }
 }
 
+void store_head(const TensorView &cache, const Pages &pages, const PageSizes &sizes,
+                std::int64_t token, std::int64_t head, const float *values) {
+    std::memcpy(cache.f32() + token_offset(pages, sizes, token) + head * sizes.head_size, values,
+                sizes.head_size * sizeof(float));
+}
+
 void store_token(const Pages &pages, const PageSizes &sizes, std::int64_t token, const float *k,
                  std::int64_t k_stride, const float *v, std::int64_t v_stride) {
-    const std::int64_t position = pages.positions.i32()[token];
-    const std::int64_t to = block_offset(pages, sizes, pages.seq_index.i32()[token], position) +
-                            position % sizes.block_tokens * sizes.position_floats();
+    const std::int64_t to = token_offset(pages, sizes, token);
     copy_heads(k, k_stride, sizes, pages.k_cache.f32() + to);
     copy_heads(v, v_stride, sizes, pages.v_cache.f32() + to);
 }

@@ -28,6 +28,10 @@ PageSizes check_pages(const Pages &pages, std::int64_t tokens, std::int64_t wind
 void store_token(const Pages &pages, const PageSizes &sizes, std::int64_t token, const float *k,
                  std::int64_t k_stride, const float *v, std::int64_t v_stride);
 
+// Copies one head's keys or values of one token to its place in `cache`, one of the pages'.
+void store_head(const TensorView &cache, const Pages &pages, const PageSizes &sizes,
+                std::int64_t token, std::int64_t head, const float *values);
+
 // Floats from the start of a cache to the block that holds `position` of sequence `sequence`.
 inline std::int64_t block_offset(const Pages &pages, const PageSizes &sizes, std::int64_t sequence,
                                  std::int64_t position) {

@@ -10,8 +10,6 @@ namespace {
 // Work below which another thread costs more than it brings: multiply-adds, a byte of weights from
 // memory counted as two.
 constexpr std::int64_t kWorkPerThread = 1 << 19;
-constexpr std::int64_t kMaxChunkRows = 512;
-constexpr std::int64_t kMinChunkRows = 8;
 constexpr std::int64_t kLineRows = 32;  // whole cache lines of weights with adjacent columns
 constexpr std::int64_t kPiecesPerThread = 3;
 constexpr std::int64_t kMaxTileTokens = 8;
@@ -27,10 +25,10 @@ void row_pointers(const TensorView &weight, std::int64_t first, std::int64_t cou
 }
 
 void add_bias(const TensorView &bias, const DotPanel &panel, std::int64_t first_row,
-              std::int64_t first_token, std::int64_t end_token) {
+              std::int64_t tokens) {
     for (std::int64_t r = 0; r < panel.row_count; ++r) {
         const float value = float_at(bias, first_row + r);
-        for (std::int64_t t = first_token; t < end_token; ++t) {
+        for (std::int64_t t = 0; t < tokens; ++t) {
             panel.out[t * panel.out_stride + r] += value;
         }
     }
@@ -38,15 +36,19 @@ void add_bias(const TensorView &bias, const DotPanel &panel, std::int64_t first_
 
 }  // namespace
 
-ProductCut::ProductCut(std::int64_t rows, std::int64_t tiles, int threads)
+ProductCut::ProductCut(std::int64_t rows, std::int64_t tiles, int threads, std::int64_t unit)
     : rows_(rows), tiles_(tiles) {
     const std::int64_t fair = chunks(rows, kPiecesPerThread * threads);
-    const std::int64_t whole = fair < kLineRows ? kMinChunkRows : kLineRows;
-    chunk_rows_ = std::clamp(padded(fair, whole), kMinChunkRows, kMaxChunkRows);
+    const std::int64_t whole = fair < kLineRows ? unit : kLineRows;
+    chunk_rows_ = std::clamp(padded(fair, whole), unit, kMaxChunkRows);
     row_chunks_ = chunks(rows, chunk_rows_);
-    const std::int64_t wanted = chunks(kPiecesPerThread * threads, row_chunks_);
-    chunk_tiles_ = threads == 1 ? tiles : chunks(tiles, wanted);
-    tile_chunks_ = chunks(tiles, chunk_tiles_);
+    tile_chunks_ = tile_chunks(tiles, row_chunks_, threads);
+    chunk_tiles_ = chunks(tiles, tile_chunks_);
+}
+
+std::int64_t ProductCut::tile_chunks(std::int64_t tiles, std::int64_t row_chunks, int threads) {
+    const std::int64_t wanted = chunks(kPiecesPerThread * threads, row_chunks);
+    return threads == 1 ? 1 : chunks(tiles, chunks(tiles, wanted));
 }
 
 OutputPiece ProductCut::piece(std::int64_t index) const {
@@ -75,16 +77,57 @@ void pack_tile(const Kernels &kernels, Operand operand, const float *x, std::int
     kernels.pack(operand, rows, count, k, packed + packed_floats(operand, first, k));
 }
 
-void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,
-                   const OutputPiece &piece, const TensorView *later) {
-    const TensorView &weight = *product.weight;
+TokenPacking::Steps TokenPacking::steps(std::int64_t token, std::int64_t first) const {
+    const TokenTiles tiles(packed_.tokens, kernels_->tile_tokens);
+    const std::int64_t tile = tiles.of(token);
+    const std::int64_t tokens = tiles.begin(tile + 1) - tiles.begin(tile);
+    const std::int64_t inside = token - tiles.begin(tile);
+    const bool is_columns = has_columns(packed_.operand);
+    const std::int64_t elements = is_columns ? 1 : step_elements(packed_.operand);
+    const std::int64_t floats =
+        packed_.operand == Operand::rounded ? kernels_->rounded_step_floats : elements;
+    float *const to = floats_ + packed_floats(packed_.operand, tiles.begin(tile), packed_.k);
+    return {to + (first / elements * tokens + inside) * floats, elements, floats, tokens * floats};
+}
+
+void TokenPacking::ask(std::int64_t token, std::int64_t first, std::int64_t count) const {
+    if (has_columns(packed_.operand)) return;
+    const Steps steps = this->steps(token, first);
+    float *to = steps.first;
+    for (std::int64_t i = 0; i < count; i += steps.elements, to += steps.stride) {
+        ask_for_writing(to, steps.floats);
+    }
+}
+
+void TokenPacking::put(std::int64_t token, std::int64_t first, const float *values,
+                       std::int64_t count) const {
+    const Steps steps = this->steps(token, first);
+    float *to = steps.first;
+    for (std::int64_t i = 0; i < count; i += steps.elements, to += steps.stride) {
+        const float *const from = values + i;
+        kernels_->pack(packed_.operand, &from, 1, std::min(steps.elements, count - i), to);
+    }
+}
+
+namespace {
+
+// What is multiplied next: rows of a weight of the same shape, or none.
+struct LaterRows {
+    const TensorView *weight = nullptr;
+    std::int64_t first = 0;
+    std::int64_t count = 0;
+};
+
+void compute(const Kernels &kernels, const Factor &factor, const PackedTokens &x,
+             const OutputPiece &piece, const LaterRows &later, float *out, std::int64_t stride) {
+    const TensorView &weight = *factor.weight;
     const bool is_columns = has_columns(x.operand);
     const void *rows[kMaxChunkRows];
     row_pointers(weight, piece.first_row, is_columns ? 1 : piece.row_count, rows);
-    if (is_columns) later = nullptr;
     const void *later_rows[kLaterRows];
-    const std::int64_t later_count = later ? std::min(kLaterRows, piece.row_count) : 0;
-    if (later) row_pointers(*later, piece.first_row, later_count, later_rows);
+    const std::int64_t later_count =
+        is_columns ? 0 : std::clamp<std::int64_t>(later.count, 0, kLaterRows);
+    if (later_count > 0) row_pointers(*later.weight, later.first, later_count, later_rows);
     const DotPanel panel{rows,
                          piece.row_count,
                          x.floats,
@@ -92,17 +135,49 @@ void compute_piece(const Kernels &kernels, const Product &product, const PackedT
                          piece.first_tile,
                          piece.end_tile,
                          x.k,
-                         product.out + piece.first_row,
-                         product.out_stride,
+                         out,
+                         stride,
                          0,
                          later_rows,
                          later_count,
                          is_columns ? weight.stride[1] : 1};
     kernels.dot[static_cast<int>(x.operand)](panel);
-    if (product.bias == nullptr) return;
+    if (factor.bias == nullptr) return;
     const TokenTiles tiles(x.tokens, kernels.tile_tokens);
-    add_bias(*product.bias, panel, piece.first_row, tiles.begin(piece.first_tile),
-             tiles.begin(piece.end_tile));
+    add_bias(*factor.bias, panel, piece.first_row,
+             tiles.begin(piece.end_tile) - tiles.begin(piece.first_tile));
+}
+
+}  // namespace
+
+void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,
+                   const OutputPiece &piece) {
+    const TokenTiles tiles(x.tokens, kernels.tile_tokens);
+    compute(kernels, {product.weight, product.bias}, x, piece, {},
+            product.out + tiles.begin(piece.first_tile) * product.out_stride + piece.first_row,
+            product.out_stride);
+}
+
+NearBlock compute_block(const Kernels &kernels, const Factor *factors, int count,
+                        const PackedTokens &x, const OutputPiece &piece, std::int64_t first_row,
+                        std::int64_t rows, float *values) {
+    const TokenTiles tiles(x.tokens, kernels.tile_tokens);
+    const std::int64_t left = piece.first_row + piece.row_count - first_row;
+    const OutputPiece part{first_row, std::min(rows, left), piece.first_tile, piece.end_tile};
+    NearBlock block{first_row,
+                    part.row_count,
+                    tiles.begin(piece.first_tile),
+                    tiles.begin(piece.end_tile),
+                    {},
+                    rows};
+    for (int i = 0; i < count; ++i) {
+        block.values[i] = values + i * rows * (block.end_token - block.first_token);
+        const LaterRows later =
+            i + 1 < count ? LaterRows{factors[i + 1].weight, first_row, part.row_count}
+                          : LaterRows{factors[0].weight, first_row + rows, left - rows};
+        compute(kernels, factors[i], x, part, later, block.values[i], rows);
+    }
+    return block;
 }
 
 }  // namespace gearfall::cpu

@@ -1,9 +1,11 @@
 // Products of packed tokens and stored weights, cut into pieces for the pool.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu_isa.hpp"
+#include "cpu_scratch.hpp"
 #include "cpu_tensor.hpp"
 
 namespace gearfall::cpu {
@@ -26,6 +28,40 @@ struct PackedTokens {
     Operand operand;
 };
 
+// Fills such a layout, part of a row by part: rows are packed by whoever computes them, so that no
+// thread fetches them from another's cache only to copy them. Threads may put other parts at once.
+class TokenPacking {
+public:
+    TokenPacking(const Kernels &kernels, Operand operand, std::int64_t tokens, std::int64_t k,
+                 float *floats)
+        : kernels_(&kernels), packed_{floats, tokens, k, operand}, floats_(floats) {}
+
+    const PackedTokens &packed() const { return packed_; }
+    // Elements of a part that begins where another ended.
+    bool fits(std::int64_t elements) const {
+        return elements % step_elements(packed_.operand) == 0;
+    }
+    // Asks for the memory that `put` will fill.
+    void ask(std::int64_t token, std::int64_t first, std::int64_t count) const;
+    // `first` begins a step, and `count` elements end one or the row.
+    void put(std::int64_t token, std::int64_t first, const float *values,
+             std::int64_t count) const;
+
+private:
+    // Where the steps of a token lie from `first` on, and how far apart, in floats.
+    struct Steps {
+        float *first;
+        std::int64_t elements;
+        std::int64_t floats;
+        std::int64_t stride;
+    };
+    Steps steps(std::int64_t token, std::int64_t first) const;
+
+    const Kernels *kernels_;
+    PackedTokens packed_;
+    float *floats_;
+};
+
 // out[t, n] = sum over k of x[t, k] * weight[n, k], plus bias[n] where there is one.
 struct Product {
     const TensorView *weight;
@@ -34,7 +70,9 @@ struct Product {
     std::int64_t out_stride;
 };
 
-// Some outputs of a product: weight rows first_row.. and the tokens of tiles first_tile..end_tile.
+constexpr std::int64_t kMaxChunkRows = 512;
+
+// Some outputs of a product, at most kMaxChunkRows of a token: weight rows first_row.. and the tokens of tiles first_tile..end_tile.
 struct OutputPiece {
     std::int64_t first_row;
     std::int64_t row_count;
@@ -45,7 +83,11 @@ struct OutputPiece {
 // How a product over `rows` weight rows is cut; pieces differ in outputs, never in a sum's order.
 class ProductCut {
 public:
-    ProductCut(std::int64_t rows, std::int64_t tiles, int threads);
+    // Pieces begin at multiples of `unit` rows, 8 or 32.
+    ProductCut(std::int64_t rows, std::int64_t tiles, int threads, std::int64_t unit = 8);
+
+    // Into how many parts of tiles products are cut that have `row_chunks` chunks of rows.
+    static std::int64_t tile_chunks(std::int64_t tiles, std::int64_t row_chunks, int threads);
 
     std::int64_t pieces() const { return row_chunks_ * tile_chunks_; }
     OutputPiece piece(std::int64_t index) const;
@@ -69,8 +111,51 @@ std::int64_t packed_floats(Operand operand, std::int64_t tokens, std::int64_t k)
 void pack_tile(const Kernels &kernels, Operand operand, const float *x, std::int64_t stride,
                std::int64_t tokens, std::int64_t k, std::int64_t tile, float *packed);
 
-// `later`: a weight whose rows of the same piece are read next, or nullptr.
+// Writes the piece's outputs.
 void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,
-                   const OutputPiece &piece, const TensorView *later = nullptr);
+                   const OutputPiece &piece);
+
+// A weight and its bias, which may be nullptr.
+struct Factor {
+    const TensorView *weight;
+    const TensorView *bias;
+};
+
+constexpr std::int64_t kBlockRows = 32;  // whole steps of a product that follows
+
+// Outputs of up to two weights of one shape, for the same rows and tokens, in memory of the
+// thread's own.
+struct NearBlock {
+    std::int64_t first_row;
+    std::int64_t row_count;
+    std::int64_t first_token;
+    std::int64_t end_token;
+    float *values[2];  // [token - first_token, row - first_row], rows `stride` apart
+    std::int64_t stride;
+
+    float *row(int factor, std::int64_t token) const {
+        return values[factor] + (token - first_token) * stride;
+    }
+};
+
+NearBlock compute_block(const Kernels &kernels, const Factor *factors, int count,
+                        const PackedTokens &x, const OutputPiece &piece, std::int64_t first_row,
+                        std::int64_t rows, float *values);
+
+// Computes a piece in blocks of `rows` rows, those of `count` weights together, and shows each to
+// `visit` while it is near. A single tile of tokens reads all rows through, as one block.
+template <class Visit>
+void over_blocks(const Kernels &kernels, const Factor *factors, int count, const PackedTokens &x,
+                 const OutputPiece &piece, std::int64_t rows, Visit visit) {
+    const bool is_one = piece.end_tile - piece.first_tile == 1;
+    rows = is_one ? piece.row_count : std::min(rows, piece.row_count);
+    const TokenTiles tiles(x.tokens, kernels.tile_tokens);
+    const Scratch values(count * rows *
+                         (tiles.begin(piece.end_tile) - tiles.begin(piece.first_tile)));
+    const std::int64_t end = piece.first_row + piece.row_count;
+    for (std::int64_t row = piece.first_row; row < end; row += rows) {
+        visit(compute_block(kernels, factors, count, x, piece, row, rows, values.data()));
+    }
+}
 
 }  // namespace gearfall::cpu

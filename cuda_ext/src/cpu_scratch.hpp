@@ -8,6 +8,19 @@
 
 namespace gearfall::cpu {
 
+// Asks for the cache lines of `count` floats to write to them. Stores leave a core in order: a line
+// that other cores read last would hold up all behind it, one after the other.
+inline void ask_for_writing(const float *floats, std::int64_t count) {
+    constexpr std::int64_t kLineFloats = 16;
+    for (std::int64_t i = 0; i < count; i += kLineFloats) {
+#if defined(__x86_64__)
+        asm volatile("prefetchw %0" : : "m"(floats[i]));
+#else
+        __builtin_prefetch(floats + i, 1);
+#endif
+    }
+}
+
 class Scratch {
 public:
     explicit Scratch(std::int64_t count)

@@ -26,6 +26,7 @@ constexpr int kMostTables = 4;
 Kernels with_pair_dot() {
     Kernels kernels = kAvx512Kernels;
     kernels.name = "avx512_bf16";
+    kernels.rounded_step_floats = kLanes;
     kernels.dot[static_cast<int>(Operand::rounded)] = dot_rounded_avx512_bf16;
     kernels.pack = pack_avx512_bf16;
     return kernels;

@@ -327,6 +327,7 @@ struct Tiles : Dots<Isa> {
         using Base = Dots<Isa>;
         return {name,
                 Isa::kTokens,
+                Base::template kStepFloats<Rounded>,
                 {Base::template dot<float>, Base::template dot<Bf16>, Base::template dot<F16>,
                  Base::template dot<Rounded>, Columns<Isa, float>::dot, Columns<Isa, Bf16>::dot,
                  Columns<Isa, F16>::dot},
