@@ -20,7 +20,7 @@ from typing import Any
 from gearfall.core.history import Led, ProcessHistory, Refused
 from gearfall.core.ids import JobId, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.placement_verdict import PlacementVerdict, judge_placement
-from gearfall.core.ports import Lease
+from gearfall.core.ports import ClusterState, Lease
 from gearfall.core.records import (
     DemandRecord,
     LoadRecord,
@@ -41,7 +41,7 @@ from gearfall.infra.grpc_server import start_server
 from gearfall.infra.history_log import HISTORY_VARIABLE, read_histories
 from gearfall.infra.local_servers import LocalServer, start_etcd
 from gearfall.infra.tether import tethered
-from tests.faults.state_recorder import Recorded, recording
+from tests.faults.state_recorder import Recorded, catch_up, recording
 
 LEASE_TTL_S = 2
 ROUTER = RouterId("router-a")
@@ -145,7 +145,7 @@ class SchedulerCluster:
         try:
             async with recording(state) as recorded:
                 lease = await state.grant_lease(30.0)
-                played = Played(cluster, lease, recorded, server.address)
+                played = Played(cluster, state, lease, recorded, server.address)
                 await played.register(*workers)
                 following = asyncio.create_task(played.follow())
                 try:
@@ -169,9 +169,17 @@ class SchedulerCluster:
 class Played:
     """Workers that follow their assignments, and a router that says what it waits for."""
 
-    def __init__(self, cluster: Cluster, lease: Lease, recorded: Recorded, address: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        state: ClusterState,
+        lease: Lease,
+        recorded: Recorded,
+        address: str,
+    ) -> None:
         self.cluster = cluster
-        self.recorded = recorded
+        self._state = state
+        self._recorded = recorded
         self.busy: set[ModelName] = set()
         """Models whose replicas run a job all the time."""
         self._lease = lease
@@ -183,6 +191,11 @@ class Played:
     def view(self) -> ClusterView:
         """The state as it is now."""
         return self.cluster.view
+
+    async def recorded(self) -> Recorded:
+        """What became of the state until now."""
+        await catch_up(self._state, self._recorded)
+        return list(self._recorded)
 
     async def register(self, *workers: WorkerRecord) -> None:
         """Publish the workers, all at one address that serves, and a node for each."""

@@ -12,10 +12,15 @@ from gearfall.infra.cluster_keys import INCARNATION_KEY, decode_entry
 
 Recorded = list[StateChange | StateListed]
 
+_LOOK_AGAIN_S = 0.02
+
 
 @asynccontextmanager
 async def recording(state: ClusterState) -> AsyncIterator[Recorded]:
-    """Record from the first listing on; a record that does not decode fails the test."""
+    """Record from the first listing on; a record that does not decode fails the test.
+
+    What is behind it when the block ends is recorded too.
+    """
     recorded: Recorded = []
     has_begun = asyncio.Event()
 
@@ -30,11 +35,20 @@ async def recording(state: ClusterState) -> AsyncIterator[Recorded]:
         async with asyncio.timeout(10):
             await has_begun.wait()
         yield recorded
+        await catch_up(state, recorded)
         assert not task.done(), task.exception()
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def catch_up(state: ClusterState, recorded: Recorded) -> None:
+    """Return when everything is recorded that has happened until now."""
+    revision = (await state.list("leader")).revision
+    async with asyncio.timeout(10):
+        while recorded[-1].revision < revision:  # noqa: ASYNC110 - a plain list tells nobody
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 def _take(item: WatchItem, recorded: Recorded, places: dict[str, tuple[str, object]]) -> None:

@@ -107,7 +107,7 @@ async def test_warm_traffic_goes_on_and_state_heals(site: Site, fault: str) -> N
             WARM, 1
         )
         assert {answer.text} == traffic.answers[WARM[0]]
-        verdict = judge_placement(recorded, read_histories(site.host.home.parent / "histories"))
+    verdict = judge_placement(recorded, read_histories(site.host.home.parent / "histories"))
     assert verdict.is_sound, verdict
     await cluster.stop()
     await state.close()

@@ -89,7 +89,7 @@ async def test_a_leader_struck_at_a_write(cluster: SchedulerCluster, case: Case)
         if case.signal == "stop":
             thaw(struck)
             await wakes_deposed(cluster, case, struck)
-        recorded = list(played.recorded)
+        recorded = await played.recorded()
     verdict = cluster.judge(recorded)
     assert verdict.is_sound, verdict
     assert takeover_s(recorded, struck_unix_s) < TAKEOVER_S or not ALL
