@@ -118,10 +118,11 @@ class ModelRegistry:
         self._ledger.remove(name)
 
     async def _is_removed(self, model: StoredModel) -> bool:
-        # The view may be behind a registration: only state itself says that a model is gone.
-        if await self._cluster.state.get(key_of("models", model.name)) is not None:
+        # In this order: a registration under way writes the record first, then the ledger.
+        if not self._ledger.has(await self._incarnation(), model.name, model.digest):
             return False
-        return self._ledger.has(await self._incarnation(), model.name, model.digest)
+        # The view may be behind a registration: only state itself says that a model is gone.
+        return await self._cluster.state.get(key_of("models", model.name)) is None
 
     async def _incarnation(self) -> str:
         """Return what names this life of cluster state; the first who asks names it."""

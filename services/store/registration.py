@@ -148,6 +148,9 @@ class Registrations:
                     )
         finally:
             self._room.release(name)
+        if name in self._ssd.models and stored.manifest.adapter is None:
+            # Before the model can be asked for: who predicts its first start shall know of it.
+            self._canaries.record(stored)
         try:
             record = await self._registry.publish(stored)
         except Conflict:
@@ -157,8 +160,6 @@ class Registrations:
         finally:
             # Also when state can't be reached: the model is whole, and published once it is back.
             self._on_changed()
-        if name in self._ssd.models and stored.manifest.adapter is None:
-            self._canaries.record(stored)
         size_bytes = record.size_bytes
         flight.publish(RegisterProgress("done", size_bytes, size_bytes))
         return record
