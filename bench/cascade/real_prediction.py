@@ -11,11 +11,14 @@ from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Profile
 from gearfall.simulation.answers import Query
-from gearfall.simulation.cascade_run import Arrival, FixedReplica, run_cascades
+from gearfall.simulation.cascade_run import Arrival, run_cascades
 from gearfall.simulation.plan_latency import tokens_per_s
 from gearfall.simulation.profile_plan import mean_tokens, queries_of, served_on
+from gearfall.simulation.seats import FixedReplica
 
 DEVICE = "cpu"
+SHADOW_SHARE = 0.01
+"""Of deployments that follow a plan and do not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,14 @@ class Predictor:
         asks = window.asks(per_s, duration_s, prompts)
         arrivals = [Arrival(ask.at_s, ask.question) for ask in asks]
         policy = ShiftPolicy() if len(plan.gears) > 1 else None
-        run = run_cascades(self.replicas(), queries, arrivals, plan.gears, policy=policy)
+        run = run_cascades(
+            self.replicas(),
+            queries,
+            arrivals,
+            plan.gears,
+            policy=policy,
+            shadow_share=SHADOW_SHARE,
+        )
         by_time = sorted(run.answered, key=lambda each: each.at_s)
         outcomes = tuple(
             Outcome(

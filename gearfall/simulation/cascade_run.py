@@ -8,35 +8,24 @@ A stage whose answer can't reach its threshold any more ends there. What it said
 stage computes it together with the prompt and has those tokens that it would have said itself.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from gearfall.core.claim_rule import batch_rule
+from gearfall.core.draft_worth import Agreed, DraftTerms, is_worth_a_token
+from gearfall.core.escalation import GoUp, Outlook, Question, decide
 from gearfall.core.gear_plan import Gear
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
 from gearfall.core.ids import ModelName
 from gearfall.simulation.agenda import Agenda
 from gearfall.simulation.answers import Answer, Query, shared_tokens
 from gearfall.simulation.requests import Job, Request, StageWork
-from gearfall.simulation.step_engine import Cores, StepEngine, StepSpeed
+from gearfall.simulation.seats import FixedReplica, Seat, give_credit, next_seat
+from gearfall.simulation.step_engine import Cores, StepEngine
 
 SAMPLE_S = 0.1
-MOST_CREDIT = 32.0
-"""Jobs by which a worker's share is remembered, as in its claims."""
-
-
-@dataclass(frozen=True, slots=True)
-class FixedReplica:
-    """A replica that is there all the time."""
-
-    model: ModelName
-    node: str
-    speed: StepSpeed
-    slots: int
-    worker: str = ""
-    """Replicas that name the same one share its core; empty: a core of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,29 +66,6 @@ class CascadeRun:
 
 
 @dataclass(slots=True)
-class _Seat:
-    """A replica and the jobs that it runs."""
-
-    replica: FixedReplica
-    engine: StepEngine
-    running: int = 0
-    busy_s: float = 0.0
-    changed_s: float = 0.0
-    credit: float = 0.0
-    """Jobs that it is behind its share of those that came."""
-
-    @property
-    def has_room(self) -> bool:
-        return self.running < self.replica.slots
-
-    def take(self, change: int, now_s: float) -> None:
-        self.busy_s += self.running * (now_s - self.changed_s)
-        self.changed_s = now_s
-        self.running += change
-        assert 0 <= self.running <= self.replica.slots, "no slot is given twice"
-
-
-@dataclass(slots=True)
 class _Request:
     arrival: Arrival
     gear: int
@@ -107,6 +73,8 @@ class _Request:
     cost: float = 0.0
     draft: tuple[int, ...] = ()
     """What the stage below said."""
+    is_shadow: bool = False
+    """Asked of the last stage to compare: nobody waits for it."""
 
 
 @dataclass(slots=True)
@@ -118,15 +86,20 @@ class _World:
     policy: ShiftPolicy | None
     state: GearState
     agenda: Agenda = field(default_factory=lambda: Agenda(0.0))
-    seats: dict[ModelName, list[_Seat]] = field(default_factory=dict)
+    seats: dict[ModelName, list[Seat]] = field(default_factory=dict)
     waiting: dict[ModelName, deque[tuple[_Request, Job]]] = field(default_factory=dict)
-    open: dict[str, tuple[_Request, _Seat]] = field(default_factory=dict)
+    open: dict[str, tuple[_Request, Seat]] = field(default_factory=dict)
+    agreed: dict[ModelName, Agreed] = field(default_factory=dict)
+    """What became of the drafts that each model verified."""
     answered: list[Answered] = field(default_factory=list)
     shifts: list[tuple[float, int]] = field(default_factory=list)
     arrived_tokens: float = 0.0
     queued: int = 0
     """Jobs so far: their numbers."""
     left: int = 0
+    shadow_share: float = 0.0
+    shadow_due: float = 0.0
+    """Answers of lower stages that are to be compared."""
 
     def arrive(self, arrival: Arrival) -> None:
         request = _Request(arrival, self.state.gear)
@@ -159,8 +132,10 @@ class _World:
         gear, now_s = self._gear(request), self.agenda.now_s
         model = gear.stages[request.stage].model
         answer = self.queries[request.arrival.query][model]
-        tokens = max(1, answer.tokens_until(gear.stages[request.stage].threshold))
+        tokens = self._tokens(request, answer)
         right = shared_tokens(request.draft, answer.token_ids)
+        if request.draft:
+            self.agreed.setdefault(model, Agreed()).learn(len(request.draft), right)
         wrong = len(request.draft) - right
         works = (StageWork(model, answer.prompt_tokens + wrong, tokens),)
         self.queued += 1
@@ -168,7 +143,7 @@ class _World:
         job.done_tokens = min(right, tokens - 1)
         whole = answer.prompt_tokens + max(1, answer.output_tokens)
         request.cost += answer.cost * (answer.prompt_tokens + tokens + wrong) / whole
-        self._give_credit(gear, model)
+        give_credit(self.seats[model], gear.shares.get(model, {}))
         jobs = self.waiting.setdefault(model, deque())
         jobs.append((request, job))
         trigger, most_wait_s = batch_rule(model, (self.gears[self.state.gear],))
@@ -176,15 +151,21 @@ class _World:
             self.agenda.after(most_wait_s, partial(self.dispatch, model))
         self.dispatch(model)
 
-    def _give_credit(self, gear: Gear, model: ModelName) -> None:
-        """A job came: each replica is due its share of it, as the gear says or all alike."""
-        seats, by_node = self.seats[model], gear.shares.get(model, {})
-        on_node = Counter(each.replica.node for each in seats)
-        live = sum(by_node.get(node, 0.0) for node in on_node)
-        for each in seats:
-            node = each.replica.node
-            share = by_node.get(node, 0.0) / live / on_node[node] if live else 1.0 / len(seats)
-            each.credit = min(each.credit + share, MOST_CREDIT)
+    def _tokens(self, request: _Request, answer: Answer) -> int:
+        """Return how many are generated: a hopeless draft goes on while that is worth it."""
+        stages = self._gear(request).stages
+        tokens = max(1, answer.tokens_until(stages[request.stage].threshold))
+        if tokens >= answer.output_tokens or not answer.token_ids:
+            return tokens
+        below, above = (stages[at].model for at in (request.stage, request.stage + 1))
+        speed, next_speed = (self.seats[each][0].replica.speed for each in (below, above))
+        rate = self.agreed[above].rate if above in self.agreed else 0.0
+        terms = DraftTerms(
+            rate, speed.step_s(1), next_speed.step_s(1), next_speed.prefill_s_per_token
+        )
+        while tokens < answer.output_tokens and is_worth_a_token(tokens, terms):
+            tokens += 1
+        return tokens
 
     def dispatch(self, model: ModelName) -> None:
         """Hand waiting jobs to replicas with room, those most behind their share first.
@@ -195,14 +176,10 @@ class _World:
         trigger, most_wait_s = batch_rule(model, (self.gears[self.state.gear],))
         while jobs:
             waited_s = self.agenda.now_s - jobs[0][1].arrived_s
-            begins = len(jobs) >= trigger or waited_s >= most_wait_s - 1e-9
-            free = [
-                each for each in self.seats[model] if each.has_room and (begins or each.running)
-            ]
-            if not free:
+            may_begin = len(jobs) >= trigger or waited_s >= most_wait_s - 1e-9
+            seat = next_seat(self.seats[model], may_begin=may_begin)
+            if seat is None:
                 return
-            seat = max(free, key=lambda each: (each.credit, -each.running / each.replica.slots))
-            seat.credit = max(seat.credit - 1.0, -MOST_CREDIT)
             request, job = jobs.popleft()
             job.claimed_s = self.agenda.now_s
             seat.take(1, self.agenda.now_s)
@@ -215,10 +192,16 @@ class _World:
         seat.take(-1, self.agenda.now_s)
         model = seat.replica.model
         answer = self.queries[request.arrival.query][model]
-        threshold = self._gear(request).stages[request.stage].threshold
-        if threshold is not None and answer.certainty < threshold:
-            request.draft = answer.token_ids[: answer.tokens_until(threshold)]
-            request.stage += 1
+        if request.is_shadow:
+            self.dispatch(model)
+            return
+        stages = self._gear(request).stages
+        above = [Outlook() for _ in stages[request.stage + 1 :]]
+        threshold = stages[request.stage].threshold
+        outcome = decide(Question(request.stage, answer.certainty, threshold, above))
+        if isinstance(outcome, GoUp):
+            request.draft = answer.token_ids[: job.work.output_tokens]
+            request.stage = outcome.index
             self._queue(request)
         else:
             self._release(request, job, answer)
@@ -226,7 +209,8 @@ class _World:
 
     def _release(self, request: _Request, job: Job, answer: Answer) -> None:
         now_s, began_s = self.agenda.now_s, request.arrival.at_s
-        is_last = request.stage == len(self._gear(request).stages) - 1
+        last = len(self._gear(request).stages) - 1
+        is_last = request.stage == last
         shown_s = job.first_token_s if is_last else now_s
         self.left -= 1
         self.answered.append(
@@ -240,6 +224,16 @@ class _World:
                 request.gear,
             )
         )
+        if not is_last:
+            self._shadow(request, last)
+
+    def _shadow(self, request: _Request, last: int) -> None:
+        """Ask the last stage too, of so many answers, where no job waits for its model."""
+        self.shadow_due += self.shadow_share
+        model = self._gear(request).stages[last].model
+        if self.shadow_due >= 1.0 and not self.waiting.get(model):
+            self.shadow_due -= 1.0
+            self._queue(replace(request, stage=last, draft=(), is_shadow=True))
 
 
 def run_cascades(
@@ -250,20 +244,22 @@ def run_cascades(
     *,
     policy: ShiftPolicy | None = None,
     first_gear: int = 0,
+    shadow_share: float = 0.0,
 ) -> CascadeRun:
     """Replay `arrivals` and return what became of each.
 
-    Without a policy `first_gear` stays in force. Every model of every gear needs a replica, and
-    every query an answer of every such model. Deterministic.
+        Without a policy `first_gear` stays in force. Every model of every gear needs a replica, and
+    every query an answer of every such model. Of the answers of lower stages `shadow_share` are
+        asked of the last one too. Deterministic.
     """
-    world = _World(queries, gears, policy, GearState(first_gear, 0.0))
+    world = _World(queries, gears, policy, GearState(first_gear, 0.0), shadow_share=shadow_share)
     world.left = len(arrivals)
     world.shifts.append((0.0, first_gear))
     cores: dict[str, Cores] = {}
     for replica in replicas:
         shared = cores.setdefault(replica.worker, Cores()) if replica.worker else None
         engine = StepEngine(replica.speed, world.agenda, world.finished, shared)
-        world.seats.setdefault(replica.model, []).append(_Seat(replica, engine))
+        world.seats.setdefault(replica.model, []).append(Seat(replica, engine))
     for arrival in arrivals:
         world.agenda.at(arrival.at_s, partial(world.arrive, arrival))
     if policy is not None:

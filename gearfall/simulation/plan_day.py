@@ -16,11 +16,11 @@ from gearfall.simulation.cascade_run import (
     Answered,
     Arrival,
     CascadeRun,
-    FixedReplica,
     run_cascades,
 )
 from gearfall.simulation.figures import quantile
 from gearfall.simulation.profile_plan import mean_tokens, queries_of, served_on
+from gearfall.simulation.seats import FixedReplica
 
 DAY_S = 240.0
 """Simulated: long beside the time that gears wait before they go down."""

@@ -13,10 +13,10 @@ from gearfall.simulation.arrivals import gamma_times
 from gearfall.simulation.cascade_run import (
     Arrival,
     CascadeRun,
-    FixedReplica,
     run_cascades,
 )
 from gearfall.simulation.figures import quantile
+from gearfall.simulation.seats import FixedReplica
 from gearfall.simulation.step_engine import StepSpeed
 
 

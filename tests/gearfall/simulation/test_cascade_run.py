@@ -11,7 +11,8 @@ from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.simulation.answers import END, Answer
-from gearfall.simulation.cascade_run import Arrival, FixedReplica, run_cascades
+from gearfall.simulation.cascade_run import Arrival, run_cascades
+from gearfall.simulation.seats import FixedReplica
 from gearfall.simulation.step_engine import StepSpeed
 
 SMALL, LARGE = ModelName("small"), ModelName("large")
@@ -138,3 +139,31 @@ def test_every_request_is_answered_once_in_its_own_gear(coming, slots, dwell_s):
     assert all(0.0 <= share <= 1.0 + 1e-9 for share in run.busy_share.values())
     again = run_cascades(replicas(slots), [UNSURE, SURE], arrivals, gears, policy=policy)
     assert again == run
+
+
+def test_a_hopeless_draft_goes_on_once_the_stage_above_is_known_to_agree():
+    """After four drafts of two tokens, all right, the fifth is whole."""
+    small = Answer(10, 5, 0.2, 0.0, 15.0, (1, 2, 3, 4, END), (0.9, 0.4, 0.3, 0.2, 0.2))
+    large = Answer(10, 5, 1.0, 1.0, 150.0, (1, 2, 3, 4, END))
+    arrivals = [Arrival(n * 10.0, 0) for n in range(5)]
+    run = run_cascades(replicas(), [{SMALL: small, LARGE: large}], arrivals, [CASCADE])
+    *stopped, last = [one.total_s for one in run.answered]
+    assert stopped == pytest.approx([0.01 * 2 + 0.1 * 3] * 4)
+    # Four right tokens and its end: the larger model has its last step left.
+    assert last == pytest.approx(0.01 * 5 + 0.1)
+
+
+@pytest.mark.parametrize(("share", "asked"), [(0.0, 0), (0.25, 5), (1.0, 20)])
+def test_a_share_of_accepted_answers_is_asked_of_the_last_stage_too(share, asked):
+    arrivals = [Arrival(n * 10.0, 0) for n in range(20)]
+    run = run_cascades(replicas(), [SURE], arrivals, [CASCADE], shadow_share=share)
+    assert [one.stages for one in run.answered] == [1] * 20
+    assert {one.cost for one in run.answered} == {1.0}
+    assert run.device_s == pytest.approx(20 * 0.05 + asked * 0.5)
+
+
+def test_nobody_is_compared_while_jobs_wait_for_the_last_stage():
+    arrivals = [Arrival(0.0, query) for query in (0, 0, 1, 0)]
+    run = run_cascades(replicas(1), [UNSURE, SURE], arrivals, [CASCADE], shadow_share=1.0)
+    plain = run_cascades(replicas(1), [UNSURE, SURE], arrivals, [CASCADE])
+    assert run == plain
