@@ -1,5 +1,7 @@
 """Records survive the way into cluster state and back; what is no record is refused."""
 
+import importlib
+import pkgutil
 import types
 import typing
 from dataclasses import is_dataclass
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall import core
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.records import DemandRecord, SchedulerRecord
@@ -75,10 +78,16 @@ def test_every_record_survives_the_way_there_and_back(kind, data):
 
 
 def test_every_record_type_of_the_core_has_a_kind():
-    from gearfall.core import gear_records, records
-
-    held = {**vars(records), **vars(gear_records)}
-    named = {value for name, value in held.items() if name.endswith("Record")}
+    modules = [
+        importlib.import_module(found.name)
+        for found in pkgutil.iter_modules(core.__path__, f"{core.__name__}.")
+    ]
+    named = {
+        value
+        for module in modules
+        for name, value in vars(module).items()
+        if name.endswith("Record")
+    }
     assert {kind.record_type for kind in KINDS.values()} == named
     assert set(KINDS) | {LEADER} == ALL_KINDS
 

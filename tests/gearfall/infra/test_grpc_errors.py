@@ -1,6 +1,8 @@
 """Every error of the tree crosses gRPC and comes back as itself, with its fields."""
 
+import re
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,6 +12,8 @@ from gearfall.core import errors
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.grpc_errors import STATUS_BY_ERROR, error_from_rpc
 from gearfall.infra.grpc_server import start_server
+
+ROOT = Path(__file__).parents[3]
 
 
 def tree(root: type[errors.GearfallError]) -> Iterator[type[errors.GearfallError]]:
@@ -29,6 +33,19 @@ def test_every_error_of_the_tree_has_its_own_status() -> None:
 def test_the_tree_is_drawn_in_the_module_docstring() -> None:
     drawing = errors.__doc__ or ""
     assert [kind.__name__ for kind in ALL_ERRORS if kind.__name__ not in drawing] == []
+
+
+def test_no_error_of_the_tree_stands_in_another_module() -> None:
+    """Where it would be mapped, or found unmapped, only by who happens to import it."""
+    names = "|".join(["GearfallError", *(kind.__name__ for kind in ALL_ERRORS)])
+    derived = re.compile(rf"^class \w+\((?:.*\b)?(?:{names})\b", re.MULTILINE)
+    holding = [
+        path
+        for package in ("gearfall", "services")
+        for path in (ROOT / package).rglob("*.py")
+        if derived.search(path.read_text())
+    ]
+    assert [path.relative_to(ROOT).as_posix() for path in holding] == ["gearfall/core/errors.py"]
 
 
 class _Raising(grpc.GenericRpcHandler):
