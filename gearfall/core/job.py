@@ -49,6 +49,9 @@ class Job:
     draft_token_ids: tuple[int, ...] = ()
     """A guess at the whole answer, from its first token on. It changes no token of the answer: the
     engine verifies what of it continues the log, and takes as its own what it would have said."""
+    gather_s: float = 0.0
+    """How long a token may wait for those behind it, to be told with them: its router shows the
+    answer to nobody before it is whole. 0: each step's tokens are told at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +87,5 @@ class TokenRun:
     """Of those, how many became tokens of this run."""
     device_s: float = 0.0
     """The job's share of the time of the engine's steps that it ran in, since its last run."""
+    held_s: float = 0.0
+    """How long the first of these tokens had waited for the others when the run was told."""

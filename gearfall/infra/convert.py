@@ -134,6 +134,7 @@ def job_to_pb(job: Job) -> pb.Job:
         enqueued_unix_s=job.enqueued_unix_s,
         adapter=job.adapter,
         draft_token_ids=job.draft_token_ids,
+        gather_s=job.gather_s,
     )
 
 
@@ -158,6 +159,7 @@ def job_from_pb(message: pb.Job) -> Job:
         enqueued_unix_s=message.enqueued_unix_s,
         adapter=message.adapter,
         draft_token_ids=tuple(message.draft_token_ids),
+        gather_s=message.gather_s,
     )
 
 
@@ -177,6 +179,7 @@ def token_run_to_pb(run: TokenRun) -> pb.TokenRun:
         draft_tokens=run.draft_tokens,
         accepted_draft_tokens=run.accepted_draft_tokens,
         device_s=run.device_s,
+        held_s=run.held_s,
     )
 
 
@@ -204,6 +207,7 @@ def token_run_from_pb(message: pb.TokenRun) -> TokenRun:
         draft_tokens=message.draft_tokens,
         accepted_draft_tokens=message.accepted_draft_tokens,
         device_s=message.device_s,
+        held_s=message.held_s,
     )
 
 

@@ -80,6 +80,11 @@ class CascadeState(Generic[P]):
         """Whether nothing can overrule the stage that runs."""
         return self.is_last or self.beginning is not None
 
+    @property
+    def is_shown_early(self) -> bool:
+        """Whether the client may see text of the running stage before its answer is whole."""
+        return not self.is_whole and (self.is_last or self.mode is not StreamMode.BUFFER)
+
 
 @dataclass(frozen=True, slots=True)
 class Piece(Generic[P]):

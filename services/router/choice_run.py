@@ -51,6 +51,10 @@ from services.router.way_up import WayUp
 ANSWER_MARGIN_S = 0.05
 """Before the deadline: when a lower answer is given, so that it arrives in time."""
 
+GATHER_S = 0.02
+"""What tokens that nobody sees yet may wait for each other at the engine: it takes their cost to
+one message, and an answer that is stopped early goes on for so much longer at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
@@ -123,8 +127,9 @@ class ChoiceRun:
         try:
             with self._lower_answer_in_time(stage_run):
                 if not stage_run.ended.done():
-                    await self._submit_until_ended(plan, job_id, stage_run)
-                verdict = await stage_run.ended
+                    with self._submitting(plan, job_id, stage_run):
+                        await stage_run.ended
+                verdict = stage_run.ended.result()
         finally:
             self._context.jobs.close(job_id, "the request ended")
             self._context.costs.spent(plan.record.name, stage_run.device_s, stage_run.cost_flops)
@@ -139,17 +144,21 @@ class ChoiceRun:
             )
         self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
 
-    async def _submit_until_ended(
-        self, plan: StageReady, job_id: JobId, stage_run: StageRun
-    ) -> None:
-        """Submit the stage's job, unless the stage ends while the queue can't be reached."""
+    @contextlib.contextmanager
+    def _submitting(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> Iterator[None]:
+        """Submit the stage's job meanwhile; the stage may end while the queue can't be reached."""
+
+        def pass_on(task: asyncio.Task[None]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not stage_run.ended.done():
+                stage_run.ended.set_exception(error)
+
         submitting = asyncio.create_task(
             self._submit(plan, job_id, stage_run), name=f"submit-{job_id}"
         )
+        submitting.add_done_callback(pass_on)
         try:
-            await asyncio.wait((submitting, stage_run.ended), return_when=asyncio.FIRST_COMPLETED)
-            if submitting.done():
-                submitting.result()
+            yield
         finally:
             submitting.cancel()
 
@@ -178,6 +187,7 @@ class ChoiceRun:
             tenant=context.request.tenant,
             adapter=plan.adapter,
             draft_token_ids=await self._draft(plan),
+            gather_s=0.0 if self._state.is_shown_early else GATHER_S,
         )
         try:
             await context.jobs.submit(

@@ -158,7 +158,7 @@ class StageRun:
         self._logprobs.extend(min(each, 0.0) for each in run.logprobs)
         self._margins.extend(max(each, 0.0) for each in run.margins)
         self._last_s = time.perf_counter()
-        self._first_s = self._first_s or self._last_s
+        self._first_s = self._first_s or self._last_s - run.held_s
         if self._forecast is not None and self._forecast.look(self._logprobs, self._margins):
             self._on_falling()
         piece = self._text.feed(run)

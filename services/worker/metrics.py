@@ -122,8 +122,9 @@ class WorkerMetrics:
     def count_step(self, model: ModelName, step: StepDone) -> None:
         """Take one step of a model's engine in."""
         self._last_steps[model] = step
-        if step.step_s > 0:
-            self._steps.labels(model).observe(step.step_s)
+        for step_s in (*step.earlier_step_s, step.step_s):
+            if step_s > 0:
+                self._steps.labels(model).observe(step_s)
         tokens = sum(len(run.token_ids) for run in step.runs)
         if tokens:
             self._tokens.labels(model).inc(tokens)

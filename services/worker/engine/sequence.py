@@ -105,7 +105,8 @@ class Sequence:
     @property
     def is_held(self) -> bool:
         """Whether another worker still owns the job."""
-        return self.stance in {Stance.HELD, Stance.HELD_BY_KV}
+        # Asked many times a step: a set would hash three names in Python.
+        return self.stance is Stance.HELD or self.stance is Stance.HELD_BY_KV
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 import select
 import socket
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
+from services.worker.engine.gathering import Gathering
 from services.worker.engine_link.frames import FrameDecoder, encode_frame, receive_some, send_header
-from services.worker.engine_link.messages import EngineMessage, WorkerMessage
+from services.worker.engine_link.messages import EngineMessage, StepDone, WorkerMessage
 
 MAX_BACKLOG_BYTES = 16 << 20
 """Unsent results beyond which the engine computes nothing until the worker reads."""
@@ -18,11 +20,19 @@ _DECODER = msgspec.msgpack.Decoder(WorkerMessage)
 
 
 class EngineStream:
-    """Buffers both ways over a Unix socket that never blocks."""
+    """Buffers both ways over a Unix socket that never blocks; tells steps as jobs gather them."""
 
-    def __init__(self, sock: socket.socket, *, max_backlog_bytes: int = MAX_BACKLOG_BYTES) -> None:
-        """`max_backlog_bytes`: unsent results beyond which it is choked."""
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        max_backlog_bytes: int = MAX_BACKLOG_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`max_backlog_bytes`: unsent results beyond which it is choked; `clock`: seconds."""
         sock.setblocking(False)
+        self._clock = clock
+        self._gathering = Gathering()
         self._max_backlog_bytes = max_backlog_bytes
         self._sock = sock
         self._decoder = FrameDecoder()
@@ -37,10 +47,18 @@ class EngineStream:
         return len(self._unsent) > self._max_backlog_bytes
 
     def send(self, message: EngineMessage, descriptors: Sequence[int] = ()) -> None:
-        """Buffer a message and send what goes without waiting.
+        """Buffer a message and send what goes without waiting; a step may be held back first.
 
         Copies of `descriptors` travel beside it, which only the very first message can have.
         """
+        if isinstance(message, StepDone):
+            due = self._gathering.add(message, self._clock())
+            if due is not None:
+                self._send(due)
+        else:
+            self._send(message, descriptors)
+
+    def _send(self, message: EngineMessage, descriptors: Sequence[int] = ()) -> None:
         body = msgspec.msgpack.encode(message)
         if descriptors:
             assert not self._unsent
@@ -56,6 +74,7 @@ class EngineStream:
         Empty and `is_closed` at the end of the stream. Raises Internal for a malformed frame.
         """
         if wait and not self.is_closed:
+            self._tell_held()
             self._wait()
         self._flush()
         messages: list[WorkerMessage] = []
@@ -70,7 +89,9 @@ class EngineStream:
                 self._descriptors.append(descriptors)
             if not data:
                 self.is_closed = True
-            messages += [_DECODER.decode(body) for body in self._decoder.feed(data)]
+            for body in self._decoder.feed(data):
+                messages.append(message := _DECODER.decode(body))
+                self._gathering.note(message)
         return messages
 
     def take_descriptors(self) -> list[int]:
@@ -79,6 +100,7 @@ class EngineStream:
 
     def drain(self) -> None:
         """Send everything that is left, waiting for the worker as long as it is there."""
+        self._tell_held()
         while self._unsent and not self.is_closed:
             poller = select.poll()
             poller.register(self._sock, select.POLLOUT)
@@ -90,6 +112,11 @@ class EngineStream:
             send_header(self._sock, body, descriptors)
         except OSError:
             self.is_closed = True
+
+    def _tell_held(self) -> None:
+        held = self._gathering.take(self._clock())
+        if held is not None:
+            self._send(held)
 
     def _wait(self) -> None:
         poller = select.poll()

@@ -73,6 +73,8 @@ class SubmitJob(msgspec.Struct, frozen=True, tag=True):
     a job is never taken for another adapter's that bears the same name."""
     draft_token_ids: tuple[int, ...] = ()
     """A guess at the whole answer. What continues the log is verified; it changes no token."""
+    gather_s: float = 0.0
+    """See `Job.gather_s`. An engine that tells each step at once may ignore it."""
 
 
 class AttachAdapter(msgspec.Struct, frozen=True, tag=True):
@@ -264,7 +266,10 @@ class AdapterReport(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepDone(msgspec.Struct, frozen=True, tag=True):
-    """Everything one step produced, all jobs together; finished runs carry `finish`."""
+    """Everything one step produced, all jobs together; finished runs carry `finish`.
+
+    Steps that brought nothing but tokens which may wait (`SubmitJob.gather_s`) are told with it.
+    """
 
     runs: tuple[TokenRun, ...]
     running_jobs: int
@@ -278,6 +283,8 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     """Blocks of the KV cache."""
     kv_used_blocks: int = 0
     """Of those, blocks that jobs have; the others are empty or kept for who begins alike."""
+    earlier_step_s: tuple[float, ...] = ()
+    """Of each step before it that is told with it: `step_s`."""
 
 
 WorkerMessage = (

@@ -45,4 +45,5 @@ def submission(job: Job) -> SubmitJob:
         draft_token_ids=job.draft_token_ids,
         priority=job.priority,
         deadline_unix_s=job.deadline_unix_s,
+        gather_s=job.gather_s,
     )

@@ -38,8 +38,9 @@ class RecentSteps:
 
     def note(self, step: StepDone) -> None:
         """Take a step in; one that brought no token says nothing about decoding."""
-        if step.step_s > 0 and any(run.token_ids for run in step.runs):
-            self._seconds.append(step.step_s)
+        if any(run.token_ids for run in step.runs):
+            times_s = (*step.earlier_step_s, step.step_s)
+            self._seconds.extend(each for each in times_s if each > 0)
 
     @property
     def step_s(self) -> float:

@@ -42,6 +42,7 @@ jobs = st.builds(
     enqueued_unix_s=st.floats(0, 1e12),
     adapter=st.text(max_size=8),
     draft_token_ids=token_ids,
+    gather_s=st.floats(0, 9),
 )
 
 
@@ -65,6 +66,8 @@ def token_runs(draw: st.DrawFn) -> TokenRun:
         draw(st.integers(0, 2**31)),
         draw(st.integers(0, 2**31)),
         draw(st.integers(0, 2**31)),
+        draw(st.floats(0, 9)),
+        draw(st.floats(0, 9)),
     )
 
 

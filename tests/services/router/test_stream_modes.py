@@ -85,6 +85,23 @@ async def test_a_draft_stays_while_the_next_model_is_silent(rig):
     assert len(upper.jobs) == 1
 
 
+@pytest.mark.parametrize(
+    ("mode", "is_whole", "gathers"),
+    [
+        (StreamMode.BUFFER, False, [True, False]),
+        (StreamMode.BUFFER, True, [True, True]),
+        (StreamMode.DRAFT, False, [False, False]),
+        (StreamMode.EARLY, False, [False, False]),
+        (StreamMode.DRAFT, True, [True, True]),
+    ],
+)
+async def test_tokens_are_gathered_where_nobody_sees_them_yet(rig, mode, is_whole, gathers):
+    worker = rig.worker(small=Answer("wrong", logprobs=UNSURE_END), large=Answer("right"))
+    outcome = await rig.ask("both", stream_mode=mode, is_whole=is_whole)
+    assert outcome.text() == "right"
+    assert [job.gather_s > 0 for job in worker.jobs] == gathers
+
+
 async def test_every_choice_has_its_own_replaces(rig):
     rig.worker(small=Answer("wrong", logprobs=UNSURE_END), large=Answer("right"))
     outcome = await rig.ask("both", stream_mode=StreamMode.DRAFT, n=3)

@@ -18,9 +18,19 @@ def replica(state=ReplicaState.READY, running_jobs=2) -> ReplicaRecord:
     return ReplicaRecord(WorkerId("w"), NodeId("n"), M, state, 16, running_jobs, 1, 0, 0.0)
 
 
-def step(*, tokens=3, finish=None, step_s=0.02, waiting_jobs=1) -> StepDone:
+def step(*, tokens=3, finish=None, step_s=0.02, waiting_jobs=1, earlier=()) -> StepDone:
     run = TokenRun(JobId("j"), Epoch(1), 0, tuple(range(tokens)), finish=finish)
-    return StepDone((run,), 2, waiting_jobs, step_s, kv_blocks=64, kv_used_blocks=9)
+    return StepDone(
+        (run,), 2, waiting_jobs, step_s, kv_blocks=64, kv_used_blocks=9, earlier_step_s=earlier
+    )
+
+
+def test_steps_that_are_told_together_are_counted_one_by_one() -> None:
+    metrics = WorkerMetrics()
+    metrics.count_step(M, step(step_s=0.3, earlier=(0.02, 0.02)))
+    found = samples_of(metrics.render().decode())
+    assert found["gearfall_worker_step_seconds_count", "m"] == 3
+    assert found["gearfall_worker_step_seconds_bucket", "0.025", "m"] == 2
 
 
 def moved(path: DataPath, **facts: float) -> Moved:

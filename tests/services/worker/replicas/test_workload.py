@@ -28,8 +28,8 @@ def test_a_claim_is_told_with_the_tokens_that_it_has_so_far():
     assert running_jobs(book) == (RunningJob(claim.job.job_id, 3, 5, 8, Priority.BATCH),)
 
 
-def step(seconds: float, tokens=(7,)) -> StepDone:
-    return StepDone((run_of(job(), 0, tokens=tokens),), 1, 0, seconds)
+def step(seconds: float, tokens=(7,), earlier=()) -> StepDone:
+    return StepDone((run_of(job(), 0, tokens=tokens),), 1, 0, seconds, earlier_step_s=earlier)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def step(seconds: float, tokens=(7,)) -> StepDone:
         ((step(0.01), step(0.02), step(0.9)), 0.02),
         ((step(0.01), step(0.5, tokens=()), step(0.0)), 0.01),
         ((*(step(0.5) for _ in range(50)), *(step(0.01) for _ in range(33))), 0.01),
+        ((step(0.0, earlier=(0.01, 0.02, 0.9)),), 0.02),
     ],
 )
 def test_a_decode_step_takes_what_the_newest_ones_took(steps, expected):
