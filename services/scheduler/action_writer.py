@@ -1,7 +1,7 @@
 """Writes what a decision asked for, every write under the leader's fence.
 
-Reasons are written behind the steps while the next decision is made already: whoever waits for a
-start does not wait for what `gearfall why` says of the one before.
+Starts, wishes, reasons and what was learned may be written behind, while the next decision is made
+already: whoever waits for a start does not wait for the round trip of the one before.
 
 A write that is under way when its leader is deposed is not cut off: it ends, taken or refused, and
 is written down in the process's history as what it was.
@@ -55,27 +55,77 @@ class ActionWriter:
         on_decision: Callable[[DecisionRecord], None] = lambda _: None,
         on_failed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_decision` gets each decision that was written; `on_failed` is called when reasons
-        could not be written behind: `raise_failed` then says why. One that was refused is logged.
+        """`on_decision` gets each decision that was written; `on_failed` is called when something
+        could not be written behind: `raise_failed` then says why. A refused reason is logged.
         """
         self._cluster = cluster
         self._fence = fence
         self._on_decision = on_decision
         self._on_failed = on_failed
         self._in_flight: set[asyncio.Task[int]] = set()
-        self._behind: asyncio.Task[None] | None = None
-        self._failure: Conflict | Unavailable | None = None
+        self._reasons: asyncio.Task[None] | None = None
+        self._behind: set[asyncio.Task[None]] = set()
+        self._failure: Exception | None = None
 
     @property
     def has_failed(self) -> bool:
-        """Whether reasons could not be written."""
+        """Whether something could not be written behind."""
         return self._failure is not None
 
+    @property
+    def behind(self) -> int:
+        """How much is on its way that nobody has waited for."""
+        return len(self._behind)
+
     def raise_failed(self) -> None:
-        """Raise what kept reasons from being written, once."""
+        """Raise what kept something from being written behind, once."""
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def write_behind(self, actions: Sequence[Action], on_seen: Callable[[int], None]) -> None:
+        """Begin to write a plan; `on_seen` gets the highest revision once the view has it."""
+        if not actions:
+            return
+
+        async def write() -> None:
+            revision = await self.write_all(actions)
+            await self._cluster.wait_seen(revision)
+            on_seen(revision)
+
+        self._begin(write())
+
+    def write_learned_behind(self, learned: LearnedRecord, on_written: Callable[[], None]) -> None:
+        """Begin to keep what was learned for the next leader."""
+
+        async def write() -> None:
+            await self.write_learned(learned)
+            on_written()
+
+        self._begin(write())
+
+    async def settled(self) -> None:
+        """Return when nothing is on its way behind any more, and raise what failed."""
+        while self._behind:
+            await asyncio.wait(self._behind)
+        self.raise_failed()
+
+    def _begin(self, writing: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(self._noting_failure(writing))
+        self._behind.add(task)
+        task.add_done_callback(self._behind.discard)
+
+    async def _noting_failure(self, writing: Coroutine[None, None, None]) -> None:
+        try:
+            await writing
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        # Who is deposed has nothing to try again, whatever else fails.
+        if self._failure is None or isinstance(error, Conflict):
+            self._failure = error
+        self._on_failed()
 
     async def write_all(self, actions: Sequence[Action]) -> int:
         """Write a plan's steps and return the highest revision that one of them got.
@@ -87,7 +137,7 @@ class ActionWriter:
         for batch in in_batches(steps):
             seen = max(seen, *await self._together([self._write(each) for each in batch]))
         if reasons:
-            self._behind = asyncio.create_task(self._write_reasons(reasons, self._behind))
+            self._reasons = asyncio.create_task(self._write_reasons(reasons, self._reasons))
         return seen
 
     async def _write_reasons(
@@ -99,8 +149,7 @@ class ActionWriter:
             try:
                 await self._together([self._write(each) for each in batch])
             except (Conflict, Unavailable) as error:
-                self._failure = error
-                self._on_failed()
+                self._fail(error)
                 return
             except GearfallError as error:
                 # Refused for good: another decision would only have it refused again.
@@ -119,9 +168,11 @@ class ActionWriter:
         return max(await self._together(writes))
 
     async def finish(self) -> None:
-        """Return when no write is under way; each ends within its own deadline."""
-        behind = () if self._behind is None else (self._behind,)
-        await asyncio.gather(*behind, *self._in_flight, return_exceptions=True)
+        """Begin nothing more, and return when no write is under way: each ends in its own time."""
+        for task in self._behind:
+            task.cancel()
+        reasons = () if self._reasons is None else (self._reasons,)
+        await asyncio.gather(*reasons, *self._behind, *self._in_flight, return_exceptions=True)
 
     async def _together(self, writes: Sequence[Coroutine[None, None, int]]) -> Sequence[int]:
         tasks = [asyncio.create_task(write) for write in writes]

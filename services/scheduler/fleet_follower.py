@@ -5,18 +5,19 @@ the beginning of a term and a new listing.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, WorkerRecord
 from gearfall.infra.change_feed import Change, Changes
 from gearfall.infra.cluster_view import ClusterView
-from gearfall.scheduling.actions import Assign
+from gearfall.scheduling.actions import Action, Assign
 from gearfall.scheduling.autoscaler_load import ModelLoad
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.forecast import ArrivalHistory
 from gearfall.scheduling.snapshot import ClusterSnapshot
+from services.scheduler.expected import INDEPENDENT, ExpectedRecords
 from services.scheduler.reachability import LEASE_GRACE_S, note_absent
 from services.scheduler.start_learning import StartLearning
 from services.scheduler.worker_links import Links
@@ -35,6 +36,7 @@ class FleetFollower:
 
     def __init__(self, links: Links, starts: StartLearning, clock: Callable[[], float]) -> None:
         self.fleet = Fleet()
+        self._expected = ExpectedRecords(self.fleet)
         self._links = links
         self._starts = starts
         self._clock = clock
@@ -57,12 +59,28 @@ class FleetFollower:
         """Apply changes; return whether a decision may come out differently."""
         if changes.restart is not None:
             self._restart(changes.restart)
+            self._expected.restart(changes.restart.revision)
         for change in changes.records:
-            self._apply(change)
+            self._apply(change, changes.revision)
+        self._expected.settle(changes.revision)
         has_moved = self._has_moved
         if has_moved:
             self._follow_workers()
         return has_moved or any(change.kind in DECISIVE for change in changes.records)
+
+    def may_expect(self, steps: Sequence[Action]) -> bool:
+        """Whether the next decision may be made while steps are on their way."""
+        is_independent = all(isinstance(each, INDEPENDENT) for each in steps)
+        return is_independent and not self._expected.holds_any(steps)
+
+    def expect(self, steps: Sequence[Action]) -> Callable[[int], None]:
+        """Have steps count that are on their way; call what is returned with their revision."""
+        places = self._expected.add(steps)
+        return lambda revision: self._expected.note_written(places, revision)
+
+    def expect_nothing(self) -> None:
+        """Nothing is on its way any more; a restart follows."""
+        self._expected.clear()
 
     def note_link(self) -> None:
         """A worker came into reach or went out of it: the next `take_in` looks."""
@@ -146,10 +164,12 @@ class FleetFollower:
             self._note_adrift(key, replica)
             self._learn(replica)
 
-    def _apply(self, change: Change) -> None:
+    def _apply(self, change: Change, revision: int) -> None:
         record, record_id = change.record, change.record_id
         self.load_changes += change.kind == "load"
-        if record is None:
+        if self._expected.holds_back(change, revision):
+            pass
+        elif record is None:
             self.fleet.remove(change.kind, record_id)
         else:
             self.fleet.put(change.kind, record)

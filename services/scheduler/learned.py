@@ -49,6 +49,15 @@ class Keeper(Generic[T]):
         self._version = version or read
         self._kept = self._taken = empty
         self._kept_unix_s = float("-inf")
+        self._is_sent = False
+
+    def note_sent(self) -> None:
+        """The record that was taken is on its way: nothing is due until `note_written`."""
+        self._is_sent = True
+
+    def note_lost(self) -> None:
+        """Whatever is on its way may not arrive: it is due again."""
+        self._is_sent = False
 
     def note_known(self) -> None:
         """What there is now stands in cluster state."""
@@ -56,7 +65,7 @@ class Keeper(Generic[T]):
 
     def due_unix_s(self) -> float | None:
         """When there will be something to write; None while nothing was learned."""
-        if self._version() == self._kept:
+        if self._is_sent or self._version() == self._kept:
             return None
         return self._kept_unix_s + self._write_every_s
 
@@ -70,6 +79,7 @@ class Keeper(Generic[T]):
 
     def note_written(self) -> None:
         """The record that was taken last stands in cluster state."""
+        self._is_sent = False
         self._kept, self._kept_unix_s = self._taken, self._clock()
 
 

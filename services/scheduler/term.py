@@ -1,13 +1,14 @@
 """One term of leadership: decide whenever something changed or is due, write it, look again.
 
-One decision at a time: the next is made from a fleet that holds what the last one wrote.
+One decision at a time: the next is made from a fleet that holds what the last one wrote, or has on
+its way. Only what nothing that stands depends on is left on its way: starts and wishes.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gearfall.core.errors import Unavailable
 from gearfall.core.ports import Fence
@@ -15,6 +16,7 @@ from gearfall.infra.change_feed import ChangeFeed
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_keys import LEADER_KEY
 from gearfall.infra.cluster_view import ClusterView
+from gearfall.scheduling.actions import Action
 from gearfall.scheduling.arrivals_json import arrivals_to_json
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.baseline import DecideStep
@@ -33,7 +35,10 @@ from services.scheduler.learned import (
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.start_learning import StartLearning
 from services.scheduler.worker_links import Links
+from services.scheduler.write_order import parted
 
+MOST_BEHIND = 16
+"""Decisions on their way beyond which the next one waits."""
 RETRY_S = 0.5
 """Pause before a decision is made again whose writes did not get through."""
 
@@ -141,6 +146,11 @@ class Term:
 
         A write that was not answered may have been taken, so a read comes first that is behind it.
         """
+        with contextlib.suppress(Unavailable):
+            await self._writer.settled()
+        self._follower.expect_nothing()
+        for keeper in (self._kept_starts, self._kept_arrivals):
+            keeper.note_lost()
         while True:
             await asyncio.sleep(RETRY_S)
             try:
@@ -155,18 +165,24 @@ class Term:
     async def _write_next(self) -> float | None:
         self._writer.raise_failed()
         if adoptions := self._follower.adoptions():
-            await self._cluster.wait_seen(await self._writer.write_all(adoptions))
+            await self._write(adoptions)
             return self._clock()
         began_s = time.perf_counter()
         plan = self._decide_step(
             self._follower.fleet, self._starts.costs, self._policy, self._clock()
         )
         self._metrics.observe_placement(time.perf_counter() - began_s)
-        await self._cluster.wait_seen(await self._writer.write_all(plan.actions))
+        steps, _ = parted(plan.actions)
+        if self._follower.may_expect(steps):
+            self._writer.write_behind(plan.actions, self._follower.expect(steps))
+        else:
+            await self._write(plan.actions)
+        if self._writer.behind >= MOST_BEHIND:
+            await self._writer.settled()
         for keeper in (self._kept_starts, self._kept_arrivals):
             if (learned := keeper.take()) is not None:
-                await self._writer.write_learned(learned)
-                keeper.note_written()
+                keeper.note_sent()
+                self._writer.write_learned_behind(learned, keeper.note_written)
         dues = (
             plan.next_due_unix_s,
             self._kept_starts.due_unix_s(),
@@ -174,3 +190,8 @@ class Term:
             self._follower.adoption_due_unix_s(),
         )
         return min(filter(None, dues), default=None)
+
+    async def _write(self, actions: Sequence[Action]) -> None:
+        """Write what comes behind all that is on its way, and return when it is seen."""
+        await self._writer.settled()
+        await self._cluster.wait_seen(await self._writer.write_all(actions))

@@ -12,7 +12,9 @@ from gearfall.infra.change_feed import Changes
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.failpoints import RULES_VARIABLE, arm_failpoints
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
+from gearfall.scheduling.actions import Assign
 from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.start_costs import error_quantile
 from services.scheduler.decision_log import DecisionLog
 from services.scheduler.loop import SchedulerLoop
@@ -56,6 +58,19 @@ class ScriptedLinks:
         self.on_change()
 
 
+class TellingDecide:
+    """Decides as ever, and tells when it has decided to start something."""
+
+    def __init__(self) -> None:
+        self.to_start = asyncio.Event()
+
+    def __call__(self, fleet, costs, policy, now_unix_s):
+        plan = decide(fleet, costs, policy, now_unix_s)
+        if any(isinstance(each, Assign) for each in plan.actions):
+            self.to_start.set()
+        return plan
+
+
 class Fleet:
     """One in-memory cluster state with everything under one lease, and schedulers on it."""
 
@@ -82,14 +97,16 @@ class Fleet:
         self.stack.push_async_callback(cluster.stop)
         return cluster
 
-    async def scheduler(self, name="s1", policy=POLICY) -> SchedulerLoop:
+    async def scheduler(self, name="s1", policy=POLICY, decide=decide) -> SchedulerLoop:
         cluster = await self.connect(MemoryState(self.server))
 
         def make_links(on_change):
             self.links.on_change = on_change
             return self.links
 
-        loop = SchedulerLoop(cluster, policy, clock=lambda: self.now, make_links=make_links)
+        loop = SchedulerLoop(
+            cluster, policy, decide=decide, clock=lambda: self.now, make_links=make_links
+        )
         loop.start(SchedulerRecord(name, f"127.0.0.1:{name[-1]}"))
         self.stack.push_async_callback(loop.stop)
         return loop
@@ -126,6 +143,40 @@ async def test_demand_leads_to_one_assignment_with_a_decision(fleet):
     assert list(view.assignments) == [(WORKER, "small")]
     assert view.decisions[ModelName("small")].decision == "start"
     assert view.assignments[WORKER, ModelName("small")].assigned_unix_s == NOW
+
+
+@pytest.fixture
+def slow_start_of_small():
+    arm_failpoints("scheduler", {RULES_VARIABLE: "scheduler.assign.before[model=small]=delay:1"})
+    yield
+    arm_failpoints("scheduler", {})
+
+
+@pytest.mark.usefixtures("slow_start_of_small")
+async def test_a_start_does_not_wait_for_the_write_of_the_one_before(fleet):
+    decided = TellingDecide()
+    await fleet.scheduler(decide=decided)
+    await fleet.cluster.put_demand(demand("small"), lease=fleet.lease)
+    await decided.to_start.wait()
+    await fleet.cluster.put_demand(demand("large"), lease=fleet.lease)
+    view = await fleet.until(lambda v: v.assignments)
+    assert list(view.assignments) == [(WORKER, "large")]
+    view = await fleet.until(lambda v: len(v.assignments) == 2)
+    assert view.assignments.keys() == {(WORKER, "large"), (WORKER, "small")}
+
+
+@pytest.mark.usefixtures("slow_start_of_small")
+async def test_a_start_that_is_on_its_way_takes_its_room(fleet):
+    await fleet.cluster.put_worker(worker(max_replicas=1), lease=fleet.lease)
+    decided = TellingDecide()
+    await fleet.scheduler(decide=decided)
+    await fleet.cluster.put_demand(demand("small"), lease=fleet.lease)
+    await decided.to_start.wait()
+    await fleet.cluster.put_demand(demand("large", since=NOW), lease=fleet.lease)
+    view = await fleet.until(lambda v: "large" in v.decisions)
+    assert view.decisions[ModelName("large")].decision == "wait"
+    view = await fleet.until(lambda v: v.assignments)
+    assert list(view.assignments) == [(WORKER, "small")]
 
 
 async def test_two_schedulers_have_one_leader_and_the_other_takes_over(fleet):
