@@ -1,6 +1,7 @@
 """Keeps this node's record true in cluster state, and its part of the models' records."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -13,6 +14,7 @@ from services.store.model_registry import ModelRegistry
 from services.store.stored_model import StoredModel
 
 LEASE_TTL_S = 5.0
+TOLD_TIMEOUT_S = 1.0
 _MAX_BACKOFF_S = 2.0
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class Presence:
         self._changed = asyncio.Event()
         self._is_published = asyncio.Event()
         self._lease: Lease | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+        """Done by the next publication that begins from now on."""
 
     def notify(self) -> None:
         """Say that the node or its models changed."""
@@ -48,6 +52,15 @@ class Presence:
     async def wait_published(self) -> None:
         """Return once the node and its models were published for the first time."""
         await self._is_published.wait()
+
+    async def wait_told(self) -> None:
+        """Return once all that is true now is published; after TOLD_TIMEOUT_S in any case."""
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(told)
+        self.notify()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TOLD_TIMEOUT_S):
+                await told
 
     async def run(self) -> None:
         """Publish until cancelled; what fails is tried again, with a growing pause."""
@@ -85,10 +98,15 @@ class Presence:
     async def _publish(self, lease: Lease) -> None:
         # Cleared first: a change that comes while we write is published in the next round.
         self._changed.clear()
+        waiting = tuple(self._waiting)
         for removed in await self._registry.reconcile(self._stored()):
             await self._drop(removed)
         await self._cluster.put_node(self._describe(), lease=lease)
         self._is_published.set()
+        for told in waiting:
+            self._waiting.remove(told)
+            if not told.done():
+                told.set_result(None)
 
     async def _wait_change(self, lease: Lease) -> None:
         waits = [

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from gearfall.core.errors import Conflict, GearfallError, Internal, InvalidRequest, Unavailable
@@ -50,10 +50,12 @@ class Registrations:
         canaries: Canaries,
         lock_of: Callable[[ModelName], asyncio.Lock],
         on_changed: Callable[[], None],
+        wait_told: Callable[[], Awaitable[None]],
     ) -> None:
         """`lock_of`: held while a model is registered or removed.
 
-        `on_changed` is called when the tiers hold something new, which the node's record shall say.
+        `on_changed` is called when the tiers hold something new, which the node's record shall say;
+        `wait_told` returns once it does, or soon after.
         """
         self._ssd = ssd
         self._catalogue = catalogue
@@ -62,6 +64,7 @@ class Registrations:
         self._canaries = canaries
         self._lock_of = lock_of
         self._on_changed = on_changed
+        self._wait_told = wait_told
         self._works: set[asyncio.Task[None]] = set()
         self._flights: dict[tuple[ModelName, str, str], RegisterFlight] = {}
         self._conversions = asyncio.Semaphore(_MAX_CONVERSIONS)
@@ -149,7 +152,6 @@ class Registrations:
         finally:
             self._room.release(name)
         if name in self._ssd.models and stored.manifest.adapter is None:
-            # Before the model can be asked for: who predicts its first start shall know of it.
             self._canaries.record(stored)
         try:
             record = await self._registry.publish(stored)
@@ -160,6 +162,8 @@ class Registrations:
         finally:
             # Also when state can't be reached: the model is whole, and published once it is back.
             self._on_changed()
+        # Who predicts the first start shall know of the canary that it waits for.
+        await self._wait_told()
         size_bytes = record.size_bytes
         flight.publish(RegisterProgress("done", size_bytes, size_bytes))
         return record

@@ -114,6 +114,7 @@ class StoreService:
             canaries=self._canaries,
             lock_of=self._lock,
             on_changed=self._notify,
+            wait_told=self._presence.wait_told,
         )
 
     async def open(self) -> None:

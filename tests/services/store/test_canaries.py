@@ -7,6 +7,8 @@ import pytest
 
 from gearfall.core.canary import Canary, CanaryToken, canary_bytes, parse_canary
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, NotFound, Unavailable
+from gearfall.core.records import NodeRecord
+from gearfall.infra.cluster_keys import decode_entry, key_of
 from gearfall.pb import store_pb2 as pb
 from services.store.canaries import CANARY_FILE
 from services.store.canary_process import CanaryProcess, CanaryRequest
@@ -58,14 +60,17 @@ async def test_the_node_says_whose_canary_a_first_start_would_wait_for(tmp_path)
     compute = Scripted()
     compute.may_go_on.clear()
 
-    def preparing(store):
-        return store.cluster.view.nodes[store.node_id].preparing
-
     async with running_store(tmp_path / "store", compute_canary=compute) as store:
         await store.register("m", write_source(tmp_path / "src"))
-        await store.wait_until(lambda: preparing(store) == ("m",))
+        # Said by the time that the registration is: nobody asks for the model before.
+        key = key_of("nodes", store.node_id)
+        entry = await store.state.get(key)
+        assert entry is not None
+        node = decode_entry(key, entry.value)[2]
+        assert isinstance(node, NodeRecord)
+        assert node.preparing == ("m",)
         compute.may_go_on.set()
-        await store.wait_until(lambda: preparing(store) == ())
+        await store.wait_until(lambda: store.cluster.view.nodes[store.node_id].preparing == ())
         assert await read_canary(store) == canary_bytes(CANARY)
 
 
