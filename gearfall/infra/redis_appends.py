@@ -7,12 +7,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from redis import exceptions
 
 from gearfall.core.errors import GearfallError, Internal, Unavailable
 from gearfall.infra.redis_errors import error_from_redis
+from gearfall.infra.redis_wire import Command, Wires
 
 MOST_JOINED = 128
 
@@ -29,9 +31,9 @@ class _Append:
 class JoinedAppends:
     """Owner of the appends that were asked for and not yet answered."""
 
-    def __init__(self, redis: Any, call: Call) -> None:
+    def __init__(self, wires: Wires, call: Call) -> None:
         """`call` runs one round trip under its deadline and raises errors of the gearfall tree."""
-        self._redis = redis
+        self._wires = wires
         self._call = call
         self._pending: list[_Append] = []
         self._task: asyncio.Task[None] | None = None
@@ -58,10 +60,10 @@ class JoinedAppends:
     async def _send(self, batch: list[_Append]) -> None:
         answers: list[Any] = [Internal("the append was not answered")] * len(batch)
         try:
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for each in batch:
-                    pipe.xadd(each.key, each.fields)
-                answers = await self._call(partial(pipe.execute, raise_on_error=False))
+            commands: list[Command] = [
+                ("XADD", each.key, "*", *chain.from_iterable(each.fields.items())) for each in batch
+            ]
+            answers = await self._call(partial(self._wires.call_all, commands))
         except GearfallError as error:
             answers = [type(error)(error.message) for _ in batch]
         finally:
