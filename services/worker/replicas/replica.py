@@ -316,10 +316,14 @@ class Replica:
     def _on_claims_changed(self) -> None:
         self._drain.note_changed()
         self._claims.wake()
-        self._news.jobs_changed()
         was_idle, is_idle = self.record.idle_since_unix_s > 0.0, self.running_jobs == 0
         if self.record.state is ReplicaState.READY and is_idle != was_idle:
-            self._publish(idle_since=self._ports.clock() if is_idle else 0.0)
+            # Told with the news: each short job begins and ends an idle time.
+            idle_since_s = self._ports.clock() if is_idle else 0.0
+            self.record = replace(
+                self.record, idle_since_unix_s=idle_since_s, running_jobs=self.running_jobs
+            )
+        self._news.jobs_changed()
 
     def _publish(
         self,
