@@ -11,7 +11,10 @@ def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     """Return user plus system time of each named process and its descendants; {} without /proc."""
     if not Path("/proc/self/stat").exists():
         return {}
-    return {name: sum(map(_own_seconds, _family(pid))) for name, pid in pids.items()}
+    return {
+        name: sum(_own_seconds(each, with_ended=True) for each in _family(pid))
+        for name, pid in pids.items()
+    }
 
 
 def own_cpu_seconds(pid: int) -> float:
@@ -19,15 +22,18 @@ def own_cpu_seconds(pid: int) -> float:
     return _own_seconds(pid)
 
 
-def parse_stat(text: str) -> float:
-    """Return user plus system time in seconds from the text of /proc/PID/stat."""
+def parse_stat(text: str, *, with_ended: bool = False) -> float:
+    """Return user plus system time in seconds from the text of /proc/PID/stat.
+
+    `with_ended`: with that of children which have ended and were waited for.
+    """
     fields = text.rpartition(")")[2].split()  # the name before it may hold spaces
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return sum(map(int, fields[11 : 15 if with_ended else 13])) / _TICKS_PER_S
 
 
-def _own_seconds(pid: int) -> float:
+def _own_seconds(pid: int, *, with_ended: bool = False) -> float:
     try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_text())
+        return parse_stat(Path(f"/proc/{pid}/stat").read_text(), with_ended=with_ended)
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
 

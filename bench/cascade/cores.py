@@ -21,6 +21,7 @@ from random import Random
 
 from rich.table import Table
 
+from bench.cascade.companions import write_companion
 from bench.cascade.core_time import ALL, Burst, difference, medians_ms, ratios, spent_so_far
 from bench.cascade.real_cluster import keep_replicas
 from bench.cascade.real_console import console
@@ -61,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="Of each stretch with requests.")
     parser.add_argument("--idle-seconds", type=float, default=10.0, help="Of each without.")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument(
+        "--ask", nargs="+", default=[MODELS[0], CASCADE], help="Models and cascade to ask."
+    )
+    parser.add_argument(
+        "--companions", action="store_true", help="The larger models of `bench.cascade real`."
+    )
     parser.add_argument("--against", type=Path, help="Another checkout, built.")
     asyncio.run(_run(parser.parse_args(argv)))
 
@@ -69,8 +76,11 @@ async def _run(chosen: argparse.Namespace) -> None:
     async with contextlib.AsyncExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gearfall-cores-")))
         trees = {HERE: None} if chosen.against is None else {HERE: None, THERE: chosen.against}
+        paths = checkpoint_paths()
+        if chosen.companions:
+            paths = _write_companions(paths, scratch / "companions")
         clusters = {
-            name: await stack.enter_async_context(_cluster(name, scratch / name, tree))
+            name: await stack.enter_async_context(_cluster(name, scratch / name, tree, paths))
             for name, tree in trees.items()
         }
         bursts = await _rounds(chosen, clusters)
@@ -79,13 +89,13 @@ async def _run(chosen: argparse.Namespace) -> None:
 
 async def _rounds(chosen: argparse.Namespace, clusters: Mapping[str, Measured]) -> Sequence[Burst]:
     questions = demo_questions(QUESTIONS)
-    for what in (MODELS[0], CASCADE):
+    for what in chosen.ask:
         for each in clusters.values():
             await _burst(each, what, questions, chosen.rate, 2.0)
     order = [
         (name, what)
         for number in range(chosen.rounds)
-        for what in ("", MODELS[0], CASCADE)
+        for what in ("", *chosen.ask)
         for name in rotated(tuple(clusters), number)
     ]
     return [
@@ -123,7 +133,9 @@ async def _ask(client: AsyncClient, what: str, question: Question, at_s: float) 
 
 
 @contextlib.asynccontextmanager
-async def _cluster(name: str, directory: Path, tree: Path | None) -> AsyncIterator[Measured]:
+async def _cluster(
+    name: str, directory: Path, tree: Path | None, paths: Mapping[str, Path]
+) -> AsyncIterator[Measured]:
     """Start a cluster from a checkout, with a replica of every model on every worker."""
     settings = LocalClusterSettings(
         runtime_dir=directory / "run",
@@ -131,8 +143,8 @@ async def _cluster(name: str, directory: Path, tree: Path | None) -> AsyncIterat
         rest_listen="127.0.0.1:0",
         grpc_listen="127.0.0.1:0",
         nodes=NODES,
-        dram_bytes=64 * 2**20,
-        memory_bytes=2**30,
+        dram_bytes=2**30,
+        memory_bytes=3 * 2**30,
         max_replicas=4,
         log_level="WARNING",
     )
@@ -141,13 +153,19 @@ async def _cluster(name: str, directory: Path, tree: Path | None) -> AsyncIterat
         stack.push_async_callback(cluster.stop)
         await cluster.start()
         client = await stack.enter_async_context(AsyncClient(cluster.grpc_address))
-        for model, path in checkpoint_paths().items():
+        for model, path in paths.items():
             async for _ in client.register_model(model, str(path)):
                 pass
         await keep_replicas(client, tuple(map(ModelName, MODELS)), NODES)
         await client.deploy(deployment_from_file(deployment_path()))
         pids = [(process.spec.service, process.pid) for process in cluster.processes]
         yield Measured(name, client, pids)
+
+
+def _write_companions(paths: Mapping[str, Path], directory: Path) -> dict[str, Path]:
+    for name, original in paths.items():
+        write_companion(original, directory / name)
+    return {name: directory / name for name in paths}
 
 
 def _commands(settings: LocalClusterSettings, tree: Path | None) -> Sequence[Sequence[ProcessSpec]]:

@@ -13,6 +13,11 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'
 
 BURN = "import time\nwhile time.process_time() < 0.05: pass\nprint(1, flush=True); input()"
 PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {BURN!r}])"
+ENDS = BURN.removesuffix("; input()")
+AFTER = (
+    f"import subprocess, sys; subprocess.run([sys.executable, '-c', {ENDS!r}], stdout=-3); "
+    "print(1, flush=True); input()"
+)
 
 
 @pytest.mark.parametrize("name", ["router", "my (odd) name", ") 1 2 ("])
@@ -20,10 +25,13 @@ def test_the_name_of_a_process_does_not_mislead(name: str) -> None:
     before_times = "S 1 1 1 0 -1 4194560 100 0 0 0"
     text = f"42 ({name}) {before_times} 300 200 7 7 20 0 1 0 12345\n"
     assert parse_stat(text) == pytest.approx(500 / TICKS_PER_S)
+    assert parse_stat(text, with_ended=True) == pytest.approx(514 / TICKS_PER_S)
 
 
 @linux_only
-@pytest.mark.parametrize("program", [BURN, PARENT], ids=["itself", "a child"])
+@pytest.mark.parametrize(
+    "program", [BURN, PARENT, AFTER], ids=["itself", "a child", "a child that has ended"]
+)
 def test_the_time_of_a_process_and_its_children_counts(program: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
