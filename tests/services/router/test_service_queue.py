@@ -1,0 +1,115 @@
+"""The router's service and its queue: jobs that wait, and a queue that loses or refuses them."""
+
+import asyncio
+
+import pytest
+
+from gearfall.core.errors import (
+    DeadlineExceeded,
+    Unavailable,
+)
+from gearfall.core.ids import ModelName
+from services.router.service import RouterLimits
+from tests.services.router.rig import (
+    Answer,
+    ids_of,
+    running_rig,
+)
+
+
+async def test_demand_is_kept_true_and_taken_back():
+    async with running_rig() as rig:
+        await rig.add_model("small", ready=False)
+        asking = [asyncio.create_task(rig.ask("small", max_tokens=7)) for _ in range(20)]
+        key = (ModelName("small"), rig.router.router_id)
+        await rig.until(lambda: key in rig.cluster.view.demand)
+        await rig.until(lambda: rig.router.demand.waiting.get(ModelName("small")) == 20)
+        await rig.until(lambda: rig.cluster.view.demand[key].waiting_jobs >= 16)
+        record = rig.cluster.view.demand[key]
+        assert record.prompt_tokens == record.waiting_jobs * (1 + len(ids_of("hi")))
+        assert record.output_tokens == record.waiting_jobs * 7
+        rig.worker(small=Answer("hello"))
+        outcomes = await asyncio.gather(*asking)
+        assert {outcome.text() for outcome in outcomes} == {"hello"}
+        assert all(outcome.waits[0].expected_s > 0 for outcome in outcomes)
+        await rig.until(lambda: key not in rig.cluster.view.demand)
+
+
+async def test_load_says_what_came_and_what_came_of_it():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        key = (ModelName("small"), rig.router.router_id)
+        asking = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: key in rig.cluster.view.load)
+        assert rig.cluster.view.load[key].unfinished_jobs == 1
+        rig.worker(small=Answer("hello"))
+        await asking
+        await rig.until(lambda: rig.cluster.view.load[key].unfinished_jobs == 0)
+        record = rig.cluster.view.load[key]
+        assert (record.arrived_jobs, record.arrived_prompt_tokens) == (1, 1 + len(ids_of("hi")))
+        assert record.produced_tokens == len("hello") + 1
+
+
+async def test_demand_is_put_for_a_job_that_waits_despite_a_ready_replica():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        asking = asyncio.create_task(rig.ask("small"))
+        await rig.until(
+            lambda: (ModelName("small"), rig.router.router_id) in rig.cluster.view.demand
+        )
+        rig.worker(small=Answer("hello"))
+        assert (await asking).waits == []
+
+
+async def test_a_job_whose_entry_a_worker_without_a_stream_holds_is_appended_again():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        asked = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: bool(rig.queue_server.queues.get(ModelName("small"))))
+        (held,) = await rig.queue.claim(ModelName("small"), "dead", max_jobs=1, block_s=0)
+        await rig.until(lambda: len(rig.queue_server.queues[ModelName("small")]) > 1)
+        worker = rig.worker(small=Answer("hello"))
+        outcome = await asked
+        assert outcome.text() == "hello"
+        assert outcome.ends[0].stages[0].epochs == 1, "nobody else ever owned it"
+        assert {job.epoch for job in worker.jobs} > {held.job.epoch}
+
+
+async def test_a_queue_that_lost_its_data_gets_the_jobs_again():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        asking = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: bool(rig.queue_server.queues.get(ModelName("small"))))
+        rig.queue_server.flush()
+        await rig.until(lambda: bool(rig.queue_server.queues.get(ModelName("small"))))
+        rig.worker(small=Answer("hello"))
+        assert (await asking).text() == "hello"
+
+
+async def test_a_queue_that_is_down_is_waited_for():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        rig.queue_server.stop()
+        asking = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: len(rig.router.jobs) == 1)
+        rig.queue_server.start()
+        rig.worker(small=Answer("hello"))
+        assert (await asking).text() == "hello"
+
+
+async def test_a_queue_that_stays_down_is_unavailable():
+    async with running_rig(limits=RouterLimits(queue_patience_s=0.1, stop_grace_s=0.0)) as rig:
+        await rig.add_model("small")
+        rig.queue_server.stop()
+        with pytest.raises(Unavailable) as caught:
+            await rig.ask("small")
+        assert caught.value.retry_after_s
+        rig.queue_server.start()
+
+
+async def test_a_deadline_ends_the_wait():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        with pytest.raises(DeadlineExceeded):
+            await rig.ask("small", timeout_s=0.05)
+        await rig.until(lambda: not any(rig.queue_server.queues.values()))
