@@ -134,12 +134,16 @@ class Site:
         return Tier.SSD if model in (node.on_ssd or ()) else Tier.REMOTE
 
     async def _seen(self, model: ModelName) -> tuple[AssignmentRecord, StartTimeline]:
+        """Return a start that is over. On a busy machine its replica may be leaving by then."""
+        assignment = None
         async with asyncio.timeout(_WAIT_S):
             async for _ in self._cluster.changes():
-                for key, replica in self._cluster.view.replicas.items():
-                    assignment = self._cluster.view.assignments.get(key)
-                    is_ready = replica.state is ReplicaState.READY
-                    if key[1] == model and is_ready and assignment is not None:
+                view = self._cluster.view
+                for key, each in view.assignments.items():
+                    assignment = each if key[1] == model else assignment
+                for key, replica in view.replicas.items():
+                    is_up = replica.state in {ReplicaState.READY, ReplicaState.DRAINING}
+                    if key[1] == model and is_up and replica.timeline.total_s > 0 and assignment:
                         return assignment, replica.timeline
         raise AssertionError("the cluster was stopped")
 
