@@ -9,7 +9,7 @@ import pytest
 from gearfall.infra.metrics_server import serving_metrics
 from services.worker.drain_door import drain_route
 from services.worker.service import WorkerService
-from tests.services.worker.test_host import Site
+from tests.services.worker.worker_site import Site
 
 SECRET = "between us"
 KNOWN = {"Authorization": f"Bearer {SECRET}"}

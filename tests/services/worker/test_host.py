@@ -1,173 +1,31 @@
-"""A whole worker host: cluster state and queue in memory, scripted engines, a router over gRPC."""
+"""A whole worker host: replicas from assignment to end, and what its records tell."""
 
 import asyncio
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import replace
 
 import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
-from gearfall.core.gear_records import GearPlanRecord
-from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
+from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.job import Priority
 from gearfall.core.memory import kv_capacity_tokens
-from gearfall.core.ports import Lease, QueueDepth
 from gearfall.core.records import (
     AssignmentRecord,
-    ReplicaRecord,
     ReplicaState,
-    RouterRecord,
     RunningJob,
     SchedulerRecord,
-    Stage,
     Tier,
 )
-from gearfall.infra.cluster import Cluster
 from gearfall.infra.election import campaign
-from gearfall.infra.memory_queue import MemoryQueue
-from gearfall.infra.memory_state import MemoryState
 from services.worker.engine_link.messages import StopEngine
-from services.worker.gear_rules import GearRules
-from services.worker.host import WorkerHost
-from services.worker.jobs.job_board import JobBoard
-from services.worker.jobs.job_follower import submission
-from services.worker.jobs.push_stream import PushStream
-from services.worker.jobs.settlement import Settlement
 from services.worker.migration.cost import DataPath, Sample
-from services.worker.migration.desk import MigrationDesk
-from services.worker.migration.evacuation import Evacuation
-from services.worker.registration import Registration
-from services.worker.replicas.publisher import ReplicaPublisher
-from services.worker.replicas.replica import Replica, ReplicaPorts
-from services.worker.replicas.replica_start import ReplicaSettings, StartPorts
 from tests.services.worker.fakes import (
     FINISH,
     MODEL,
-    NODE,
-    ROUTER,
     WORKER,
-    FakeRouter,
-    FakeSpawner,
-    FakeStore,
-    job,
     model_record,
     run_of,
-    worker_record,
 )
-
-SLOTS = 2
-KEY = (WORKER, MODEL)
-
-
-class Site:
-    """One worker with everything around it."""
-
-    def __init__(self, stack: AsyncExitStack) -> None:
-        self.stack = stack
-        self.state = MemoryState()
-        self.queue = MemoryQueue()
-        self.store = FakeStore()
-        self.spawner = FakeSpawner()
-        self.leases: list[Lease] = []
-        self.now = 1000.0
-
-    async def open(self) -> "Site":
-        self.cluster = Cluster(self.state)
-        await self.cluster.start()
-        self.stack.push_async_callback(self.state.close)
-        self.stack.push_async_callback(self.cluster.stop)
-        self.lease = await self.state.grant_lease(60.0)
-        leader = SchedulerRecord("s1", "127.0.0.1:1")
-        self.fence = await campaign(self.state, leader, self.lease)
-        await self.cluster.put_model(model_record())
-        self.router = await FakeRouter().start(self.stack)
-        record = RouterRecord(ROUTER, self.router.address, "")
-        await self.cluster.put_router(record, lease=self.lease)
-        await self._start_worker()
-        return self
-
-    async def _start_worker(self) -> None:
-        settlement = Settlement(self.queue)
-        self.board = JobBoard(
-            settlement,
-            lambda address, listener: PushStream(address, WORKER, NODE, listener),
-            lambda router: router in self.cluster.view.routers,
-        )
-        publisher = ReplicaPublisher(self.cluster, WORKER, coalesce_s=0.01)
-        ports = ReplicaPorts(
-            StartPorts(self.store, self.store.take_lease, self.spawner),
-            self.queue,
-            self.board,
-            publisher,
-            lambda: frozenset(self.cluster.view.workers),
-            clock=lambda: self.now,
-            evacuate=lambda model: Evacuation(self.cluster, self.desk, WORKER, model),
-            move_cost=lambda model: self.desk.move_cost(model),  # noqa: PLW0108 - made further down
-            claim_rule=GearRules(self.cluster, WORKER).rule_for,
-        )
-        settings = ReplicaSettings(WORKER, NODE, "cpu", SLOTS, 1, claim_block_s=0.02)
-
-        def on_lease(lease) -> None:
-            self.leases.append(lease)
-            publisher.use_lease(lease)
-
-        self.registration = Registration(
-            self.cluster, on_lease, before=publisher.write_under, retry_s=0.01
-        )
-        self.host = WorkerHost(
-            self.cluster, self.registration, lambda a, m: Replica(a, m, settings, ports)
-        )
-        self.desk = MigrationDesk(self.board, self.host, WORKER, host="127.0.0.1")
-        settlement.start()
-        publisher.start()
-        self.stack.push_async_callback(settlement.stop)
-        self.stack.push_async_callback(self.board.stop, timeout_s=0.0)
-        self.stack.push_async_callback(publisher.stop)
-        await self.host.start(worker_record())
-        self.stack.push_async_callback(self.host.stop, 0.0)
-
-    async def assign(self, model=MODEL) -> None:
-        record = AssignmentRecord(WORKER, ModelName(model), 64, "test", self.now - 0.5)
-        await self.cluster.put_assignment(record, fence=self.fence)
-
-    async def unassign(self, model=MODEL) -> None:
-        await self.cluster.delete_assignment(WORKER, ModelName(model), fence=self.fence)
-
-    async def until(self, holds):
-        """Return the view once it satisfies `holds`."""
-        async with asyncio.timeout(10), aclosing(self.cluster.changes()) as changes:
-            async for _ in changes:
-                if holds(self.cluster.view):
-                    return self.cluster.view
-        raise AssertionError("the view ended")
-
-    async def replica(self, state: ReplicaState, model=MODEL):
-        key = (WORKER, model)
-        view = await self.until(lambda v: key in v.replicas and v.replicas[key].state is state)
-        return view.replicas[key]
-
-    async def ready(self):
-        await self.assign()
-        await self.replica(ReplicaState.READY)
-        return await self.spawner.engine(0)
-
-    async def send(self, name="job-1", **fields):
-        a_job = job(name, address=self.router.address, **fields)
-        await self.queue.append(a_job)
-        return a_job
-
-    async def running(self, engine, name="job-1", **fields):
-        a_job = await self.send(name, **fields)
-        await engine.until(lambda: (a_job.job_id, a_job.epoch) in engine.submitted)
-        await self.router.until(lambda: (a_job.job_id, a_job.epoch) in self.router.claims)
-        return a_job
-
-
-@pytest.fixture
-async def site():
-    async with AsyncExitStack() as stack:
-        yield await Site(stack).open()
+from tests.services.worker.worker_site import KEY, SLOTS
 
 
 async def lose_memory(site) -> None:
@@ -221,104 +79,6 @@ async def test_the_lease_lasts_for_as_long_as_the_engine_computes_over_it(site, 
     (lease,) = site.store.leases
     assert lease.is_closed != needs_pool
     await site.running(engine)
-
-
-async def test_an_engine_is_told_which_jobs_wait_and_they_stay_in_the_queue_until_it_is_ready(site):
-    site.spawner.failures.append(CorruptCheckpoint("wrong canary"))
-    waiting = [await site.send(f"job-{number}") for number in range(SLOTS + 1)]
-    await site.assign()
-    engine = await site.spawner.engine(1)  # the first one failed
-    for start in site.spawner.starts:
-        assert start.expected == tuple(map(submission, waiting[:SLOTS]))
-    assert not (await site.spawner.engine(0)).sent
-    await engine.until(lambda: len(engine.submitted) == SLOTS)
-    assert engine.submitted == [(each.job_id, each.epoch) for each in waiting[:SLOTS]]
-    assert not site.router.lost
-    assert await site.queue.depth(MODEL) == QueueDepth(waiting=1, claimed=SLOTS)
-
-
-async def test_an_engine_starts_while_the_queue_is_out_of_reach(site):
-    await site.send()
-    site.queue.server.stop()
-    await site.ready()
-    assert [start.expected for start in site.spawner.starts] == [()]
-
-
-async def test_claims_no_more_jobs_than_slots_and_goes_on_when_one_frees(site):
-    engine = await site.ready()
-    first = await site.running(engine, "job-1")
-    await site.running(engine, "job-2")
-    await site.send("job-3")
-    engine.step(run_of(first, 0))
-    await site.router.until(lambda: site.router.steps)
-    assert (await site.queue.depth(MODEL)).waiting == 1
-    engine.step(run_of(first, 1, finish=FINISH))
-    await engine.until(lambda: ("job-3", 1) in engine.submitted)
-    site.router.reply_finished(first)
-
-
-async def put_plan(site, **gear) -> None:
-    """A plan of one gear over the model, in force at once."""
-    promise = Promise(0.9, 0.0, 0.1, 0, 1.0, 0.0, (1.0,))
-    plan = GearPlan(
-        *("chat", 1, 1.0, "a test", "FLOP", {str(MODEL): ""}),
-        gears=(Gear(1e6, (Stage(MODEL),), promise, **gear),),
-        placement=(PlacedReplicas(str(NODE), str(MODEL), 1),),
-    )
-    record = GearPlanRecord(DeploymentName("chat"), 1, plan_text(plan))
-    await site.cluster.wait_seen(await site.cluster.put_gear_plan(record))
-
-
-async def test_a_batch_begins_when_the_gears_trigger_is_reached(site):
-    """Without a plan the first job would be claimed alone."""
-    await put_plan(site, triggers={str(MODEL): 2})
-    engine = await site.ready()
-    claims: list[int] = []
-    claim = site.queue.claim
-
-    async def counted(*arguments, **named):
-        jobs = await claim(*arguments, **named)
-        claims.append(len(jobs))
-        return jobs
-
-    site.queue.claim = counted
-    for name in ("job-1", "job-2"):
-        await site.send(name)
-    await engine.until(lambda: len(engine.submitted) == 2)
-    assert [count for count in claims if count] == [2]
-
-
-async def test_a_worker_ahead_of_its_share_still_takes_what_nobody_else_does(site):
-    """Its own node has no share: another replica has it, which never claims."""
-    other = replace(replica_elsewhere(), state=ReplicaState.READY)
-    lease = await site.state.grant_lease(60.0)
-    await site.cluster.put_replica(other, lease=lease)
-    await put_plan(site, shares={str(MODEL): {str(other.node_id): 1.0}})
-    engine = await site.ready()
-    for name in ("job-1", "job-2"):
-        await site.running(engine, name)
-
-
-def replica_elsewhere() -> ReplicaRecord:
-    place = (WorkerId("elsewhere"), NodeId("node-9"))
-    return ReplicaRecord(*place, MODEL, ReplicaState.STARTING, SLOTS, 0, 1, 64, 0.0)
-
-
-async def test_interactive_jobs_are_claimed_beyond_the_slots_that_batch_jobs_have(site):
-    """The engine gives them those slots; no more batch jobs come, nor more than the slots."""
-    engine = await site.ready()
-    batch = [await site.running(engine, f"b{n}", priority=Priority.BATCH) for n in range(SLOTS)]
-    await site.send("b-late", priority=Priority.BATCH)
-    chats = [await site.running(engine, f"chat{n}") for n in range(SLOTS)]
-    await site.send("chat-late")
-    engine.step(run_of(chats[0], 0))
-    await site.router.until(lambda: site.router.steps)
-    assert (await site.queue.depth(MODEL)).waiting == 2
-    engine.step(run_of(chats[0], 1, finish=FINISH))
-    await engine.until(lambda: ("chat-late", 1) in engine.submitted)
-    assert ("b-late", 1) not in engine.submitted
-    engine.step(*(run_of(one, 0, finish=FINISH) for one in (*batch, chats[1])))
-    await engine.until(lambda: ("b-late", 1) in engine.submitted)
 
 
 async def test_idle_and_busy_reach_the_record(site):
@@ -486,41 +246,3 @@ async def test_a_lost_lease_is_replaced_and_everything_is_published_again(site):
     await site.until(lambda v: WORKER in v.workers and KEY in v.replicas and len(site.leases) == 2)
     assert site.cluster.view.replicas[KEY].state is ReplicaState.READY
     assert len(site.spawner.engines) == 1
-
-
-async def test_a_dead_workers_entries_are_taken_over(site):
-    other = WorkerId("worker-b")
-    lease = await site.state.grant_lease(60.0)
-    await site.cluster.put_worker(worker_record(other), lease=lease)
-    await site.until(lambda v: other in v.workers)
-    await site.send("job-9")
-    await site.queue.claim(MODEL, other, max_jobs=1, block_s=0)
-    engine = await site.ready()
-    await site.running(engine, "job-1")
-    assert engine.submitted == [("job-1", 1)]
-    await lease.revoke()
-    await engine.until(lambda: ("job-9", 1) in engine.submitted)
-
-
-async def test_entries_of_the_dead_are_taken_over_when_a_replica_becomes_ready(site):
-    await site.send("job-9")
-    await site.queue.claim(MODEL, "worker-dead", max_jobs=1, block_s=0)
-    engine = await site.ready()
-    await engine.until(lambda: ("job-9", 1) in engine.submitted)
-
-
-async def test_a_queue_outage_does_not_stop_the_engine(site):
-    engine = await site.ready()
-    a_job = await site.running(engine)
-    site.queue.server.stop()
-    engine.step(run_of(a_job, 0))
-    await site.router.until(lambda: site.router.steps)
-    site.queue.server.start()
-    await site.running(engine, "job-2")
-
-
-async def test_a_router_unknown_to_the_view_is_still_served(site):
-    engine = await site.ready()
-    stranger = await FakeRouter(RouterId("router-x")).start(site.stack)
-    await site.queue.append(job("job-5", address=stranger.address, router_id="router-x"))
-    await engine.until(lambda: ("job-5", 1) in engine.submitted)

@@ -14,7 +14,7 @@ from gearfall.pb.worker_pb2_grpc import WorkerStub, add_WorkerServicer_to_server
 from services.worker.service import WorkerService
 from services.worker.servicer import WorkerServicer
 from tests.services.worker.fakes import MODEL, job, run_of
-from tests.services.worker.test_host import Site
+from tests.services.worker.worker_site import Site
 
 
 @dataclass

@@ -15,7 +15,9 @@ from gearfall.core.ids import Epoch, JobId
 from services.worker.engine.kv_blocks import BLOCK_TOKENS
 from services.worker.migration.source_table import SourceState
 from services.worker.migration.target_table import TargetState
-from tests.services.worker.migration.migration_world import MODEL, Line, World
+from tests.services.worker.migration.migration_world import World
+from tests.services.worker.migration.played_worker import MODEL
+from tests.services.worker.migration.wires import Line
 
 FOLDER = Path(__file__).parent / "scenarios"
 TICKS = 3000
