@@ -5,8 +5,9 @@ spent is spent beside the arithmetic. Measured are, process by process, the core
 nobody asks, and the core time a request while questions come at a steady rate, in random gaps: of
 the small model alone and of the cascade of all three. The client's time is not in it.
 
-`--against DIR` starts a second cluster from another checkout, whose stubs and extension were built,
-and measures both in turn: the load goes to one after the other, in each round in another order.
+`--against DIR` starts a second cluster from another checkout, which has an environment of its own
+(`make venv`), and measures both in turn: the load goes to one after the other, in each round in
+another order.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--companions", action="store_true", help="The larger models of `bench.cascade real`."
     )
-    parser.add_argument("--against", type=Path, help="Another checkout, built.")
+    parser.add_argument("--against", type=Path, help="Another checkout, with its .venv.")
     asyncio.run(_run(parser.parse_args(argv)))
 
 
@@ -172,9 +173,14 @@ def _commands(settings: LocalClusterSettings, tree: Path | None) -> Sequence[Seq
     stages = service_commands(settings)
     if tree is None:
         return stages
-    path = {"PYTHONPATH": str(tree.absolute())}
+    python = str(tree.absolute() / ".venv" / "bin" / "python")
+    # Or this checkout's services would be found in the working directory.
+    own = {"PYTHONPATH": str(tree.absolute()), "PYTHONSAFEPATH": "1"}
     return [
-        [replace(spec, environment={**spec.environment, **path}) for spec in stage]
+        [
+            replace(spec, argv=(python, *spec.argv[1:]), environment={**spec.environment, **own})
+            for spec in stage
+        ]
         for stage in stages
     ]
 

@@ -29,6 +29,8 @@ class WorkerMetrics:
         self._registry = registry = CollectorRegistry()
         self._hosted: Callable[[], Sequence[ReplicaRecord]] = lambda: ()
         self._last_steps: dict[ModelName, StepDone] = {}
+        self._own_of_model: dict[ModelName, tuple[Histogram, Counter]] = {}
+        """Steps and tokens of each model: finding them by label takes longer than counting."""
         self._replicas = Gauge(
             "gearfall_worker_replicas", "Replicas by state", ["state"], registry=registry
         )
@@ -122,12 +124,16 @@ class WorkerMetrics:
     def count_step(self, model: ModelName, step: StepDone) -> None:
         """Take one step of a model's engine in."""
         self._last_steps[model] = step
+        own = self._own_of_model.get(model)
+        if own is None:
+            own = self._own_of_model[model] = self._steps.labels(model), self._tokens.labels(model)
+        steps, counted_tokens = own
         for step_s in (*step.earlier_step_s, step.step_s):
             if step_s > 0:
-                self._steps.labels(model).observe(step_s)
+                steps.observe(step_s)
         tokens = sum(len(run.token_ids) for run in step.runs)
         if tokens:
-            self._tokens.labels(model).inc(tokens)
+            counted_tokens.inc(tokens)
         for run in step.runs:
             if run.finish is not None:
                 self._ended.labels(model, run.finish.value).inc()

@@ -176,11 +176,9 @@ class Batch:
         there is nothing to compute so, or nobody decodes who would wait for it in a step.
         """
         self._now_s = now_s
-        if not self._has_neighbours():
-            return None
         able = [each for each in self._running.values() if self._is_for_beside(each)]
         able = [each for each in able if self._computable(each) > 0]
-        if not able:
+        if not able or not self._has_neighbours():
             return None
         sequence = min(able, key=lambda each: (each.whole_by_s, each.standing.arrival))
         chunk = Chunk(sequence, sequence.computed, min(tokens, self._computable(sequence)))

@@ -58,7 +58,8 @@ class ClaimLoop:
         self._block_s = block_s
         self._hold_s = hold_s
         self._turns = Turns(model, queue, rule, block_s)
-        self._wake = asyncio.Event()
+        self._waiters: list[tuple[Callable[[], bool], asyncio.Event]] = []
+        """What is waited for, and who hears of it."""
         self._is_open = False
         self._is_stopping = False
         self._is_reclaim_due = False
@@ -86,17 +87,19 @@ class ClaimLoop:
 
     def wake(self) -> None:
         """Look again: slots may have become free."""
-        self._wake.set()
+        for holds, happened in self._waiters:
+            if holds():
+                happened.set()
 
     def request_reclaim(self) -> None:
         """Take over what dead workers had claimed, as soon as there is room."""
         self._is_reclaim_due = True
-        self._wake.set()
+        self.wake()
 
     async def stop(self) -> None:
         """Claim nothing more; return when the claim under way has ended too. Idempotent."""
         self._is_stopping = True
-        self._wake.set()
+        self.wake()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -181,8 +184,16 @@ class ClaimLoop:
         await self._wait_for(lambda: self._is_stopping, seconds)
 
     async def _wait_for(self, holds: Callable[[], bool], seconds: float | None) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not holds():
-                    self._wake.clear()
-                    await self._wake.wait()
+        """Return when it holds, or after so many seconds."""
+        if holds():
+            return
+        happened = asyncio.Event()
+        self._waiters.append((holds, happened))
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while not holds():
+                        happened.clear()
+                        await happened.wait()
+        finally:
+            self._waiters = [each for each in self._waiters if each[1] is not happened]

@@ -42,6 +42,8 @@ from gearfall.core.ports import QueuedJob
 class ClaimState(Enum):
     """Where a claimed job stands between engine and router."""
 
+    __hash__ = object.__hash__  # members are one object each; Enum's own is Python and hashes names
+
     UNSETTLED = "unsettled"
     """Its router has not been told, or the stream to it broke."""
     RUNNING = "running"
@@ -55,6 +57,8 @@ class ClaimState(Enum):
 
 class ClaimEvent(Enum):
     """What happens to a claim."""
+
+    __hash__ = object.__hash__
 
     CONNECTED = "connected"
     """The push stream to its router is open and the router is the one it belongs to."""
