@@ -99,7 +99,7 @@ class Fleet(FleetState):
         if not self._has_rows or policy != self.policy:
             self._has_rows, self.policy = True, policy
             self._limits.clear()
-            self.dirty_models |= self.records.models.keys() | self.index.holders.keys()
+            self.look_at_all()
             self.dirty_workers |= self.records.workers.keys()
         self._now_unix_s = now_unix_s
         self.dirty_workers |= self.worker_due.take(now_unix_s)
@@ -112,6 +112,15 @@ class Fleet(FleetState):
             touched, self.dirty_workers = self.dirty_workers, set()
             for worker_id in sorted(touched):
                 self._refresh_row(worker_id, figures)
+
+    def keep_warm(self, policy: SchedulerPolicy, now_unix_s: float) -> None:
+        """Bring the rows up to date for who may decide one day and has decided nothing yet."""
+        self.refresh(policy, now_unix_s)
+        self.dirty_models.clear()
+
+    def look_at_all(self) -> None:
+        """Have every model looked at, as who decides from now on has looked at none."""
+        self.dirty_models |= self.records.models.keys() | self.index.holders.keys()
 
     def take_dirty(self) -> set[ModelName]:
         """Return the models that changed, and forget that they did."""

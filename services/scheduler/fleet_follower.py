@@ -32,9 +32,18 @@ DECISIVE = frozenset(
 
 
 class FleetFollower:
-    """Owner of one term's fleet."""
+    """Owner of the fleet of one term, and of the time before it."""
 
-    def __init__(self, links: Links, starts: StartLearning, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        links: Links,
+        starts: StartLearning,
+        clock: Callable[[], float],
+        *,
+        leads: bool = True,
+    ) -> None:
+        """While it does not lead, it has no connections to workers and learns nothing of starts."""
+        self._leads = leads
         self.fleet = Fleet()
         self._expected = ExpectedRecords(self.fleet)
         self._links = links
@@ -55,6 +64,13 @@ class FleetFollower:
         self._adrift: dict[tuple[WorkerId, ModelName], tuple[float, ReplicaRecord]] = {}
         """Replicas whose assignments a lost state took with it, and since when they are known."""
 
+    def lead(self) -> None:
+        """Begin to lead: whatever stands is looked at, and learned from what is not known yet."""
+        self._leads = self._has_moved = True
+        self.fleet.look_at_all()
+        for replica in self.fleet.records.replicas.values():
+            self._learn(replica)
+
     def take_in(self, changes: Changes) -> bool:
         """Apply changes; return whether a decision may come out differently."""
         if changes.restart is not None:
@@ -63,7 +79,7 @@ class FleetFollower:
         for change in changes.records:
             self._apply(change, changes.revision)
         self._expected.settle(changes.revision)
-        has_moved = self._has_moved
+        has_moved = self._has_moved and self._leads
         if has_moved:
             self._follow_workers()
         return has_moved or any(change.kind in DECISIVE for change in changes.records)
@@ -215,6 +231,8 @@ class FleetFollower:
 
     def _learn(self, record: Any) -> None:
         assert isinstance(record, ReplicaRecord)
+        if not self._leads:
+            return
         key = (record.worker_id, record.model)
         self._starts.take(record, self._assignments.get(key), self._models.get(record.model))
 

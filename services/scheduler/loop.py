@@ -1,4 +1,4 @@
-"""The scheduler's life: campaign, lead until deposed, campaign again. Followers only watch."""
+"""The scheduler's life: campaign, lead until deposed, campaign again. Others stand by meanwhile."""
 
 import asyncio
 import contextlib
@@ -17,8 +17,10 @@ from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.baseline import DecideStep
 from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.snapshot import waiting_by_model
+from services.scheduler.fleet_follower import FleetFollower
 from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
+from services.scheduler.standby import Standby
 from services.scheduler.start_learning import StartLearning
 from services.scheduler.term import RETRY_S, Term
 from services.scheduler.worker_links import Links, WorkerLinks
@@ -88,23 +90,41 @@ class SchedulerLoop:
         lease = await self._cluster.grant_lease(self._lease_ttl_s)
         try:
             await self._cluster.put_scheduler(record, lease=lease)
-            self.fence = await campaign(self._cluster.state, record, lease)
-            record_history(Led, self.fence.create_revision)
-            _log.info("leads", extra={"fence": self.fence.create_revision})
-            await self._lead(self.fence, lease)
+            with self._cluster.following() as feed:
+                follower = FleetFollower(self._links, self.starts, self._clock, leads=False)
+                standby = Standby(self._cluster, feed, follower, self._policy, self._clock)
+                self.fence = await self._campaign(record, lease, standby)
+                record_history(Led, self.fence.create_revision)
+                _log.info("leads", extra={"fence": self.fence.create_revision})
+                await self._lead(self.fence, lease, standby)
         finally:
             self.fence = None
             with contextlib.suppress(Unavailable):
                 await resign(lease)
 
-    async def _lead(self, fence: Fence, lease: Lease) -> None:
+    async def _campaign(self, record: SchedulerRecord, lease: Lease, standby: Standby) -> Fence:
+        """Stand by until elected."""
+        won = asyncio.create_task(campaign(self._cluster.state, record, lease))
+        standing_by = asyncio.create_task(standby.run(), name="standby")
+        try:
+            await asyncio.wait((won, standing_by), return_when=asyncio.FIRST_COMPLETED)
+            if standing_by.done():
+                standing_by.result()
+            return won.result()
+        finally:
+            won.cancel()
+            standing_by.cancel()
+            await asyncio.gather(won, standing_by, return_exceptions=True)
+
+    async def _lead(self, fence: Fence, lease: Lease, standby: Standby) -> None:
         """Decide until deposed; raises Conflict when a write met another leader's fence."""
         term = self._term = Term(
             self._cluster,
             fence,
+            standby.feed,
+            standby.follower,
             decide=self._decide,
             policy=self._policy,
-            links=self._links,
             starts=self.starts,
             metrics=self._metrics,
             clock=self._clock,

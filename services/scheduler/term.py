@@ -34,7 +34,6 @@ from services.scheduler.learned import (
 )
 from services.scheduler.metrics import SchedulerMetrics
 from services.scheduler.start_learning import StartLearning
-from services.scheduler.worker_links import Links
 from services.scheduler.write_order import parted
 
 MOST_BEHIND = 16
@@ -52,10 +51,11 @@ class Term:
         self,
         cluster: Cluster,
         fence: Fence,
+        feed: ChangeFeed,
+        follower: FleetFollower,
         *,
         decide: DecideStep,
         policy: SchedulerPolicy,
-        links: Links,
         starts: StartLearning,
         metrics: SchedulerMetrics,
         clock: Callable[[], float],
@@ -68,8 +68,8 @@ class Term:
         self._starts = starts
         self._metrics = metrics
         self._clock = clock
-        self._feed: ChangeFeed | None = None
-        self._follower = FleetFollower(links, starts, clock)
+        self._feed = feed
+        self._follower = follower
         self._kept_starts = Keeper(
             STARTS,
             lambda: starts.costs,
@@ -98,15 +98,15 @@ class Term:
         """Decide for ever. Raises Conflict when a write met another leader's fence."""
         await self._cluster.wait_seen(self._fence.create_revision)
         self._restore(self._cluster.view)
-        with self._cluster.following() as feed:
-            self._feed = feed
-            due_unix_s: float | None = None
-            while True:
-                await self._wait_changed_or(feed, due_unix_s)
-                self._cluster.check_follows()
-                is_due = due_unix_s is not None and due_unix_s <= self._clock()
-                if self._follower.take_in(feed.take()) or is_due or self._writer.has_failed:
-                    due_unix_s = await self._decide(feed)
+        self._follower.lead()
+        self._feed.wake()
+        due_unix_s: float | None = None
+        while True:
+            await self._wait_changed_or(due_unix_s)
+            self._cluster.check_follows()
+            is_due = due_unix_s is not None and due_unix_s <= self._clock()
+            if self._follower.take_in(self._feed.take()) or is_due or self._writer.has_failed:
+                due_unix_s = await self._decide()
 
     def _restore(self, view: ClusterView) -> None:
         if restore_starts(view, self._starts):
@@ -123,25 +123,24 @@ class Term:
         self._wake()
 
     def _wake(self) -> None:
-        if self._feed is not None:
-            self._feed.wake()
+        self._feed.wake()
 
-    async def _wait_changed_or(self, feed: ChangeFeed, due_unix_s: float | None) -> None:
+    async def _wait_changed_or(self, due_unix_s: float | None) -> None:
         delay_s = None if due_unix_s is None else max(0.0, due_unix_s - self._clock())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
-                await feed.wait()
+                await self._feed.wait()
 
-    async def _decide(self, feed: ChangeFeed) -> float | None:
+    async def _decide(self) -> float | None:
         """Make and write one decision; return when the next is due though nothing changes."""
         try:
             return await self._write_next()
         except Unavailable as error:
             _log.warning("decision not written", extra={"error": error.message})
-            await self._begin_anew(feed)
+            await self._begin_anew()
             return None
 
-    async def _begin_anew(self, feed: ChangeFeed) -> None:
+    async def _begin_anew(self) -> None:
         """Go on from what really stands: the fleet counts what was decided as looked at.
 
         A write that was not answered may have been taken, so a read comes first that is behind it.
@@ -159,7 +158,7 @@ class Term:
             except Unavailable as error:
                 _log.info("cluster state can't be read", extra={"error": error.message})
                 continue
-            feed.restart(self._cluster.view)
+            self._feed.restart(self._cluster.view)
             return
 
     async def _write_next(self) -> float | None:

@@ -1,5 +1,6 @@
 """A fleet that is fed change by change is the one made anew from what stands then."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,10 @@ from hypothesis import strategies as st
 
 from gearfall.infra.change_feed import Change, Changes
 from gearfall.infra.cluster_view import ClusterView
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.snapshot import ClusterSnapshot
+from gearfall.scheduling.start_costs import StartCosts
 from services.scheduler.fleet_follower import FleetFollower
 from services.scheduler.reachability import LEASE_GRACE_S
 from services.scheduler.start_learning import StartLearning
@@ -60,10 +64,14 @@ def pictured(each: FleetFollower) -> dict[str, Any]:
     return {name: getattr(found, name) for name in ClusterSnapshot.__slots__}
 
 
-@given(STEPS)
-def test_what_is_fed_change_by_change_is_what_stands(steps: list[tuple[str, Any]]) -> None:
-    links, held = ScriptedLinks(), dict[tuple[str, Any], Any]()
-    fed = follower(links)
+def play(
+    fed: FleetFollower,
+    links: ScriptedLinks,
+    steps: list[tuple[str, Any]],
+    after_each: Callable[[], None],
+) -> ClusterView:
+    """Feed it step by step; return what stands in the end."""
+    held = dict[tuple[str, Any], Any]()
     fed.take_in(Changes(ClusterView(), (), 0))
     for step, subject in steps:
         if step == "link":
@@ -78,10 +86,39 @@ def test_what_is_fed_change_by_change_is_what_stands(steps: list[tuple[str, Any]
             changes = (Change(subject[0], subject[1], None),)
         restart = view_of(held) if step == "restart" else None
         fed.take_in(Changes(restart, () if restart else changes, 0))
-        fed.check()
+        after_each()
+    return view_of(held)
+
+
+@given(STEPS)
+def test_what_is_fed_change_by_change_is_what_stands(steps: list[tuple[str, Any]]) -> None:
+    links = ScriptedLinks()
+    fed = follower(links)
+    view = play(fed, links, steps, fed.check)
     anew = follower(links)
-    anew.take_in(Changes(view_of(held), (), 0))
+    anew.take_in(Changes(view, (), 0))
     assert pictured(fed) == pictured(anew)
+
+
+@given(STEPS)
+def test_who_stood_by_goes_on_as_one_that_begins_with_what_stands(steps) -> None:
+    links, starts, policy = ScriptedLinks(), StartLearning(), SchedulerPolicy()
+    fed = FleetFollower(links, starts, lambda: 0.0, leads=False)
+    view = play(fed, links, steps, lambda: fed.fleet.keep_warm(policy, 0.0))
+    assert not links.followed, "only the leader has connections"
+    assert starts.costs == StartCosts(), "only the leader learns"
+    fed.lead()
+    assert fed.take_in(Changes(None, (), 0)), "it has everything to decide"
+    assert links.followed == view.workers.keys()
+    fed.check()
+    anew_starts = StartLearning()
+    anew = FleetFollower(links, anew_starts, lambda: 0.0)
+    anew.take_in(Changes(view, (), 0))
+    assert pictured(fed) == pictured(anew)
+    assert set(starts.costs.outcomes) == set(anew_starts.costs.outcomes)
+    assert decide(fed.fleet, StartCosts(), policy, 5.0) == decide(
+        anew.fleet, StartCosts(), policy, 5.0
+    )
 
 
 def test_only_what_a_decision_depends_on_asks_for_one() -> None:
