@@ -1,18 +1,21 @@
 """The simulator against a real cluster on one trace: `python -m bench.scheduler calibrate`.
 
 The real one is that of `bench.scheduler real` under our policy. Its profile is measured there:
-bandwidths, starts and steps as its own records tell them, prompts and steps by requests of their
-own. Then the same trace runs in a simulated cluster of that profile; no number of the trace itself
-goes into the profile.
+bandwidths, starts and exits as its own records tell them, prompts and steps by requests of their
+own. A simulated replica computes as fast whatever the others do, and here all share one machine's
+processors: so all is measured beside as many running answers as the trace has on average, by its
+lengths and its rate. Then the same trace runs in a simulated cluster of that profile; no time
+measured under the trace goes into the profile.
 """
 
 import argparse
 import asyncio
-import itertools
+import contextlib
 import json
+import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -22,30 +25,41 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.machine import machine_facts, our_versions
-from bench.scheduler.real import add_trace_flags, shape_of, teach, trace_of
+from bench.scheduler.real import begin, measured_step_s, teach
 from bench.scheduler.real_cluster import Answer, RealSite, Shape, running_real_site
-from gearfall.client import TextDelta
-from gearfall.core.ids import ModelName
+from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
+from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import ReplicaState, StartTimeline, Tier
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.simulation.figures import quantile
 from gearfall.simulation.requests import Request
 from gearfall.simulation.scenario import Run, Scenario, simulate
-from gearfall.simulation.site import EngineSpeed, ModelProfile, NodeProfile, Site, WorkerProfile
+from gearfall.simulation.site import (
+    EngineSpeed,
+    ModelProfile,
+    NodeProfile,
+    Site,
+    Timing,
+    WorkerProfile,
+)
 
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_calibrate.json"
 _PROBES = 3
 _SHORT, _LONG, _TOKENS = 8, 264, 33
-_WORDS = itertools.count(7)
+_LONG_ANSWER = 8000
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
     """What was measured of the real cluster before the trace."""
 
+    company: int
+    """Answers that ran elsewhere meanwhile."""
     ssd_bytes_per_s: float
     start_s: float
     """Of a start from memory."""
+    exit_s: float
+    """From an idle replica's taking back until it is gone."""
     overhead_s: float
     """From the client's sending to the first token, beside the prompt's computation."""
     prefill_s_per_token: float
@@ -56,8 +70,10 @@ class Profile:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, simulate, print both, write JSON."""
     parser = argparse.ArgumentParser(prog="bench.scheduler calibrate", description=__doc__)
+    parser.add_argument("--trace", choices=list(TRACES), default="short")
     add_trace_flags(parser)
     parser.set_defaults(duration=60.0)
+    parser.add_argument("--directory", type=Path, help="for the model; kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     settings = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="gearfall-calibrate-") as scratch:
@@ -79,28 +95,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def _measure(
     settings: argparse.Namespace, scratch: Path
 ) -> tuple[Profile, Scenario, list[Answer]]:
-    home, shape = settings.directory or scratch, shape_of(settings)
-    async with running_real_site(home, scratch, shape) as site:
+    home, trace = settings.directory or scratch, trace_of(settings.trace, settings)
+    async with running_real_site(home, scratch, trace.shape) as site:
         await teach(site)
-        profile = await _profile(site)
-        requests = trace_of(settings, site.models)
-        scenario = _scenario(site, profile, requests, shape)
+        step_s = await measured_step_s(site)
+        requests = requests_of(trace, site.models, site.load_s / step_s, settings.seed)
+        steps = sum(each.stages[0].output_tokens for each in requests)
+        profile = await _profile(site, math.ceil(steps * step_s / trace.duration_s))
+        await begin(site, trace.shape)
+        scenario = _scenario(site, profile, requests, trace.shape)
         async with site.scheduled_by("ours"):
             answers = await site.replay(requests)
     return profile, scenario, answers
 
 
-async def _profile(site: RealSite) -> Profile:
+async def _profile(site: RealSite, company: int) -> Profile:
     """Start models from disk and from memory, and time prompts and steps on a warm one."""
-    async with site.scheduled_by("ours"):
-        starts: list[StartTimeline] = []
-        for model in (*site.models, *site.models):
-            await _answer(site, model, _SHORT, 2)
-            starts += _starts(site, model)
-        warm = site.models[-1]
-        short = [await _answer(site, warm, _SHORT, _TOKENS) for _ in range(_PROBES)]
-        long = [await _answer(site, warm, _LONG, 2) for _ in range(_PROBES)]
-        both = [each for _ in range(_PROBES) for each in await _two(site, warm)]
+    busy, others = site.models[:company], site.models[company:]
+    async with site.scheduled_by("ours"), _exits(site) as exits:
+        async with _answering(site, busy):
+            starts: list[StartTimeline] = []
+            for model in (*others, *others):
+                await site.probe(model, _SHORT, 2)
+                starts += _starts(site, model)
+            warm = others[-1]
+            short = [await site.probe(warm, _SHORT, _TOKENS) for _ in range(_PROBES)]
+            long = [await site.probe(warm, _LONG, 2) for _ in range(_PROBES)]
+            both = [each for _ in range(_PROBES) for each in await _two(site, warm)]
         await site.empty()
     from_disk = [each.ssd_s for each in starts if each.from_tier is Tier.SSD and each.ssd_s > 0]
     from_memory = [each.total_s for each in starts if each.from_tier is Tier.DRAM]
@@ -109,13 +130,65 @@ async def _profile(site: RealSite) -> Profile:
     prefill_s = (median(first for first, _ in long) - first_s) / (_LONG - _SHORT)
     step_s = median(step for _, step in short)
     return Profile(
+        company=company,
         ssd_bytes_per_s=size_bytes / median(from_disk),
         start_s=median(from_memory),
+        exit_s=median(exits),
         overhead_s=max(0.0, first_s - prefill_s * _SHORT),
         prefill_s_per_token=max(1e-6, prefill_s),
         step_s=step_s,
         step_s_per_job=max(0.0, median(step for _, step in both) - step_s),
     )
+
+
+@contextlib.asynccontextmanager
+async def _answering(site: RealSite, models: Sequence[ModelName]) -> AsyncIterator[None]:
+    """Have each of these models answer without end."""
+
+    async def answer(model: ModelName, has_begun: asyncio.Event) -> None:
+        while True:
+            events = site.client.stream(
+                model, [5], max_tokens=_LONG_ANSWER, temperature=0.0, ignore_eos=True
+            )
+            async with contextlib.aclosing(events) as opened:  # type: ignore[type-var]
+                async for _ in opened:
+                    has_begun.set()
+
+    begun = [asyncio.Event() for _ in models]
+    tasks = [
+        asyncio.create_task(answer(model, event))
+        for model, event in zip(models, begun, strict=True)
+    ]
+    try:
+        for event in begun:
+            await event.wait()
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _exits(site: RealSite) -> AsyncIterator[list[float]]:
+    """Note how long each replica is there after its assignment is gone."""
+    found: list[float] = []
+
+    async def watch() -> None:
+        since_s: dict[tuple[WorkerId, ModelName], float] = {}
+        async for _ in site.cluster.changes():
+            view, now_s = site.cluster.view, time.perf_counter()
+            for key in view.replicas.keys() - view.assignments.keys() - since_s.keys():
+                since_s[key] = now_s
+            gone = since_s.keys() - view.replicas.keys()
+            found.extend(now_s - since_s.pop(each) for each in gone)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield found
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _starts(site: RealSite, model: ModelName) -> list[StartTimeline]:
@@ -127,30 +200,7 @@ def _starts(site: RealSite, model: ModelName) -> list[StartTimeline]:
 
 
 async def _two(site: RealSite, model: ModelName) -> tuple[tuple[float, float], ...]:
-    one, other = (_answer(site, model, _SHORT, _TOKENS) for _ in range(2))
-    return tuple(await asyncio.gather(one, other))
-
-
-async def _answer(
-    site: RealSite, model: ModelName, prompt_tokens: int, tokens: int
-) -> tuple[float, float]:
-    """Return seconds to the first token and from one token to the next."""
-    # No prompt twice: what was computed for one before is kept and found again.
-    prompt = [next(_WORDS) % 30_000 for _ in range(prompt_tokens)]
-    sent_s = time.perf_counter()
-    times_s: list[float] = []
-    events = site.client.stream(
-        model,
-        prompt,
-        max_tokens=tokens,
-        temperature=0.0,
-        ignore_eos=True,
-        logprobs=True,
-    )
-    async for event in events:
-        if isinstance(event, TextDelta):
-            times_s += [time.perf_counter() - sent_s] * len(event.logprobs or ())
-    return times_s[0], (times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
+    return tuple(await asyncio.gather(*(site.probe(model, _SHORT, _TOKENS) for _ in range(2))))
 
 
 def _scenario(
@@ -175,6 +225,7 @@ def _scenario(
                 # Every node has every model on its disk: nothing comes from elsewhere.
                 remote_bytes_per_s=profile.ssd_bytes_per_s,
                 on_ssd=node.on_ssd or (),
+                in_dram=tuple(node.resident),
             )
             for _, node in sorted(view.nodes.items())
         ),
@@ -182,6 +233,7 @@ def _scenario(
             WorkerProfile(replace(each, address="simulated"))
             for _, each in sorted(view.workers.items())
         ),
+        timing=Timing(exit_s=profile.exit_s),
     )
     policy = SchedulerPolicy(keep_alive_s=shape.keep_alive_s)
     return Scenario("calibration", simulated, requests, policy)

@@ -6,6 +6,8 @@ run, and every run begins with nothing in memory.
 
 import asyncio
 import contextlib
+import itertools
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 _WAIT_S = 60.0
 _FIRST_WORD = 5
+_CONTEXT_TOKENS = 8192
+_PROBED_WORDS = itertools.count(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,13 @@ class Shape:
     """That fit into each node's pool."""
     slots: int = 4
     keep_alive_s: float = 4.0
+    is_filled: bool = False
+    """Whether memory is full at the beginning, each node with another part of the models."""
+
+    @property
+    def names(self) -> tuple[ModelName, ...]:
+        """Of the models."""
+        return tuple(ModelName(f"model-{number}") for number in range(self.models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +87,11 @@ class RealSite:
         cluster: Cluster,
         stores: "Sequence[StoreAsyncStub]",
         settings: LocalClusterSettings,
-        models: Sequence[ModelName],
+        shape: Shape,
     ) -> None:
-        self.client, self.cluster, self.models = client, cluster, models
-        self._stores, self._settings = stores, settings
+        self.client, self.cluster = client, cluster
+        self.models = shape.names
+        self._stores, self._settings, self._shape = stores, settings, shape
 
     @contextlib.asynccontextmanager
     async def scheduled_by(self, policy: str) -> AsyncIterator[None]:
@@ -104,6 +116,40 @@ class RealSite:
             async for _ in self.cluster.changes():
                 if not any(node.resident for node in self._nodes()):
                     return
+
+    @property
+    def load_s(self) -> float:
+        """What a throttled disk takes for one model."""
+        size_bytes = self.cluster.view.models[self.models[0]].size_bytes
+        return size_bytes / self._shape.ssd_bytes_per_s
+
+    async def fill(self, dram_models: int) -> None:
+        """Have each node hold its part of the models in memory, round robin, and no others."""
+        stores = list(zip(self._stores, self._nodes(), strict=True))
+        for number, (store, _) in enumerate(stores):
+            for model in self.models[number :: len(stores)][:dram_models]:
+                request = store_pb2.LoadModelRequest(model=model)
+                async for _ in store.LoadModel(request, timeout=_WAIT_S):
+                    pass
+        held = min(len(self.models), dram_models * len(stores))
+        async with asyncio.timeout(_WAIT_S):
+            async for _ in self.cluster.changes():
+                if sum(len(node.resident) for node in self._nodes()) == held:
+                    return
+
+    async def probe(self, model: ModelName, prompt_tokens: int, tokens: int) -> tuple[float, float]:
+        """Return seconds to the first token and from one token to the next, of one answer."""
+        # No prompt twice: what was computed for one before is kept and found again.
+        prompt = [next(_PROBED_WORDS) % 30_000 for _ in range(prompt_tokens)]
+        sent_s = time.perf_counter()
+        times_s: list[float] = []
+        events = self.client.stream(
+            model, prompt, max_tokens=tokens, temperature=0.0, ignore_eos=True, logprobs=True
+        )
+        async for event in events:
+            if isinstance(event, TextDelta):
+                times_s += [time.perf_counter() - sent_s] * len(event.logprobs or ())
+        return times_s[0], (times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
 
     async def replay(self, requests: Sequence[Request]) -> list[Answer]:
         """Send each request when it is due, whatever became of the others."""
@@ -166,8 +212,7 @@ async def running_real_site(home: Path, scratch: Path, shape: Shape) -> AsyncIte
         stack.push_async_callback(cluster.stop)
         await cluster.start()
         client = await stack.enter_async_context(AsyncClient(cluster.grpc_address))
-        models = tuple(ModelName(f"model-{number}") for number in range(shape.models))
-        for name in models:
+        for name in shape.names:
             async for _ in client.register_model(name, str(source)):
                 pass
         state = EtcdState(cluster.settings.etcd_url)
@@ -179,7 +224,7 @@ async def running_real_site(home: Path, scratch: Path, shape: Shape) -> AsyncIte
         for _, node in sorted(view.view.nodes.items()):
             channel = await stack.enter_async_context(open_channel(node.address))
             stores.append(StoreStub(channel))
-        yield RealSite(client, view, stores, cluster.settings, models)
+        yield RealSite(client, view, stores, cluster.settings, shape)
 
 
 def _without_scheduler(settings: LocalClusterSettings) -> Sequence[Sequence[ProcessSpec]]:
@@ -191,6 +236,10 @@ def _source(home: Path, size_bytes: int) -> Path:
     source = home / f"llama-{size_bytes}"
     if not source.exists():
         write_llama(source, size_bytes)
+        config = json.loads((source / "config.json").read_text())
+        # Answers as long as several loads from disk have to fit.
+        config["max_position_embeddings"] = _CONTEXT_TOKENS
+        (source / "config.json").write_text(json.dumps(config, indent=2))
         words = {f"w{number}": number for number in range(VOCABULARY)}
         Tokenizer(WordLevel(words, unk_token="w0")).save(str(source / "tokenizer.json"))
     return source

@@ -2,8 +2,9 @@
 
 ServerlessLLM's setting (docs/simulation.md), each model size and dataset at several rates and
 seeds, in both ways to read it: many models at once and one answer at a time on each replica
-(fleet), or bursts for each model and as many answers at once as fit (model). Then fleets of growing
-size under our policy. Ratios are of p99 startup to ours, the median over the seeds with the
+(fleet), or bursts for each model and as many answers at once as fit (model); with memory as it is
+taken to be, and with memory for one copy of each model. Then fleets of growing size under our
+policy. Ratios are of p99 startup to ours, the median over the seeds with the
 smallest and largest; for preemption also with what a request waits after it was stopped.
 """
 
@@ -41,8 +42,15 @@ class Cell:
     dataset: str
     per_s: float
     bursts: str
+    dram_copies: int
     seed: int
     figures: tuple[Figures, ...]
+
+    @property
+    def setting(self) -> str:
+        """All but the seed."""
+        memory = f", {self.dram_copies} in memory" if self.dram_copies else ""
+        return f"OPT-{self.size} {self.dataset} {self.per_s:g}/s, {self.bursts}{memory}"
 
     def ratio(self, policy: str, field: str = "startup_p99_s") -> float:
         """Return a policy's figure over ours."""
@@ -75,17 +83,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--datasets", nargs="+", default=["gsm8k", "sharegpt"])
     parser.add_argument("--rates", nargs="+", type=float, default=[0.4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument(
+        "--dram-copies", nargs="+", type=int, default=[0, 1], help="of each model; 0: 256 GB a node"
+    )
     parser.add_argument("--duration", type=float, default=600.0, help="simulated seconds")
     parser.add_argument("--nodes", nargs="*", type=int, default=[10, 100, 1000, 10_000])
     parser.add_argument("--out", type=Path, default=RESULTS)
     settings = parser.parse_args(argv)
     console = Console(width=max(Console().width, 130))
     cells = [
-        _cell(size, dataset, rate, bursts=bursts, seed=seed, duration_s=settings.duration)
+        _cell(size, dataset, rate, bursts, seed=seed, copies=copies, duration_s=settings.duration)
         for size in settings.sizes
         for dataset in settings.datasets
         for rate in settings.rates
         for bursts in Bursts
+        for copies in settings.dram_copies
         for seed in settings.seeds
     ]
     console.print(_ratios(cells))
@@ -103,7 +115,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _cell(
-    size: str, dataset: str, per_s: float, *, bursts: Bursts, seed: int, duration_s: float
+    size: str,
+    dataset: str,
+    per_s: float,
+    bursts: Bursts,
+    *,
+    seed: int,
+    copies: int,
+    duration_s: float,
 ) -> Cell:
     scenario = serverlessllm(
         size,
@@ -113,9 +132,10 @@ def _cell(
         slots=1 if bursts is Bursts.FLEET else 0,
         seed=seed,
         bursts=bursts,
+        dram_copies=copies,
     )
     figures = tuple(figures_of(simulate(scenario, policy), SLO_S) for policy in POLICIES)
-    return Cell(size, dataset, per_s, bursts.value, seed, figures)
+    return Cell(size, dataset, per_s, bursts.value, copies, seed, figures)
 
 
 def _ratios(cells: Sequence[Cell]) -> Table:
@@ -125,14 +145,12 @@ def _ratios(cells: Sequence[Cell]) -> Table:
         *("/ preempt", "/ preempt, with restarts", "preempted (most)", "moved by ours"),
     ):
         table.add_column(name, justify="left" if name == "setting" else "right")
-    groups = dict.fromkeys((c.size, c.dataset, c.per_s, c.bursts) for c in cells)
-    for key in groups:
-        group = [c for c in cells if (c.size, c.dataset, c.per_s, c.bursts) == key]
+    for key in dict.fromkeys(each.setting for each in cells):
+        group = [each for each in cells if each.setting == key]
         ours = [each.figures[0] for each in group]
         preempt = [each.figures[POLICIES.index("preempt")] for each in group]
-        size, dataset, per_s, bursts = key
         table.add_row(
-            f"OPT-{size} {dataset} {per_s:g}/s, {bursts}",
+            key,
             f"{spread(each.startup_p50_s for each in ours).median:.2f}",
             f"{spread(each.startup_p99_s for each in ours).median:.2f}",
             *(_spread(group, policy) for policy in (*LOCALITY_FREE, "locality", "preempt")),

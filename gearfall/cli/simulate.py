@@ -30,6 +30,9 @@ def simulate_command(
     duration: Annotated[float, typer.Option(min=1, help="Simulated seconds.")] = 1200.0,
     bursts: Annotated[Bursts, typer.Option(help="What comes in bursts.")] = Bursts.FLEET,
     ssd_copies: Annotated[int, typer.Option(min=1, help="Nodes that hold each model.")] = 4,
+    dram_copies: Annotated[
+        int, typer.Option(min=0, help="Of each model that fit into memory; 0: 256 GB a node.")
+    ] = 0,
     slots: Annotated[
         int, typer.Option(min=0, help="Requests a replica answers at once; 0: what fits, to 16.")
     ] = 1,
@@ -67,7 +70,7 @@ def simulate_command(
             rate,
             duration,
             bursts=bursts,
-            copies=ssd_copies,
+            copies=(ssd_copies, dram_copies),
             slots=slots,
             is_filled=is_filled,
             seed=seed,
@@ -132,7 +135,7 @@ def _paper_setting(
     duration_s: float,
     *,
     bursts: Bursts,
-    copies: int,
+    copies: tuple[int, int],
     slots: int,
     is_filled: bool,
     seed: int,
@@ -149,7 +152,8 @@ def _paper_setting(
         duration_s=duration_s,
         seed=seed,
         slots=slots,
-        ssd_copies=copies,
+        ssd_copies=copies[0],
+        dram_copies=copies[1],
         bursts=bursts,
         is_filled=is_filled,
     )

@@ -83,15 +83,17 @@ def serverlessllm(
     seed: int = 0,
     slots: int = 1,
     ssd_copies: int = NODES,
+    dram_copies: int = 0,
     bursts: Bursts = Bursts.FLEET,
     is_filled: bool = True,
 ) -> Scenario:
     """Return the paper's setting with one model size, dataset and rate.
 
     `slots`: requests that a replica answers at once; 0 for as many as fit, at most 16.
-    `ssd_copies`: nodes whose SSD holds a model at the beginning, the others fetch it. `is_filled`:
-    whether every node's DRAM holds what fits of its SSD at the beginning, each another part first,
-    or nothing.
+    `ssd_copies`: nodes whose SSD holds a model at the beginning, the others fetch it.
+    `dram_copies`: of each model that fit into all nodes' memory together; 0 for 256 GB a node.
+    `is_filled`: whether every node's DRAM holds what fits of its SSD at the beginning, each another
+    part first, or nothing.
     """
     opt = SIZES[size]
     models = tuple(_model(opt, number) for number in range(opt.copies))
@@ -100,7 +102,7 @@ def serverlessllm(
     site = Site(
         models=models,
         nodes=tuple(
-            _node(index, names, ssd_copies, opt.size_bytes if is_filled else 0)
+            _node(index, names, ssd_copies, opt, pool_bytes(opt, dram_copies), is_filled=is_filled)
             for index in range(NODES)
         ),
         workers=_workers(opt, slots),
@@ -150,16 +152,26 @@ def most_slots(model: ModelRecord, device_bytes: int) -> int:
     return slots
 
 
+def pool_bytes(opt: OptSize, dram_copies: int) -> int:
+    """Return a node's share of memory for so many copies of each model; 0: what is taken to be."""
+    return -(-opt.copies * dram_copies // NODES) * opt.size_bytes or DRAM_BYTES
+
+
 def _node(
-    index: int, names: tuple[ModelName, ...], ssd_copies: int, filled_bytes: int
+    index: int,
+    names: tuple[ModelName, ...],
+    ssd_copies: int,
+    opt: OptSize,
+    dram_bytes: int,
+    *,
+    is_filled: bool,
 ) -> NodeProfile:
-    """`filled_bytes`: of each model that is in DRAM at the beginning; 0 for none."""
     by_distance = sorted(enumerate(names), key=lambda each: ((index - each[0]) % NODES, each[0]))
     here = [name for number, name in by_distance if (index - number) % NODES < ssd_copies]
-    fitting = DRAM_BYTES // filled_bytes if filled_bytes else 0
+    fitting = dram_bytes // opt.size_bytes if is_filled else 0
     return NodeProfile(
         NodeId(f"node-{index}"),
-        dram_bytes=DRAM_BYTES,
+        dram_bytes=dram_bytes,
         ssd_bytes=SSD_BYTES,
         ssd_bytes_per_s=SSD_BYTES_PER_S,
         remote_bytes_per_s=REMOTE_BYTES_PER_S,

@@ -1,18 +1,13 @@
-"""The scheduler's benches: the trace is the seed's, ratios are to ours."""
+"""The bench of simulated policies: ratios are to ours."""
 
-import argparse
 from dataclasses import replace
 
 import pytest
 
-from bench.scheduler.real import add_trace_flags, shape_of, trace_of
 from bench.scheduler.simulation import Cell
-from gearfall.core.ids import ModelName
 from gearfall.simulation.figures import Figures, figures_of
 from gearfall.simulation.scenario import simulate
 from gearfall.simulation.serverlessllm import serverlessllm
-
-MODELS = [ModelName(f"m{number}") for number in range(6)]
 
 
 def figures(policy: str) -> Figures:
@@ -23,17 +18,7 @@ def figures(policy: str) -> Figures:
 def test_ratios_are_to_ours():
     ours, other = figures("ours"), figures("random")
     slow = replace(other, startup_p99_s=3 * ours.startup_p99_s)
-    cell = Cell("6.7b", "gsm8k", 0.5, "fleet", 2, (ours, slow))
+    cell = Cell("6.7b", "gsm8k", 0.5, "fleet", 1, 2, (ours, slow))
     assert cell.ratio("ours") == pytest.approx(1.0)
     assert cell.ratio("random") == pytest.approx(3.0)
-
-
-def test_every_policy_of_a_real_run_gets_the_same_trace():
-    parser = argparse.ArgumentParser()
-    add_trace_flags(parser)
-    flags = parser.parse_args(["--rate", "2", "--duration", "20", "--models", "6"])
-    requests = trace_of(flags, MODELS)
-    assert requests == trace_of(flags, MODELS)
-    assert len(requests) == 40
-    assert {each.stages[0].model for each in requests} <= set(MODELS)
-    assert shape_of(flags).models == 6
+    assert cell.setting == "OPT-6.7b gsm8k 0.5/s, fleet, 1 in memory"

@@ -40,6 +40,15 @@ def test_memory_is_filled_with_another_part_on_each_node_first():
     assert not any(node.in_dram for node in serverlessllm(is_filled=False).site.nodes)
 
 
+@pytest.mark.parametrize(("size", "on_each"), [("6.7b", 8), ("13b", 4), ("30b", 2)])
+def test_with_memory_for_one_copy_each_model_is_in_one_nodes_memory(size, on_each):
+    nodes = serverlessllm(size, duration_s=60.0, dram_copies=1).site.nodes
+    assert Counter(len(node.in_dram) for node in nodes) == {on_each: 4}
+    held = Counter(name for node in nodes for name in node.in_dram)
+    assert set(held.values()) == {1}
+    assert all(node.dram_bytes < DRAM_BYTES / 2 for node in nodes)
+
+
 def test_with_one_copy_each_model_is_on_one_disk_and_the_others_fetch_it():
     scenario = serverlessllm(ssd_copies=1, per_s=0.5, duration_s=60.0, seed=4, slots=0)
     held = Counter(name for node in scenario.site.nodes for name in node.on_ssd)
