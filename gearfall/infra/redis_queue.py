@@ -11,7 +11,6 @@ Cancelling, taking over and counting are scripts: the server runs each of them u
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gearfall.core.errors import Conflict, GearfallError, NotFound, Unavailable
+from gearfall.core.errors import GearfallError, NotFound, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.job import Job, Priority
 from gearfall.core.ports import Arrivals, QueueDepth, QueuedJob
@@ -40,6 +39,7 @@ from gearfall.infra.redis_lanes import (
     row_of,
     stream_key,
 )
+from gearfall.infra.redis_reads import GROUP, LaneReads
 from gearfall.infra.redis_restarts import RestartWatch
 from gearfall.infra.redis_scripts import (
     ACKNOWLEDGE,
@@ -55,12 +55,8 @@ from gearfall.pb import common_pb2 as pb
 
 _log = logging.getLogger(__name__)
 
-GROUP = b"workers"
 FIELD = b"job"
 _SETTLE_S = 2.0
-_STILL_S = 0.01
-"""How long a queue is taken to be as empty as a claim left it: one that comes later looks first, so
-that interactive jobs which came meanwhile are claimed before batch jobs."""
 _MALFORMED = (DecodeError, KeyError, ValueError, GearfallError)
 """What an entry raises that is no job."""
 _MOST_ACKNOWLEDGED = 1000
@@ -102,12 +98,10 @@ class RedisQueue:
         self._peek = partial(self._wires.script, PEEK)
         self._reclaim = partial(self._wires.script, RECLAIM)
         self._appends = JoinedAppends(self._wires, self._call)
+        self._reads = LaneReads(self._wires, self._call, self._key)
         self._adopt = partial(self._wires.script, ADOPT)
         self._held: defaultdict[tuple[ModelName, str], set[str]] = defaultdict(set)
         self._claims_in_flight: defaultdict[tuple[ModelName, str], int] = defaultdict(int)
-        self._emptied_s: dict[tuple[ModelName, str], float] = {}
-        """When a claim that waited left nothing behind: another one waits at once, with one command
-        in place of three."""
         self._is_closed = False
         self._interrupted_s: dict[tuple[ModelName, str], float] = {}
 
@@ -142,7 +136,7 @@ class RedisQueue:
         self._claims_in_flight[place] += 1
         try:
             with self._doubting(place):
-                rows = await self._read_lanes(model, consumer, limits, block_s)
+                rows = await self._reads.read(model, consumer, limits, block_s)
         finally:
             self._claims_in_flight[place] -= 1
         return await self._take(place, rows)
@@ -263,78 +257,6 @@ class RedisQueue:
         except BaseException:
             self._interrupted_s[place] = time.monotonic()
             raise
-
-    async def _read_lanes(
-        self, model: ModelName, consumer: str, limits: dict[Priority, int], block_s: float
-    ) -> Sequence[Row]:
-        """Return what the lanes have, in their order, or wait until one of them has something."""
-        lanes = [lane for lane in LANES if limits[lane] > 0]
-        # The count is each stream's own. With room for one, two that get entries at once may give
-        # one too many.
-        most = max(1, min(limits[lane] for lane in lanes) // len(lanes)) if lanes else 0
-        is_empty = time.monotonic() - self._emptied_s.get((model, consumer), -math.inf) < _STILL_S
-        if not is_empty or len(lanes) * most > limits[Priority.INTERACTIVE] or block_s <= 0:
-            rows = await self._look_into(model, lanes, consumer, limits)
-            if rows or block_s <= 0 or not lanes:
-                return rows
-        rows = await self._read_group(model, lanes, consumer, most, block_s)
-        counts = [sum(row[0] is lane for row in rows) for lane in LANES]
-        if len(lanes) == len(LANES) and max(counts) < most:
-            self._emptied_s[model, consumer] = time.monotonic()
-        return rows
-
-    async def _look_into(
-        self,
-        model: ModelName,
-        lanes: Sequence[Priority],
-        consumer: str,
-        limits: dict[Priority, int],
-    ) -> Sequence[Row]:
-        """Return what the lanes have, all that there is room for of one before the next."""
-        rows: list[Row] = []
-        for lane in lanes:
-            most = min(limits[lane], limits[Priority.INTERACTIVE] - len(rows))
-            if most > 0:
-                rows += await self._read_group(model, [lane], consumer, most, 0.0)
-        return rows
-
-    async def _read_group(
-        self,
-        model: ModelName,
-        lanes: Sequence[Priority],
-        consumer: str,
-        most: int,
-        block_s: float,
-    ) -> Sequence[Row]:
-        """Return the rows of one XREADGROUP; creates the groups, and once more if one was lost."""
-        deadline_s = time.monotonic() + block_s
-        keys = {self._key(model, lane): lane for lane in lanes}
-        while True:
-            left_s = max(0.0, deadline_s - time.monotonic())
-            # BLOCK 0 would mean for ever.
-            block = ("BLOCK", max(1, round(left_s * 1000))) if block_s > 0 else ()
-            streams = (*keys, *(">" for _ in keys))
-            read = partial(
-                self._wires.call,
-                *("XREADGROUP", "GROUP", GROUP, consumer, "COUNT", most, *block),
-                *("STREAMS", *streams),
-            )
-            try:
-                reply = await self._call(read, extra_s=left_s)
-            except NotFound:
-                for key in keys:
-                    await self._create_group(key)
-                continue
-            return [
-                row_of(keys[key.decode()], (raw_id, 1, flat))
-                for key, rows in reply or ()
-                for raw_id, flat in rows
-            ]
-
-    async def _create_group(self, key: str) -> None:
-        """Create stream and group, from the first entry on; nothing to do if another was faster."""
-        with contextlib.suppress(Conflict):
-            await self._call(partial(self._redis.xgroup_create, key, GROUP, id="0", mkstream=True))
 
     async def _adopt_unseen(
         self, place: tuple[ModelName, str], limits: dict[Priority, int]
