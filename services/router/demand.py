@@ -29,6 +29,8 @@ OVERDUE_S = 0.2
 """A job that waits this long unclaimed is demand, whatever the view says about ready replicas."""
 REWRITE_S = 0.1
 PACE_S = 0.005
+MOST_AT_ONCE = 16
+"""Records on their way: whoever comes at once does not wait for each other's round trip."""
 WANTED_S = 30.0
 HINTED_S = 3.0
 _RETRY_S = 0.5
@@ -103,6 +105,8 @@ class DemandBoard:
         self._timers: dict[ModelName, asyncio.TimerHandle] = {}
         """One a model: to its being overdue before it was said, to its being said again after."""
         self._dirty: set[ModelName] = set()
+        self._writing: set[ModelName] = set()
+        """Models whose record is on its way."""
         self._wake = asyncio.Event()
 
     @property
@@ -182,13 +186,22 @@ class DemandBoard:
         self._wake.set()
 
     async def run(self) -> None:
-        """Write what changed, for ever. One write at a time; failures are tried again."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            for model in tuple(self._dirty):
-                self._dirty.discard(model)
-                await self._reconcile(model)
+        """Write what changed, for ever. A model's writes come one by one; failed ones again."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                free = MOST_AT_ONCE - len(self._writing)
+                for model in tuple(self._dirty - self._writing)[:free]:
+                    self._dirty.discard(model)
+                    self._writing.add(model)
+                    group.create_task(self._write(model))
+
+    async def _write(self, model: ModelName) -> None:
+        await self._reconcile(model)
+        self._writing.discard(model)
+        if self._dirty:
+            self._wake.set()
 
     def _demand(self, model: ModelName) -> _Demand | None:
         """Return what there is to say about a model, None for nothing."""
