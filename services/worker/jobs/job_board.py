@@ -7,24 +7,21 @@ so an event is always handled whole.
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
 
 from gearfall.core.errors import Conflict, NotFound
-from gearfall.core.history import Cancelled, Claimed, Held, Released, Settled, Submitted
+from gearfall.core.history import Claimed, Held, Released
 from gearfall.core.ids import Epoch, JobId, ModelName, RouterId, WorkerId
 from gearfall.core.job import Job, Priority, TokenRun
 from gearfall.core.ports import QueuedJob
 from gearfall.infra.failpoints import failpoint
 from gearfall.infra.history_log import record
 from services.worker.engine_link.messages import (
-    CancelJob,
-    JobPhase,
-    JobReport,
     ReleaseJob,
     StepDone,
 )
+from services.worker.jobs.claim_effects import ENGINE_LOST, GIVEN_BACK, ClaimEffects
 from services.worker.jobs.claims import (
     Claim,
     ClaimBook,
@@ -32,27 +29,17 @@ from services.worker.jobs.claims import (
     ClaimKey,
     ClaimState,
     Effect,
-    Todo,
 )
-from services.worker.jobs.job_follower import JobFollower, submission
-from services.worker.jobs.push_stream import PushListener, PushStream
+from services.worker.jobs.followed_jobs import FollowedJobs
+from services.worker.jobs.job_follower import JobFollower
+from services.worker.jobs.push_stream import PushStream
+from services.worker.jobs.router_streams import RouterStreams, StreamOpener
 from services.worker.jobs.settlement import Settlement
 from services.worker.ports import EngineProcess
 
-KEPT_GONE_ROUTERS = 1024
-GIVEN_BACK = "the replica is being drained"
-ENGINE_LOST = "the engine process is gone"
 NOT_HELD = "the worker no longer held the job when it was granted"
 
 _log = logging.getLogger(__name__)
-
-
-class StreamOpener(Protocol):
-    """Makes the push stream to one router."""
-
-    def __call__(self, address: str, listener: PushListener) -> PushStream:
-        """Return a stream that was not started yet."""
-        ...
 
 
 class JobBoard:
@@ -67,20 +54,14 @@ class JobBoard:
         on_lost: Callable[[ModelName, str], None] = lambda _model, _reason: None,
     ) -> None:
         """`on_lost` hears of each job that is handed back: its model, and `engine` or `drain`."""
-        self._on_lost = on_lost
-        self._settlement = settlement
-        self._open_stream = open_stream
-        self._is_router_alive = is_router_alive
         self._book = ClaimBook()
-        self._streams: dict[str, PushStream] = {}
-        self._engines: dict[ModelName, EngineProcess] = {}
+        self._streams = RouterStreams(open_stream, self, is_router_alive)
+        self._effects = ClaimEffects(self._streams, settlement, on_lost)
+        self._engines = self._effects.engines
         self._watchers: dict[ModelName, Callable[[], None]] = {}
-        self._followers: dict[ClaimKey, JobFollower] = {}
-        self._letting_go: dict[ClaimKey, ModelName] = {}
-        """Held jobs that were dropped, until their engine has said that they are gone."""
+        self._followed = FollowedJobs()
         self._is_empty = asyncio.Event()
         self._is_empty.set()
-        self._gone_routers: OrderedDict[RouterId, None] = OrderedDict()
 
     async def stop(self, *, timeout_s: float = 1.0) -> None:
         """Let routers answer what they were told, briefly, and end every stream.
@@ -90,9 +71,7 @@ class JobBoard:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._is_empty.wait()
-        streams, self._streams = list(self._streams.values()), {}
-        for stream in streams:
-            await stream.stop()
+        await self._streams.stop()
 
     def watch(self, model: ModelName, on_change: Callable[[], None]) -> None:
         """Call `on_change` whenever the model's claims change, until `unwatch`."""
@@ -132,9 +111,9 @@ class JobBoard:
         `job` bears the epoch under which it will run here. Raises Conflict when it is here already.
         """
         key = _key(job)
-        if key in self._letting_go or not self._book.hold(job):
+        if self._followed.is_letting_go(key) or not self._book.hold(job):
             raise Conflict(f"job {job.job_id} epoch {job.epoch} is here already")
-        self._followers[key] = follower
+        self._followed.hold(key, follower)
         record(Held, *key)
         self._settle_in(job)
 
@@ -164,15 +143,21 @@ class JobBoard:
         claim = self._book.get(key)
         if claim is None or claim.state is not ClaimState.RUNNING:
             raise NotFound(f"job {key[0]} epoch {key[1]} does not run here")
-        if key in self._followers:
-            raise Conflict(f"job {key[0]} is being moved already")
-        self._followers[key] = follower
+        self._followed.follow(key, follower)
         return claim
 
     def unfollow(self, key: ClaimKey, follower: JobFollower) -> None:
         """Tell it nothing more. Idempotent."""
-        if self._followers.get(key) is follower:
-            del self._followers[key]
+        self._followed.unfollow(key, follower)
+
+    def is_followed(self, key: ClaimKey) -> bool:
+        """Whether somebody is told what becomes of a job."""
+        return self._followed.get(key) is not None
+
+    @property
+    def has_moving_jobs(self) -> bool:
+        """Whether a job is followed, or was held and is not out of its engine yet."""
+        return bool(self._followed)
 
     def ask_handover(self, key: ClaimKey, next_index: int, target_id: WorkerId) -> None:
         """Ask a running job's router to make the target its owner, behind what was pushed."""
@@ -192,10 +177,10 @@ class JobBoard:
 
     def _settle_in(self, job: Job) -> None:
         self._is_empty.clear()
-        if job.router_id in self._gone_routers and not self._is_router_alive(job.router_id):
+        if self._streams.is_gone(job.router_id):
             self._apply(_key(job), ClaimEvent.ROUTER_GONE)
             return
-        stream = self._stream_to(job.router_address)
+        stream = self._streams.open(job.router_address)
         if stream.router_id == job.router_id:
             self._apply(_key(job), ClaimEvent.CONNECTED)
         elif stream.router_id is not None:
@@ -203,7 +188,7 @@ class JobBoard:
 
     def _meet_another(self, job: Job, stream: PushStream) -> None:
         """Another router than the job's serves at its address, or the stream is out of date."""
-        if self._is_router_alive(job.router_id):
+        if self._streams.is_alive(job.router_id):
             stream.reconnect()
         else:
             self._apply(_key(job), ClaimEvent.ROUTER_GONE)
@@ -217,7 +202,7 @@ class JobBoard:
         if self._engines.pop(model, None) is not None:
             for claim in self._book.of_model(model):
                 self._apply(claim.key, ClaimEvent.ENGINE_DIED, ENGINE_LOST)
-            self._letting_go = {k: m for k, m in self._letting_go.items() if m != model}
+            self._followed.lose_engine(model)
 
     def give_back(
         self, model: ModelName, priorities: Collection[Priority] = tuple(Priority)
@@ -247,25 +232,16 @@ class JobBoard:
         for address, runs in runs_by_address.items():
             self._push(address, runs)
         for report in step.reports:
-            self._take_report(report)
+            self._followed.take_report(report)
 
     def _push(self, address: str, runs: Sequence[TokenRun]) -> None:
         self._streams[address].send_step(runs)
         for run in runs:
             key = (run.job_id, run.epoch)
-            if follower := self._followers.get(key):
+            if follower := self._followed.get(key):
                 follower.pushed(run)
             if run.finish is not None:
                 self._apply(key, ClaimEvent.FINAL_RUN, "it has ended")
-
-    def _take_report(self, report: JobReport) -> None:
-        key = (report.job_id, report.epoch)
-        if key in self._letting_go:
-            # It may be here anew, from the queue: what was held is gone all the same.
-            if report.phase not in {JobPhase.HELD, JobPhase.REFUSED}:
-                del self._letting_go[key]
-        elif follower := self._followers.get(key):
-            follower.reported(report)
 
     def stream_opened(self, address: str, router_id: RouterId) -> None:
         """See `PushListener`."""
@@ -283,12 +259,11 @@ class JobBoard:
 
     def stream_abandoned(self, address: str) -> None:
         """See `PushListener`."""
-        self._streams.pop(address, None)
         claims = self._book.of_address(address)
+        self._streams.abandon(address, [claim.job.router_id for claim in claims])
         if claims:
             _log.warning("router is gone", extra={"address": address, "jobs": len(claims)})
         for claim in claims:
-            self._forget_router(claim.job.router_id)
             self._apply(claim.key, ClaimEvent.ROUTER_GONE)
 
     def job_granted(self, address: str, job_id: JobId, epoch: Epoch) -> None:
@@ -304,14 +279,14 @@ class JobBoard:
 
     def job_kept(self, job_id: JobId, epoch: Epoch, reason: str) -> None:
         """See `PushListener`."""
-        if follower := self._followers.get((job_id, epoch)):
+        if follower := self._followed.get((job_id, epoch)):
             follower.kept(reason)
 
     def job_stopped(
         self, job_id: JobId, epoch: Epoch, reason: str, *, handed_over: bool = False
     ) -> None:
         """See `PushListener`."""
-        follower = self._followers.get((job_id, epoch))
+        follower = self._followed.get((job_id, epoch))
         if handed_over and follower is not None:
             follower.handed_over()
         _log.debug("job stopped", extra={"job_id": job_id, "epoch": epoch, "reason": reason})
@@ -338,11 +313,14 @@ class JobBoard:
         todos = self._book.apply(key, event)
         is_gone = self._book.get(key) is None
         # Told first: what a follower does in the job's blocks has to end before they are freed.
-        follower = self._followers.get(key)
+        follower = self._followed.get(key)
         if follower and (is_gone or claim.state is not before or event is ClaimEvent.CONNECTED):
             follower.claim_stepped(event, reason or event.value)
         for todo in todos:
-            self._perform(todo, event)
+            if todo.effect is Effect.PUSH_HELD_BACK:
+                self._push_held_back(key)
+            elif not self._effects.perform(todo, event):
+                self._apply(key, ClaimEvent.ENGINE_DIED)
         if before is ClaimState.HELD and is_gone:
             self._let_go(claim)
         if len(self._book) == 0:
@@ -353,7 +331,7 @@ class JobBoard:
     def _let_go(self, claim: Claim) -> None:
         """Have the engine say when a held job is gone: no late report is taken for a new hold."""
         if engine := self._engines.get(claim.job.model):
-            self._letting_go[claim.key] = claim.job.model
+            self._followed.let_go(claim.key, claim.job.model)
             engine.send(ReleaseJob(*claim.key))
 
     def _push_held_back(self, key: ClaimKey) -> None:
@@ -362,51 +340,6 @@ class JobBoard:
         held_back, claim.held_back = claim.held_back, []
         if held_back:
             self._push(claim.job.router_address, held_back)
-
-    def _perform(self, todo: Todo, event: ClaimEvent) -> None:
-        job, stream = todo.job, self._streams.get(todo.job.router_address)
-        match todo.effect:
-            case Effect.SEND_CLAIM:
-                assert stream is not None
-                stream.send_claim(job)
-            case Effect.SEND_LOST:
-                assert stream is not None
-                is_drain = event is ClaimEvent.GIVE_BACK
-                reason = GIVEN_BACK if is_drain else ENGINE_LOST
-                stream.send_lost(job.job_id, job.epoch, reason)
-                self._on_lost(job.model, "drain" if is_drain else "engine")
-            case Effect.SUBMIT:
-                self._submit(job)
-            case Effect.CANCEL:
-                if engine := self._engines.get(job.model):
-                    record(Cancelled, job.job_id, job.epoch)
-                    engine.send(CancelJob(job.job_id, job.epoch))
-            case Effect.PUSH_HELD_BACK:
-                self._push_held_back(_key(job))
-            case Effect.ACKNOWLEDGE if todo.entry_ids:
-                failpoint("worker.release", job_id=job.job_id, model=job.model)
-                record(Settled, job.job_id, job.epoch)
-                self._settlement.acknowledge(job.model, todo.entry_ids)
-
-    def _submit(self, job: Job) -> None:
-        engine = self._engines.get(job.model)
-        if engine is None:
-            self._apply(_key(job), ClaimEvent.ENGINE_DIED)
-            return
-        failpoint("worker.submit", job_id=job.job_id, model=job.model)
-        record(Submitted, job.job_id, job.epoch)
-        engine.send(submission(job))
-
-    def _stream_to(self, address: str) -> PushStream:
-        if address not in self._streams:
-            self._streams[address] = self._open_stream(address, self)
-            self._streams[address].start()
-        return self._streams[address]
-
-    def _forget_router(self, router_id: RouterId) -> None:
-        self._gone_routers[router_id] = None
-        while len(self._gone_routers) > KEPT_GONE_ROUTERS:
-            self._gone_routers.popitem(last=False)
 
 
 def _key(job: Job) -> ClaimKey:

@@ -97,6 +97,5 @@ class Site:
     def check_empty(self) -> None:
         self.board.check()
         assert len(self.board._book) == 0
-        assert not self.board._followers
-        assert not self.board._letting_go
+        assert not self.board.has_moving_jobs
         self.process.check_empty()
