@@ -135,10 +135,9 @@ async def _play(moves: list[tuple[str, int]]) -> None:
         await scene.plan(0)
         for name, argument in (*moves, ("ask", 1), ("go", 0)):
             await getattr(scene, "return_" if name == "return" else name)(argument)
-        async with asyncio.timeout(20):
-            answered = await asyncio.gather(*scene.tasks)
-        for pinned, outcome in answered:
-            scene.check(pinned, outcome)
+        await rig.until(lambda: all(task.done() for task in scene.tasks), within_s=20.0)
+        for task in scene.tasks:
+            scene.check(*task.result())
 
 
 @settings(max_examples=15)
