@@ -37,6 +37,8 @@ from services.worker.migration.terms import Terms
 RESUME_LIMIT_S = 5.0
 """How long the source waits to hear that the target goes on; the job is not its own by then."""
 CLOSE_LIMIT_S = 1.0
+BULK_GAP_TOKENS = 16
+"""The bulk is there when the target lacks at most so many tokens; at the latest with the freeze."""
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Moved:
     duration_s: float
     """From the offer to the target's first token; 0 when that was not heard of."""
     bulk_s: float = 0.0
-    """Of `duration_s`: from the target's acceptance to the freeze."""
+    """Of `duration_s`: from the target's acceptance until it lacked only a little."""
     predicted_s: float = 0.0
     """What `duration_s` was expected to be; 0 while nothing was measured."""
     predicted_other_s: float = 0.0
@@ -97,7 +99,7 @@ class MigrationCall:
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._resumed: asyncio.Future[float | None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
-        self._accepted_s = self._frozen_s = 0.0
+        self._accepted_s = self._bulk_end_s = self._frozen_s = 0.0
         self._memory = memory
         self._terms = terms
         self._is_streamed = is_streamed
@@ -158,7 +160,7 @@ class MigrationCall:
             tokens=len(job.prompt_token_ids) + source.produced,
             pause_s=0.0 if resumed_s is None else resumed_s - self._frozen_s,
             duration_s=0.0 if resumed_s is None else resumed_s - started_s,
-            bulk_s=self._frozen_s - self._accepted_s,
+            bulk_s=(self._bulk_end_s or self._frozen_s) - self._accepted_s,
         )
 
     async def _close(self, reader: "asyncio.Task[None]") -> None:
@@ -191,6 +193,8 @@ class MigrationCall:
             case "progress":
                 progress = reply.progress
                 self._source.handle(Progress(progress.next_index, progress.kv_tokens))
+                if self._bulk_end_s == 0.0 and self._source.source.gap <= BULK_GAP_TOKENS:
+                    self._bulk_end_s = time.perf_counter()
             case "ready":
                 self._source.handle(Ready(reply.ready.next_index))
             case "refused":

@@ -1,16 +1,15 @@
 """How long a migration will take by tokens and by KV, fitted to those that were made. Pure.
 
-By tokens the target computes what the source has: a * (t_in + t_out) + b, ServerlessLLM's estimate
-(arXiv 2401.14351, section 6). By KV it is sent: bytes / bandwidth + overhead. Both are lines,
-fitted by Theil and Sen (the median of the slopes between all pairs), which a quarter of outliers
-does not bend. A token's attention grows with what is before it and a group of blocks has a fixed
-part, so no one line fits short jobs and long ones: each prediction's goes through the moves that
-are nearest in size. Where those are all of one size they still say what part of their time grew
-with it, as the source knows when the bulk was on its way.
+By tokens the target computes what the source has: ServerlessLLM's estimate is
+a * (t_in + t_out) + b (arXiv 2401.14351, section 6), but a token attends to all that are before it,
+so that here a token's time is itself a line of the job's length t: (a + c * t) * t + b. By KV it is
+sent: bytes / bandwidth + b. The source knows when the bulk was there, which tells b apart from the
+rest though all jobs were of one length. Lines are fitted by Theil and Sen (the median of the slopes
+between all pairs), which a quarter of outliers does not bend.
 
-KV is tried until one slow move among them says nothing, tokens once and with a short
-job: recomputing a long one is what KV is sent for. From then on the path that is expected to be
-faster is taken.
+Either path is tried until one slow move among them says nothing, tokens with short jobs and while
+they seem not much slower: recomputing a long one is what KV is sent for. From then on the path that
+is expected to be faster is taken.
 """
 
 from collections import defaultdict, deque
@@ -18,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import combinations
-from math import log
 from statistics import median
 
 from gearfall.core.ids import ModelName
@@ -27,10 +25,10 @@ KEPT = 32
 """Newest migrations of one path to one target that a fit looks at."""
 MEASURED = 2
 """So many migrations make a line; one alone is taken to be proportional to its size."""
-NEAREST = 9
-"""So many of them, nearest in size, make the line of one prediction."""
 TRIED = 3
-"""So many first migrations go by KV where it can be sent."""
+"""So many first migrations go by KV where it can be sent, so many of short jobs by tokens."""
+TRIED_RATIO = 2.0
+"""But none by tokens that seems to take so many times as long, once one was made."""
 TRIED_TOKENS = 512
 """Longest job that goes by tokens to find out how long that takes, where KV can be sent."""
 
@@ -57,6 +55,10 @@ class Sample:
     """The part of `seconds` in which the bulk was computed or sent."""
 
 
+Point = tuple[float, float]
+"""(place, value)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """seconds = per_unit_s * size + fixed_s."""
@@ -73,42 +75,46 @@ UNKNOWN_COST = Line(0.0, 0.0)
 """While nothing was measured."""
 
 
-def fit_line(samples: Sequence[Sample]) -> Line:
-    """Return the line through at least one sample, with a slope of at least 0.
-
-    Between samples it holds whatever its fixed part, which may be below 0; beyond them ask
-    `fit_beyond`. Sizes that hardly differ say nothing about the slope: the bulk's part does then.
-    """
+def fit_line(points: Sequence[Point]) -> Line | None:
+    """Return the line through points, which may fall; None where places hardly differ."""
     slopes = [
-        (b.seconds - a.seconds) / (b.size - a.size)
-        for a, b in combinations(samples, 2)
-        if abs(b.size - a.size) > 0.1 * max(a.size, b.size)
+        (y2 - y1) / (x2 - x1)
+        for (x1, y1), (x2, y2) in combinations(points, 2)
+        if abs(x2 - x1) > 0.1 * max(x1, x2)
     ]
-    slope = max(0.0, median(slopes)) if slopes else _bulk_slope(samples)
-    return Line(slope, median(each.seconds - slope * each.size for each in samples))
+    if not slopes:
+        return None
+    slope = median(slopes)
+    return Line(slope, median(y - slope * x for x, y in points))
 
 
-def fit_beyond(samples: Sequence[Sample]) -> Line:
-    """Return the line through at least one sample with neither part below 0."""
-    line = fit_line(samples)
-    if line.fixed_s >= 0.0:
-        return line
-    slope = _bulk_slope(samples)
-    return Line(slope, median(each.seconds - slope * each.size for each in samples))
+def fit_linear(samples: Sequence[Sample]) -> Line:
+    """Return the seconds of at least one migration as a line of its size, neither part below 0."""
+    line = fit_line([(each.size, each.seconds) for each in samples])
+    if line is None or line.fixed_s < 0.0:
+        return Line(median(each.bulk_s / each.size for each in samples), _rest_s(samples))
+    if line.per_unit_s < 0.0:
+        return Line(0.0, median(each.seconds for each in samples))
+    return line
 
 
-def predict(samples: Sequence[Sample], size: float) -> float:
-    """Return the seconds for a size, by those of at least one sample that are nearest to it."""
-    newest_first = reversed(samples)
-    nearest = sorted(newest_first, key=lambda each: abs(log(each.size / size)))[:NEAREST]
-    sizes = [each.size for each in nearest]
-    is_between = min(sizes) <= size <= max(sizes)
-    line = fit_line(nearest) if is_between else fit_beyond(nearest)
-    return max(line.at(size), min(each.seconds for each in nearest) * min(1.0, size / min(sizes)))
+def fit_bent(samples: Sequence[Sample], size: float) -> Line:
+    """Return the line for jobs of about `size` tokens where each token takes longer in a longer
+    job, from at least one sample.
+    """
+    rates = [(each.size, each.bulk_s / each.size) for each in samples]
+    line = fit_line(rates)
+    if line is None or min(line.per_unit_s, line.fixed_s) < 0.0:
+        line = Line(0.0, median(rate for _, rate in rates))
+    return Line(line.at(size), _rest_s(samples))
 
 
-def _bulk_slope(samples: Sequence[Sample]) -> float:
-    return median(each.bulk_s / each.size for each in samples)
+def _rest_s(samples: Sequence[Sample]) -> float:
+    return median(each.seconds - each.bulk_s for each in samples)
+
+
+def _fit(path: DataPath, samples: Sequence[Sample], size: float) -> Line:
+    return fit_bent(samples, size) if path is DataPath.TOKENS else fit_linear(samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,7 @@ class MigrationCosts:
     def predict(self, model: ModelName, target: str, path: DataPath, size: float) -> float:
         """Return the expected seconds; 0 when that was not measured yet, to any target."""
         samples = self._known(model, target, path)
-        return predict(samples, size) if samples and size > 0 else 0.0
+        return _fit(path, samples, size).at(size) if samples else 0.0
 
     def choose(
         self,
@@ -158,8 +164,10 @@ class MigrationCosts:
         by_kv_s = self.predict(model, target, kv_path, kv_bytes)
         if len(self._known(model, target, kv_path)) < TRIED:
             is_kv = True
+        elif len(self._known(model, target, DataPath.TOKENS)) < TRIED and tokens <= TRIED_TOKENS:
+            is_kv = by_tokens_s >= TRIED_RATIO * by_kv_s
         elif by_tokens_s == 0.0:
-            is_kv = tokens > TRIED_TOKENS
+            is_kv = True
         else:
             is_kv = by_kv_s <= by_tokens_s
         if is_kv:
@@ -178,7 +186,7 @@ class MigrationCosts:
             unit_bytes = 1 if path is DataPath.TOKENS else kv_token_bytes
             if len(samples) < MEASURED or unit_bytes == 0:
                 continue
-            line = fit_beyond(samples)
+            line = _fit(path, samples, median(each.size for each in samples))
             lines.append(Line(line.per_unit_s * unit_bytes, line.fixed_s))
             sizes += [each.size / unit_bytes for each in samples]
         return min(lines, key=lambda line: line.at(median(sizes)), default=UNKNOWN_COST)

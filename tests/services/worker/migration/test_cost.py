@@ -1,19 +1,21 @@
 """The cost model: lines found under noise and outliers, and the faster path chosen."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName
 from services.worker.migration.cost import (
+    TRIED,
     UNKNOWN_COST,
     Choice,
     DataPath,
     MigrationCosts,
     Sample,
-    fit_beyond,
-    fit_line,
-    predict,
+    fit_bent,
+    fit_linear,
 )
 
 MODEL, OTHER = ModelName("m"), ModelName("n")
@@ -23,62 +25,61 @@ KV_BYTES = 40_000
 """Of one token."""
 
 
+SIZES = st.lists(st.integers(50, 5000), min_size=8, max_size=20, unique=True)
+
+
+def moves_of(sizes, seconds_at, fixed, outliers=0) -> list[Sample]:
+    """Moves of these sizes, the first few of which took far too long."""
+    times = [seconds_at(size) for size in sizes]
+    moves = [Sample(size, fixed + s, s) for size, s in zip(sizes, times, strict=True)]
+    late = [Sample(each.size, 20 * each.seconds, 20 * each.bulk_s) for each in moves[:outliers]]
+    return late + moves[outliers:]
+
+
 @given(
     slope=st.floats(1e-5, 1e-2),
     fixed=st.floats(0, 0.5),
-    sizes=st.lists(st.integers(50, 5000), min_size=8, max_size=20, unique=True),
+    sizes=SIZES,
     outliers=st.integers(0, 1),
 )
 def test_the_line_is_found_though_some_took_far_too_long(slope, fixed, sizes, outliers):
-    times = [slope * size + fixed for size in sizes]
-    for place in range(outliers):
-        times[place] *= 20
-    line = fit_line([Sample(size, s, slope * size) for size, s in zip(sizes, times, strict=True)])
+    line = fit_linear(moves_of(sizes, lambda size: slope * size, fixed, outliers))
     if max(sizes) > 2 * min(sizes):
         for size in sizes:
             assert line.at(size) == pytest.approx(slope * size + fixed, rel=0.35)
 
 
-def test_of_sizes_that_hardly_differ_the_bulk_s_part_grows():
-    moves = [Sample(100.0, 1.0, 0.4), Sample(101.0, 3.0, 2.4), Sample(102.0, 1.02, 0.41)]
-    line = fit_line(moves)
-    assert line.per_unit_s == pytest.approx(0.41 / 102)
-    assert line.fixed_s == pytest.approx(1.02 - 0.41)
-
-
-def test_neither_part_is_below_zero_beyond_what_was_measured():
-    falling = fit_beyond([Sample(100.0, 3.0, 1.0), Sample(1000.0, 1.0, 0.5)])
-    assert (falling.per_unit_s, falling.fixed_s) == (0.0, 2.0)
-    steep = [Sample(100.0, 0.1, 0.08), Sample(1000.0, 3.0, 2.9)]
-    assert fit_line(steep).fixed_s < 0
-    assert fit_beyond(steep).fixed_s >= 0
-    assert fit_beyond(steep).per_unit_s > 0
-
-
 @given(
-    slope=st.floats(0, 3e-3),
+    slope=st.floats(1e-5, 1e-2),
     bend=st.floats(0, 1e-6),
-    fixed=st.floats(0, 0.3),
-    counts=st.lists(st.integers(1, 8), min_size=3, max_size=3),
-    at=st.integers(0, 2),
+    fixed=st.floats(0, 0.5),
+    sizes=SIZES,
+    size=st.integers(50, 8000),
 )
-def test_sizes_that_were_moved_are_predicted_though_no_line_goes_through_them_all(
-    slope, bend, fixed, counts, at
+def test_tokens_that_take_longer_in_longer_jobs_are_predicted_at_any_length(
+    slope, bend, fixed, sizes, size
 ):
-    """By tokens: what a token attends to grows with the tokens before it."""
-    sizes = (160, 1060, 4130)
+    def seconds(tokens: float) -> float:
+        return slope * tokens + bend * tokens * tokens
 
-    def seconds(size: float) -> float:
-        return fixed + slope * size + bend * size * size
+    if max(sizes) > 2 * min(sizes):
+        line = fit_bent(moves_of(sizes, seconds, fixed), size)
+        assert line.at(size) == pytest.approx(seconds(size) + fixed, rel=0.01)
 
-    moves = [
-        Sample(size + number, seconds(size), seconds(size) - fixed)
-        for size, count in zip(sizes, counts, strict=True)
-        for number in range(count)
-    ]
-    expected = seconds(sizes[at])
-    if counts[at] >= 5:
-        assert predict(moves, sizes[at] + 2) == pytest.approx(expected, rel=0.05, abs=1e-6)
+
+@pytest.mark.parametrize("fit", [fit_linear, lambda moves: fit_bent(moves, 100)])
+def test_of_sizes_that_hardly_differ_the_bulk_s_part_grows(fit):
+    line = fit([Sample(100.0, 1.0, 0.4), Sample(101.0, 3.0, 2.4), Sample(102.0, 1.02, 0.41)])
+    assert line.per_unit_s == pytest.approx(0.41 / 102)
+    assert line.fixed_s == pytest.approx(0.6)
+
+
+def test_neither_part_is_below_zero():
+    falling = fit_linear([Sample(100.0, 3.0, 1.0), Sample(1000.0, 1.0, 0.5)])
+    assert (falling.per_unit_s, falling.fixed_s) == (0.0, 2.0)
+    steep = fit_linear([Sample(100.0, 0.1, 0.08), Sample(1000.0, 3.0, 2.9)])
+    assert steep.fixed_s >= 0
+    assert steep.per_unit_s > 0
 
 
 @given(
@@ -95,7 +96,9 @@ def test_sizes_that_were_moved_are_predicted_though_no_line_goes_through_them_al
     size=st.floats(1, 1e9),
 )
 def test_whatever_was_measured_a_prediction_is_a_time(moves, size):
-    assert 0 < predict(moves, size) < float("inf")
+    for line in (fit_linear(moves), fit_bent(moves, size)):
+        assert 0 <= line.at(size) < float("inf")
+        assert min(line.per_unit_s, line.fixed_s) >= 0
 
 
 def choose(costs: MigrationCosts, tokens: int, *, can_kv: bool = True, target=TARGET) -> Choice:
@@ -106,12 +109,13 @@ def choose(costs: MigrationCosts, tokens: int, *, can_kv: bool = True, target=TA
 def test_each_path_is_tried_until_it_was_measured():
     costs = MigrationCosts()
     ways = []
-    for tokens in (100, 1000, 100, 4000, 500, 100):
+    for tokens in (100, 1000, 100, 4000, 500, 100, 1000, 100, 100):
         path = choose(costs, tokens).path
         ways.append(path)
         size = tokens * KV_BYTES if path is KV else tokens
-        costs.note(MODEL, TARGET, path, sample(size, 0.001 * tokens))
-    assert ways == [KV, KV, KV, KV, TOKENS, KV]
+        seconds = 0.001 * tokens if path is KV else 0.0015 * tokens
+        costs.note(MODEL, TARGET, path, sample(size, seconds))
+    assert ways == [KV, KV, KV, KV, TOKENS, TOKENS, KV, TOKENS, KV]
     assert choose(MigrationCosts(), 100, can_kv=False) == Choice(TOKENS, 0.0, 0.0)
 
 
@@ -149,7 +153,7 @@ def test_old_migrations_are_forgotten():
     costs = measured()
     for number in range(40):
         costs.note(MODEL, TARGET, TOKENS, sample(100.0 + 10 * number, 2.0, 1.5))
-    assert costs.predict(MODEL, TARGET, TOKENS, 200) == pytest.approx(2.0)
+    assert costs.predict(MODEL, TARGET, TOKENS, 200) == pytest.approx(2.0, rel=0.2)
 
 
 def test_a_stream_is_not_expected_to_be_as_fast_as_the_socket():
@@ -170,11 +174,22 @@ def test_a_stream_is_not_expected_to_be_as_fast_as_the_socket():
     assert streamed.other_s == pytest.approx(40.96)
 
 
+def test_tokens_are_not_tried_again_that_were_far_slower():
+    costs = MigrationCosts()
+    for tokens in (128, 1024, 256):
+        costs.note(MODEL, TARGET, KV, sample(tokens * KV_BYTES, 0.1))
+    costs.note(MODEL, TARGET, TOKENS, sample(128, 0.15))
+    assert choose(costs, 128).path is TOKENS
+    costs.note(MODEL, TARGET, TOKENS, sample(128, 0.5))
+    assert choose(costs, 128).path is KV
+
+
 def test_one_slow_move_does_not_keep_jobs_from_the_faster_path():
     costs = MigrationCosts()
     for tokens, seconds in ((128, 9.0), (1024, 0.3), (256, 0.1)):
         costs.note(MODEL, TARGET, KV, sample(tokens * KV_BYTES, seconds))
-    costs.note(MODEL, TARGET, TOKENS, sample(128, 0.4))
+    for _ in range(TRIED):
+        costs.note(MODEL, TARGET, TOKENS, sample(128, 0.4))
     assert [choose(costs, tokens).path for tokens in (128, 1024, 4096)] == [KV, KV, KV]
 
 
@@ -194,3 +209,25 @@ def test_one_migration_alone_says_nothing_about_the_cost_of_the_next():
     line = costs.line_of(MODEL, KV_BYTES)
     assert line.fixed_s == pytest.approx(0.2)
     assert line.per_unit_s == pytest.approx(0.012)
+
+
+def test_where_both_paths_are_close_choices_cost_little():
+    """Links at which tokens of this model's speed come even with KV at one length or another.
+
+    Each measurement is off by a tenth, and one of twenty by a factor of up to four.
+    """
+    lost = []
+    for seed, link in enumerate((15e6, 20e6, 25e6, 30e6, 35e6) * 3):
+        noise, costs = random.Random(seed), MigrationCosts()
+        for number in range(60):
+            tokens = noise.choice((64, 128, 256, 512, 1024, 2048, 4096)) + noise.randrange(60)
+            bulks = {TOKENS: 1.3e-3 * tokens + 0.55e-6 * tokens**2, KV: tokens * KV_BYTES / link}
+            path = choose(costs, tokens).path
+            if number >= 20:
+                lost.append(bulks[path] / min(bulks.values()) - 1.0)
+            late = noise.uniform(1, 4) if noise.random() < 0.05 else 1.0
+            bulk_s = bulks[path] * late * noise.uniform(0.9, 1.1)
+            size = tokens * KV_BYTES if path is KV else tokens
+            costs.note(MODEL, TARGET, path, Sample(size, bulk_s + 0.1, bulk_s))
+    assert sum(each < 0.1 for each in lost) >= 0.9 * len(lost)
+    assert sum(lost) / len(lost) < 0.03
