@@ -12,7 +12,7 @@ class ByteReader:
 
     def __init__(self, tokenizer_json: Mapping[str, Any]) -> None:
         """`tokenizer_json`: the parsed tokenizer.json."""
-        self._byte_of = _byte_level_alphabet() if _is_byte_level(tokenizer_json) else None
+        self._byte_of = byte_level_alphabet() if _is_byte_level(tokenizer_json) else None
 
     def bytes_of(self, token: str, text: str) -> bytes:
         """Return the bytes of `token`, spelt as in the vocabulary; alone it decodes to `text`."""
@@ -32,7 +32,7 @@ def _is_byte_level(tokenizer_json: Mapping[str, Any]) -> bool:
     return any(isinstance(part, dict) and part.get("type") == "ByteLevel" for part in parts)
 
 
-def _byte_level_alphabet() -> dict[str, int]:
+def byte_level_alphabet() -> dict[str, int]:
     """GPT-2's byte alphabet: printable Latin-1 stands for itself, the rest from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)

@@ -19,7 +19,7 @@ from services.router.generation import (
     Replace,
     TextPrompt,
 )
-from services.router.token_bytes import _byte_level_alphabet
+from services.router.token_bytes import byte_level_alphabet
 from tests.services.router.rig import BOS, EOS, Answer, Outcome, Rig, running_rig
 
 UNSURE_END = (-0.01, -0.01, -0.01, -0.01, -0.01, -9.0)
@@ -29,7 +29,7 @@ UNSURE_END = (-0.01, -0.01, -0.01, -0.01, -0.01, -9.0)
 def byte_files() -> dict[str, bytes]:
     """A tokenizer with one token for each byte: a character has up to four of them."""
     vocabulary = {BOS: 0, EOS: 1}
-    vocabulary |= {letter: 2 + byte for letter, byte in _byte_level_alphabet().items()}
+    vocabulary |= {letter: 2 + byte for letter, byte in byte_level_alphabet().items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.add_special_tokens([BOS, EOS])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
