@@ -161,7 +161,7 @@ class _Striker:
             for number, stream in enumerate(streams)
         )
         verb = "killed" if signum is signal.SIGKILL else "frozen"
-        return _summarise(f"{victim} {verb}", streams, changed, self._notices())
+        return summarise(f"{victim} {verb}", streams, changed, self._notices())
 
     def _notices(self) -> list[float]:
         """Return when the router noticed that an owner was gone, Unix seconds, ascending."""
@@ -230,9 +230,13 @@ def _runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def _summarise(
+def summarise(
     struck: str, streams: Sequence[Stream], changed: int, notices_s: Sequence[float]
 ) -> Outcome:
+    """Return the times of streams that were struck; `notices_s`: when the router said so.
+
+    Raises RuntimeError when every stream had ended before.
+    """
     spans_s: list[tuple[float, float]] = []  # until it was noticed, from there to the next token
     for stream in streams:
         # The log cuts its times to the millisecond.

@@ -127,7 +127,7 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
     try:
         async with serving_metrics(settings.metrics, loop.render_metrics) as metrics:
             announce_ready("scheduler", address, metrics=metrics, scheduler_id=scheduler_id)
-            await _until_stopped(stop, loop)
+            await until_stopped(stop, loop)
     finally:
         await loop.stop()
         following.cancel()
@@ -137,7 +137,7 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         await state.close()
 
 
-async def _until_stopped(stop: asyncio.Event, loop: SchedulerLoop) -> None:
+async def until_stopped(stop: asyncio.Event, loop: SchedulerLoop) -> None:
     """Return when `stop` is set; raise what ended the loop before, so that the process ends too."""
     waits = (asyncio.create_task(stop.wait()), asyncio.create_task(loop.wait_failed()))
     try:

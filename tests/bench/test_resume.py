@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.resume import Stream, _summarise
+from bench.resume import Stream, summarise
 
 
 def stream(struck_s: float, next_s: float, owners: int = 2) -> Stream:
@@ -11,7 +11,7 @@ def stream(struck_s: float, next_s: float, owners: int = 2) -> Stream:
 
 def test_a_pause_is_divided_where_the_router_noticed() -> None:
     streams = [stream(10.0, 10.5), stream(20.0, 20.25)]
-    found = _summarise("engine killed", streams, changed=1, notices_s=[10.125, 20.125])
+    found = summarise("engine killed", streams, changed=1, notices_s=[10.125, 20.125])
     assert (found.strikes, found.resumed, found.changed) == (2, 2, 1)
     assert (found.noticed_p50_s, found.next_token_p99_s) == (0.125, 0.375)
     assert (found.pause_p50_s, found.pause_max_s) == (0.5, 0.5)
@@ -21,6 +21,6 @@ def test_only_streams_whose_strike_was_noticed_count() -> None:
     early = stream(30.0, 30.5)  # its job had been handed back before
     whole = stream(10.0, 10.1, owners=1)
     streams = [stream(20.0, 20.5), early, whole]
-    assert _summarise("x", streams, changed=0, notices_s=[20.25, 29.0]).resumed == 1
+    assert summarise("x", streams, changed=0, notices_s=[20.25, 29.0]).resumed == 1
     with pytest.raises(RuntimeError, match="more --tokens"):
-        _summarise("x", [early, whole], changed=0, notices_s=[29.0])
+        summarise("x", [early, whole], changed=0, notices_s=[29.0])

@@ -11,7 +11,7 @@ from gearfall.infra.memory_state import MemoryState
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.policies import PlacementPolicy
 from services.scheduler.loop import SchedulerLoop
-from services.scheduler.main import _until_stopped, parse_settings
+from services.scheduler.main import parse_settings, until_stopped
 
 
 @pytest.mark.parametrize("policy", ["ours", "random", "least-loaded", "locality"])
@@ -36,7 +36,7 @@ async def test_a_scheduler_whose_loop_broke_does_not_go_on_as_if_it_led():
     loop = SchedulerLoop(cluster, SchedulerPolicy())
     loop.start(SchedulerRecord("s1", "here:1"))
     with pytest.raises(Internal, match="a defect"):
-        await asyncio.wait_for(_until_stopped(asyncio.Event(), loop), 10)
+        await asyncio.wait_for(until_stopped(asyncio.Event(), loop), 10)
     await loop.stop()
     await cluster.stop()
     await state.close()
