@@ -122,6 +122,14 @@ class Search:
         return [self._worker_at(each) for each in numbers]
 
 
+def may_be_free(fleet: FleetState, want: Want) -> bool:
+    """Whether any worker has room for a replica now, or keeps some: a look before the search."""
+    rows = fleet.rows
+    has_room = rows.column("free_replicas") >= 1
+    has_room &= rows.column("free_bytes") >= _needs(fleet, want)
+    return bool(has_room.any()) or bool(fleet.claims.workers_of(want.model.name))
+
+
 def _load_seconds(fleet: FleetState, want: Want) -> Floats:
     """Return the seconds to have the bytes on each worker's node; infinite where it can't be."""
     rows, model, nodes = fleet.rows, want.model, fleet.records.nodes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from gearfall.core.ids import WorkerId
 from gearfall.core.records import ModelRecord, ReplicaRecord, Tier
 from gearfall.scheduling.estimator import StartPrediction
-from gearfall.scheduling.placement_search import Search
+from gearfall.scheduling.placement_search import Search, may_be_free
 from gearfall.scheduling.scene import Scene, needed_bytes, predict
 from gearfall.scheduling.snapshot import ReplicaKey
 from gearfall.scheduling.start_costs import ANY_NODE, fixed_s
@@ -81,6 +81,8 @@ def _started_elsewhere(
 ) -> Transfer | None:
     fleet = scene.fleet
     want = Want(model, Urgency.KEEP, scene.now_unix_s, rules=fleet.rules_of(key[1]))
+    if not may_be_free(fleet, want):
+        return None
     found = []
     for worker_id in Search(fleet, want).free(most=2 + len(avoid)):
         if worker_id not in avoid:
