@@ -69,6 +69,37 @@ def test_what_it_computes_has_the_bits_of_a_step(checkpoint):
     assert np.abs(beside).max() > 0
 
 
+def test_steps_and_passes_at_the_same_time_leave_each_other_s_bits_alone(checkpoint):
+    model = build(checkpoint, NativeOps(2))
+    model.use(Arithmetic.BF16)
+    first_step(model)
+    blocks = KvBlocks(48)
+    held, running = (
+        Sequence(JobId(name), Epoch(1), [7] * 300, 300, SamplingParams(max_tokens=1))
+        for name in "hr"
+    )
+    for each in (held, running):
+        blocks.extend(each.key, 300)
+    passes = [
+        pack_step([Chunk(held, start, 64)], blocks) for start in (0, 64, 128, 192) for _ in range(5)
+    ]
+    step = pack_step([Chunk(running, 0, 300)], blocks)
+    alone = model.forward(step)
+    with contextlib.closing(model.side_pass()) as side_pass:
+        for each in passes:
+            side_pass.begin(each)
+            steps = 0
+            while side_pass.wait(0.0) is None or steps == 0:
+                assert np.array_equal(model.forward(step), alone)
+                steps += 1
+    [keys, *_] = [cache.keys for cache, _ in model._cache.layers.values()]
+    of_held, of_running = (
+        keys[torch.tensor(blocks.table(each.key))].flatten(0, 1)[:256] for each in (held, running)
+    )
+    assert torch.equal(of_held, of_running), "the same tokens at the same places"
+    assert alone.any()
+
+
 def test_its_thread_gives_way_and_the_caller_s_does_not(checkpoint):
     model = build(checkpoint, NativeOps(1))
     first_step(model)
