@@ -17,8 +17,16 @@ from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
 from gearfall.client import AsyncClient
 from gearfall.core.ids import ModelName
-from gearfall.core.records import AssignmentRecord, ReplicaState, StartTimeline, Tier
+from gearfall.core.ports import KeyPut, WatchItem
+from gearfall.core.records import (
+    AssignmentRecord,
+    ReplicaRecord,
+    ReplicaState,
+    StartTimeline,
+    Tier,
+)
 from gearfall.infra.cluster import Cluster
+from gearfall.infra.cluster_keys import decode_entry
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
@@ -81,15 +89,16 @@ class Site:
     async def start(self, model: ModelName, beside: int = 0) -> MeasuredStart:
         """Send a request to a cold model and return what its start took."""
         record = self._cluster.view.models[model]
-        # Watched from before it begins: on a busy machine it is gone soon after its answer.
-        seeing = asyncio.create_task(self._seen(model))
+        is_watching = asyncio.Event()
+        seeing = asyncio.create_task(self._seen(model, is_watching))
+        await is_watching.wait()
         sent_unix_s, sent_s = time.time(), time.perf_counter()
         try:
             await self._client.generate(
                 model, PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True
             )
             first_token_s = time.perf_counter() - sent_s
-            assignment, timeline = await seeing
+            assignment, timeline = await asyncio.wait_for(seeing, _WAIT_S)
         finally:
             seeing.cancel()
         return MeasuredStart(
@@ -133,19 +142,34 @@ class Site:
             return Tier.DRAM
         return Tier.SSD if model in (node.on_ssd or ()) else Tier.REMOTE
 
-    async def _seen(self, model: ModelName) -> tuple[AssignmentRecord, StartTimeline]:
-        """Return a start that is over. On a busy machine its replica may be leaving by then."""
-        assignment = None
-        async with asyncio.timeout(_WAIT_S):
-            async for _ in self._cluster.changes():
-                view = self._cluster.view
-                for key, each in view.assignments.items():
-                    assignment = each if key[1] == model else assignment
-                for key, replica in view.replicas.items():
-                    is_up = replica.state in {ReplicaState.READY, ReplicaState.DRAINING}
-                    if key[1] == model and is_up and replica.timeline.total_s > 0 and assignment:
-                        return assignment, replica.timeline
+    async def _seen(
+        self, model: ModelName, is_watching: asyncio.Event
+    ) -> tuple[AssignmentRecord, StartTimeline]:
+        """Return the next start of a model that ends, once it has.
+
+        By every write: the view of a busy machine may know of a replica's end with its start.
+        """
+        assignment, events = None, self._cluster.state.watch("")
+        async with contextlib.aclosing(events) as opened:  # type: ignore[type-var]
+            async for item in opened:
+                is_watching.set()
+                record = _record_in(item)
+                if isinstance(record, AssignmentRecord) and record.model == model:
+                    assignment = record
+                elif (
+                    isinstance(record, ReplicaRecord)
+                    and (record.model, record.state) == (model, ReplicaState.READY)
+                    and assignment is not None
+                ):
+                    return assignment, record.timeline
         raise AssertionError("the cluster was stopped")
+
+
+def _record_in(item: WatchItem) -> AssignmentRecord | ReplicaRecord | None:
+    if not isinstance(item, KeyPut) or not item.entry.key.startswith(("assignments/", "replicas/")):
+        return None
+    _, _, record = decode_entry(item.entry.key, item.entry.value)
+    return record if isinstance(record, AssignmentRecord | ReplicaRecord) else None
 
 
 def forget_pages(directories: Sequence[Path]) -> None:

@@ -3,7 +3,7 @@
 Every figure is a median of the newest few, or the line of least relative error through them
 (`robust_line.py`), so that single starts that met a busy disk or a swapping machine move nothing.
 Repeats of a start differ by noise that has no memory: what is averaged over is as much as a lasting
-change may take to be followed (docs/decisions/0024).
+change may take to be followed (docs/decisions/0025).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ UNKNOWN_FIXED_S = 1.0
 """Assumed until a start was recorded."""
 ANY_NODE = NodeId("")
 KEPT_OUTCOMES = 256
-NEWEST = 7
+NEWEST = 5
 """Starts of one model out of one tier on one node that its fixed time is the median of."""
 NEWEST_LOADS = 16
 """Loads out of one tier of one node that its line goes through."""
