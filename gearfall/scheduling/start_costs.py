@@ -3,7 +3,7 @@
 Every figure is a median of the newest few, or the line of least relative error through them
 (`robust_line.py`), so that single starts that met a busy disk or a swapping machine move nothing.
 Repeats of a start differ by noise that has no memory: what is averaged over is as much as a lasting
-change may take to be followed (docs/decisions/0025).
+change may take to be followed (docs/decisions/0026).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -73,8 +73,16 @@ def test_reading_a_canary_that_is_there_is_a_part_of_every_start():
 
 
 def test_the_canary_of_a_new_model_is_learned_from_the_assignment_on():
-    first = {"queued_s": 0.1, "waited_s": 0.2, "ssd_s": 0.5, "attach_s": 0.05, "prepare_s": 0.3}
-    costs = learned(start(1.4, tier=Tier.SSD, **first))
+    first = start(
+        1.4,
+        tier=Tier.SSD,
+        queued_s=0.1,
+        waited_s=0.2,
+        ssd_s=0.5,
+        attach_s=0.05,
+        prepare_s=0.3,
+    )
+    costs = learned(first)
     assert known_s(costs, tier=Tier.SSD) == pytest.approx(0.4)
     assert costs.canary_line.at(1) == pytest.approx(1.15)
     costs = learned(
