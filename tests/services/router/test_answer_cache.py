@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.services.router.char_models import model_record
 
 from gearfall.core.errors import DeadlineExceeded, Internal
 from gearfall.core.escalation import Degraded, EscalationPolicy, WhileLoading
@@ -27,14 +28,7 @@ from services.router.generation import (
     TextPrompt,
     TokenText,
 )
-from tests.services.router.rig import (
-    Answer,
-    Outcome,
-    Rig,
-    ScriptedWorker,
-    model_record,
-    running_rig,
-)
+from tests.services.router.rig import Answer, Outcome, Rig, ScriptedWorker, running_rig
 
 NAME = DeploymentName("chat")
 GREEDY = {"temperature": 0.0}

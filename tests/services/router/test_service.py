@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from tests.services.router.char_models import BOS_ID, ids_of
 
 from gearfall.core.errors import (
     Conflict,
@@ -16,13 +17,7 @@ from gearfall.core.job import FinishReason
 from gearfall.core.records import ModelRecord
 from services.router.generation import GenerationRequest, TextPrompt, TokenPrompt
 from services.router.service import RouterLimits
-from tests.services.router.rig import (
-    BOS_ID,
-    Answer,
-    Outcome,
-    ids_of,
-    running_rig,
-)
+from tests.services.router.rig import Answer, Outcome, running_rig
 
 
 async def test_answers_with_usage_and_cost():

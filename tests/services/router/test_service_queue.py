@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from tests.services.router.char_models import ids_of
 
 from gearfall.core.errors import (
     DeadlineExceeded,
@@ -10,11 +11,7 @@ from gearfall.core.errors import (
 )
 from gearfall.core.ids import ModelName
 from services.router.service import RouterLimits
-from tests.services.router.rig import (
-    Answer,
-    ids_of,
-    running_rig,
-)
+from tests.services.router.rig import Answer, running_rig
 
 
 async def test_demand_is_kept_true_and_taken_back():

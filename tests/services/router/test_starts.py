@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from tests.services.router.char_models import NODE, model_record
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import (
@@ -13,7 +14,6 @@ from gearfall.core.records import (
     StartTimeline,
 )
 from services.router.starts import StartHistory, expected_start_s
-from tests.services.router.rig import NODE, model_record
 
 SMALL = ModelName("small")
 MODEL = replace(model_record("small"), size_bytes=2_000_000_000)

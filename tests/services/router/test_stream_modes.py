@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from tests.services.router.char_models import BOS, EOS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gearfall.client import AsyncClient, Replaced, TextDelta
@@ -20,7 +21,7 @@ from services.router.generation import (
     TextPrompt,
 )
 from services.router.token_bytes import byte_level_alphabet
-from tests.services.router.rig import BOS, EOS, Answer, Outcome, Rig, running_rig
+from tests.services.router.rig import Answer, Outcome, Rig, running_rig
 
 UNSURE_END = (-0.01, -0.01, -0.01, -0.01, -0.01, -9.0)
 """Only the token that ends "wrong" says that it is: nothing of it can be stopped early."""
