@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import gc
 import os
 import secrets
 import time
@@ -279,9 +278,6 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         announce_ready(
             "router", router.grpc_address, rest=router.rest_address, router_id=router.router_id
         )
-        # What was imported and built so far lives as long as the process: never scan it again.
-        gc.collect()
-        gc.freeze()
         await stop.wait()
 
 
