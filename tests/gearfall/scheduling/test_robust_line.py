@@ -14,7 +14,7 @@ SIZES = st.lists(st.integers(1, 10**5), min_size=2, max_size=8, unique=True)
 
 
 def error(line: Line, points) -> float:
-    return sum(abs(line.at(size) - seconds) / seconds for size, seconds in points)
+    return float(sum(abs(line.at(size) - seconds) / seconds for size, seconds in points))
 
 
 @pytest.mark.parametrize(
