@@ -8,21 +8,26 @@ running jobs moved (ServerlessLLM, arXiv 2401.14351, section 6), or after they e
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import Tier
 from gearfall.scheduling.estimator import StartPrediction
 from gearfall.scheduling.groups import find_groups
 from gearfall.scheduling.placement_search import EXAMINED, OFF_PLAN_S, Search
 from gearfall.scheduling.room_making import Way, drained_in_s, room_on
-from gearfall.scheduling.scene import Scene, claimed_bytes, is_crowded, needed_bytes, predict
+from gearfall.scheduling.scene import (
+    Scene,
+    claimed_bytes,
+    is_crowded,
+    needed_bytes,
+    predict,
+    push_out_s,
+)
 from gearfall.scheduling.transfers import Transfer
 from gearfall.scheduling.victims import Victim
 from gearfall.scheduling.wants import Urgency, Want
 
 CLAIMED_S = 0.5
 """What has to be gained to leave a place where room is being made already for another one."""
-PUSH_OUT_WEIGHT = 0.5
-"""Of a load, for those whose bytes leave memory for it; fitted, see docs/decisions/0019."""
 _FULL_EXAMINED = 3
 _MOST_RIVALS = 40
 _MOST_NEARER_NODES = 4
@@ -181,7 +186,7 @@ def assess(
     if prediction is None:
         return None
     own = [claimed_bytes(fleet, want.model.name, each) for each in workers]
-    burden_s = push_out_s(scene, want, node_id, prediction) - CLAIMED_S * (None not in own)
+    burden_s = push_out_s(scene, want.model, node_id, prediction) - CLAIMED_S * (None not in own)
     burden_s += OFF_PLAN_S * (bool(want.wished) and node_id not in want.wished)
     sooner_than_s = below_s - prediction.total_s - burden_s
     if sooner_than_s <= 0:
@@ -208,14 +213,3 @@ def assess(
         transfers=tuple(each for room in found for each in room.transfers if gives),
         ending=tuple(name for room in found for name in room.ending),
     )
-
-
-def push_out_s(scene: Scene, want: Want, node_id: NodeId, prediction: StartPrediction) -> float:
-    """Return what a load costs those whose bytes have to leave the node's memory for it.
-
-    Somebody as large may have to be read again: it is worth waiting for a place where the bytes
-    are in memory for as long as the load takes, and a part of that again.
-    """
-    node = scene.fleet.records.nodes[node_id]
-    fits = node.dram_used_bytes + want.model.size_bytes <= node.dram_capacity_bytes
-    return 0.0 if fits or not prediction.bytes_per_s else PUSH_OUT_WEIGHT * prediction.load_s

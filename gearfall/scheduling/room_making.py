@@ -168,7 +168,7 @@ def _with_busy(
         if isinstance(how, Transfer):
             transfers.append(how)
             avoid.add(how.target)
-            cost_s += MOVE_COST_S
+            cost_s += MOVE_COST_S + how.cost_s
         elif how is Way.AWAIT:
             ending.append(victim.key[1])
         else:
@@ -203,7 +203,7 @@ def _soonest(
         within_s = min(sooner_than_s, ends_in_s - MOVE_COST_S)
         transfer = find_transfer(scene, victim, avoid, within_s)
         if transfer is not None:
-            found.append((transfer.seconds + MOVE_COST_S, 1, transfer))
+            found.append((transfer.seconds + MOVE_COST_S + transfer.cost_s, 1, transfer))
     if not found:
         return None
     seconds, _, how = min(found, key=lambda each: each[:2])

@@ -10,6 +10,8 @@ from gearfall.scheduling.fleet_state import FleetState
 from gearfall.scheduling.start_costs import ANY_NODE, StartCosts, fixed_s
 from gearfall.scheduling.wants import Want
 
+PUSH_OUT_WEIGHT = 0.5
+"""Of a load, for those whose bytes leave memory for it; fitted, see docs/decisions/0019."""
 _QUEUED = (Tier.SSD, Tier.REMOTE)
 
 
@@ -44,6 +46,19 @@ def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPredictio
 def least_start_s(scene: Scene, model: ModelRecord) -> float:
     """Return how long a start takes at least: from memory, with nothing in the way."""
     return fixed_s(scene.costs, model.name, model.size_bytes, Tier.DRAM, ANY_NODE)
+
+
+def push_out_s(
+    scene: Scene, model: ModelRecord, node_id: NodeId, prediction: StartPrediction
+) -> float:
+    """Return what a load costs those whose bytes have to leave the node's memory for it.
+
+    Somebody as large may have to be read again: it is worth waiting for a place where the bytes
+    are in memory for as long as the load takes, and a part of that again.
+    """
+    node = scene.fleet.records.nodes[node_id]
+    fits = node.dram_used_bytes + model.size_bytes <= node.dram_capacity_bytes
+    return 0.0 if fits or not prediction.bytes_per_s else PUSH_OUT_WEIGHT * prediction.load_s
 
 
 def _has_queue(fleet: FleetState, node_id: NodeId) -> bool:

@@ -10,7 +10,7 @@ from gearfall.core.ids import WorkerId
 from gearfall.core.records import ModelRecord, ReplicaRecord, Tier
 from gearfall.scheduling.estimator import StartPrediction
 from gearfall.scheduling.placement_search import Search, may_be_free
-from gearfall.scheduling.scene import Scene, needed_bytes, predict
+from gearfall.scheduling.scene import Scene, needed_bytes, predict, push_out_s
 from gearfall.scheduling.snapshot import ReplicaKey
 from gearfall.scheduling.start_costs import ANY_NODE, fixed_s
 from gearfall.scheduling.victims import Victim, VictimKind
@@ -30,6 +30,8 @@ class Transfer:
     """At the target; None where the model is ready there."""
     memory_bytes: int = 0
     """That it takes there, if it has to start."""
+    cost_s: float = 0.0
+    """To those whose bytes leave memory there, if its own have to be read."""
 
 
 def find_transfer(
@@ -86,8 +88,10 @@ def _started_elsewhere(
     found = []
     for worker_id in Search(fleet, want).free(most=2 + len(avoid)):
         if worker_id not in avoid:
-            start = predict(scene, model, fleet.records.workers[worker_id].node_id)
+            node_id = fleet.records.workers[worker_id].node_id
+            start = predict(scene, model, node_id)
             if start is not None:
                 need = needed_bytes(fleet, want, worker_id)
-                found.append(Transfer(key, worker_id, start.total_s, start, need))
-    return min(found, key=lambda each: (each.seconds, each.target), default=None)
+                cost_s = push_out_s(scene, model, node_id, start)
+                found.append(Transfer(key, worker_id, start.total_s, start, need, cost_s))
+    return min(found, key=lambda each: (each.seconds + each.cost_s, each.target), default=None)

@@ -6,13 +6,10 @@ import pytest
 
 from gearfall.core.ids import NodeId, WorkerId
 from gearfall.core.job import Priority
-from gearfall.scheduling.placement import (
-    PUSH_OUT_WEIGHT,
-    assess,
-    with_nearer,
-)
+from gearfall.scheduling.placement import assess, with_nearer
 from gearfall.scheduling.placement_reasons import why_not
 from gearfall.scheduling.room_making import EVICTION_S, Way
+from gearfall.scheduling.scene import PUSH_OUT_WEIGHT
 from gearfall.scheduling.wants import Urgency
 from tests.gearfall.scheduling.clusters import (
     MIB,
