@@ -55,6 +55,7 @@ def test_a_move_is_not_blamed_for_the_batch_s_growth():
     """On the target steps take 10 ms before and 13 behind: the request would cost that anywhere."""
     grown = Gaps((0.010,) * 99, (0.010,) * 9, (0.013,) * 4, (0.013,) * 50)
     [row] = summarize([sample(target=grown), sample(target=grown)])
+    assert row.target is not None
     assert row.target.change == pytest.approx(0.0)
     assert row.target.raw_change == pytest.approx(0.3)
     assert (row.target.before_p50_s, row.target.after_p50_s) == (0.010, 0.013)
@@ -69,6 +70,7 @@ def test_a_move_is_not_blamed_for_the_batch_s_growth():
 )
 def test_one_long_step_on_the_way_or_at_the_end_is_the_move_s(gaps):
     [row] = summarize([sample(target=gaps), sample(target=gaps)])
+    assert row.target is not None
     assert row.target.change == pytest.approx(0.6)
 
 

@@ -33,7 +33,7 @@ def test_going_on_while_it_is_worth_it_is_the_best_length(rate, below_s, above_s
     terms, longest = DraftTerms(rate, below_s, above_s, verify_s), 60
     chosen = next((k for k in range(longest) if not is_worth_a_token(k, terms)), longest)
 
-    def taken_s(tokens: int) -> float:
+    def taken_s(tokens):
         spared = sum(rate**place for place in range(1, tokens + 1))
         return tokens * (below_s + verify_s) - spared * above_s
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,23 +75,27 @@ def played(claims: Claims, stands, name, values):
             made = Claim(dict.fromkeys(there, size), 0.0, float(until))
             return claims.put(model, site, made), {**stands, (model, site): made}
         case "drop", (model, site):
-            touched, goes = claims.drop(model, site), lambda key, _: key == (model, site)
+            touched = claims.drop(model, site)
+            return touched, without(stands, lambda key, _: key == (model, site))
         case "keep", (model, kept):
             touched = claims.keep(model, kept)
-            goes = lambda key, _: key[0] == model and key[1] not in kept  # noqa: E731
+            return touched, without(stands, lambda key, _: key[0] == model and key[1] not in kept)
         case "drop_at", (model, there):
             touched = claims.drop_at(model, there)
-            goes = lambda key, each: key[0] == model and there & {*each.bytes_by_worker}  # noqa: E731
-        case _, (now,):
-            touched, goes = (
-                claims.drop_expired(float(now)),
-                lambda _, each: each.until_unix_s <= now,
+            return touched, without(
+                stands, lambda key, each: key[0] == model and there & {*each.bytes_by_worker}
             )
-    return touched, {key: each for key, each in stands.items() if not goes(key, each)}
+        case _, (now,):
+            touched = claims.drop_expired(float(now))
+            return touched, without(stands, lambda _, each: each.until_unix_s <= now)
+
+
+def without(stands, goes):
+    return {key: each for key, each in stands.items() if not goes(key, each)}
 
 
 def claimed_on(stands, worker_id):
-    found = {}
+    found: dict[str, int] = {}
     for (model, _), claim in stands.items():
         if worker_id in claim.bytes_by_worker:
             found[model] = max(found.get(model, 0), claim.bytes_by_worker[worker_id])
@@ -98,7 +104,7 @@ def claimed_on(stands, worker_id):
 
 @given(st.lists(steps, max_size=20))
 def test_workers_say_what_stands_and_every_change_names_them(taken):
-    claims, stands = Claims(), {}
+    claims, stands = Claims(), dict[Any, Claim]()
     for name, *values in taken:
         before = {each: dict(claims.on(each)) for each in (A, B)}
         touched, stands = played(claims, stands, name, values)

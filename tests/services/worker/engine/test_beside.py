@@ -42,6 +42,9 @@ class LatePass:
         self._step = None
         return 0.5
 
+    def close(self):
+        """It has no thread."""
+
 
 class BesideHost(Host):
     """A host with a side pass, on a clock that goes on by a millisecond each time it is read."""

@@ -86,8 +86,8 @@ def test_steps_and_passes_at_the_same_time_leave_each_other_s_bits_alone(checkpo
     step = pack_step([Chunk(running, 0, 300)], blocks)
     alone = model.forward(step)
     with contextlib.closing(model.side_pass()) as side_pass:
-        for each in passes:
-            side_pass.begin(each)
+        for chunk_pass in passes:
+            side_pass.begin(chunk_pass)
             steps = 0
             while side_pass.wait(0.0) is None or steps == 0:
                 assert np.array_equal(model.forward(step), alone)
@@ -108,6 +108,7 @@ def test_its_thread_gives_way_and_the_caller_s_does_not(checkpoint):
         side_pass.begin(one_token(1))
         assert side_pass.wait(LIMIT_S) is not None
         [thread] = [each for each in threading.enumerate() if each.name == "side-pass"]
+        assert thread.native_id is not None
         its_own = os.getpriority(os.PRIO_PROCESS, thread.native_id)
     assert its_own == min(19, before + NICENESS)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before

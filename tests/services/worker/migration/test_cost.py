@@ -59,7 +59,7 @@ def test_the_line_is_found_though_some_took_far_too_long(slope, fixed, sizes, ou
 def test_tokens_that_take_longer_in_longer_jobs_are_predicted_at_any_length(
     slope, bend, fixed, sizes, size
 ):
-    def seconds(tokens: float) -> float:
+    def seconds(tokens):
         return slope * tokens + bend * tokens * tokens
 
     if max(sizes) > 2 * min(sizes):
