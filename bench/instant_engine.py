@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import FinishReason, TokenRun
+from services.worker.engine.gathering import Gathering
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.engine_link.messages import (
     CancelJob,
@@ -33,7 +35,8 @@ class _Generation:
 class InstantEngine:
     """Decodes one token of every running job in each step; implements `EngineProcess`.
 
-    A step takes no time, but the event loop gets a turn after each, as between real steps.
+    A step takes no time, but the event loop gets a turn after each, as between real steps. Tokens
+    of whole answers wait for each other, as in a real one.
     """
 
     def __init__(self, token_id: int) -> None:
@@ -42,6 +45,7 @@ class InstantEngine:
         self.kv_memory: KvMemory | None = None
         self.arithmetic = ""
         """It caches nothing."""
+        self._gathering = Gathering()
         self._running: dict[tuple[JobId, Epoch], _Generation] = {}
         self._changed = asyncio.Event()
         self._gone = asyncio.Event()
@@ -57,6 +61,7 @@ class InstantEngine:
 
     def send(self, message: WorkerMessage) -> None:
         """Take a message as a real engine's loop would."""
+        self._gathering.note(message)
         match message:
             case SubmitJob():
                 self._running.setdefault(
@@ -79,7 +84,9 @@ class InstantEngine:
         """Yield steps while there are jobs; end when it was stopped or killed."""
         while not self._gone.is_set():
             if self._running:
-                yield self._step()
+                told = self._gathering.add(self._step(), time.monotonic())
+                if told is not None:
+                    yield told
                 await asyncio.sleep(0)
             else:
                 self._changed.clear()

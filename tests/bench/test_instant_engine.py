@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from bench.instant_engine import InstantEngine, InstantSpawner
@@ -70,6 +71,13 @@ async def test_each_step_gives_one_token_of_every_running_job(engine: InstantEng
     for run in runs:
         assert run.token_ids == (TOKEN_ID,)
         assert len(run.logprobs) == len(run.margins) == 1
+
+
+async def test_tokens_of_a_whole_answer_come_together(engine: InstantEngine) -> None:
+    engine.send(msgspec.structs.replace(submit("a"), gather_s=60.0))
+    (run,) = await take(aiter(engine), 1)
+    assert (run.index, run.token_ids) == (0, (TOKEN_ID,) * 3)
+    assert run.finish is FinishReason.LENGTH
 
 
 async def test_a_resumed_job_goes_on_behind_its_log(engine: InstantEngine) -> None:
