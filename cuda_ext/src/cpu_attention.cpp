@@ -95,11 +95,16 @@ AttentionPlan plan_attention(const Attention &call, int threads) {
 }
 
 void run_attention(const Attention &call, const AttentionPlan &plan) {
-    parallel_for(static_cast<std::int64_t>(plan.ranges.size()), plan.threads,
-                 [&](std::int64_t index) {
-                     const HeadRange &range = plan.ranges[index];
-                     attend_tile(call, range.tile, range.first_head, range.end_head);
-                 });
+    const ProductPieces ranges{static_cast<std::int64_t>(plan.ranges.size()), plan.threads,
+                               [](std::int64_t) { return MemoryRange{}; }};
+    parallel_for(ranges.count, ranges.threads, [&](std::int64_t index) {
+        const HeadRange &range = plan.ranges[index];
+        if (call.next != nullptr) {
+            const MemoryRange after = rows_after(ranges, index, *call.next);
+            ask_for_reading(after.begin, after.end);
+        }
+        attend_tile(call, range.tile, range.first_head, range.end_head);
+    });
 }
 
 void paged_attention(const TensorView &q, const Pages &pages, const TensorView &out,

@@ -22,6 +22,7 @@ struct Attention {
     const Kernels &kernels;
     PageSizes sizes;
     const TokenPacking *packing = nullptr;  // takes what would go to `out`
+    const ProductPieces *next = nullptr;    // the task that follows
 
     std::int64_t group() const { return q.shape[1] / sizes.heads; }
     std::int64_t end_key(std::int64_t token) const {

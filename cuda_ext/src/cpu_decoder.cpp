@@ -107,7 +107,7 @@ private:
 
     void attend(const DecoderLayer &layer) {
         const bool is_updated = has_update({Site::q, Site::k, Site::v});
-        const TokenPacking x(kernels_, operand(layer.q), tokens_, sizes_.width, packed_);
+        const TokenPacking x(kernels_, operand(layer.q), tokens_, sizes_.width, packed_, threads_);
         pack_normed(layer.attention_norm, layer.attention_norm_bias, x, is_updated);
         note(Phase::row);
         const Pages pages{layer.k_cache, layer.v_cache, step_.block_tables, step_.seq_index,
@@ -119,36 +119,77 @@ private:
         }
         note(Phase::projection);
         const std::int64_t attended = sizes_.q_floats();
-        const TokenPacking out(kernels_, operand(layer.o), tokens_, attended, packed_);
+        const TokenPacking out(kernels_, operand(layer.o), tokens_, attended, packed_, threads_);
         const bool is_apart = has_update({Site::o}) || !out.fits(sizes_.head_size);
-        attend_pages(layer, pages, is_apart ? nullptr : &out);
+        attend_pages(layer, pages, is_apart ? nullptr : &out, pieces_of(layer.o, cut_of(layer.o)));
         note(Phase::attention);
         if (is_apart) pack_rows(attended_, out);
-        add_product(layer.o, Site::o, attended_, out.packed(), layer.post_attention_norm);
+        add_product(layer.o, Site::o, attended_, out.packed(), layer.post_attention_norm,
+                    pieces_of(layer.gate, inner_cut(layer)));
         note(Phase::projection);
     }
 
     // Queries, keys and values head by head, each placed by the thread that computed it.
     void project(const DecoderLayer &layer, const Pages &pages, const PackedTokens &x) {
-        const std::int64_t heads = sizes_.heads + 2 * sizes_.kv_heads;
-        const std::int64_t weights = sizes_.qkv_floats() * x.k;
-        const int useful = product_threads(
-            weights, weights * element_bytes(layer.q.weight.dtype), tokens_, threads_);
-        const std::int64_t parts =
-            ProductCut::tile_chunks(tiles_.count, heads, useful);
-        parallel_for(heads * parts, useful, [&](std::int64_t index) {
+        const ProductPieces pieces = head_pieces(layer);
+        const std::int64_t parts = pieces.count / all_heads();
+        parallel_for(pieces.count, pieces.threads, [&](std::int64_t index) {
             const std::int64_t head = index / parts, part = index % parts;
             const auto [linear, first] = projection_of(layer, head);
             const Factor factor{&linear->weight, linear->bias_or_null()};
             const OutputPiece piece{first * sizes_.head_size, sizes_.head_size,
                                     tiles_.count * part / parts, tiles_.count * (part + 1) / parts};
             over_blocks(kernels_, &factor, 1, x, piece, sizes_.head_size,
+                        rows_after(pieces, index, {}),
                         [&](const NearBlock &block) {
                             over_tokens(block, [&](std::int64_t t) {
                                 place_head(layer, pages, t, head, block.row(0, t));
                             });
                         });
         });
+    }
+
+    std::int64_t all_heads() const { return sizes_.heads + 2 * sizes_.kv_heads; }
+
+    // One for each head and some tiles of tokens.
+    ProductPieces head_pieces(const DecoderLayer &layer) const {
+        const int useful = useful_threads(layer.q, sizes_.qkv_floats());
+        const std::int64_t parts = ProductCut::tile_chunks(tiles_.count, all_heads(), useful);
+        return {all_heads() * parts, useful, [this, &layer, parts](std::int64_t index) {
+                    const auto [linear, head] = projection_of(layer, index / parts);
+                    return rows_of(linear->weight, head * sizes_.head_size, sizes_.head_size);
+                }};
+    }
+
+    // Threads that the products with `outputs` rows like a weight's pay for.
+    int useful_threads(const StoredLinear &linear, std::int64_t outputs) const {
+        const std::int64_t weights = outputs * linear.weight.shape[1];
+        return product_threads(weights, weights * element_bytes(linear.weight.dtype), tokens_,
+                               threads_);
+    }
+
+    ProductCut cut_of(const StoredLinear &linear) const {
+        return {linear.outputs(), tiles_.count, useful_threads(linear, linear.outputs())};
+    }
+
+    // Of the gate and what goes with it: whole blocks.
+    ProductCut inner_cut(const DecoderLayer &layer) const {
+        const std::int64_t inner = layer.gate.outputs();
+        const int useful = useful_threads(layer.gate, layer.up ? 2 * inner : inner);
+        return {inner, tiles_.count, useful, kBlockRows};
+    }
+
+    static ProductPieces pieces_of(const StoredLinear &linear, const ProductCut &cut) {
+        return {cut.pieces(), cut.threads(), [&linear, cut](std::int64_t index) {
+                    const OutputPiece piece = cut.piece(index);
+                    return rows_of(linear.weight, piece.first_row, piece.row_count);
+                }};
+    }
+
+    // The products that follow a layer.
+    ProductPieces pieces_behind() const {
+        if (layer_ + 1 < weights_.layers.size()) return head_pieces(weights_.layers[layer_ + 1]);
+        return {};
     }
 
     // The weight of one of all heads, and the place of that head in it.
@@ -179,18 +220,21 @@ private:
     }
 
     void transform(const DecoderLayer &layer) {
-        const TokenPacking x(kernels_, operand(layer.gate), tokens_, sizes_.width, packed_);
+        const TokenPacking x(kernels_, operand(layer.gate), tokens_, sizes_.width, packed_,
+                             threads_);
         const bool is_updated = has_update({Site::gate, Site::up});
         pack_normed(layer.mlp_norm, layer.mlp_norm_bias, x, is_updated);
         note(Phase::row);
         const std::int64_t inner = layer.gate.outputs();
-        const TokenPacking out(kernels_, operand(layer.down), tokens_, inner, inner_packed_);
+        const TokenPacking out(kernels_, operand(layer.down), tokens_, inner, inner_packed_,
+                               threads_);
         if (is_updated || has_update({Site::down})) {
             multiply_apart(layer, x.packed(), out);
         } else {
             multiply_activated(layer, x.packed(), out);
         }
-        add_product(layer.down, Site::down, gate_, out.packed(), layer.post_mlp_norm);
+        add_product(layer.down, Site::down, gate_, out.packed(), layer.post_mlp_norm,
+                    pieces_behind());
         note(Phase::mlp);
     }
 
@@ -216,20 +260,16 @@ private:
     // `out` alone.
     void multiply_activated(const DecoderLayer &layer, const PackedTokens &x,
                             const TokenPacking &out) {
-        const std::int64_t inner = layer.gate.outputs();
         const int count = layer.up ? 2 : 1;
         Factor factors[2] = {{&layer.gate.weight, layer.gate.bias_or_null()}, {}};
         if (layer.up) factors[1] = {&layer.up->weight, layer.up->bias_or_null()};
-        const std::int64_t weights = count * inner * sizes_.width;
-        const int useful = product_threads(
-            weights, weights * element_bytes(layer.gate.weight.dtype), tokens_, threads_);
-        const ProductCut cut(inner, tiles_.count, useful, kBlockRows);
-        parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
+        const ProductCut cut = inner_cut(layer);
+        const ProductPieces pieces = pieces_of(layer.gate, cut);
+        const ProductPieces next = pieces_of(layer.down, cut_of(layer.down));
+        parallel_for(pieces.count, pieces.threads, [&](std::int64_t index) {
             const OutputPiece piece = cut.piece(index);
-            over_tokens(piece, [&](std::int64_t t) {
-                out.ask(t, piece.first_row, piece.row_count);
-            });
             over_blocks(kernels_, factors, count, x, piece, kBlockRows,
+                        rows_after(pieces, index, next),
                         [&](const NearBlock &block) {
                             over_tokens(block, [&](std::int64_t t) {
                                 float *const row = block.row(0, t);
@@ -281,13 +321,14 @@ private:
         if (to != x) std::copy_n(x, sizes_.head_size, to);
     }
 
-    void attend_pages(const DecoderLayer &layer, const Pages &pages, const TokenPacking *packing) {
+    void attend_pages(const DecoderLayer &layer, const Pages &pages, const TokenPacking *packing,
+                      const ProductPieces &next) {
         TensorView q{"q", qkv_, DType::f32, 3, {tokens_, sizes_.heads, sizes_.head_size}, {}};
         TensorView out = q;
         q.stride = {sizes_.qkv_floats(), sizes_.head_size, 1};
         out.data = attended_;
         out.stride = {sizes_.q_floats(), sizes_.head_size, 1};
-        const Attention call{q, pages, out, layer.attention, kernels_, page_sizes_, packing};
+        const Attention call{q, pages, out, layer.attention, kernels_, page_sizes_, packing, &next};
         if (!plan_ || plan_window_ != layer.attention.sliding_window) {
             plan_ = plan_attention(call, threads_);
             plan_window_ = layer.attention.sliding_window;
@@ -309,7 +350,7 @@ private:
                      const TokenPacking &packing, bool has_readers) {
         over_ranges(sizes_.width, [&](std::int64_t first, std::int64_t end) {
             const Scratch near(sizes_.width);
-            for (std::int64_t t = first; t < end; ++t) packing.ask(t, 0, sizes_.width);
+            ask_for_reading(x_ + first * sizes_.width, x_ + end * sizes_.width);
             for (std::int64_t t = first; t < end; ++t) {
                 float *const row = has_readers ? rows_ + t * sizes_.width : near.data();
                 norm_row(norm, bias, x_ + t * sizes_.width, sizes_.width, row);
@@ -349,7 +390,8 @@ private:
 
     // x += norm(linear(packed tokens, which are `from`))
     void add_product(const StoredLinear &linear, Site site, const float *from,
-                     const PackedTokens &tokens, const std::optional<TensorView> &norm) {
+                     const PackedTokens &tokens, const std::optional<TensorView> &norm,
+                     const ProductPieces &next) {
         if (has_update({site}) || norm) {
             const Product product{&linear.weight, linear.bias_or_null(), rows_, sizes_.width};
             multiply(&product, 1, tokens);
@@ -362,16 +404,15 @@ private:
             return;
         }
         const Factor factor{&linear.weight, linear.bias_or_null()};
-        const std::int64_t weights = sizes_.width * tokens.k;
-        const int useful = product_threads(weights, weights * element_bytes(linear.weight.dtype),
-                                           tokens_, threads_);
-        const ProductCut cut(sizes_.width, tiles_.count, useful);
-        parallel_for(cut.pieces(), useful, [&](std::int64_t index) {
+        const ProductCut cut = cut_of(linear);
+        const ProductPieces pieces = pieces_of(linear, cut);
+        parallel_for(pieces.count, pieces.threads, [&](std::int64_t index) {
             const OutputPiece piece = cut.piece(index);
             over_tokens(piece, [&](std::int64_t t) {
                 ask_for_writing(x_ + t * sizes_.width + piece.first_row, piece.row_count);
             });
             over_blocks(kernels_, &factor, 1, tokens, piece, kBlockRows,
+                        rows_after(pieces, index, next),
                         [&](const NearBlock &block) {
                             over_tokens(block, [&](std::int64_t t) {
                                 kernels_.add(block.row(0, t), block.row_count,

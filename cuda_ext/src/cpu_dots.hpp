@@ -57,13 +57,15 @@ class AheadRows {
 public:
     AheadRows(const DotPanel &panel, std::int64_t first_row, std::int64_t most,
               std::int64_t row_bytes) {
-        const bool is_inside = first_row < panel.row_count;
-        const void *const *rows = is_inside ? panel.rows + first_row : panel.later;
-        const std::int64_t there = is_inside ? panel.row_count - first_row : panel.later_count;
+        const std::int64_t there = panel.row_count - first_row;
+        if (there <= 0) {
+            next_ = panel.later.begin;
+            end_ = panel.later.end;
+            return;
+        }
         const std::int64_t count = there < most ? there : most;
-        if (count == 0) return;
-        next_ = static_cast<const char *>(rows[0]);
-        end_ = static_cast<const char *>(rows[count - 1]) + row_bytes;
+        next_ = static_cast<const char *>(panel.rows[first_row]);
+        end_ = static_cast<const char *>(panel.rows[first_row + count - 1]) + row_bytes;
     }
 
     std::int64_t lines() const { return (end_ - next_ + kLineBytes - 1) / kLineBytes; }
@@ -288,6 +290,8 @@ struct Dots {
         dot_through_at_most<kTokens>(panels, count);
     }
 
+    // kIsAway: where that is possible, past the caches.
+    template <bool kIsAway>
     static void pack(Operand operand, const float *const *rows, std::int64_t tokens,
                      std::int64_t k, float *packed) {
         if (has_columns(operand)) {
@@ -301,22 +305,22 @@ struct Dots {
         const std::int64_t step_floats = is_rounded ? kStepFloats<Rounded> : step;
         for (std::int64_t offset = 0; offset < k; offset += step) {
             for (std::int64_t t = 0; t < tokens; ++t, packed += step_floats) {
-                float end[2 * kLanes] = {};
                 const float *x = rows[t] + offset;
                 if (k - offset < step) {
+                    float end[2 * kLanes] = {};
                     std::memcpy(end, x, (k - offset) * sizeof(float));
-                    x = end;
-                }
-                if (is_rounded) {
-                    pack_rounded(x, packed);
+                    pack_step<kIsAway>(is_rounded, step, end, packed);
                 } else {
-                    pack_step(step, x, packed);
+                    pack_step<kIsAway>(is_rounded, step, x, packed);
                 }
             }
         }
     }
 
-    static void pack_step(std::int64_t step, const float *x, float *packed) {
+    template <bool kIsAway>
+    static inline void pack_step(bool is_rounded, std::int64_t step, const float *x,
+                                 float *packed) {
+        if (is_rounded) return pack_rounded<kIsAway>(x, packed);
         if (step == kLanes) {
             std::memcpy(packed, x, kLanes * sizeof(float));
             return;
@@ -327,15 +331,14 @@ struct Dots {
         }
     }
 
+    template <bool kIsAway>
     static void pack_rounded(const float *x, float *packed) {
-        for (int j = 0; j < kLanes; ++j) {
-            const std::uint32_t even = rounded_bits(x[2 * j]);
-            const std::uint32_t odd = rounded_bits(x[2 * j + 1]);
-            if constexpr (kIsPaired<Rounded>) {
-                packed[j] = from_bits(odd | even >> 16);
-            } else {
-                packed[j] = from_bits(even);
-                packed[kLanes + j] = from_bits(odd);
+        if constexpr (kIsPaired<Rounded>) {
+            Isa::template pack_pairs<kIsAway>(x, packed);
+        } else {
+            for (int j = 0; j < kLanes; ++j) {
+                packed[j] = from_bits(rounded_bits(x[2 * j]));
+                packed[kLanes + j] = from_bits(rounded_bits(x[2 * j + 1]));
             }
         }
     }

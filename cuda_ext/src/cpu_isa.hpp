@@ -54,6 +54,12 @@ struct TokenTiles {
     std::int64_t of(std::int64_t token) const { return ((token + 1) * count - 1) / tokens; }
 };
 
+// Memory that is read next.
+struct MemoryRange {
+    const char *begin = nullptr;
+    const char *end = nullptr;
+};
+
 // Dot products over k elements of `row_count` rows and the tokens of some tiles:
 // out[(token - first token of the tiles) * out_stride + row].
 struct DotPanel {
@@ -67,8 +73,7 @@ struct DotPanel {
     float *out;
     std::int64_t out_stride;
     std::int64_t first_element;  // of each row that is read
-    const void *const *later = nullptr;  // rows of the same k to ask for at the panel's end
-    std::int64_t later_count = 0;
+    MemoryRange later = {};  // what to ask for at the panel's end
     // Of weights with columns side by side: elements from one to the next of the same output. Then
     // rows[0] alone counts, where the panel's first output begins.
     std::int64_t element_stride = 1;
@@ -107,6 +112,9 @@ struct Kernels {
     // step_elements(operand)).
     void (*pack)(Operand operand, const float *const *rows, std::int64_t tokens, std::int64_t k,
                  float *packed);
+    // Likewise, for other threads to read: past the caches where the instruction set can.
+    void (*pack_away)(Operand operand, const float *const *rows, std::int64_t tokens,
+                      std::int64_t k, float *packed);
     // Replaces scores[0..count) by exp(s - max), s = the score scaled and capped, and returns the
     // reciprocal of their sum. Reads and writes up to the next multiple of kLanes.
     float (*softmax)(float *scores, std::int64_t count, float scale, float softcap);

@@ -6,6 +6,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <memory>
@@ -19,12 +20,20 @@ namespace gearfall::cpu {
 namespace {
 
 constexpr int kSpins = 4000;
+constexpr std::int64_t kMostRuns = 64;  // of a task; more threads share them
 
 inline void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
     asm volatile("yield");
+#endif
+}
+
+// Makes what was stored past the caches seen before what is stored after it.
+inline void publish() {
+#if defined(__x86_64__)
+    __builtin_ia32_sfence();
 #endif
 }
 
@@ -92,21 +101,37 @@ public:
         const int seats = grow(threads - 1);
         run_ = run;
         task_ = task;
-        pieces_ = pieces;
-        next_.store(0, std::memory_order_relaxed);
+        runs_ = std::min<std::int64_t>(threads, kMostRuns);
+        const PieceRuns cut{pieces, runs_};
+        for (std::int64_t i = 0; i < runs_; ++i) {
+            left_[i].next.store(cut.begin(i), std::memory_order_relaxed);
+            left_[i].end = cut.begin(i + 1);
+        }
         door_.open(seats);
         announce();
-        work();
+        work(0);
         door_.close();
         return true;
     }
 
 private:
-    void work() {
-        for (std::int64_t piece = next_.fetch_add(1, std::memory_order_relaxed); piece < pieces_;
-             piece = next_.fetch_add(1, std::memory_order_relaxed)) {
-            run_(task_, piece);
+    // What is left of a run; on a cache line of its own.
+    struct alignas(64) Left {
+        std::atomic<std::int64_t> next{0};
+        std::int64_t end = 0;
+
+        bool is_any() const { return next.load(std::memory_order_relaxed) < end; }
+    };
+
+    void work(std::int64_t first_run) {
+        for (std::int64_t i = 0; i < runs_; ++i) {
+            Left &left = left_[(first_run + i) % runs_];
+            while (left.is_any()) {
+                const std::int64_t piece = left.next.fetch_add(1, std::memory_order_relaxed);
+                if (piece < left.end) run_(task_, piece);
+            }
         }
+        publish();
     }
 
     // Returns how many pool threads may help: fewer than asked for where the system gives no more.
@@ -114,7 +139,9 @@ private:
         if (size_ >= wanted) return wanted;
         const SignalsBlocked blocked;
         try {
-            for (; size_ < wanted; ++size_) std::thread([this] { serve(); }).detach();
+            for (; size_ < wanted; ++size_) {
+                std::thread([this, run = size_ + 1] { serve(run); }).detach();
+            }
         } catch (const std::system_error &) {
         }
         return std::min(size_, wanted);
@@ -130,12 +157,12 @@ private:
         if (is_anybody_asleep) wake_.notify_all();
     }
 
-    void serve() {
+    void serve(std::int64_t run) {
         std::uint64_t seen = 0;
         for (;;) {
             seen = wait_past(seen);
             if (door_.enter()) {
-                work();
+                work(run);
                 door_.leave();
             }
         }
@@ -154,12 +181,12 @@ private:
         return generation_.load(std::memory_order_relaxed);
     }
 
-    std::mutex owner_;  // held by the caller whose task runs; guards the fields down to next_
+    std::mutex owner_;  // held by the caller whose task runs; guards the fields down to left_
     int size_ = 0;
     Piece run_ = nullptr;
     const void *task_ = nullptr;
-    std::int64_t pieces_ = 0;
-    std::atomic<std::int64_t> next_{0};
+    std::int64_t runs_ = 0;
+    std::array<Left, kMostRuns> left_;
     Door door_;
 
     std::mutex sleep_;
@@ -192,6 +219,7 @@ void run_pieces(std::int64_t pieces, int threads, Piece run, const void *task) {
     const int useful = static_cast<int>(std::min<std::int64_t>(threads, pieces));
     if (useful > 1 && pool().run(pieces, useful, run, task)) return;
     for (std::int64_t piece = 0; piece < pieces; ++piece) run(task, piece);
+    publish();
 }
 
 }  // namespace gearfall::cpu

@@ -5,6 +5,18 @@
 
 namespace gearfall::cpu {
 
+// How a task's pieces lie with its threads: each begins with a run of its own, the same one in
+// every task of as many pieces, so that what it wrote in one is near in the next; then it helps
+// others.
+struct PieceRuns {
+    std::int64_t pieces;
+    std::int64_t runs;
+
+    std::int64_t begin(std::int64_t run) const { return pieces * run / runs; }
+    std::int64_t of(std::int64_t piece) const { return ((piece + 1) * runs - 1) / pieces; }
+    bool ends_with(std::int64_t piece) const { return piece + 1 == begin(of(piece) + 1); }
+};
+
 // Runs one numbered piece of a task; pieces write to disjoint memory and do not throw.
 using Piece = void (*)(const void *task, std::int64_t piece);
 

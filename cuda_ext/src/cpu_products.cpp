@@ -13,7 +13,6 @@ constexpr std::int64_t kWorkPerThread = 1 << 19;
 constexpr std::int64_t kLineRows = 32;  // whole cache lines of weights with adjacent columns
 constexpr std::int64_t kPiecesPerThread = 3;
 constexpr std::int64_t kMaxTileTokens = 8;
-constexpr std::int64_t kLaterRows = 32;
 
 std::int64_t chunks(std::int64_t count, std::int64_t size) { return (count + size - 1) / size; }
 
@@ -37,7 +36,7 @@ void add_bias(const TensorView &bias, const DotPanel &panel, std::int64_t first_
 }  // namespace
 
 ProductCut::ProductCut(std::int64_t rows, std::int64_t tiles, int threads, std::int64_t unit)
-    : rows_(rows), tiles_(tiles) {
+    : rows_(rows), tiles_(tiles), threads_(threads) {
     const std::int64_t fair = chunks(rows, kPiecesPerThread * threads);
     const std::int64_t whole = fair < kLineRows ? unit : kLineRows;
     chunk_rows_ = std::clamp(padded(fair, whole), unit, kMaxChunkRows);
@@ -90,44 +89,24 @@ TokenPacking::Steps TokenPacking::steps(std::int64_t token, std::int64_t first) 
     return {to + (first / elements * tokens + inside) * floats, elements, floats, tokens * floats};
 }
 
-void TokenPacking::ask(std::int64_t token, std::int64_t first, std::int64_t count) const {
-    if (has_columns(packed_.operand)) return;
-    const Steps steps = this->steps(token, first);
-    float *to = steps.first;
-    for (std::int64_t i = 0; i < count; i += steps.elements, to += steps.stride) {
-        ask_for_writing(to, steps.floats);
-    }
-}
-
 void TokenPacking::put(std::int64_t token, std::int64_t first, const float *values,
                        std::int64_t count) const {
     const Steps steps = this->steps(token, first);
     float *to = steps.first;
     for (std::int64_t i = 0; i < count; i += steps.elements, to += steps.stride) {
         const float *const from = values + i;
-        kernels_->pack(packed_.operand, &from, 1, std::min(steps.elements, count - i), to);
+        pack_(packed_.operand, &from, 1, std::min(steps.elements, count - i), to);
     }
 }
 
 namespace {
 
-// What is multiplied next: rows of a weight of the same shape, or none.
-struct LaterRows {
-    const TensorView *weight = nullptr;
-    std::int64_t first = 0;
-    std::int64_t count = 0;
-};
-
 void compute(const Kernels &kernels, const Factor &factor, const PackedTokens &x,
-             const OutputPiece &piece, const LaterRows &later, float *out, std::int64_t stride) {
+             const OutputPiece &piece, MemoryRange later, float *out, std::int64_t stride) {
     const TensorView &weight = *factor.weight;
     const bool is_columns = has_columns(x.operand);
     const void *rows[kMaxChunkRows];
     row_pointers(weight, piece.first_row, is_columns ? 1 : piece.row_count, rows);
-    const void *later_rows[kLaterRows];
-    const std::int64_t later_count =
-        is_columns ? 0 : std::clamp<std::int64_t>(later.count, 0, kLaterRows);
-    if (later_count > 0) row_pointers(*later.weight, later.first, later_count, later_rows);
     const DotPanel panel{rows,
                          piece.row_count,
                          x.floats,
@@ -138,8 +117,7 @@ void compute(const Kernels &kernels, const Factor &factor, const PackedTokens &x
                          out,
                          stride,
                          0,
-                         later_rows,
-                         later_count,
+                         later,
                          is_columns ? weight.stride[1] : 1};
     kernels.dot[static_cast<int>(x.operand)](panel);
     if (factor.bias == nullptr) return;
@@ -150,17 +128,35 @@ void compute(const Kernels &kernels, const Factor &factor, const PackedTokens &x
 
 }  // namespace
 
+MemoryRange rows_of(const TensorView &weight, std::int64_t first, std::int64_t count) {
+    if (has_columns_adjacent(weight)) return {};
+    const std::int64_t row_bytes = weight.stride[0] * element_bytes(weight.dtype);
+    const char *const begin = static_cast<const char *>(weight.data) + first * row_bytes;
+    const std::int64_t near = std::min(count, kBlockRows);
+    return {begin, begin + (near - 1) * row_bytes + weight.shape[1] * element_bytes(weight.dtype)};
+}
+
 void compute_piece(const Kernels &kernels, const Product &product, const PackedTokens &x,
-                   const OutputPiece &piece) {
+                   const OutputPiece &piece, MemoryRange after) {
     const TokenTiles tiles(x.tokens, kernels.tile_tokens);
-    compute(kernels, {product.weight, product.bias}, x, piece, {},
+    compute(kernels, {product.weight, product.bias}, x, piece, after,
             product.out + tiles.begin(piece.first_tile) * product.out_stride + piece.first_row,
             product.out_stride);
 }
 
+MemoryRange rows_after(const ProductPieces &now, std::int64_t piece, const ProductPieces &next) {
+    const PieceRuns runs = now.runs();
+    if (!runs.ends_with(piece)) {
+        const MemoryRange rows = now.rows(piece + 1);
+        return rows.begin == now.rows(piece).begin ? MemoryRange{} : rows;
+    }
+    if (next.count == 0 || runs.of(piece) >= next.runs().runs) return {};
+    return next.rows(next.runs().begin(runs.of(piece)));
+}
+
 NearBlock compute_block(const Kernels &kernels, const Factor *factors, int count,
                         const PackedTokens &x, const OutputPiece &piece, std::int64_t first_row,
-                        std::int64_t rows, float *values) {
+                        std::int64_t rows, MemoryRange after, float *values) {
     const TokenTiles tiles(x.tokens, kernels.tile_tokens);
     const std::int64_t left = piece.first_row + piece.row_count - first_row;
     const OutputPiece part{first_row, std::min(rows, left), piece.first_tile, piece.end_tile};
@@ -172,9 +168,11 @@ NearBlock compute_block(const Kernels &kernels, const Factor *factors, int count
                     rows};
     for (int i = 0; i < count; ++i) {
         block.values[i] = values + i * rows * (block.end_token - block.first_token);
-        const LaterRows later =
-            i + 1 < count ? LaterRows{factors[i + 1].weight, first_row, part.row_count}
-                          : LaterRows{factors[0].weight, first_row + rows, left - rows};
+        const bool is_last = i + 1 == count;
+        const MemoryRange later =
+            !is_last      ? rows_of(*factors[i + 1].weight, first_row, part.row_count)
+            : left > rows ? rows_of(*factors[0].weight, first_row + rows, left - rows)
+                          : after;
         compute(kernels, factors[i], x, part, later, block.values[i], rows);
     }
     return block;

@@ -8,6 +8,13 @@
 
 namespace gearfall::cpu {
 
+// Asks for memory to read.
+inline void ask_for_reading(const void *begin, const void *end) {
+    for (const char *line = static_cast<const char *>(begin); line < end; line += 64) {
+        __builtin_prefetch(line, 0, 2);
+    }
+}
+
 // Asks for the cache lines of `count` floats to write to them. Stores leave a core in order: a line
 // that other cores read last would hold up all behind it, one after the other.
 inline void ask_for_writing(const float *floats, std::int64_t count) {

@@ -15,6 +15,8 @@ extern const Kernels kAvx512Kernels;
 void dot_rounded_avx512_bf16(const DotPanel &panel);
 void pack_avx512_bf16(Operand operand, const float *const *rows, std::int64_t tokens,
                       std::int64_t k, float *packed);
+void pack_away_avx512_bf16(Operand operand, const float *const *rows, std::int64_t tokens,
+                           std::int64_t k, float *packed);
 #endif
 
 namespace {
@@ -29,6 +31,7 @@ Kernels with_pair_dot() {
     kernels.rounded_step_floats = kLanes;
     kernels.dot[static_cast<int>(Operand::rounded)] = dot_rounded_avx512_bf16;
     kernels.pack = pack_avx512_bf16;
+    kernels.pack_away = pack_away_avx512_bf16;
     return kernels;
 }
 #endif

@@ -1,6 +1,6 @@
 """The native decoder: the same bits as single kernels, on every path; no bad pointer."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -12,6 +12,20 @@ from gearfall.infra.cpu_decoder import AdapterTokens, Decoder, Layer, Linear, Lo
 WIDTH, HEADS, KV_HEADS, SIZE, INNER, VOCABULARY, BLOCK = 40, 4, 2, 20, 70, 33, 4
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a model's layers are cut from."""
+
+    width: int = WIDTH
+    head_size: int = SIZE
+    inner: int = INNER
+    blocks: int = 8
+
+
+# Work for several threads and tiles of tokens; heads are packed as they are computed.
+WIDE = Sizes(width=168, head_size=32, inner=330, blocks=24)
+
+
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
@@ -19,12 +33,13 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 class Model:
     """Seeded weights of two layers, the second with head norms and biases."""
 
-    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, sizes: Sizes | None = None) -> None:
+        self.sizes = sizes or Sizes()
         self._generator = torch.Generator().manual_seed(3)
-        self.embedding = self._random(VOCABULARY, WIDTH).to(dtype)
+        self.embedding = self._random(VOCABULARY, self.sizes.width).to(dtype)
         self.layers = [self._layer(dtype, is_rich=False), self._layer(dtype, is_rich=True)]
-        self.norm = self._random(WIDTH)
-        self.head = Linear(self._random(VOCABULARY, WIDTH).to(dtype))
+        self.norm = self._random(self.sizes.width)
+        self.head = Linear(self._random(VOCABULARY, self.sizes.width).to(dtype))
 
     def _random(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self._generator)
@@ -37,21 +52,23 @@ class Model:
         def linear(outputs: int, inputs: int) -> Linear:
             return self._linear(outputs, inputs, dtype, is_rich)
 
+        width, size = self.sizes.width, self.sizes.head_size
+        inner, blocks = self.sizes.inner, self.sizes.blocks
         return Layer(
-            attention_norm=self._random(WIDTH),
-            q=linear(HEADS * SIZE, WIDTH),
-            k=linear(KV_HEADS * SIZE, WIDTH),
-            v=linear(KV_HEADS * SIZE, WIDTH),
-            o=linear(WIDTH, HEADS * SIZE),
-            q_norm=self._random(SIZE) if is_rich else None,
-            k_norm=self._random(SIZE) if is_rich else None,
-            mlp_norm=self._random(WIDTH),
-            gate=linear(INNER, WIDTH),
-            up=linear(INNER, WIDTH),
-            down=linear(WIDTH, INNER),
-            k_cache=torch.zeros(8, BLOCK, KV_HEADS, SIZE),
-            v_cache=torch.zeros(8, BLOCK, KV_HEADS, SIZE),
-            scale=SIZE**-0.5,
+            attention_norm=self._random(width),
+            q=linear(HEADS * size, width),
+            k=linear(KV_HEADS * size, width),
+            v=linear(KV_HEADS * size, width),
+            o=linear(width, HEADS * size),
+            q_norm=self._random(size) if is_rich else None,
+            k_norm=self._random(size) if is_rich else None,
+            mlp_norm=self._random(width),
+            gate=linear(inner, width),
+            up=linear(inner, width),
+            down=linear(width, inner),
+            k_cache=torch.zeros(blocks, BLOCK, KV_HEADS, size),
+            v_cache=torch.zeros(blocks, BLOCK, KV_HEADS, size),
+            scale=size**-0.5,
             sliding_window=3 if is_rich else 0,
         )
 
@@ -87,14 +104,15 @@ def one_by_one(model: Model, at: Step, *, is_rounded: bool) -> torch.Tensor:
     def linear(x: torch.Tensor, each: Linear) -> torch.Tensor:
         return cpu_kernels.linear(x, each.weight, each.bias, is_rounded=is_rounded)
 
+    size = model.sizes.head_size
     x = model.embedding[at.token_ids.long()].float()
     cos, sin = (table[at.positions.long()][:, None] for table in (at.cos, at.sin))
     for layer in model.layers:
         a = cpu_kernels.rms_norm(x, layer.attention_norm, eps=1e-5)
-        q, k, v = (linear(a, each).view(len(x), -1, SIZE) for each in (layer.q, layer.k, layer.v))
+        q, k, v = (linear(a, each).view(len(x), -1, size) for each in (layer.q, layer.k, layer.v))
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = cpu_kernels.rms_norm(q.reshape(-1, SIZE), layer.q_norm, eps=1e-5).view(q.shape)
-            k = cpu_kernels.rms_norm(k.reshape(-1, SIZE), layer.k_norm, eps=1e-5).view(k.shape)
+            q = cpu_kernels.rms_norm(q.reshape(-1, size), layer.q_norm, eps=1e-5).view(q.shape)
+            k = cpu_kernels.rms_norm(k.reshape(-1, size), layer.k_norm, eps=1e-5).view(k.shape)
         q, k = (rotated(each, cos, sin) for each in (q, k))
         where = (layer.k_cache, layer.v_cache, at.block_tables, at.seq_index, at.positions)
         cpu_kernels.write_kv(k, v, *where)
@@ -136,6 +154,31 @@ def test_a_step_has_the_bits_of_single_kernels_on_every_path(dtype, is_rounded):
             assert same_bits(got, want)
             for layer, cache in zip(model.layers, caches, strict=True):
                 assert same_bits(layer.k_cache, cache)
+
+
+@pytest.mark.parametrize("is_rounded", [False, True])
+@pytest.mark.parametrize("tokens", [6, 20])
+def test_a_batch_has_the_bits_of_single_kernels_on_every_path(tokens, is_rounded):
+    model = Model(sizes=WIDE)
+    each = torch.arange(tokens, dtype=torch.int32)
+    at = step(
+        token_ids=each % VOCABULARY,
+        block_tables=(23 - each)[:, None],
+        seq_index=each,
+        positions=torch.zeros(tokens, dtype=torch.int32),
+        logit_rows=each,
+    )
+    want = one_by_one(model, at, is_rounded=is_rounded)
+    assert want.std() > 0.1
+    for variant in cpu_kernels.variants():
+        for threads in (1, 3):
+            for layer in model.layers:
+                layer.k_cache.zero_()
+                layer.v_cache.zero_()
+            decoder = model.decoder()
+            for _ in range(3):
+                got = decoder.run(at, threads=threads, is_rounded=is_rounded, variant=variant)
+                assert same_bits(got, want)
 
 
 def test_a_step_has_the_same_bits_token_by_token():
