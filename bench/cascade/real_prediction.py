@@ -10,6 +10,7 @@ from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas
 from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Profile
+from gearfall.gears.profile_answers import beginnings
 from gearfall.simulation.answers import Query
 from gearfall.simulation.cascade_run import Arrival, run_cascades
 from gearfall.simulation.plan_latency import tokens_per_s
@@ -95,7 +96,8 @@ class Predictor:
 
     def queries(self, plan: GearPlan) -> Sequence[Query]:
         """Return what the models answered, as certain as a plan measures it."""
-        return queries_of(self.profile, plan.calibrations, plan.certainty)
+        judged = beginnings(self.profile, plan.hold_tokens)
+        return queries_of(judged, plan.calibrations, plan.certainty)
 
 
 def node_name(number: int) -> str:

@@ -99,8 +99,12 @@ def deploy(
         typer.Option(help="Wait in that queue that is too long; 0: the plan's promised p95."),
     ] = 0.0,
     stream_mode: Annotated[
-        StreamMode, typer.Option(help="What clients see before it is decided who answers.")
-    ] = StreamMode.BUFFER,
+        StreamMode | None,
+        typer.Option(
+            help="What clients see before it is decided who answers. Default: buffer; early with a "
+            "plan that decides on beginnings."
+        ),
+    ] = None,
     hold_tokens: Annotated[
         int, typer.Option(help="With early: tokens that are held back and decided on.")
     ] = DEFAULT_HOLD_TOKENS,
@@ -128,10 +132,13 @@ def deploy(
             "queue_target_s": queue_target_s,
         }
     )
-    streaming = Streaming(stream_mode, hold_tokens, finish_drafts)
+    streaming = Streaming(stream_mode or StreamMode.BUFFER, hold_tokens, finish_drafts)
     if gear_plan:
+        planned = deployment_of_plan(parse_plan(gear_plan), min_replicas, keep_alive_s)
+        if stream_mode is None and planned.streaming.mode is StreamMode.EARLY:
+            streaming = replace(planned.streaming, finishes_drafts=finish_drafts)
         deployment = replace(
-            deployment_of_plan(parse_plan(gear_plan), min_replicas, keep_alive_s),
+            planned,
             shadow_share=shadow_share,
             cache_bytes=cache_bytes,
             escalation=escalation,
@@ -179,6 +186,9 @@ def deployment_of_plan(
         min_replicas,
         max(*counts.values(), min_replicas),
         keep_alive_s,
+        streaming=Streaming(StreamMode.EARLY, plan.hold_tokens)
+        if plan.hold_tokens
+        else Streaming(),
     )
 
 

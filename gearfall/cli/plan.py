@@ -42,6 +42,10 @@ def plan(
         typer.Option(min=0, help="Seconds after which an idle model leaves; default: it stays."),
     ] = math.inf,
     requests: Annotated[int, typer.Option(min=50, help="Simulated for each gear.")] = 1000,
+    hold_tokens: Annotated[
+        int,
+        typer.Option(help="Decide stages on so many first tokens, as stream mode early does."),
+    ] = 0,
     calibrate: Annotated[bool, typer.Option(help="Map certainty to P(right).")] = True,
     out: Annotated[Path | None, typer.Option(help="Where the plan goes.")] = None,
     show: Annotated[Path | None, typer.Option(help="Print a plan that is there.")] = None,
@@ -74,7 +78,7 @@ def plan(
     version = parse_plan(out.read_bytes()).version + 1 if out and out.exists() else 1
     request = PlanRequest(
         name, version, time.time(), target, tuple(load or ()), is_calibrated=calibrate,
-        requests=requests, cv=cv, keep_alive_s=keep_alive,
+        hold_tokens=hold_tokens, requests=requests, cv=cv, keep_alive_s=keep_alive,
     )  # fmt: skip
     measured = parse_profile(profile.read_bytes())
     with connect(server) as client:

@@ -11,7 +11,13 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.profile import Profile
 from gearfall.gears.answers import ModelAnswers
-from gearfall.gears.profile_answers import answers_of, certainties_of, learning, shuffled
+from gearfall.gears.profile_answers import (
+    answers_of,
+    beginnings,
+    certainties_of,
+    learning,
+    shuffled,
+)
 from gearfall.gears.search import front
 from gearfall.gears.signals import compare_signals
 from gearfall.simulation.plan_day import Moment
@@ -26,7 +32,8 @@ def write_plan_plots(
     """
     order = shuffled(profile)
     rows = order[len(learning(order)) :]
-    certainties = certainties_of(profile, plan.calibrations, plan.certainty)
+    judged = beginnings(profile, plan.hold_tokens)
+    certainties = certainties_of(judged, plan.calibrations, plan.certainty)
     tested = [each.take(rows) for each in answers_of(profile, certainties)]
     written = save_figure(_front(plan, tested), directory, "front")
     written += save_figure(_day(plan, day), directory, "gears")

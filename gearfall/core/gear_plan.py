@@ -103,6 +103,8 @@ class GearPlan:
     format_version: int = FORMAT_VERSION
     agreement_rule: str = "exact"
     """When two answers agree, as in `gearfall.core.agreement`."""
+    hold_tokens: int = 0
+    """Of an answer, the first tokens that certainties are measured on, and promised for; 0: all."""
 
 
 def plan_text(plan: GearPlan) -> str:

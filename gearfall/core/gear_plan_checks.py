@@ -14,6 +14,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import FORMAT_VERSION, Gear, GearPlan, PlacedReplicas
 from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.records import Stage
+from gearfall.core.streaming import check_hold_tokens
 
 MAX_PLAN_BYTES = 1_000_000
 MAX_GEARS = 64
@@ -44,6 +45,8 @@ def check_plan(plan: GearPlan) -> None:
         raise _broken("models", "empty; name each model with its checkpoint's digest")
     parse_measure(plan.certainty)
     parse_rule(plan.agreement_rule, param="plan.agreement_rule")
+    if plan.hold_tokens != 0:
+        check_hold_tokens(plan.hold_tokens, "plan.hold_tokens")
     for name, calibration in plan.calibrations.items():
         if name not in plan.models:
             raise _broken("calibrations", f"model {name} is not among the plan's models")

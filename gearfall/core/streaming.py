@@ -56,11 +56,13 @@ def check_hold_tokens(hold_tokens: int, param: str = "hold_tokens") -> None:
 
 
 def resolve_streaming(
-    default: Streaming, mode: StreamMode | None, hold_tokens: int | None
+    default: Streaming, mode: StreamMode | None, hold_tokens: int | None, planned: int = 0
 ) -> Streaming:
     """Return what a request gets that asks for `mode` and `hold_tokens`, None: as the deployment.
 
-    Raises InvalidRequest for a number of tokens to hold back where nothing is decided on them.
+    planned: tokens that its gear plan decides on; 0 for whole answers, or no plan. Raises
+    InvalidRequest for a number of tokens to hold back where nothing, or something else, is decided
+    on them.
     """
     chosen = mode or default.mode
     if hold_tokens is not None and chosen is not StreamMode.EARLY:
@@ -69,5 +71,11 @@ def resolve_streaming(
             "hold_tokens out",
             param="hold_tokens",
         )
-    held = default.hold_tokens if hold_tokens is None else hold_tokens
+    if planned and hold_tokens not in (None, planned):
+        raise InvalidRequest(
+            f"hold_tokens {hold_tokens}: the gear plan decides on the first {planned} tokens; "
+            "leave hold_tokens out",
+            param="hold_tokens",
+        )
+    held = hold_tokens or planned or default.hold_tokens
     return replace(default, mode=chosen, hold_tokens=held)

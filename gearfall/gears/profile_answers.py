@@ -1,6 +1,7 @@
 """What a profile says about answers, as the planner's columns: one number a query."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from gearfall.core.certainty import measure_certainty
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile
+from gearfall.core.streaming import check_hold_tokens
 from gearfall.gears.answers import ModelAnswers
 from gearfall.gears.choice import LEARN_SHARE
 from gearfall.gears.stoppable import fit_stoppable
@@ -41,6 +43,37 @@ def fit_calibrations(profile: Profile, rows: Sequence[int]) -> dict[str, Calibra
             # Too few answers of one kind: the plain measure stands, and the plan says so.
             continue
     return found
+
+
+def beginnings(profile: Profile, hold_tokens: int) -> Profile:
+    """Return the profile as it is when of each answer only the first tokens are looked at.
+
+    0: all of them. Raises InvalidRequest where nothing is known of an answer's tokens.
+    """
+    if hold_tokens == 0:
+        return profile
+    check_hold_tokens(hold_tokens)
+    for model in profile.models:
+        if not all(each.logprobs for each in model.generations):
+            raise InvalidRequest(
+                f"{model.name}: the profile has no log-probabilities of its tokens: nothing can be "
+                "said about the beginnings of its answers; run `gearfall profile`",
+                param="hold_tokens",
+            )
+    held = slice(0, hold_tokens)
+    return replace(
+        profile,
+        models=tuple(
+            replace(
+                model,
+                generations=tuple(
+                    replace(each, logprobs=each.logprobs[held], margins=each.margins[held])
+                    for each in model.generations
+                ),
+            )
+            for model in profile.models
+        ),
+    )
 
 
 def certainties_of(

@@ -158,8 +158,10 @@ class _World:
         if tokens >= answer.output_tokens or not answer.token_ids:
             return tokens
         below, above = (stages[at].model for at in (request.stage, request.stage + 1))
-        speed, next_speed = (self.seats[each][0].replica.speed for each in (below, above))
         rate = self.agreed[above].rate if above in self.agreed else 0.0
+        if rate == 0.0:
+            return tokens
+        speed, next_speed = (self.seats[each][0].replica.speed for each in (below, above))
         terms = DraftTerms(
             rate, speed.step_s(1), next_speed.step_s(1), next_speed.prefill_s_per_token
         )
@@ -172,7 +174,9 @@ class _World:
 
         An idle one waits for as many as the gear in force says; one that computes does not.
         """
-        jobs = self.waiting.setdefault(model, deque())
+        jobs = self.waiting.get(model)
+        if not jobs:
+            return
         trigger, most_wait_s = batch_rule(model, (self.gears[self.state.gear],))
         while jobs:
             waited_s = self.agenda.now_s - jobs[0][1].arrived_s

@@ -11,6 +11,7 @@ from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Profile
 from gearfall.gears.placement import Host
+from gearfall.gears.profile_answers import beginnings
 from gearfall.simulation.arrivals import gamma_times
 from gearfall.simulation.cascade_run import (
     Answered,
@@ -76,7 +77,8 @@ def run_day(
     seed: int = 0,
 ) -> CascadeRun:
     """Replay arrivals of the profile's queries on the plan's replicas, gears shifting as online."""
-    queries = queries_of(profile, plan.calibrations, plan.certainty)
+    judged = beginnings(profile, plan.hold_tokens)
+    queries = queries_of(judged, plan.calibrations, plan.certainty)
     drawn = np.random.default_rng(seed).integers(0, len(queries), len(times_s))
     arrivals = [Arrival(at, int(query)) for at, query in zip(times_s, drawn, strict=True)]
     replicas = _replicas(plan, profile, hosts)

@@ -18,6 +18,7 @@ from gearfall.gears.placement import Host, Placeable
 from gearfall.gears.plan_build import PlanInputs, Target, build_plan
 from gearfall.gears.profile_answers import (
     answers_of,
+    beginnings,
     certainties_of,
     fit_calibrations,
     learning,
@@ -47,6 +48,8 @@ class PlanRequest:
     measure: str = "sequence_probability"
     """Certainty of models without a calibration."""
     is_calibrated: bool = True
+    hold_tokens: int = 0
+    """Of an answer, the first tokens that a stage is decided on, as `early` does; 0: all."""
     seed: int = 0
     requests: int = 1000
     """Simulated for each gear."""
@@ -69,8 +72,9 @@ def plan_from_profile(
     _check_asked(request)
     order = shuffled(profile, request.seed)
     learn = learning(order)
-    calibrations = fit_calibrations(profile, learn.tolist()) if request.is_calibrated else {}
-    certainties = certainties_of(profile, calibrations, request.measure)
+    judged = beginnings(profile, request.hold_tokens)
+    calibrations = fit_calibrations(judged, learn.tolist()) if request.is_calibrated else {}
+    certainties = certainties_of(judged, calibrations, request.measure)
     served = {model.name: served_on(model, set(hosts.values())) for model in profile.models}
     tokens = {model.name: mean_tokens(model) for model in profile.models}
     capacity = {
@@ -86,7 +90,7 @@ def plan_from_profile(
         for name, by_device in served.items()
     }
     latency = PlanLatency(
-        queries_of(profile, calibrations, request.measure, order[:SIMULATED_QUERIES].tolist()),
+        queries_of(judged, calibrations, request.measure, order[:SIMULATED_QUERIES].tolist()),
         slowest,
         tokens,
         requests=request.requests,
@@ -116,7 +120,8 @@ def plan_from_profile(
         warmth=_warmth(profile, capacity, tokens, request.keep_alive_s),
     )
     keyed = _keyed(profile, certainties, order[len(learn) :])
-    return with_agreement(_pruned(build_plan(inputs, latency)), keyed, profile.agreement_rule)
+    built = replace(_pruned(build_plan(inputs, latency)), hold_tokens=request.hold_tokens)
+    return with_agreement(built, keyed, profile.agreement_rule)
 
 
 def _check_asked(request: PlanRequest) -> None:
@@ -186,7 +191,10 @@ def queries_of(
     measure: str,
     rows: Sequence[int] | None = None,
 ) -> list[Query]:
-    """Return what each model answers to each query, or to those of `rows`."""
+    """Return what each model answers to each query, or to those of `rows`.
+
+    Stages are decided on as many tokens as the profile has log-probabilities of (`beginnings`).
+    """
     certainties = certainties_of(profile, calibrations, measure)
     return [
         {
@@ -204,9 +212,10 @@ def queries_of(
 def _answer(each: Generation, certainty: float, bound: CertaintyBound) -> Answer:
     """Return an answer with what it could still reach after each of its tokens."""
     reach, count = [], max(1, each.output_tokens)
+    decided = min(count, len(each.logprobs))
     for at, (logprob, margin) in enumerate(zip(each.logprobs, each.margins, strict=True), start=1):
         bound.add(logprob, margin)
-        reach.append(bound.most(max(0, count - at)))
+        reach.append(bound.most(max(0, decided - at)))
     # An answer that ended has one token more than its text; no text has a token below 0.
     ended = (END,) if each.token_ids and len(each.token_ids) < count else ()
     return Answer(
@@ -276,6 +285,7 @@ def _assumptions(
     profile: Profile, request: PlanRequest, calibrations: Mapping[str, Calibration]
 ) -> tuple[str, ...]:
     plain = [model.name for model in profile.models if model.name not in calibrations]
+    held = request.hold_tokens
     certainty = f"plain {request.measure} for {', '.join(plain)}" if plain else "all calibrated"
     return (
         f"requests like the profile's {len(profile.queries)} queries",
@@ -283,6 +293,7 @@ def _assumptions(
         f"p95 over {request.requests} simulated requests a gear",
         "replicas of one worker share what it computes; " + _stay_text(request.keep_alive_s),
         f"certainty: {certainty}",
+        *([f"stages are decided on the first {held} tokens of answers"] if held else ()),
     )
 
 

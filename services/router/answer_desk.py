@@ -91,7 +91,7 @@ class AnswerDesk:
         if held is None:  # cancelled while its prompt was read
             return
         stages = len(held.deployment.stages)
-        is_fit = is_comparable(held.request, stages) and _is_promised(held.deployment)
+        is_fit = is_comparable(held.request, stages) and _is_promised(held.deployment, held.gear)
         if is_fit and is_drawn(running.request_id, held.deployment, has_plan=held.gear is not None):
             held.context, held.last = context, plans[0][-1]
         if held.context is not None or held.ticket is not None:
@@ -102,7 +102,7 @@ class AnswerDesk:
         held = self._open.pop(running.request_id)
         if held.ticket is not None:
             self._settle(running, held, held.ticket)
-        if held.gear is not None and _is_promised(held.deployment):
+        if held.gear is not None and _is_promised(held.deployment, held.gear):
             for end in running.ends.values():
                 self.quality.answered(held.deployment.name, held.gear, end)
         if held.answer is not None and held.context is not None and held.last is not None:
@@ -194,9 +194,11 @@ class _SharedAnswer:
             await run.run()
 
 
-def _is_promised(deployment: DeploymentRecord) -> bool:
-    """Whether plans speak about its answers: not where the beginning of one is decided on."""
-    return deployment.streaming.mode is not StreamMode.EARLY
+def _is_promised(deployment: DeploymentRecord, gear: PinnedGear | None) -> bool:
+    """Whether plans speak about its answers: not where one is decided on a beginning that the plan
+    does not know of."""
+    is_beginning = gear is not None and gear.hold_tokens > 0
+    return is_beginning or deployment.streaming.mode is not StreamMode.EARLY
 
 
 def _is_fair(end: ChoiceEnd, last: str) -> bool:

@@ -67,6 +67,8 @@ class RunContext:
     measure: str
     calibrations: Mapping[str, Calibration]
     """By model, in place of the measure."""
+    judged_tokens: int
+    """Of an answer, the first ones that its certainty is measured on; 0: all."""
     seed: int
     deadline_s: float
     """On the loop's clock."""
@@ -205,7 +207,7 @@ class ChoiceRun:
 
     def _follow(self, plan: StageReady, job_id: JobId) -> StageRun:
         calibration = self._context.calibrations.get(plan.record.name)
-        yardstick = Yardstick(self._context.measure, calibration)
+        yardstick = Yardstick(self._context.measure, calibration, self._context.judged_tokens)
         return StageRun(
             plan,
             self._context.request,

@@ -52,6 +52,8 @@ class PinnedGear:
     agreement_rule: str
     planned: tuple[Stage, ...]
     """The stages with the thresholds of the plan."""
+    hold_tokens: int = 0
+    """Of answers, the first tokens that stages are decided on; 0: all."""
     deployed_unix_s: float = 0.0
     """When the plan was: one that is deployed again is another, though its version is the same."""
     tightened: int = 0
@@ -154,6 +156,7 @@ class GearBoard:
             gear.promise,
             plan.agreement_rule,
             gear.stages,
+            plan.hold_tokens,
             following.record.deployed_unix_s,
         )
 

@@ -105,7 +105,10 @@ class RouterService:
         if gear is not None:
             deployment = replace(deployment, stages=gear.stages, certainty=gear.certainty)
         streaming = resolve_streaming(
-            deployment.streaming, request.stream_mode, request.hold_tokens
+            deployment.streaming,
+            request.stream_mode,
+            request.hold_tokens,
+            gear.hold_tokens if gear else 0,
         )
         deployment = replace(deployment, streaming=streaming)
         request_id = RequestId(request.request_id or self._draw_id())
@@ -255,6 +258,7 @@ class RouterService:
             request=request,
             measure=deployment.certainty,
             calibrations=gear.calibrations if gear else {},
+            judged_tokens=gear.hold_tokens if gear else 0,
             seed=running.seed,
             deadline_s=asyncio.get_running_loop().time() + timeout_s,
             deadline_unix_s=time.time() + timeout_s,

@@ -36,6 +36,8 @@ class Yardstick:
     measure: str
     calibration: Calibration | None = None
     """In place of the measure."""
+    tokens: int = 0
+    """Of an answer, the first ones that are measured; 0: all."""
 
     @property
     def name(self) -> str:
@@ -44,6 +46,8 @@ class Yardstick:
 
     def certainty(self, logprobs: Sequence[float], margins: Sequence[float]) -> float:
         """Return the certainty of an answer, in [0, 1]."""
+        if self.tokens:
+            logprobs, margins = logprobs[: self.tokens], margins[: self.tokens]
         if self.calibration is not None:
             return calibrated(self.calibration, logprobs, margins)
         return measure_certainty(self.measure, logprobs, margins)
@@ -74,7 +78,9 @@ class StageWatch:
         self._judge = judge
         self._judge_stop = judge_stop
         self._hold_tokens = streaming.hold_tokens if streaming.mode is StreamMode.EARLY else None
-        self._last = min(max_tokens, self._hold_tokens or max_tokens)
+        self._last = min(
+            max_tokens, self._hold_tokens or max_tokens, yardstick.tokens or max_tokens
+        )
         """Tokens on which the stage is decided at the latest."""
         self._bound = bound_of(yardstick.measure, yardstick.calibration)
         self._stops_hopeless = streaming.finishes_drafts is not True and has_bound(
@@ -100,10 +106,11 @@ class StageWatch:
             return self._on_beginning(self._yardstick.certainty(logprobs[held], margins[held]))
         if is_whole or not self._stops_hopeless:
             return None
-        for at in range(self._seen, len(logprobs)):
+        seen = min(len(logprobs), self._last)
+        for at in range(self._seen, seen):
             self._bound.add(logprobs[at], margins[at])
-        self._seen = len(logprobs)
-        return self._stop_if_hopeless()
+        self._seen = seen
+        return self._stop_if_hopeless(len(logprobs))
 
     def _on_beginning(self, certainty: float) -> BeginningDecided | StageStopped:
         outcome = self._judge(certainty)
@@ -112,8 +119,8 @@ class StageWatch:
         assert isinstance(outcome, Accept | Settle), "an answer is given or goes up"
         return BeginningDecided(outcome)
 
-    def _stop_if_hopeless(self) -> StageStopped | None:
-        if self._seen < self._ask_from:
+    def _stop_if_hopeless(self, drafted: int) -> StageStopped | None:
+        if self._seen < min(self._ask_from, self._last):
             return None
         most = self._bound.most(self._last - self._seen)
         if most >= self._threshold:
@@ -124,7 +131,7 @@ class StageWatch:
         if not isinstance(outcome, GoUp):
             self._ask_from = 2 * self._seen
             return None
-        if not self._stops_at_once and self._is_worth_a_token(self._seen):
+        if not self._stops_at_once and self._is_worth_a_token(drafted):
             return None
         self._is_over = True
         return StageStopped(most, outcome)

@@ -150,3 +150,45 @@ def test_a_burstiness_or_latency_that_is_none_is_refused(profile, value):
 def test_no_workers(profile):
     with pytest.raises(InvalidRequest, match="no worker"):
         plan_from_profile(profile, {}, REQUEST)
+
+
+def test_a_plan_for_beginnings_is_certified_on_them(profile):
+    """A promise about the first token is that of answers of which nothing else is known."""
+    target = replace(REQUEST, target=Target(loss=0.12), loads=(200.0,))
+    held = plan_from_profile(profile, HOSTS, replace(target, hold_tokens=1))
+    check_plan(held)
+    assert held.hold_tokens == 1
+    assert any("first 1 tokens" in line for line in held.assumptions)
+    short = tuple(
+        replace(
+            model,
+            generations=tuple(
+                replace(each, logprobs=each.logprobs[:1], margins=each.margins[:1])
+                for each in model.generations
+            ),
+        )
+        for model in profile.models
+    )
+    known = plan_from_profile(replace(profile, models=short), HOSTS, target)
+    assert held.calibrations == known.calibrations
+    assert [gear.stages for gear in held.gears] == [gear.stages for gear in known.gears]
+    assert [gear.promise for gear in held.gears] == [gear.promise for gear in known.gears]
+    whole = plan_from_profile(profile, HOSTS, target)
+    assert whole.hold_tokens == 0
+    assert whole.gears[0].stages != held.gears[0].stages
+
+
+def test_beginnings_of_which_nothing_is_known_are_refused(profile):
+    blank = tuple(
+        replace(
+            model,
+            generations=tuple(
+                replace(each, logprobs=(), margins=(), certainty=0.5) for each in model.generations
+            ),
+        )
+        for model in profile.models
+    )
+    with pytest.raises(InvalidRequest, match="small: the profile has no log-probabilities"):
+        plan_from_profile(replace(profile, models=blank), HOSTS, replace(REQUEST, hold_tokens=4))
+    with pytest.raises(InvalidRequest, match="hold_tokens -1 must be between"):
+        plan_from_profile(profile, HOSTS, replace(REQUEST, hold_tokens=-1))

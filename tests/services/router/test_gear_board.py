@@ -12,6 +12,7 @@ from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Var
 from gearfall.core.gear_records import GearVoteRecord
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.records import DeploymentRecord, Stage, WorkerRecord
+from gearfall.core.streaming import StreamMode
 from gearfall.infra.cluster import Cluster
 from services.router.backlog import Backlog
 from services.router.gear_board import TYPICAL_ANSWER_TOKENS
@@ -242,6 +243,29 @@ async def test_a_calibration_decides_in_place_of_the_measure(rig: Rig) -> None:
     (first, _) = outcome.ends[0].stages
     assert first.measure == "calibrated"
     assert first.certainty == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("mode", [None, StreamMode.BUFFER, StreamMode.EARLY, StreamMode.DRAFT])
+async def test_a_plan_for_beginnings_decides_on_them_in_every_mode(rig: Rig, mode) -> None:
+    """`sure` becomes unsure behind the beginning, `late` sure: neither changes who answers."""
+    await deploy(rig, replace(PLAN, hold_tokens=2))
+    worker = rig.worker(small=Answer("sure", logprobs=(0.0, 0.0, -9.0)), large=Answer("large"))
+    sure = await rig.ask("chat", stream_mode=mode)
+    assert sure.text() == "sure"
+    assert sure.ends[0].stages[0].certainty == pytest.approx(1.0)
+    worker.answers["small"] = Answer("late", logprobs=(-3.0, -3.0, 0.0))
+    late = await rig.ask("chat", stream_mode=mode)
+    assert late.ends[0].model == "large"
+
+
+async def test_other_beginnings_than_the_plans_are_refused(rig: Rig) -> None:
+    await deploy(rig, replace(PLAN, hold_tokens=2))
+    with pytest.raises(InvalidRequest, match="the gear plan decides on the first 2 tokens"):
+        await rig.ask("chat", stream_mode=StreamMode.EARLY, hold_tokens=3)
+    bad = plan_text(replace(PLAN, hold_tokens=-1))
+    record = DeploymentRecord(NAME, PLAN.gears[0].stages)
+    with pytest.raises(InvalidRequest, match=r"plan.hold_tokens -1 must be between"):
+        await rig.router.catalogue.put_deployment(record, gear_plan=bad)
 
 
 async def test_without_a_plan_the_deployments_own_stages_count_again(rig: Rig) -> None:

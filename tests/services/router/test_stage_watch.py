@@ -129,6 +129,18 @@ def test_a_certain_beginning_is_decided_once():
     assert said == [None, BeginningDecided(Accept()), None, None]
 
 
+@pytest.mark.parametrize("streaming", [None, early(2)])
+def test_where_a_plan_knows_beginnings_only_they_are_measured(streaming):
+    """In every mode: what follows changes nothing."""
+    yardstick = Yardstick("sequence_probability", tokens=2)
+    assert yardstick.certainty([HALF, 0.0, -9.0], [2.0] * 3) == pytest.approx(0.5)
+    said = signs(watch_of(yardstick, streaming), [HALF, 0.0, -9.0, -9.0], is_whole=False)
+    assert not any(isinstance(each, StageStopped) for each in said)
+    mean = Yardstick("mean_token_probability", tokens=2)
+    said = signs(watch_of(mean, streaming, threshold=0.6), [-1.0, HALF, 0.0, 0.0], is_whole=False)
+    assert said.index(stopped(math.exp((HALF - 1.0) / 2))) == 1
+
+
 def test_an_uncertain_beginning_goes_up_at_once():
     # Each token alone is as certain as it must be: only their mean says so, and only at the end.
     said = signs(watch_of(MEAN, early(3), threshold=0.6), [0.0, HALF, -2.0, 0.0])
