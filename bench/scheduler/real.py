@@ -3,7 +3,8 @@
 Three nodes as processes, each with a store of its own whose disk is throttled, one worker a node,
 more models than places. The same bursty requests for every policy, policies interleaved over
 rounds, each round with requests of another seed: a p99 of a few dozen requests says more of the
-seed than of the policy. What starts have taught outlives a scheduler: all policies find it. Two traces (`real_traces.py`):
+seed than of the policy. What starts have taught outlives a scheduler: all policies find it. Two
+traces (`real_traces.py`):
 
 paper   ServerlessLLM's proportions; every model is in one node's memory at the beginning
 short   answers of a fifth of a load; nothing is in memory at the beginning, and what comes in the
