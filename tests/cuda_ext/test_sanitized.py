@@ -22,6 +22,7 @@ TESTS = [
         "test_cpu_kernels",
         "test_cpu_attention",
         "test_cpu_decoder",
+        "test_cpu_rounded",
     )
 ]
 
