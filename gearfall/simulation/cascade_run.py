@@ -89,6 +89,8 @@ class _World:
     seats: dict[ModelName, list[Seat]] = field(default_factory=dict)
     waiting: dict[ModelName, deque[tuple[_Request, Job]]] = field(default_factory=dict)
     open: dict[str, tuple[_Request, Seat]] = field(default_factory=dict)
+    rules: dict[tuple[int, ModelName], tuple[int, float]] = field(default_factory=dict)
+    """For batches, by gear and model."""
     agreed: dict[ModelName, Agreed] = field(default_factory=dict)
     """What became of the drafts that each model verified."""
     answered: list[Answered] = field(default_factory=list)
@@ -146,7 +148,7 @@ class _World:
         give_credit(self.seats[model], gear.shares.get(model, {}))
         jobs = self.waiting.setdefault(model, deque())
         jobs.append((request, job))
-        trigger, most_wait_s = batch_rule(model, (self.gears[self.state.gear],))
+        trigger, most_wait_s = self._batch_rule(model)
         if trigger > 1:
             self.agenda.after(most_wait_s, partial(self.dispatch, model))
         self.dispatch(model)
@@ -169,6 +171,13 @@ class _World:
             tokens += 1
         return tokens
 
+    def _batch_rule(self, model: ModelName) -> tuple[int, float]:
+        """Return the rule of the gear in force."""
+        key = self.state.gear, model
+        if key not in self.rules:
+            self.rules[key] = batch_rule(model, (self.gears[self.state.gear],))
+        return self.rules[key]
+
     def dispatch(self, model: ModelName) -> None:
         """Hand waiting jobs to replicas with room, those most behind their share first.
 
@@ -177,7 +186,7 @@ class _World:
         jobs = self.waiting.get(model)
         if not jobs:
             return
-        trigger, most_wait_s = batch_rule(model, (self.gears[self.state.gear],))
+        trigger, most_wait_s = self._batch_rule(model)
         while jobs:
             waited_s = self.agenda.now_s - jobs[0][1].arrived_s
             may_begin = len(jobs) >= trigger or waited_s >= most_wait_s - 1e-9
