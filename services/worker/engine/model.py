@@ -89,10 +89,12 @@ class EngineModel:
 
         Known after the first pass.
         """
-        if self.native is None:
-            return None
+        return None if self.native is None else SidePass(self._another_native)
+
+    def _another_native(self) -> NativePass:
         native = find_native_pass(self._model, self._cache.layers, self._ops)
-        return None if native is None else SidePass(native)
+        assert native is not None, "there was one before"
+        return native
 
     def finish(self) -> None:
         """Furnish what no forward pass has called, once its bytes are there.

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
 
 from gearfall.infra.cpu_decoder import Step
 from services.worker.engine.decoder import NativePass
@@ -21,9 +22,9 @@ NICENESS = 10
 class SidePass:
     """Implements `services.worker.engine.beside.SidePass`. One caller; one step at a time."""
 
-    def __init__(self, native: NativePass) -> None:
-        """`native`: nobody else's."""
-        self._native = native
+    def __init__(self, make: Callable[[], NativePass]) -> None:
+        """`make` returns one that is nobody else's, when it is needed: starts do without."""
+        self._make = make
         self._given: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
@@ -35,6 +36,7 @@ class SidePass:
         assert not len(step.logit_rows)
         assert not step.adapters
         if self._thread is None:
+            self._native = self._make()
             self._thread = threading.Thread(target=self._run, name="side-pass", daemon=True)
             self._thread.start()
         self._done.clear()
