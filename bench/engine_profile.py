@@ -10,8 +10,8 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,7 +35,7 @@ from services.worker.engine.main import STEP_TOKENS
 from services.worker.engine.model import EngineModel, build_model
 from services.worker.engine.ops import ops_for
 from services.worker.engine.packing import pack_step
-from services.worker.engine.sampler import sample_rows
+from services.worker.engine.sampler import Rows
 from services.worker.engine.stream import EngineStream
 from services.worker.engine_link.messages import SubmitJob
 
@@ -108,15 +108,16 @@ def _native(model: EngineModel) -> dict[str, float]:
     return dict(model.native.seconds())
 
 
-def _clocks_on(clocks: Clocks, model: EngineModel) -> AbstractContextManager[object]:
-    """The engine module's calls and the model's forward pass, timed."""
+@contextmanager
+def _clocks_on(clocks: Clocks, model: EngineModel) -> Iterator[None]:
+    """The engine's calls and the model's forward pass, timed."""
     timed: Any = model
     timed.forward = clocks.timed("forward", type(model).forward.__get__(model))
-    return mock.patch.multiple(
-        engine_module,
-        pack_step=clocks.timed("pack", pack_step),
-        sample_rows=clocks.timed("sample", sample_rows),
-    )
+    packing = mock.patch.object(engine_module, "pack_step", clocks.timed("pack", pack_step))
+    reading = mock.patch.object(Rows, "__init__", clocks.timed("sample", Rows.__init__))
+    choosing = mock.patch.object(Rows, "sample", clocks.timed("sample", Rows.sample))
+    with packing, reading, choosing:
+        yield
 
 
 def _build(source: Path, converted: Path, threads: int, arithmetic: Arithmetic) -> EngineModel:
