@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.services.router.char_models import model_record
 
 from gearfall.core.errors import DeadlineExceeded, Internal
 from gearfall.core.escalation import Degraded, EscalationPolicy, WhileLoading
@@ -28,6 +27,7 @@ from services.router.generation import (
     TextPrompt,
     TokenText,
 )
+from tests.services.router.char_models import model_record
 from tests.services.router.rig import Answer, Outcome, Rig, ScriptedWorker, running_rig
 
 NAME = DeploymentName("chat")

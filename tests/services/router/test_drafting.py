@@ -4,13 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.services.router.char_models import (
-    EOS_ID,
-    TEMPLATE,
-    char_tokenizer_files,
-    ids_of,
-    model_record,
-)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gearfall.core.ids import ModelName
@@ -19,6 +12,13 @@ from services.router.drafting import draft_of
 from services.router.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from services.router.stage_plan import StageReady
 from services.router.tokenizing import IN_LOOP_CHARACTERS, ModelTokenizer
+from tests.services.router.char_models import (
+    EOS_ID,
+    TEMPLATE,
+    char_tokenizer_files,
+    ids_of,
+    model_record,
+)
 
 CHARS = ModelTokenizer("small", char_tokenizer_files())
 PROMPT = TextPrompt("say:")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 
 import pytest
-from tests.services.router.char_models import EOS_ID, ids_of
 
 from gearfall.core.draft_worth import MIN_DRAFTS
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import FinishReason, Job, TokenRun
 from gearfall.core.model_pace import NEWEST, Timing
+from tests.services.router.char_models import EOS_ID, ids_of
 from tests.services.router.rig import Answer, Rig, running_rig
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from tests.services.router.char_models import model_record
 
 from gearfall.core.errors import Internal
 from gearfall.core.escalation import AtOverload, EscalationPolicy, Outlook
@@ -16,6 +15,7 @@ from gearfall.core.model_pace import Timing
 from gearfall.core.records import Stage
 from services.router.prospects import MAX_REMEMBERED, Prospects, RequestProspects
 from services.router.stage_plan import StageReady, StageUnfit
+from tests.services.router.char_models import model_record
 
 BOTH = DeploymentName("both")
 CAPPED = EscalationPolicy(at_overload=AtOverload.ANSWER, queue_target_s=1.0)

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from tests.services.router.char_models import BOS_ID, ids_of
 
 from gearfall.core.errors import (
     Conflict,
@@ -17,6 +16,7 @@ from gearfall.core.job import FinishReason
 from gearfall.core.records import ModelRecord
 from services.router.generation import GenerationRequest, TextPrompt, TokenPrompt
 from services.router.service import RouterLimits
+from tests.services.router.char_models import BOS_ID, ids_of
 from tests.services.router.rig import Answer, Outcome, running_rig
 
 

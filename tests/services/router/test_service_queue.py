@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from tests.services.router.char_models import ids_of
 
 from gearfall.core.errors import (
     DeadlineExceeded,
@@ -11,6 +10,7 @@ from gearfall.core.errors import (
 )
 from gearfall.core.ids import ModelName
 from services.router.service import RouterLimits
+from tests.services.router.char_models import ids_of
 from tests.services.router.rig import Answer, running_rig
 
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from tests.services.router.char_models import NODE, model_record
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import (
@@ -14,6 +13,7 @@ from gearfall.core.records import (
     StartTimeline,
 )
 from services.router.starts import StartHistory, expected_start_s
+from tests.services.router.char_models import NODE, model_record
 
 SMALL = ModelName("small")
 MODEL = replace(model_record("small"), size_bytes=2_000_000_000)

@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import pytest
-from tests.services.router.char_models import BOS, EOS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gearfall.client import AsyncClient, Replaced, TextDelta
@@ -21,6 +20,7 @@ from services.router.generation import (
     TextPrompt,
 )
 from services.router.token_bytes import byte_level_alphabet
+from tests.services.router.char_models import BOS, EOS
 from tests.services.router.rig import Answer, Outcome, Rig, running_rig
 
 UNSURE_END = (-0.01, -0.01, -0.01, -0.01, -0.01, -9.0)

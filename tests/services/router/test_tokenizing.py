@@ -3,6 +3,10 @@
 import asyncio
 
 import pytest
+
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, Unavailable
+from services.router.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
+from services.router.tokenizing import ModelTokenizer, TokenizerCache, encode_prompt
 from tests.services.router.char_models import (
     BOS_ID,
     EOS_ID,
@@ -11,10 +15,6 @@ from tests.services.router.char_models import (
     ids_of,
     model_record,
 )
-
-from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, Unavailable
-from services.router.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
-from services.router.tokenizing import ModelTokenizer, TokenizerCache, encode_prompt
 
 TOKENIZER = ModelTokenizer("small", char_tokenizer_files())
 
