@@ -42,18 +42,20 @@ def print_json(value: object) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table; columns whose name ends in '>' are right-aligned. The first one names the row
-    and is never broken.
+    and is not broken, unless a name would take more than a third of the line.
     """
+    cells = [[str(cell) for cell in row] for row in rows]
+    longest = max((len(row[0]) for row in cells), default=0)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(
             column.rstrip(">"),
             justify="right" if column.endswith(">") else "left",
             overflow="fold",
-            no_wrap=number == 0,
+            no_wrap=number == 0 and longest <= console.width // 3,
         )
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+    for row in cells:
+        table.add_row(*row)
     console.print(table)
 
 
