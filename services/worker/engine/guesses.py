@@ -18,9 +18,9 @@ a wrong draft costs little, a right one few steps more than one."""
 def take_room(blocks: KvBlocks, sequence: Sequence, most: int, step_tokens: int) -> int:
     """Return how many of at most `most` guessed tokens a step can compute; they have their blocks.
 
-    None before all other tokens can be computed.
+    None before all other tokens can be computed, nor while some are computed beside the steps.
     """
-    if sequence.stance is not Stance.FREE:
+    if sequence.stance is not Stance.FREE or sequence.is_beside:
         return 0
     earned = FIRST_GUESS_TOKENS + sequence.next_index
     known = len(sequence.tokens)

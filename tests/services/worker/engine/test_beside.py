@@ -12,7 +12,7 @@ from services.worker.engine.engine import Engine
 from services.worker.engine.kv_blocks import KvBlocks
 from services.worker.engine_link.messages import CancelJob, FeedJob, HoldJob, JobPhase, ReleaseJob
 from tests.services.worker.counting_model import CountingModel, answer
-from tests.services.worker.engine.test_migrating_jobs import JOB, NEW, Host, job
+from tests.services.worker.engine.test_migrating_jobs import JOB, NEW, Host, draft_of, job
 
 
 class LatePass:
@@ -82,16 +82,19 @@ class BesideHost(Host):
     neighbour_tokens=st.sampled_from((0, 8, 200)),
     feeds=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9)), max_size=4),
     steps=st.integers(0, 40),
+    draft_tokens=st.sampled_from((0, 25, 40)),
+    right_tokens=st.integers(0, 40),
 )
 def test_a_job_that_came_beside_the_steps_says_what_it_would_have_said(
-    prompt_tokens, max_tokens, asks, neighbour_tokens, feeds, steps
+    prompt_tokens, max_tokens, asks, neighbour_tokens, feeds, steps, draft_tokens, right_tokens
 ):
     host = BesideHost(asks=asks)
     if neighbour_tokens:
         host.neighbour(neighbour_tokens)
     prompt = [place * 5 % 31 for place in range(prompt_tokens)]
     whole, said = answer(prompt, max_tokens), 0
-    host.ask(HoldJob(job(prompt, max_tokens, epoch=NEW)))
+    draft = draft_of(prompt, draft_tokens, right_tokens)
+    host.ask(HoldJob(job(prompt, max_tokens, epoch=NEW, draft_token_ids=draft)))
     for pause, count in feeds:
         for _ in range(pause):
             host.step()
@@ -208,6 +211,18 @@ def test_a_job_that_is_released_meanwhile_makes_nobody_wait():
     assert host.tokens[JOB] == answer(prompt, 5)
     assert host.tokens["other"] == answer([9] * 9, 200)
     assert host.blocks.free_blocks == host.blocks.total_blocks
+
+
+def test_no_step_guesses_of_a_job_that_is_still_computed_beside():
+    host = BesideHost(asks=6)
+    host.neighbour()
+    prompt = [place * 5 % 31 for place in range(20)]
+    draft = draft_of(prompt, 40, 40)
+    host.ask(HoldJob(job(prompt, 40, epoch=NEW, draft_token_ids=draft)))
+    host.engine.migrate(ReleaseJob(JOB, NEW))
+    assert host.engine.beside.is_busy
+    host.run_out()
+    assert host.tokens[JOB] == answer(prompt, 40)
 
 
 def test_a_job_that_is_held_again_waits_for_what_is_computed_of_the_first():
