@@ -57,7 +57,10 @@ class ExpectedRecords:
     def holds_back(self, change: Change, revision: int) -> bool:
         """Whether a change, taken in as of a revision, must not be put to the fleet now."""
         write = self._writes.get((change.kind, change.record_id))
-        if write is None or (write.revision is not None and write.revision <= revision):
+        if write is None:
+            return False
+        if write.revision is not None and write.revision <= revision:
+            write.waiting = None  # this change came after it
             return False
         write.waiting = change
         return True

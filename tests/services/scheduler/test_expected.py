@@ -23,7 +23,10 @@ def wish(key: tuple[NodeId, ModelName], number: int) -> PrefetchRecord:
 
 
 class PlayedState:
-    """Cluster state with one writer: writes are issued, then taken, then answered."""
+    """Cluster state with one writer: writes are issued, then taken, then answered.
+
+    What may not be issued beside what is on its way is written once all of that has settled.
+    """
 
     def __init__(self) -> None:
         self.revision = 0
@@ -38,6 +41,10 @@ class PlayedState:
     def issue(self, key: tuple[NodeId, ModelName], number: int | None) -> None:
         step = Unwish(key, "") if number is None else Wish(wish(key, number))
         if not self.fed.may_expect((step,)):
+            self.settle()
+            self.issued[key] = None if number is None else wish(key, number)
+            self.happen(key)
+            self.follow()
             return
         self.issued[key] = None if number is None else wish(key, number)
         self.untaken.append((key, self.fed.expect((step,))))
@@ -47,6 +54,10 @@ class PlayedState:
         if not self.untaken:
             return
         key, on_seen = self.untaken.pop(0)
+        self.happen(key)
+        self.unanswered.append((self.revision, on_seen))
+
+    def happen(self, key: tuple[NodeId, ModelName]) -> None:
         self.revision += 1
         record = self.issued[key]
         if record is None:
@@ -55,12 +66,16 @@ class PlayedState:
             self.records[key] = record
         self.views.append(ClusterView(prefetch=dict(self.records), revision=self.revision))
         self.feed.add((Change("prefetch", key, record),), self.revision)
-        self.unanswered.append((self.revision, on_seen))
 
     def answer(self) -> None:
         if self.unanswered:
             revision, on_seen = self.unanswered.pop(0)
             on_seen(revision)
+
+    def settle(self) -> None:
+        while self.untaken or self.unanswered:
+            self.take()
+            self.answer()
 
     def follow(self) -> None:
         self.fed.take_in(self.feed.take())
@@ -96,9 +111,7 @@ def test_the_fleet_holds_what_was_issued_last(steps) -> None:
         else:
             getattr(state, name)()
         state.check()
-    while state.untaken or state.unanswered:
-        state.take()
-        state.answer()
+    state.settle()
     state.follow()
     state.check()
     assert state.fed.may_expect([Unwish(key, "") for key in KEYS]), "nothing is on its way"
@@ -116,5 +129,19 @@ def test_what_another_one_wrote_since_is_what_stands() -> None:
     fed.take_in(feed.take())
     assert fed.fleet.records.assignments == {key: made}, "that may be older than the write"
     on_seen(1)
+    fed.take_in(feed.take())
+    assert fed.fleet.records.assignments == {}
+
+
+def test_what_waited_is_forgotten_once_something_newer_came() -> None:
+    fed, feed = follower_without_links(), ChangeFeed(ClusterView())
+    fed.take_in(feed.take())
+    made = assignment()
+    key = (made.worker_id, made.model)
+    on_seen = fed.expect((Assign(made),))
+    feed.add((Change("assignments", key, made),), 1)
+    fed.take_in(feed.take())
+    on_seen(1)
+    feed.add((Change("assignments", key, None),), 2)
     fed.take_in(feed.take())
     assert fed.fleet.records.assignments == {}
