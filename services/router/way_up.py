@@ -107,7 +107,9 @@ class WayUp:
             outcome = self.judge(state, verdict.certainty)
         else:
             return self.judge(state, None, verdict.error)
-        self.note(state.index, outcome)
+        if state.beginning is None:
+            # Else what becomes of the answer was noted when its beginning was decided.
+            self.note(state.index, outcome)
         return outcome
 
     def note(self, index: int, outcome: Outcome) -> None:

@@ -6,18 +6,27 @@ from typing import Any
 
 import pytest
 
-from gearfall.core.escalation import Accept, Degraded, EscalationPolicy, GoUp, Settle, WhileLoading
+from gearfall.core.escalation import (
+    Accept,
+    Degraded,
+    EscalationPolicy,
+    GoUp,
+    Outcome,
+    Settle,
+    WhileLoading,
+)
 from gearfall.core.escalation_cap import LEAST
 from gearfall.core.ids import ModelName
 from gearfall.core.job import FinishReason
 from gearfall.core.records import Stage
-from services.router.cascade import CascadeState, StageDone
+from gearfall.core.streaming import StreamMode
+from services.router.answer_text import AnswerPiece
+from services.router.cascade import BeginningDecided, CascadeState, StageDone, StageStopped, step
 from services.router.prospects import RequestProspects
 from services.router.way_up import WayUp
 from tests.services.router.test_prospects import BOTH, CAPPED, Rig, plan, timing
 
 STAGES = (Stage(ModelName("a"), 0.5), Stage(ModelName("b"), 0.5), Stage(ModelName("c")))
-UNSURE, SURE = (StageDone(FinishReason.STOP, certainty) for certainty in (0.1, 0.9))
 ASKED = 2000
 
 
@@ -39,12 +48,29 @@ def way(prospects: RequestProspects, left_s: float = 1e9) -> WayUp:
     return WayUp(plans, prospects, NoCosts(), lambda: left_s, note)
 
 
+def decided_whole(asked: WayUp, certainty: float) -> Outcome:
+    return asked.conclude(CascadeState(STAGES), StageDone(FinishReason.STOP, certainty))
+
+
+def decided_early(asked: WayUp, certainty: float) -> Outcome:
+    """As `early` does: on the beginning of an answer that goes on if it stays."""
+    undecided: CascadeState[AnswerPiece] = CascadeState(STAGES, mode=StreamMode.EARLY)
+    outcome = asked.judge(undecided, certainty)
+    if isinstance(outcome, GoUp):
+        return asked.conclude(undecided, StageStopped(certainty, outcome))
+    assert isinstance(outcome, Accept | Settle)
+    asked.note(0, outcome)
+    settled, _ = step(undecided, BeginningDecided(outcome))
+    asked.conclude(settled, StageDone(FinishReason.STOP, certainty))
+    return outcome
+
+
 def outcomes(rig: Rig, policy: EscalationPolicy, *, left_s: float = 1e9) -> Counter[object]:
     """Let uncertain answers of the first stage come, ten a second."""
     asked, found = way(rig.request(policy), left_s), Counter[object]()
     for _ in range(ASKED):
         rig.now_s += 0.1
-        found[asked.conclude(CascadeState(STAGES), UNSURE)] += 1
+        found[decided_whole(asked, 0.1)] += 1
     return found
 
 
@@ -61,19 +87,20 @@ def test_a_capped_stage_that_is_passed_over_still_gets_its_least(ready):
     assert rig.prospects.shares()[BOTH, ModelName("b")] == LEAST
 
 
+@pytest.mark.parametrize("decided", [decided_whole, decided_early])
 @pytest.mark.parametrize(("certain", "goes_up"), [(4, 1.0), (3, 0.8), (0, 0.2)])
-def test_under_a_plan_the_cap_first_refuses_what_is_more_than_planned(certain, goes_up):
+def test_under_a_plan_the_cap_first_refuses_what_is_more_than_planned(certain, goes_up, decided):
     """A fifth of all answers is planned to go up; `certain` are for each that is not."""
     rig = Rig()
     rig.fleet.ready = {"a", "b", "c"}
     asked = way(rig.request(CAPPED, planned_up={ModelName("b"): 0.2}))
-    asked.conclude(CascadeState(STAGES), UNSURE)
+    decided(asked, 0.1)
     rig.fleet.waits_s, rig.now_s = {"b": 5.0, "c": 5.0}, 1.0
     found = Counter[object]()
     for _ in range(200):
-        found[asked.conclude(CascadeState(STAGES), UNSURE)] += 1
+        found[decided(asked, 0.1)] += 1
         for _ in range(certain):
-            assert asked.conclude(CascadeState(STAGES), SURE) == Accept()
+            assert decided(asked, 0.9) == Accept()
     assert rig.prospects.shares()[BOTH, ModelName("b")] == 0.2
     assert found[GoUp(1)] / 200 == pytest.approx(goes_up, abs=0.01)
 
