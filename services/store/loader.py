@@ -112,6 +112,7 @@ class Loader:
         """
         if self._is_stopped:
             raise Unavailable("the store is stopping")
+        wanted_unix_s = wanted_unix_s or time.time()
         load = self._loads.get(model)
         if load is None:
             there = self._flight_if_there(model, target)
@@ -119,9 +120,9 @@ class Loader:
                 tier = there.progress.tier
                 self._on_ended(LoadEnd(model, tier, LoadOutcome.DONE, 0, 0.0))
                 return there
-            load = self._begin(model, priority, target)
+            load = self._begin(model, priority, target, wanted_unix_s)
         load.priority = max(load.priority, priority)
-        load.wanted_unix_s = min(load.wanted_unix_s, wanted_unix_s or time.time())
+        load.wanted_unix_s = min(load.wanted_unix_s, wanted_unix_s)
         if target is Tier.DRAM:
             load.target = target
         self._changed.set()
@@ -175,7 +176,7 @@ class Loader:
             return done_flight(Tier.SSD, stored.digest, stored.manifest.size_bytes)
         return None
 
-    def _begin(self, model: ModelName, priority: int, target: Tier) -> Load:
+    def _begin(self, model: ModelName, priority: int, target: Tier, wanted_unix_s: float) -> Load:
         far_bytes = self.far.size_of(model)
         is_far = model not in self._ssd.models and far_bytes is not None
         if is_far:
@@ -184,7 +185,6 @@ class Loader:
         else:
             start = LoadProgress(Tier.SSD, 0, self._ssd.get(model).manifest.size_bytes)
         number, now_s = next(self._counter), time.monotonic()
-        wanted_unix_s = time.time()
         load = Load(
             model, Flight(start), priority, target, number, now_s, wanted_unix_s, is_far=is_far
         )

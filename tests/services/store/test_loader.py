@@ -132,14 +132,19 @@ async def test_the_highest_priority_goes_first(ssd: SsdTier):
     pool.close()
 
 
-async def test_of_one_priority_the_one_wanted_longest_goes_first(ssd: SsdTier):
-    """Requests of two workers may cross on their way; the leader's order is what it predicted."""
+@pytest.mark.parametrize("leader_s", [100.0, 1e11], ids=["behind", "ahead"])
+async def test_of_one_priority_the_one_wanted_longest_goes_first(ssd: SsdTier, leader_s: float):
+    """Requests of two workers may cross on their way; the leader's order is what it predicted,
+    however its clock differs from this node's."""
     pool, reader = Pool(2**20), GatedReader()
     loader = Loader(ssd, pool, reader)
     async with running(loader):
         first = loader.load(A)
         await asyncio.to_thread(reader.started.acquire)
-        waiting = [loader.load(B, wanted_unix_s=100.5), loader.load(C, wanted_unix_s=100.0)]
+        waiting = [
+            loader.load(B, wanted_unix_s=leader_s + 0.5),
+            loader.load(C, wanted_unix_s=leader_s),
+        ]
         reader.gate.set()
         for flight in (first, *waiting):
             await flight.wait()
