@@ -22,6 +22,7 @@ from gearfall.scheduling.scene import (
     predict,
     push_out_s,
 )
+from gearfall.scheduling.snapshot import ReplicaKey
 from gearfall.scheduling.transfers import Transfer
 from gearfall.scheduling.victims import Victim
 from gearfall.scheduling.wants import Urgency, Want
@@ -140,22 +141,15 @@ def _by_making_room(
 
 
 def _by_coming_back(scene: Scene, want: Want) -> list[Option]:
-    """Return what it takes to start again where a replica of the model is just leaving.
-
-    Its bytes are in memory there; it can't be hosted twice, so it has to be gone first.
-    """
+    """Return what it takes to start again where a replica is just leaving: its bytes are there."""
     records, model = scene.fleet.records, want.model.name
     options = []
     for worker_id in sorted(scene.fleet.index.holders.get(model, ())):
         key = (worker_id, model)
         if key in records.assignments or not _may_host(scene, want, worker_id):
             continue
-        option = assess(scene, want, (worker_id,))
-        if option is not None:
-            left_s = drained_in_s(scene, records.replicas.get(key))
-            way, wait_s = max(option.way, Way.AWAIT), max(option.wait_s, left_s)
-            options.append(replace(option, way=way, wait_s=wait_s))
-    return options
+        options.append(assess(scene, want, (worker_id,)))
+    return [each for each in options if each is not None]
 
 
 def _may_host(scene: Scene, want: Want, worker_id: WorkerId) -> bool:
@@ -176,6 +170,7 @@ def assess(
 ) -> Option | None:
     """Return what it takes to start at workers that may host it; None when that can't be had.
 
+    No worker hosts a model twice: where a replica of it is leaving, that has to be gone first.
     `below_s`: options that take longer than this need not be found.
     """
     fleet = scene.fleet
@@ -198,13 +193,16 @@ def assess(
     way = max(room.way for room in found)
     if any(room.ending for room in found):
         way = Way.AWAIT
+    gone_in_s = [_gone_in_s(scene, (each, want.model.name)) for each in workers]
+    if any(gone_in_s):
+        way = max(way, Way.AWAIT)
     gives = way is not Way.AWAIT
     return Option(
         way=way,
         workers=workers,
         memory_bytes={each: needed_bytes(fleet, want, each) for each in workers},
         prediction=prediction,
-        wait_s=max(room.wait_s for room in found),
+        wait_s=max(*gone_in_s, *(room.wait_s for room in found)),
         cost_s=sum(room.cost_s for room in found) + burden_s,
         free_bytes=min(fleet.rows.number(each, "free_bytes") for each in workers),
         places=max(1, int(min(fleet.rows.number(each, "free_replicas") for each in workers))),
@@ -213,3 +211,11 @@ def assess(
         transfers=tuple(each for room in found for each in room.transfers if gives),
         ending=tuple(name for room in found for name in room.ending),
     )
+
+
+def _gone_in_s(scene: Scene, key: ReplicaKey) -> float:
+    """Return when a replica that is leaving has left; 0 where none is."""
+    records = scene.fleet.records
+    if key in records.assignments or key not in records.replicas:
+        return 0.0
+    return drained_in_s(scene, records.replicas[key])

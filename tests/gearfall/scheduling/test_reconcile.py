@@ -112,6 +112,20 @@ def test_memory_pressure_evicts_the_idle_one_and_starts_when_it_is_gone():
     assert assigned(step(replace(leaving, replicas={}))) == [("worker-a", "large")]
 
 
+def test_a_model_comes_back_when_it_is_gone_whoever_else_is_placed_there():
+    before = cluster(
+        models=by_name(model("small"), model("large")),
+        replicas=by_key(replica("small", state=ReplicaState.DRAINING)),
+        demand=(demand("small", since=99.0), demand("large", since=98.0)),
+    )
+    plan = step(before)
+    assert assigned(plan) == [("worker-a", "large")]
+    assert decisions(plan)["small"].decision == "wait"
+    assert assigned(step(replace(before, replicas={}, demand=(demand("small"),)))) == [
+        ("worker-a", "small")
+    ]
+
+
 def test_without_demand_min_replicas_take_no_room_from_others():
     full = cluster(
         models=by_name(model("small"), model("large")),
