@@ -54,6 +54,8 @@ class Batch:
         self.held_share = HeldShare()
         self.has_side_pass = False
         """Whether held sequences can be computed beside the steps."""
+        self._beside: SequenceKey | None = None
+        """Whose blocks are written to beside the steps, here or ended."""
 
     @property
     def running(self) -> int:
@@ -153,8 +155,8 @@ class Batch:
 
         Blocks that are written to beside the steps are let go of when that has ended.
         """
-        sequence = self.remove(key)
-        if sequence is None or not sequence.is_beside:
+        self.remove(key)
+        if key != self._beside:
             self.blocks.unpin(key)
 
     def plan_step(self, now_s: float = 0.0) -> list[Chunk]:
@@ -183,6 +185,7 @@ class Batch:
         sequence = min(able, key=lambda each: (each.whole_by_s, each.standing.arrival))
         chunk = Chunk(sequence, sequence.computed, min(tokens, self._computable(sequence)))
         sequence.is_beside = True
+        self._beside = sequence.key
         self.blocks.pin(sequence.key)
         return chunk
 
@@ -190,6 +193,7 @@ class Batch:
         """Note that the chunk's keys and values are in the cache, if the sequence is still here."""
         sequence = chunk.sequence
         sequence.is_beside = False
+        self._beside = None
         if self.find(sequence.key) is sequence:
             self.commit(chunk)
         self.blocks.unpin(sequence.key)

@@ -185,6 +185,28 @@ def test_a_dropped_job_keeps_its_blocks_until_nobody_writes_to_them():
     assert host.tokens["next"] == answer([7] * 100, 3)
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_job_that_has_ended_keeps_its_blocks_until_nobody_writes_to_them(is_whole):
+    host = BesideHost(asks=12, total_blocks=26)
+    host.neighbour(100)
+    prompt = [place * 5 % 31 for place in range(100)]
+    host.ask(HoldJob(job(prompt, 3, epoch=NEW)))
+    if is_whole:
+        host.ask(FeedJob(JOB, NEW, 0, tuple(answer(prompt, 3))))
+        host.engine.migrate(ReleaseJob(JOB, NEW))
+    else:
+        host.engine.cancel(CancelJob(JOB, NEW))
+    assert host.batch.find((JOB, NEW)) is None
+    host.engine.cancel(CancelJob(JOB, NEW))
+    assert host.engine.beside.is_busy
+    assert len(host.blocks.table((JOB, NEW))) == 7
+    third = [place * 7 % 29 for place in range(70)]
+    host.engine.submit(job(third, 20, name="third"))
+    host.run_out()
+    assert host.tokens["third"] == answer(third, 20)
+    assert host.blocks.free_blocks == host.blocks.total_blocks
+
+
 def test_blocks_are_given_back_though_nothing_else_runs():
     host = BesideHost(asks=5)
     host.neighbour()
