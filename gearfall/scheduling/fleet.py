@@ -119,8 +119,12 @@ class Fleet(FleetState):
         self.dirty_models.clear()
 
     def look_at_all(self) -> None:
-        """Have every model looked at, as who decides from now on has looked at none."""
-        self.dirty_models |= self.records.models.keys() | self.index.holders.keys()
+        """Have every model looked at, as who decides from now on has looked at none.
+
+        Those too that only a move still names: it has to be ended.
+        """
+        index = self.index
+        self.dirty_models |= self.records.models.keys() | index.holders.keys() | index.moves.keys()
 
     def take_dirty(self) -> set[ModelName]:
         """Return the models that changed, and forget that they did."""

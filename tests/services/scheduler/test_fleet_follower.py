@@ -7,6 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.core.ids import ModelName, WorkerId
+from gearfall.core.records import MoveRecord
 from gearfall.infra.change_feed import Change, Changes
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.scheduling.autoscaler import SchedulerPolicy
@@ -29,12 +31,20 @@ from tests.gearfall.scheduling.clusters import (
 from tests.services.scheduler.test_loop import ScriptedLinks
 
 WORKERS = ("v", "w")
+
+
+def move(name: str) -> MoveRecord:
+    key = WorkerId("v"), ModelName(name)
+    return MoveRecord(*key, WorkerId("w"), ModelName("gone"), "", 0.0, 1.0)
+
+
 RECORDS: dict[tuple[str, Any], Any] = {
     **{("models", name): model(name) for name in ("small", "large")},
     **{("workers", name): worker(name) for name in WORKERS},
     **{("assignments", (name, "small")): assignment(worker_id=name) for name in WORKERS},
     **{("replicas", (name, "small")): replica(worker_id=name, total_s=0.5) for name in WORKERS},
     ("demand", ("small", "router-a")): demand(),
+    **{("moves", ("v", name)): move(name) for name in ("small", "gone")},
     ("leader", "leader"): None,
 }
 STEPS = st.lists(
