@@ -172,7 +172,7 @@ class Batch:
         return self._share_out()
 
     def plan_beside(self, tokens: int, now_s: float) -> Chunk | None:
-        """Return at most so many tokens of a held sequence to compute beside the steps.
+        """Return at most so many tokens of a held sequence to compute beside the steps, in time.
 
         Until `end_beside` no step computes any of that sequence, and its blocks stay. None when
         there is nothing to compute so, or nobody decodes who would wait for it in a step.
@@ -183,6 +183,7 @@ class Batch:
         if not able or not self._has_neighbours():
             return None
         sequence = min(able, key=lambda each: (each.whole_by_s, each.standing.arrival))
+        tokens = self.held_share.fit_pass(tokens, sequence.whole_by_s - now_s)
         chunk = Chunk(sequence, sequence.computed, min(tokens, self._computable(sequence)))
         sequence.is_beside = True
         self._beside = sequence.key

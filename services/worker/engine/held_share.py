@@ -22,6 +22,8 @@ FIRST_TOKENS = 4
 _KEPT = 16
 _PASSES = 4
 """So many passes beside the steps tell its pace."""
+_PASS_PART = 0.25
+"""Of the time that is left, most that one pass may take: nobody can take it back."""
 
 _Value = TypeVar("_Value")
 
@@ -59,10 +61,21 @@ class HeldShare:
         """Whether so many tokens will be computed beside the steps in `left_s` seconds.
 
         By the pace of the newest passes, whose attention was nearly as long; else steps take part.
+        The very first one was too short to tell the pace of others.
         """
-        newest = self._beside[-_PASSES:]
-        tokens, seconds = (sum(each) for each in zip(*newest, strict=True)) if newest else (0, 0.0)
+        tokens, seconds = _sum(self._beside[1:])
         return seconds * missing <= left_s * tokens if tokens else left_s > 0
+
+    def fit_pass(self, most: int, left_s: float) -> int:
+        """Return how many of at most `most` tokens a pass may have that are due in `left_s`.
+
+        At least one, and few while no pass tells how long it takes.
+        """
+        tokens, seconds = _sum(self._beside)
+        if not tokens:
+            return min(most, FIRST_TOKENS)
+        fitting = _PASS_PART * left_s * tokens / seconds if seconds > 0 else most
+        return max(1, int(min(most, fitting)))
 
     def find(self, running: Many[tuple[Sequence, int]], now_s: float) -> int:
         """Return how many tokens of held sequences the next step may compute, all together.
@@ -97,6 +110,12 @@ class HeldShare:
             return 0.0
         nearest = min(self._decode_s, key=lambda known: abs(known - rows))
         return median(self._decode_s[nearest])
+
+
+def _sum(passes: Many[tuple[int, float]]) -> tuple[int, float]:
+    """Return the tokens and the seconds of the newest passes."""
+    newest = passes[-_PASSES:]
+    return sum(tokens for tokens, _ in newest), sum(seconds for _, seconds in newest)
 
 
 def _ratio(more: Many[tuple[int, float]]) -> float:

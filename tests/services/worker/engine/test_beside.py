@@ -9,6 +9,7 @@ from gearfall.core.ids import Epoch, JobId
 from services.worker.engine.batch import Batch
 from services.worker.engine.beside import CHUNK_TOKENS
 from services.worker.engine.engine import Engine
+from services.worker.engine.held_share import FIRST_TOKENS
 from services.worker.engine.kv_blocks import KvBlocks
 from services.worker.engine_link.messages import CancelJob, FeedJob, HoldJob, JobPhase, ReleaseJob
 from tests.services.worker.counting_model import CountingModel, answer
@@ -18,9 +19,9 @@ from tests.services.worker.engine.test_migrating_jobs import JOB, NEW, Host, dra
 class LatePass:
     """A side pass whose steps are computed when they were asked after often enough."""
 
-    def __init__(self, model, asks=1):
+    def __init__(self, model, asks=1, token_asks=0):
         self.model = model
-        self.asks = asks
+        self.asks, self.token_asks = asks, token_asks
         self.fault = None
         self.begun = []
         self._step, self._left = None, 0
@@ -28,7 +29,7 @@ class LatePass:
     def begin(self, step):
         assert self._step is None
         self.begun.append(step)
-        self._step, self._left = step, self.asks
+        self._step, self._left = step, self.asks + self.token_asks * len(step.token_ids)
 
     def wait(self, timeout_s):
         if self.fault:
@@ -49,14 +50,14 @@ class LatePass:
 class BesideHost(Host):
     """A host with a side pass, on a clock that goes on by a millisecond each time it is read."""
 
-    def __init__(self, *, asks=1, total_blocks=48, has_pass=True):
+    def __init__(self, *, asks=1, token_asks=0, total_blocks=48, has_pass=True):
         super().__init__()
         self.model = CountingModel(total_blocks)
         self.blocks = KvBlocks(total_blocks)
         self.now_s = 0.0
         self.batch = Batch(self.blocks, slots=4, step_tokens=32)
         self.engine = Engine(self.model, self.batch, context_tokens=400, clock=self.tick)
-        self.late = LatePass(self.model, asks)
+        self.late = LatePass(self.model, asks, token_asks)
         if has_pass:
             self.engine.beside.use(self.late)
 
@@ -121,8 +122,9 @@ def test_no_step_of_a_neighbour_has_tokens_of_a_job_that_is_computed_beside(has_
         report = host.step().get(JOB)
     steps = host.tokens_in_steps()
     assert (set(steps) == {1}) is has_pass
-    assert [len(step.token_ids) for step in host.late.begun] == ([64, 64, 21] if has_pass else [])
-    assert len(host.late.begun[:1]) * CHUNK_TOKENS == 64 * has_pass
+    assert [len(step.token_ids) for step in host.late.begun] == (
+        [FIRST_TOKENS, CHUNK_TOKENS, CHUNK_TOKENS, 17] if has_pass else []
+    )
 
 
 def test_what_is_computed_beside_is_the_job_s_time():
@@ -132,8 +134,9 @@ def test_what_is_computed_beside_is_the_job_s_time():
     for _ in range(5):
         host.step()
     busy_s = host.engine.device_time.busy_s
-    assert busy_s == pytest.approx(2 * 0.5, abs=0.2)
-    assert host.engine.device_time.take((JOB, NEW)) == pytest.approx(2 * 0.5)
+    assert len(host.late.begun) == 3
+    assert busy_s == pytest.approx(3 * 0.5, abs=0.2)
+    assert host.engine.device_time.take((JOB, NEW)) == pytest.approx(3 * 0.5)
     host.engine.check()
 
 
@@ -155,6 +158,20 @@ def test_a_job_with_no_time_left_is_computed_in_steps():
     assert min(host.tokens_in_steps()) > 1
 
 
+def test_a_job_whose_passes_are_slow_is_whole_in_time_with_the_steps_help():
+    host = BesideHost(token_asks=10)
+    host.neighbour()
+    host.engine.migrate(HoldJob(job([3] * 60, 5, epoch=NEW), patience_s=1.0))
+    host.step()
+    held = host.batch.find((JOB, NEW))
+    assert held is not None
+    while held.computed < 59 and host.now_s <= held.whole_by_s:
+        host.step()
+    assert held.computed == 59
+    assert host.late.begun
+    assert max(host.tokens_in_steps()) > 1
+
+
 def test_of_two_held_jobs_the_one_that_is_due_first_comes_first_and_the_other_waits():
     host = BesideHost(asks=2)
     host.neighbour()
@@ -163,7 +180,7 @@ def test_of_two_held_jobs_the_one_that_is_due_first_comes_first_and_the_other_wa
     host.engine.migrate(HoldJob(job([4] * 140, 5, epoch=NEW, name="soon"), patience_s=20.0))
     for _ in range(30):
         host.step()
-    assert [step.token_ids[0] for step in host.late.begun] == [4, 4, 4, 3, 3, 3]
+    assert [step.token_ids[0] for step in host.late.begun] == [4, 4, 4, 4, 3, 3, 3]
     assert set(host.tokens_in_steps()) == {1}
 
 

@@ -126,6 +126,8 @@ def test_a_job_waits_for_passes_beside_the_steps_as_long_as_they_are_in_time():
     share = measured()
     assert share.can_wait(4096, PATIENCE_S), "nothing is known yet: it is tried"
     assert not share.can_wait(1, 0.0)
+    share.note_beside(FIRST_TOKENS, 0.5)
+    assert share.can_wait(4096, PATIENCE_S), "of so few none says how fast many are"
     for _ in range(3):
         share.note_beside(64, 0.64)
     assert share.can_wait(900, 9.1)
@@ -133,3 +135,16 @@ def test_a_job_waits_for_passes_beside_the_steps_as_long_as_they_are_in_time():
     for _ in range(4):
         share.note_beside(64, 6.4)
     assert not share.can_wait(900, 9.1), "passes have become slow"
+
+
+def test_a_pass_that_nobody_can_take_back_leaves_time_for_others():
+    share = HeldShare()
+    assert share.fit_pass(64, PATIENCE_S) == FIRST_TOKENS, "nothing is known yet"
+    assert share.fit_pass(2, PATIENCE_S) == 2
+    share.note_beside(4, 0.4)
+    assert share.fit_pass(64, 8.0) == 20, "a quarter of the time"
+    assert share.fit_pass(64, PATIENCE_S) == share.fit_pass(64, float("inf")) == 64
+    assert share.fit_pass(64, 0.1) == share.fit_pass(64, -1.0) == 1
+    for _ in range(4):
+        share.note_beside(64, 0.0)
+    assert share.fit_pass(64, 0.1) == 64
