@@ -125,7 +125,8 @@ class _World:
         if after.gear != self.state.gear:
             self.shifts.append((self.agenda.now_s, after.gear))
         self.state = after
-        self.agenda.after(SAMPLE_S, self.sample)
+        if self.agenda.next_s is not None:
+            self.agenda.after(SAMPLE_S, self.sample)
 
     def _gear(self, request: _Request) -> Gear:
         return self.gears[request.gear]
@@ -148,9 +149,6 @@ class _World:
         give_credit(self.seats[model], gear.shares.get(model, {}))
         jobs = self.waiting.setdefault(model, deque())
         jobs.append((request, job))
-        trigger, most_wait_s = self._batch_rule(model)
-        if trigger > 1:
-            self.agenda.after(most_wait_s, partial(self.dispatch, model))
         self.dispatch(model)
 
     def _tokens(self, request: _Request, answer: Answer) -> int:
@@ -181,7 +179,8 @@ class _World:
     def dispatch(self, model: ModelName) -> None:
         """Hand waiting jobs to replicas with room, those most behind their share first.
 
-        An idle one waits for as many as the gear in force says; one that computes does not.
+        An idle one waits for as many as the gear in force says; one that computes does not. Who
+        waits for company is looked at again when that wait is over, whatever gear is then in force.
         """
         jobs = self.waiting.get(model)
         if not jobs:
@@ -192,6 +191,8 @@ class _World:
             may_begin = len(jobs) >= trigger or waited_s >= most_wait_s - 1e-9
             seat = next_seat(self.seats[model], may_begin=may_begin)
             if seat is None:
+                if not may_begin and any(each.has_room for each in self.seats[model]):
+                    self.agenda.after(most_wait_s - waited_s, partial(self.dispatch, model))
                 return
             request, job = jobs.popleft()
             job.claimed_s = self.agenda.now_s

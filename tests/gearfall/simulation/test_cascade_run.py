@@ -120,6 +120,30 @@ def test_gears_shift_up_in_a_burst_and_down_after_it():
     assert {one.gear for one in run.answered if one.at_s < 5.0} == {0}
 
 
+@pytest.mark.parametrize(
+    ("low", "at_s"),
+    [
+        # The gear without a trigger fills the slot; that of the next gear finds a lone job there.
+        (Gear(1.0, ALONE.stages, PROMISE), (0.06, 0.095, 30.0)),
+        # The next gear's batches wait longer than those of the gear in which the job came.
+        (Gear(1.0, ALONE.stages, replace(PROMISE, p95_s=0.2), {"small": 4}), (0.095, 5.0)),
+    ],
+)
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_who_waits_when_the_gear_shifts_is_not_forgotten(low, at_s, goes_on):
+    gears = [low, Gear(1e9, ALONE.stages, PROMISE, {"small": 4})]
+    arrivals = [Arrival(each, 0) for each in (at_s if goes_on else at_s[:-1])]
+    run = run_cascades(replicas(slots=1), [SURE], arrivals, gears, policy=ShiftPolicy())
+    assert run.shifts[1][0] == pytest.approx(0.1)
+    (late,) = (each for each in run.answered if each.at_s == 0.095)
+    assert late.total_s == pytest.approx(0.05 + 0.05)
+
+
+def test_a_job_that_nobody_can_take_ends_the_run():
+    with pytest.raises(AssertionError, match="every request is answered"):
+        run_cascades(replicas(slots=0), [SURE], [Arrival(0.0, 0)], [ALONE], policy=ShiftPolicy())
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.0, 20.0), st.booleans()), max_size=40),
