@@ -63,6 +63,7 @@ class ActionWriter:
         self._on_decision = on_decision
         self._on_failed = on_failed
         self._in_flight: set[asyncio.Task[int]] = set()
+        self._plans: set[asyncio.Task[int]] = set()
         self._reasons: asyncio.Task[None] | None = None
         self._behind: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
@@ -87,13 +88,14 @@ class ActionWriter:
         """Begin to write a plan; `on_seen` gets the highest revision once the view has it."""
         if not actions:
             return
+        plan = self._begin_plan(actions)
 
         async def write() -> None:
-            revision = await self.write_all(actions)
+            revision = await plan
             await self._cluster.wait_seen(revision)
             on_seen(revision)
 
-        self._begin(write())
+        self._begin(write)
 
     def write_learned_behind(self, learned: LearnedRecord, on_written: Callable[[], None]) -> None:
         """Begin to keep what was learned for the next leader."""
@@ -102,7 +104,7 @@ class ActionWriter:
             await self.write_learned(learned)
             on_written()
 
-        self._begin(write())
+        self._begin(write)
 
     async def settled(self) -> None:
         """Return when nothing is on its way behind any more, and raise what failed."""
@@ -110,14 +112,14 @@ class ActionWriter:
             await asyncio.wait(self._behind)
         self.raise_failed()
 
-    def _begin(self, writing: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(self._noting_failure(writing))
+    def _begin(self, write: Callable[[], Awaitable[None]]) -> None:
+        task = asyncio.create_task(self._noting_failure(write))
         self._behind.add(task)
         task.add_done_callback(self._behind.discard)
 
-    async def _noting_failure(self, writing: Coroutine[None, None, None]) -> None:
+    async def _noting_failure(self, write: Callable[[], Awaitable[None]]) -> None:
         try:
-            await writing
+            await write()
         except Exception as error:
             self._fail(error)
 
@@ -132,19 +134,37 @@ class ActionWriter:
 
         Its reasons are on their way then, behind those of the plan before.
         """
-        seen = 0
+        return await self._begin_plan(actions)
+
+    def _begin_plan(self, actions: Sequence[Action]) -> asyncio.Task[int]:
+        """Begin to write steps. Plans may be written beside each other; their reasons stay in the
+        order in which the plans were made, so that the last reason is what stands.
+        """
         steps, reasons = parted(actions)
+        plan = asyncio.create_task(self._write_steps(steps))
+        self._plans.add(plan)
+        plan.add_done_callback(self._plans.discard)
+        if reasons:
+            self._reasons = asyncio.create_task(self._write_reasons(reasons, plan, self._reasons))
+        return plan
+
+    async def _write_steps(self, steps: Sequence[Action]) -> int:
+        seen = 0
         for batch in in_batches(steps):
             seen = max(seen, *await self._together([self._write(each) for each in batch]))
-        if reasons:
-            self._reasons = asyncio.create_task(self._write_reasons(reasons, self._reasons))
         return seen
 
     async def _write_reasons(
-        self, reasons: Sequence[Action], before: "asyncio.Task[None] | None"
+        self,
+        reasons: Sequence[Action],
+        plan: asyncio.Task[int],
+        before: "asyncio.Task[None] | None",
     ) -> None:
         if before is not None:
             await before
+        await asyncio.wait((plan,))
+        if plan.cancelled() or plan.exception() is not None:
+            return  # what they explain was not done
         for batch in in_batches(reasons):
             try:
                 await self._together([self._write(each) for each in batch])
@@ -169,10 +189,11 @@ class ActionWriter:
 
     async def finish(self) -> None:
         """Begin nothing more, and return when no write is under way: each ends in its own time."""
-        for task in self._behind:
+        for task in (*self._plans, *self._behind):
             task.cancel()
         reasons = () if self._reasons is None else (self._reasons,)
-        await asyncio.gather(*reasons, *self._behind, *self._in_flight, return_exceptions=True)
+        ending = (*self._plans, *self._behind, *reasons, *self._in_flight)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     async def _together(self, writes: Sequence[Coroutine[None, None, int]]) -> Sequence[int]:
         tasks = [asyncio.create_task(write) for write in writes]

@@ -1,6 +1,7 @@
 """What a leader's writer has done when it returns, and what it says of failures behind."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import cast
@@ -96,6 +97,50 @@ async def test_a_refused_reason_is_logged_once_and_costs_no_other(error, caplog)
     # To decide anew would only have it refused again.
     assert not writer.has_failed
     assert not woken
+
+
+class SlowStarts(SlowReasons):
+    """Cluster state that takes reasons at once and assignments when a test lets it."""
+
+    async def put_assignment(self, record: AssignmentRecord, *, fence: Fence) -> int:
+        await self.let_go.wait()
+        if self.error is not None:
+            raise self.error
+        return await super().put_assignment(record, fence=fence)
+
+    async def put_decision(self, record: DecisionRecord, *, fence: Fence) -> int:
+        self.written.append(f"{record.model}: {record.decision}")
+        return len(self.written)
+
+    async def wait_seen(self, revision: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("error", [None, Unavailable("no answer")])
+async def test_what_was_decided_last_stands_though_an_earlier_plan_is_written_later(error):
+    state = SlowStarts()
+    state.error = error
+    writer, _ = writer_to(state)
+    is_seen = asyncio.Event()
+    later = Decide(DecisionRecord(ModelName("a"), 1.0, "wait", ""))
+    writer.write_behind(start("a"), lambda _: None)
+    writer.write_behind((later,), lambda _: is_seen.set())
+    await is_seen.wait()
+    assert state.written == [], "the second plan has no step, and its reason waits for the first"
+    state.let_go.set()
+    with contextlib.suppress(Unavailable):
+        await writer.settled()
+    await writer.finish()
+    assert state.written == (["a: wait"] if error else ["assign a", "a: start", "a: wait"])
+
+
+async def test_a_plan_that_was_not_begun_yet_is_not_written_once_its_leader_finishes():
+    state = SlowReasons()
+    state.let_go.set()
+    writer, _ = writer_to(state)
+    writer.write_behind(start("a"), lambda _: None)
+    await writer.finish()
+    assert state.written == []
 
 
 class RefusesOneLosesOther(SlowReasons):
