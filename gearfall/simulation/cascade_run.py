@@ -43,7 +43,8 @@ class Answered:
     at_s: float
     first_token_s: float
     """Until the first token of the answer that was released could be shown: a stage that may be
-    overruled shows nothing before it has ended."""
+    overruled shows nothing before it has ended. With a plan for beginnings that is later than
+    clients see it: `early` shows an accepted answer from its held tokens on."""
     total_s: float
     quality: float
     cost: float
@@ -152,7 +153,10 @@ class _World:
         self.dispatch(model)
 
     def _tokens(self, request: _Request, answer: Answer) -> int:
-        """Return how many are generated: a hopeless draft goes on while that is worth it."""
+        """Return how many are generated: a hopeless draft goes on while that is worth it.
+
+        No further than the tokens that are decided on: a stage in `early` ends there if it goes up.
+        """
         stages = self._gear(request).stages
         tokens = max(1, answer.tokens_until(stages[request.stage].threshold))
         if tokens >= answer.output_tokens or not answer.token_ids:
@@ -165,7 +169,8 @@ class _World:
         terms = DraftTerms(
             rate, speed.step_s(1), next_speed.step_s(1), next_speed.prefill_s_per_token
         )
-        while tokens < answer.output_tokens and is_worth_a_token(tokens, terms):
+        most = min(answer.output_tokens, len(answer.reach))
+        while tokens < most and is_worth_a_token(tokens, terms):
             tokens += 1
         return tokens
 

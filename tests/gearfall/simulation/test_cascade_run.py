@@ -177,6 +177,17 @@ def test_a_hopeless_draft_goes_on_once_the_stage_above_is_known_to_agree():
     assert last == pytest.approx(0.01 * 5 + 0.1)
 
 
+def test_a_rejected_draft_ends_with_the_tokens_that_are_decided_on():
+    """However right it is: a stage that is decided on its first two is stopped there."""
+    small = Answer(10, 5, 0.2, 0.0, 15.0, (1, 2, 3, 4, END), (0.4, 0.3))
+    large = Answer(10, 5, 1.0, 1.0, 150.0, (1, 2, 3, 4, END))
+    arrivals = [Arrival(n * 10.0, 0) for n in range(8)]
+    run = run_cascades(replicas(), [{SMALL: small, LARGE: large}], arrivals, [CASCADE])
+    first, *_, last = run.answered
+    assert first.total_s == pytest.approx(0.01 + 0.1 * 4), "nothing is known of its drafts yet"
+    assert last.total_s == pytest.approx(0.01 * 2 + 0.1 * 3)
+
+
 @pytest.mark.parametrize(("share", "asked"), [(0.0, 0), (0.25, 5), (1.0, 20)])
 def test_a_share_of_accepted_answers_is_asked_of_the_last_stage_too(share, asked):
     arrivals = [Arrival(n * 10.0, 0) for n in range(20)]
