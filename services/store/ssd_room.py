@@ -87,17 +87,13 @@ class SsdRoom:
                 param="model",
             )
         async with self._turn:
-            kept: set[ModelName] = {model}
-            while (missing_bytes := await self._missing_bytes(size_bytes)) > 0:
-                victims = choose_victims(self._candidates(kept), missing_bytes)
-                if not victims:
-                    raise Overloaded(
-                        f"no room for {model!r} on the SSD tier: {missing_bytes} bytes more are "
-                        "in use or the only copy",
-                        retry_after_s=_RETRY_S,
-                    )
-                if not await self._evict(victims[0]):
-                    kept.add(victims[0])
+            try:
+                await self._make_room(model, size_bytes)
+            except BaseException:
+                # No fetch follows that would begin it in the end.
+                if self._trash:
+                    self._begin_emptying()
+                raise
             self._reserved[model] = size_bytes
 
     def release(self, model: ModelName) -> None:
@@ -110,12 +106,26 @@ class SsdRoom:
         """Return once nothing of evicted models is on the disk. Idempotent."""
         await self._empty()
 
+    async def _make_room(self, model: ModelName, size_bytes: int) -> None:
+        kept: set[ModelName] = {model}
+        while (missing_bytes := await self._missing_bytes(size_bytes)) > 0:
+            victims = choose_victims(self._candidates(kept), missing_bytes)
+            if not victims:
+                raise Overloaded(
+                    f"no room for {model!r} on the SSD tier: {missing_bytes} bytes more are "
+                    "in use or the only copy",
+                    retry_after_s=_RETRY_S,
+                )
+            if not await self._evict(victims[0]):
+                kept.add(victims[0])
+
     def _sizes(self) -> dict[ModelName, int]:
         # Copied in one step: registrations add to it from their threads.
         return {name: each.manifest.size_bytes for name, each in list(self._ssd.models.items())}
 
     async def _missing_bytes(self, size_bytes: int) -> int:
-        if size_bytes > self._free_bytes():
+        # What is reserved may not be on the disk yet.
+        if size_bytes + sum(self._reserved.values()) > self._free_bytes():
             await self._empty()
         return size_bytes - min(self.capacity_bytes - self.used_bytes, self._free_bytes())
 
@@ -137,13 +147,20 @@ class SsdRoom:
             # Asked again: while we waited, somebody may have begun to load or lease it.
             if self._is_busy(name):
                 return False
-            trash = await asyncio.to_thread(self._ssd.set_aside, name)
-            if trash is not None:
-                self._trash.append(trash)
+            await self._set_aside(name)
         finally:
             self.leaving.discard(name)
         _log.info("model evicted from SSD", extra={"model": name})
         return True
+
+    async def _set_aside(self, name: ModelName) -> None:
+        work = asyncio.create_task(asyncio.to_thread(self._ssd.set_aside, name, self._trash))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # Short, and only then it is known what there is to remove.
+            await asyncio.wait((work,))
+            raise
 
     def _begin_emptying(self) -> asyncio.Task[None]:
         if self._emptying is None or self._emptying.done():

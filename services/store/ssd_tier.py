@@ -119,16 +119,15 @@ class SsdTier:
 
     def remove(self, name: ModelName) -> None:
         """Forget a model at once, then remove its files. Idempotent."""
-        trash = self.set_aside(name)
-        if trash is not None:
-            remove_tree(trash)
+        with _removed_at_end() as trash:
+            self.set_aside(name, trash)
 
-    def set_aside(self, name: ModelName) -> Path | None:
-        """Forget a model at once; return where its files wait for `remove_tree`, None for none."""
+    def set_aside(self, name: ModelName, trash: list[Path]) -> None:
+        """Forget a model at once; its files wait in `trash` to be removed, also if it raises."""
         self.models.pop(name, None)
         self.broken.pop(name, None)
         with _disk_errors():
-            return self._move_out(name)
+            self._move_out(name, trash)
 
     def space(self) -> tuple[int, int]:
         """Return the file system's capacity and free space in bytes."""
@@ -148,9 +147,8 @@ class SsdTier:
     def install(self, name: ModelName, incoming: Path) -> StoredModel:
         """Make a whole model of an incoming directory, durably, in place of what was there."""
         incoming.chmod(0o755)
-        trash = self._move_out(name)
-        if trash is not None:
-            remove_tree(trash)
+        with _removed_at_end() as trash:
+            self._move_out(name, trash)
         sync_directory(incoming)
         incoming.rename(self._models_dir / name)
         sync_directory(self._models_dir)
@@ -159,13 +157,16 @@ class SsdTier:
         self.models[name] = model
         return model
 
-    def _move_out(self, name: ModelName) -> Path | None:
+    def _move_out(self, name: ModelName, trash: list[Path]) -> None:
         if not (self._models_dir / name).exists():
-            return None
-        trash = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".trash-{name}-"))
-        (self._models_dir / name).rename(trash / name)
+            return
+        place = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".trash-{name}-"))
+        try:
+            (self._models_dir / name).rename(place / name)
+        finally:
+            # Not before: what is in there may be removed at any time.
+            trash.append(place)
         sync_directory(self._models_dir)
-        return trash
 
     def _find(self, directory: Path) -> None:
         try:
@@ -206,6 +207,16 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _removed_at_end() -> Iterator[list[Path]]:
+    trash: list[Path] = []
+    try:
+        yield trash
+    finally:
+        for place in trash:
+            remove_tree(place)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Registration on disk: the bytes, idempotence, restarts, leftovers, links."""
 
+import contextlib
 import json
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -144,6 +146,26 @@ def test_a_restart_finds_models_and_removes_leftovers(tmp_path: Path):
     assert again.models == {NAME: model}
     assert entries(tmp_path / "data/models") == [NAME]
     again.close()
+
+
+@contextlib.contextmanager
+def no_further_descriptor() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_was_set_aside_is_told_also_where_the_disk_fails_then(tier: SsdTier, tmp_path: Path):
+    """It can be moved and not be synced: for that its directory has to be opened."""
+    tier.register(NAME, str(write_source(tmp_path / "src")), ignore)
+    trash: list[Path] = []
+    with no_further_descriptor(), pytest.raises(Unavailable, match="failed"):
+        tier.set_aside(NAME, trash)
+    assert [place.name for place in trash] == entries(tmp_path / "data/models")
+    assert not tier.models
 
 
 def test_one_store_at_a_time(tier: SsdTier, tmp_path: Path):
