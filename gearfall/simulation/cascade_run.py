@@ -26,6 +26,8 @@ from gearfall.simulation.seats import FixedReplica, Seat, give_credit, next_seat
 from gearfall.simulation.step_engine import Cores, StepEngine
 
 SAMPLE_S = 0.1
+_MOST_SHADOWS = 2
+"""Asked at once, as by a router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class _World:
     shadow_share: float = 0.0
     shadow_due: float = 0.0
     """Answers of lower stages that are to be compared."""
+    shadows: int = 0
+    """That run."""
 
     def arrive(self, arrival: Arrival) -> None:
         request = _Request(arrival, self.state.gear)
@@ -212,6 +216,7 @@ class _World:
         model = seat.replica.model
         answer = self.queries[request.arrival.query][model]
         if request.is_shadow:
+            self.shadows -= 1
             self.dispatch(model)
             return
         stages = self._gear(request).stages
@@ -247,11 +252,15 @@ class _World:
             self._shadow(request, last)
 
     def _shadow(self, request: _Request, last: int) -> None:
-        """Ask the last stage too, of so many answers, where no job waits for its model."""
+        """Ask the last stage too, of so many answers; where jobs wait for its model, or enough are
+        compared, that one is left out."""
         self.shadow_due += self.shadow_share
+        if self.shadow_due < 1.0:
+            return
+        self.shadow_due -= 1.0
         model = self._gear(request).stages[last].model
-        if self.shadow_due >= 1.0 and not self.waiting.get(model):
-            self.shadow_due -= 1.0
+        if not self.waiting.get(model) and self.shadows < _MOST_SHADOWS:
+            self.shadows += 1
             self._queue(replace(request, stage=last, draft=(), is_shadow=True))
 
 
@@ -267,9 +276,9 @@ def run_cascades(
 ) -> CascadeRun:
     """Replay `arrivals` and return what became of each.
 
-        Without a policy `first_gear` stays in force. Every model of every gear needs a replica, and
+    Without a policy `first_gear` stays in force. Every model of every gear needs a replica, and
     every query an answer of every such model. Of the answers of lower stages `shadow_share` are
-        asked of the last one too. Deterministic.
+    asked of the last one too, unless jobs wait for it. Deterministic.
     """
     world = _World(queries, gears, policy, GearState(first_gear, 0.0), shadow_share=shadow_share)
     world.left = len(arrivals)

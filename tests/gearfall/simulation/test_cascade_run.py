@@ -202,3 +202,20 @@ def test_nobody_is_compared_while_jobs_wait_for_the_last_stage():
     run = run_cascades(replicas(1), [UNSURE, SURE], arrivals, [CASCADE], shadow_share=1.0)
     plain = run_cascades(replicas(1), [UNSURE, SURE], arrivals, [CASCADE])
     assert run == plain
+
+
+@pytest.mark.parametrize(
+    ("at_s", "slots", "share", "compared_s"),
+    [
+        # Of four answers two were due while jobs waited; of two that come later one is.
+        ((0.1, 0.2, 0.3, 0.4, 20.0, 30.0), 1, 0.5, 0.5),
+        # Those that come while two are compared: the second is in the steps after the first one's.
+        ((20.0, 20.06, 20.12, 20.18, 20.24), 4, 1.0, 0.6),
+    ],
+)
+def test_an_answer_that_is_not_compared_is_left_out_for_good(at_s, slots, share, compared_s):
+    arrivals = [*(Arrival(0.0, 0) for _ in range(3)), *(Arrival(each, 1) for each in at_s)]
+    queries = [UNSURE, SURE]
+    plain = run_cascades(replicas(slots), queries, arrivals, [CASCADE])
+    run = run_cascades(replicas(slots), queries, arrivals, [CASCADE], shadow_share=share)
+    assert run.device_s - plain.device_s == pytest.approx(compared_s)
