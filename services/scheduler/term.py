@@ -9,6 +9,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from gearfall.core.errors import Unavailable
 from gearfall.core.ports import Fence
@@ -100,13 +102,17 @@ class Term:
         self._restore(self._cluster.view)
         self._follower.lead()
         self._feed.wake()
-        due_unix_s: float | None = None
+        decision_due_unix_s: float | None = None
         while True:
+            due_unix_s = _earliest(decision_due_unix_s, *self._learned_due_unix_s())
             await self._wait_changed_or(due_unix_s)
             self._cluster.check_follows()
             is_due = due_unix_s is not None and due_unix_s <= self._clock()
             if self._follower.take_in(self._feed.take()) or is_due or self._writer.has_failed:
-                due_unix_s = await self._decide()
+                decision_due_unix_s = await self._decide()
+
+    def _learned_due_unix_s(self) -> tuple[float | None, ...]:
+        return tuple(keeper.due_unix_s() for keeper in (self._kept_starts, self._kept_arrivals))
 
     def _restore(self, view: ClusterView) -> None:
         if restore_starts(view, self._starts):
@@ -181,16 +187,19 @@ class Term:
         for keeper in (self._kept_starts, self._kept_arrivals):
             if (learned := keeper.take()) is not None:
                 keeper.note_sent()
-                self._writer.write_learned_behind(learned, keeper.note_written)
-        dues = (
-            plan.next_due_unix_s,
-            self._kept_starts.due_unix_s(),
-            self._kept_arrivals.due_unix_s(),
-            self._follower.adoption_due_unix_s(),
-        )
-        return min(filter(None, dues), default=None)
+                self._writer.write_learned_behind(learned, partial(self._note_kept, keeper))
+        return _earliest(plan.next_due_unix_s, self._follower.adoption_due_unix_s())
+
+    def _note_kept(self, keeper: Keeper[Any]) -> None:
+        """A record was written: what was learned since is due in its turn."""
+        keeper.note_written()
+        self._wake()
 
     async def _write(self, actions: Sequence[Action]) -> None:
         """Write what comes behind all that is on its way, and return when it is seen."""
         await self._writer.settled()
         await self._cluster.wait_seen(await self._writer.write_all(actions))
+
+
+def _earliest(*dues_unix_s: float | None) -> float | None:
+    return min(filter(None, dues_unix_s), default=None)

@@ -1,5 +1,6 @@
 """What one leader learned is the next one's, and is written no more often than it should be."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -7,8 +8,12 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.ids import ModelName, RouterId
+from gearfall.core.ports import Fence
 from gearfall.core.records import LearnedRecord, LoadRecord
+from gearfall.infra.cluster import Cluster
 from gearfall.infra.cluster_view import ClusterView
+from gearfall.infra.memory_state import MemoryState
+from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.start_costs import StartCosts
 from gearfall.scheduling.start_costs_json import costs_from_json, costs_to_json
 from services.scheduler.learned import (
@@ -139,3 +144,37 @@ async def test_a_new_leader_knows_when_jobs_came(fleet: Fleet):
     await fleet.until(lambda v: "third" in v.decisions)
     assert second._term is not None
     assert second._term._follower.arrivals[SMALL] == known
+
+
+class SlowToKeep(Cluster):
+    """Cluster state that takes what was learned when a test lets it."""
+
+    def __init__(self, state: MemoryState) -> None:
+        super().__init__(state)
+        self.is_asked, self.let_go = asyncio.Event(), asyncio.Event()
+
+    async def put_learned(self, record: LearnedRecord, *, fence: Fence) -> int:
+        self.is_asked.set()
+        await self.let_go.wait()
+        return await super().put_learned(record, fence=fence)
+
+
+async def test_what_is_learned_while_a_record_is_on_its_way_is_written_though_nothing_changes(
+    fleet: Fleet,
+):
+    knows_both = asyncio.Event()
+
+    def telling_decide(fleet_now, costs, policy, now_unix_s):
+        if {name for name, *_ in costs.fixed} == {"small", "large"}:
+            knows_both.set()
+        return decide(fleet_now, costs, policy, now_unix_s)
+
+    cluster = SlowToKeep(MemoryState(fleet.server))
+    await fleet.scheduler(decide=telling_decide, cluster=cluster, learn_every_s=0.0)
+    async with asyncio.timeout(10):
+        await fleet.cluster.put_replica(replica(total_s=0.5), lease=fleet.lease)
+        await cluster.is_asked.wait()
+        await fleet.cluster.put_replica(replica("large", total_s=0.7), lease=fleet.lease)
+        await knows_both.wait()
+    cluster.let_go.set()
+    await fleet.until(lambda v: STARTS in v.learned and "large" in v.learned[STARTS].content)

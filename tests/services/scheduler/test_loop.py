@@ -17,6 +17,7 @@ from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.start_costs import error_quantile
 from services.scheduler.decision_log import DecisionLog
+from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.reachability import LEASE_GRACE_S
 from services.scheduler.service import SchedulerService
@@ -91,21 +92,30 @@ class Fleet:
         return self
 
     async def connect(self, state) -> Cluster:
-        cluster = Cluster(state)
+        return await self.follow(Cluster(state))
+
+    async def follow(self, cluster: Cluster) -> Cluster:
         await cluster.start()
-        self.stack.push_async_callback(state.close)
+        self.stack.push_async_callback(cluster.state.close)
         self.stack.push_async_callback(cluster.stop)
         return cluster
 
-    async def scheduler(self, name="s1", policy=POLICY, decide=decide) -> SchedulerLoop:
-        cluster = await self.connect(MemoryState(self.server))
+    async def scheduler(
+        self, name="s1", policy=POLICY, decide=decide, cluster=None, learn_every_s=WRITE_EVERY_S
+    ) -> SchedulerLoop:
+        cluster = await self.follow(cluster or Cluster(MemoryState(self.server)))
 
         def make_links(on_change):
             self.links.on_change = on_change
             return self.links
 
         loop = SchedulerLoop(
-            cluster, policy, decide=decide, clock=lambda: self.now, make_links=make_links
+            cluster,
+            policy,
+            decide=decide,
+            clock=lambda: self.now,
+            learn_every_s=learn_every_s,
+            make_links=make_links,
         )
         loop.start(SchedulerRecord(name, f"127.0.0.1:{name[-1]}"))
         self.stack.push_async_callback(loop.stop)
