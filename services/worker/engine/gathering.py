@@ -49,7 +49,7 @@ class Gathering:
             if message.gather_s > 0:
                 self._gather_s[message.job_id, message.epoch] = message.gather_s
         elif isinstance(message, CancelJob):
-            self._gather_s.pop((message.job_id, message.epoch), None)
+            self._forget((message.job_id, message.epoch))
 
     def add(self, step: StepDone, now_s: float) -> StepDone | None:
         """Take a step in and return what is to be told now, None for nothing yet."""
@@ -72,9 +72,19 @@ class Gathering:
         )
 
     def check(self) -> None:
-        """Assert that nothing is held back for ever."""
+        """Assert that nothing is held back for ever, and only of jobs that gather."""
         assert bool(self._held) == math.isfinite(self._due_s)
+        held = {(run.job_id, run.epoch) for step, _ in self._held for run in step.runs}
+        assert held <= self._gather_s.keys()
         assert all(each > 0 for each in self._gather_s.values())
+
+    def _forget(self, key: SequenceKey) -> None:
+        """Tell no token of a cancelled job: its next submission says the same ones again."""
+        if self._gather_s.pop(key, None) is None:
+            return
+        for place, (step, ended_s) in enumerate(self._held):
+            runs = tuple(run for run in step.runs if (run.job_id, run.epoch) != key)
+            self._held[place] = msgspec.structs.replace(step, runs=runs), ended_s
 
     def _wait_s(self, step: StepDone) -> float:
         """Return how long a step may wait to be told."""
@@ -98,12 +108,17 @@ def _joined(held: Iterable[tuple[StepDone, float]], now_s: float) -> Iterable[To
         for run in step.runs:
             key = run.job_id, run.epoch
             place = places.get(key)
-            if place is not None and run.finish in _JOINABLE:
+            if place is not None and _can_join(found[place], run):
                 found[place] = _one(found[place], run)
                 continue
             places[key] = len(found)
             found.append(replace(run, held_s=now_s - ended_s) if now_s > ended_s else run)
     return found
+
+
+def _can_join(first: TokenRun, later: TokenRun) -> bool:
+    """Whether one run can say both; a job that was submitted again begins anew."""
+    return later.finish in _JOINABLE and later.index == first.index + len(first.token_ids)
 
 
 def _one(first: TokenRun, later: TokenRun) -> TokenRun:

@@ -108,6 +108,28 @@ def test_a_job_that_another_worker_sent_gathers_and_a_cancelled_one_no_more():
     assert gathering.add(step(run("a", 1, 6)), 1.001) is not None
 
 
+def test_what_a_cancelled_submission_computed_is_not_told_with_the_next_one(gathering):
+    gathering.add(step(run("a", 0, 5), run("b", 0, 1)), 1.0)
+    gathering.add(step(run("a", 1, 6)), 1.001)
+    gathering.note(CancelJob(JobId("a"), E))
+    gathering.check()
+    gathering.note(submit("a"))
+    gathering.add(step(run("a", 0, 5)), 1.002)
+    told = gathering.add(step(run("a", 1, 6), run("b", 1, 2, finish=FinishReason.STOP)), 1.003)
+    said = {each.job_id: (each.index, each.token_ids) for each in told.runs}
+    assert len(told.runs) == 2
+    assert said == {"a": (0, (5, 6)), "b": (0, (1, 2))}
+    assert len(told.earlier_step_s) == 3
+
+
+def test_a_run_that_does_not_follow_the_one_before_it_stays_apart(gathering):
+    """A step that was under way when its job was cancelled may end behind the next submission."""
+    gathering.add(step(run("a", 7, 5)), 1.0)
+    gathering.add(step(run("a", 0, 9)), 1.001)
+    told = gathering.add(step(run("a", 1, 8)), 1.03)
+    assert [(each.index, each.token_ids) for each in told.runs] == [(7, (5,)), (0, (9, 8))]
+
+
 STEPS = st.lists(
     st.tuples(
         st.lists(st.sampled_from("abc"), unique=True, max_size=3),
