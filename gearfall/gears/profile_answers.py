@@ -48,13 +48,14 @@ def fit_calibrations(profile: Profile, rows: Sequence[int]) -> dict[str, Calibra
 def beginnings(profile: Profile, hold_tokens: int) -> Profile:
     """Return the profile as it is when of each answer only the first tokens are looked at.
 
-    0: all of them. Raises InvalidRequest where nothing is known of an answer's tokens.
+    0: all of them. Raises InvalidRequest where nothing is known of an answer's tokens; one that has
+    none stays as it is.
     """
     if hold_tokens == 0:
         return profile
     check_hold_tokens(hold_tokens)
     for model in profile.models:
-        if not all(each.logprobs for each in model.generations):
+        if not all(each.logprobs or _is_empty(each) for each in model.generations):
             raise InvalidRequest(
                 f"{model.name}: the profile has no log-probabilities of its tokens: nothing can be "
                 "said about the beginnings of its answers; run `gearfall profile`",
@@ -74,6 +75,12 @@ def beginnings(profile: Profile, hold_tokens: int) -> Profile:
             for model in profile.models
         ),
     )
+
+
+def _is_empty(each: Generation) -> bool:
+    """Whether it is known to have no tokens; imported ones that bring a certainty have a count of 0
+    too."""
+    return each.certainty is None and not each.output_tokens
 
 
 def certainties_of(

@@ -178,17 +178,26 @@ def test_a_plan_for_beginnings_is_certified_on_them(profile):
     assert whole.gears[0].stages != held.gears[0].stages
 
 
-def test_beginnings_of_which_nothing_is_known_are_refused(profile):
+@pytest.mark.parametrize("output_tokens", [3, 0])
+def test_beginnings_of_which_nothing_is_known_are_refused(profile, output_tokens):
+    """As of imported answers, whose tokens nobody counted."""
+    told = {"logprobs": (), "margins": (), "certainty": 0.5, "output_tokens": output_tokens}
     blank = tuple(
-        replace(
-            model,
-            generations=tuple(
-                replace(each, logprobs=(), margins=(), certainty=0.5) for each in model.generations
-            ),
-        )
+        replace(model, generations=tuple(replace(each, **told) for each in model.generations))
         for model in profile.models
     )
     with pytest.raises(InvalidRequest, match="small: the profile has no log-probabilities"):
         plan_from_profile(replace(profile, models=blank), HOSTS, replace(REQUEST, hold_tokens=4))
     with pytest.raises(InvalidRequest, match="hold_tokens -1 must be between"):
         plan_from_profile(profile, HOSTS, replace(REQUEST, hold_tokens=-1))
+
+
+def test_an_answer_without_tokens_has_no_beginning_and_is_no_hindrance(profile):
+    small, large = profile.models
+    empty = replace(small.generations[0], output_tokens=0, logprobs=(), margins=(), quality=0.0)
+    silent = replace(small, generations=(empty, *small.generations[1:]))
+    plan = plan_from_profile(
+        replace(profile, models=(silent, large)), HOSTS, replace(REQUEST, hold_tokens=2)
+    )
+    check_plan(plan)
+    assert plan.hold_tokens == 2
