@@ -3,7 +3,8 @@ answer (a migration, a busy moment) moves nothing.
 
 Time to the first token is a line over the prompt tokens that had to be computed, by Theil and Sen:
 the median slope of all pairs, then the median intercept. Time after it is proportional to the
-further tokens: the median of the seconds a token.
+further tokens: the median of the seconds a token. A step is slower than that where answers come
+with drafts, whose right tokens take none.
 """
 
 from collections import deque
@@ -41,6 +42,8 @@ class Timing:
     """Behind the first."""
     further_s: float
     """From the first to the last."""
+    right_draft_tokens: int = 0
+    """That a draft had brought: each spared its step."""
 
 
 class ModelPace:
@@ -51,6 +54,8 @@ class ModelPace:
         self._paces: deque[float] = deque(maxlen=NEWEST)
         self._line: Line | None = None
         self._token_s = 0.0
+        self._steps: deque[float] = deque(maxlen=NEWEST)
+        self._step_s = 0.0
         self._since_fit = 0
 
     def learn(self, timing: Timing) -> None:
@@ -58,16 +63,19 @@ class ModelPace:
         self._firsts.append((timing.computed_tokens, timing.first_token_s))
         if timing.further_tokens > 0:
             self._paces.append(timing.further_s / timing.further_tokens)
+        if (steps := timing.further_tokens - timing.right_draft_tokens) > 0:
+            self._steps.append(timing.further_s / steps)
         self._since_fit += 1
         if len(self._firsts) <= FIT_EVERY or self._since_fit >= FIT_EVERY:
             self._since_fit = 0
             self._line = theil_sen(tuple(self._firsts))
             self._token_s = median(self._paces) if self._paces else 0.0
+            self._step_s = median(self._steps) if self._steps else 0.0
 
     @property
     def step_s(self) -> float:
-        """Seconds a token behind the first; 0 before anything was learned."""
-        return self._token_s
+        """Seconds a token behind the first that no draft brought; 0 before any was learned."""
+        return self._step_s
 
     @property
     def prompt_token_s(self) -> float:
@@ -75,7 +83,10 @@ class ModelPace:
         return self._line.slope if self._line else 0.0
 
     def answer_s(self, computed_tokens: int, answer_tokens: float) -> float:
-        """Return the seconds from claim to the last token; 0 before anything was learned."""
+        """Return the seconds from claim to the last token; 0 before anything was learned.
+
+        Of an answer that comes with a draft as often as those that were learned from.
+        """
         if self._line is None:
             return 0.0
         return self._line.at(computed_tokens) + self._token_s * max(0.0, answer_tokens - 1)

@@ -183,10 +183,7 @@ class StageRun:
         self._end(StageFailed(error))
 
     def timing(self) -> Timing | None:
-        """Return what the answer took; None for one that more than one owner gave, or none.
-
-        With a draft, as answers that go up have one: its right tokens count as any.
-        """
+        """Return what the answer took; None for one that more than one owner gave, or none."""
         if self._owners != 1 or not self.token_ids:
             return None
         return Timing(
@@ -194,6 +191,7 @@ class StageRun:
             first_token_s=self._first_s - self._bound_s,
             further_tokens=len(self.token_ids) - 1,
             further_s=self._last_s - self._first_s,
+            right_draft_tokens=self.accepted_draft_tokens,
         )
 
     def report(self, *, is_accepted: bool) -> StageReport:

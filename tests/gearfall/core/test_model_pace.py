@@ -34,6 +34,23 @@ def test_a_one_token_answer_says_nothing_about_the_pace():
     assert learned((10, 0.5, 0, 0.0)).answer_s(10, 100) == pytest.approx(0.5)
 
 
+def test_the_right_tokens_of_a_draft_take_no_step_but_come_with_any_answer():
+    pace, further_tokens, right = ModelPace(), 11, 8
+    for tokens in (10, 20):
+        # Eight of twelve tokens come with the first one, and three steps of 20 ms follow.
+        pace.learn(Timing(tokens, 0.1, further_tokens, 3 * 0.02, right_draft_tokens=right))
+    assert pace.step_s == pytest.approx(0.02)
+    assert pace.answer_s(10, 12) == pytest.approx(0.1 + 3 * 0.02)
+
+
+@pytest.mark.parametrize("right", [5, 8])
+def test_an_answer_that_its_draft_brought_whole_says_nothing_about_a_step(right):
+    """A stop string may have cut it, and the draft went on."""
+    pace = learned((10, 0.1, 4, 0.08))
+    pace.learn(Timing(10, 0.1, 5, 0.001, right_draft_tokens=right))
+    assert pace.step_s == pytest.approx(0.02)
+
+
 @given(odd=st.lists(st.floats(0, 1e4), max_size=FIT_EVERY), at=st.integers(0, NEWEST))
 def test_odd_answers_move_nothing(odd, at):
     usual = [(tokens, 0.1 + 0.001 * tokens, 10, 0.1) for tokens in range(0, NEWEST * 10, 10)]
