@@ -207,7 +207,7 @@ def _digest(
         deployment.stages,
         deployment.certainty,
         deployment.streaming,
-        None if gear is None else gear.version,
+        None if gear is None else gear.deployment,
         models,
     )
     content = msgspec.msgpack.encode((asked, answered_by))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gearfall.core.errors import DeadlineExceeded, Internal
 from gearfall.core.escalation import Degraded, EscalationPolicy, WhileLoading
+from gearfall.core.gear_plan import Promise
 from gearfall.core.gear_records import GearPlanRecord
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.job import FinishReason, Priority
@@ -20,6 +21,7 @@ from services.router.answer_record import (
     answer_from_bytes,
     answer_to_bytes,
 )
+from services.router.gear_board import PinnedGear
 from services.router.generation import (
     ChatMessage,
     ChatPrompt,
@@ -165,6 +167,20 @@ async def test_another_plan_of_the_same_version_answers_anew(rig: Rig) -> None:
     assert kept(rig) == 2
     await rig.cluster.put_gear_plan(other)
     await rig.until(lambda: kept(rig) == 0)
+
+
+async def test_the_same_plan_deployed_again_answers_anew(rig: Rig) -> None:
+    """What an older deployment of it was asked may come to its end only now."""
+    view, stages = rig.cluster.view, (Stage(ModelName("small"), 0.5), Stage(ModelName("large")))
+    promise = Promise(0.9, 0.9, 0.05, 100, 1.0, 1.0, (1.0, 0.2))
+    gear = PinnedGear(1, 0, stages, "min_margin", {}, promise, "", stages, deployed_unix_s=1.0)
+    request = GenerationRequest("chat", (TextPrompt("hi"),), temperature=0.0)
+    keys = [
+        ticket.key
+        for each in (gear, replace(gear, index=1), replace(gear, deployed_unix_s=2.0))
+        if (ticket := rig.router.cache.ticket(request, view.deployments[NAME], each)) is not None
+    ]
+    assert keys[0] == keys[1] != keys[2]
 
 
 async def test_a_deployment_that_goes_takes_its_answers_along(rig: Rig) -> None:
