@@ -89,3 +89,19 @@ class TokenRun:
     """The job's share of the time of the engine's steps that it ran in, since its last run."""
     held_s: float = 0.0
     """How long the first of these tokens had waited for the others when the run was told."""
+
+    def tail(self, count: int) -> "TokenRun":
+        """Return its last `count` tokens and its end, without those before them."""
+        skipped = len(self.token_ids) - count
+        return TokenRun(
+            job_id=self.job_id,
+            epoch=self.epoch,
+            index=self.index + skipped,
+            token_ids=self.token_ids[skipped:],
+            logprobs=self.logprobs[skipped:],
+            margins=self.margins[skipped:],
+            alternatives=self.alternatives[skipped:],
+            finish=self.finish,
+            error=self.error,
+            device_s=self.device_s * count / len(self.token_ids) if count else 0.0,
+        )

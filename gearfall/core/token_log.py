@@ -216,26 +216,10 @@ class TokenLog:
 
     def _take(self, run: TokenRun, new_count: int) -> Appended:
         if new_count != len(run.token_ids):
-            run = _tail(run, new_count)
+            run = run.tail(new_count)
         self.token_ids.extend(run.token_ids)
         self.logprobs.extend(run.logprobs)
         self.margins.extend(run.margins)
         if run.finish is not None:
             self.close()
         return Appended(run)
-
-
-def _tail(run: TokenRun, count: int) -> TokenRun:
-    skipped = len(run.token_ids) - count
-    return TokenRun(
-        job_id=run.job_id,
-        epoch=run.epoch,
-        index=run.index + skipped,
-        token_ids=run.token_ids[skipped:],
-        logprobs=run.logprobs[skipped:],
-        margins=run.margins[skipped:],
-        alternatives=run.alternatives[skipped:],
-        finish=run.finish,
-        error=run.error,
-        device_s=run.device_s * count / len(run.token_ids),
-    )

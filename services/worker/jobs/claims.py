@@ -206,24 +206,30 @@ class ClaimBook:
         self._occupy(claim.job.model, (state in OCCUPYING) - was_occupying)
         return tuple(Todo(effect, claim.job, tuple(claim.entry_ids)) for effect in effects)
 
-    def take(self, run: TokenRun) -> Claim | None:
-        """Return the claim that `run` continues, None when it is to be dropped.
+    def take(self, run: TokenRun) -> tuple[Claim, TokenRun] | None:
+        """Return the claim that `run` continues and what is new in it; None when it is dropped.
 
         Dropped are tokens of jobs that do not run here any more, and what an engine still said
-        about an earlier submission of the same (job, epoch). Those of a held claim are kept on it.
+        about an earlier submission of the same (job, epoch); where that was taken, what the next
+        one says of it again. Those of a held claim are kept on it.
         """
         claim = self._claims.get((run.job_id, run.epoch))
-        if claim is None or run.index != claim.next_index:
+        if claim is None or run.index > claim.next_index:
             return None
         is_held_back = claim.state is ClaimState.HELD and claim.is_released
         if claim.state is not ClaimState.RUNNING and not is_held_back:
             return None
+        if run.index < claim.next_index:
+            new = max(0, run.index + len(run.token_ids) - claim.next_index)
+            if not new and run.finish is None:
+                return None
+            run = run.tail(new)
         claim.next_index += len(run.token_ids)
         claim.token_ids.extend(run.token_ids)
         if is_held_back:
             claim.held_back.append(run)
             return None
-        return claim
+        return claim, run
 
     def get(self, key: ClaimKey) -> Claim | None:
         """Return the claim of (job, epoch), if it is here."""

@@ -226,9 +226,10 @@ class JobBoard:
         """Send one decode step's tokens: one message for each router that has a part in it."""
         runs_by_address: defaultdict[str, list[TokenRun]] = defaultdict(list)
         for run in step.runs:
-            if claim := self._book.take(run):
+            if taken := self._book.take(run):
+                claim, new = taken
                 failpoint("worker.push", job_id=run.job_id, model=claim.job.model)
-                runs_by_address[claim.job.router_address].append(run)
+                runs_by_address[claim.job.router_address].append(new)
         for address, runs in runs_by_address.items():
             self._push(address, runs)
         for report in step.reports:

@@ -117,6 +117,20 @@ def test_an_older_submissions_tokens_are_dropped_after_a_reconnection():
     assert book.take(run_of(job(), 0)) is not None
 
 
+def test_what_an_older_submissions_run_said_is_cut_from_those_of_the_next():
+    book = book_with(ClaimState.RUNNING)
+    assert book.take(run_of(job(), 0, tokens=(5, 6))) is not None
+    assert book.take(run_of(job(), 0, tokens=(5,))) is None
+    taken = book.take(run_of(job(), 1, tokens=(6, 7)))
+    assert taken is not None
+    claim, new = taken
+    assert (new.index, new.token_ids, len(new.logprobs), len(new.margins)) == (2, (7,), 1, 1)
+    assert (claim.next_index, claim.token_ids) == (3, [5, 6, 7])
+    taken = book.take(run_of(job(), 2, tokens=(7,), finish=FINISH))
+    assert taken is not None, "its end is new"
+    assert (taken[1].index, taken[1].token_ids, taken[1].finish) == (3, (), FINISH)
+
+
 def test_what_a_released_job_brings_is_held_back_until_the_grant():
     moved = job(epoch=2, generated=(5, 6))
     key = (moved.job_id, moved.epoch)
@@ -136,7 +150,7 @@ def test_what_a_released_job_brings_is_held_back_until_the_grant():
     book.check()
     (todo,) = book.apply(key, ClaimEvent.GRANTED)
     assert todo.effect is Effect.PUSH_HELD_BACK
-    assert book.take(run_of(moved, 6)) is claim
+    assert book.take(run_of(moved, 6)) == (claim, run_of(moved, 6))
     (_, acknowledge) = book.apply(key, ClaimEvent.STOP)
     assert (acknowledge.effect, acknowledge.entry_ids) == (Effect.ACKNOWLEDGE, ())
 
