@@ -2,12 +2,13 @@
 
 A job says with `gather_s` how long a token of it may wait for those behind it. What an engine has
 to say is held back while everything in it may wait, and told in one piece as soon as one thing may
-not: a job's end, a report, a token of a job that gathers nothing, or the oldest one's time.
+not: a job's end, a report, a token of a job that gathers nothing, or one whose time would be over
+before the next step is.
 
 | a step brings                           | nothing is held back | something is              |
 | --------------------------------------- | -------------------- | ------------------------- |
-| tokens of gathering jobs alone          | held back            | held back, told when due  |
-| an end, a report, another job's tokens  | told                 | told behind what was held |
+| tokens that can wait for the next step  | held back            | held back, told when due  |
+| an end, a report, tokens that can't     | told                 | told behind what was held |
 | nothing                                 | told                 | told behind what was held |
 """
 
@@ -52,13 +53,16 @@ class Gathering:
             self._forget((message.job_id, message.epoch))
 
     def add(self, step: StepDone, now_s: float) -> StepDone | None:
-        """Take a step in and return what is to be told now, None for nothing yet."""
+        """Take a step in and return what is to be told now, None for nothing yet.
+
+        Nothing is told while a step is computed, so the next one is taken to last as long as this.
+        """
         wait_s = self._wait_s(step)
-        if not self._held and wait_s <= 0:
+        if not self._held and wait_s <= step.step_s:
             return step
         self._held.append((step, now_s))
         self._due_s = min(self._due_s, now_s + wait_s)
-        return self.take(now_s) if now_s >= self._due_s else None
+        return self.take(now_s) if now_s + step.step_s >= self._due_s else None
 
     def take(self, now_s: float) -> StepDone | None:
         """Return all that was held back; None when nothing was."""

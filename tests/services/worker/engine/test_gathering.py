@@ -66,8 +66,15 @@ def test_tokens_wait_for_the_end_and_are_told_as_one_run(gathering):
 
 def test_the_oldest_token_waits_no_longer_than_its_job_says(gathering):
     assert gathering.add(step(run("a", 0, 5)), 1.0) is None
-    assert gathering.add(step(run("a", 1, 6)), 1.019) is None
+    assert gathering.add(step(run("a", 1, 6)), 1.018) is None
     assert gathering.add(step(run("a", 2, 7)), 1.021).runs[0].token_ids == (5, 6, 7)
+
+
+def test_nothing_waits_for_a_step_that_would_end_too_late(gathering):
+    slow = step(run("a", 0, 5), step_s=0.3)
+    assert gathering.add(slow, 1.0) is slow
+    assert gathering.add(step(run("a", 1, 6), step_s=0.009), 2.0) is None
+    assert gathering.add(step(run("a", 2, 7), step_s=0.012), 2.012).runs[0].token_ids == (6, 7)
 
 
 REPORT = JobReport(JobId("c"), E, JobPhase.HELD)
@@ -148,25 +155,29 @@ def test_every_token_is_told_once_in_order_and_in_time(steps, gathers):
     told: dict[str, list[int]] = {name: [] for name in "abc"}
     waiting_since: dict[str, float] = {}
 
-    def take(done):
+    def take(done, unforeseen_s):
         for each in done.runs:
             assert each.index == len(told[each.job_id])
             told[each.job_id] += each.token_ids
-            waiting_since.pop(each.job_id, None)
+            since_s = waiting_since.pop(each.job_id)
+            assert now_s - since_s <= 0.02 + unforeseen_s + 1e-9
 
-    for names, count, pause_s in steps:
-        now_s += pause_s
+    last_s = 0.0
+    for names, count, step_s in steps:
+        now_s += step_s
         runs = []
         for name in names:
             runs.append(run(name, tokens[name], *range(tokens[name], tokens[name] + count)))
             tokens[name] += count
             waiting_since.setdefault(name, now_s)
-        done = gathering.add(step(*runs), now_s)
+        done = gathering.add(step(*runs, step_s=step_s), now_s)
         gathering.check()
         if done is not None:
-            take(done)
-        assert all(now_s - since_s < 0.02 for since_s in waiting_since.values())
+            take(done, max(0.0, step_s - last_s))
+        last_s = step_s
+        assert all(now_s - since_s + step_s < 0.02 for since_s in waiting_since.values())
+        assert waiting_since.keys() <= gathers
     rest = gathering.take(now_s)
     if rest is not None:
-        take(rest)
+        take(rest, 0.0)
     assert told == {name: list(range(count)) for name, count in tokens.items()}
