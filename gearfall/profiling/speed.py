@@ -170,16 +170,23 @@ async def _beside(client: AsyncClient, served: Served, step_s: float) -> float:
     tokens = min(_BESIDE_TOKENS, served.facts.context_tokens - _STREAM_PROMPT)
     for _ in range(_BESIDE_STREAMS):
         prompt = _prompt(served, _STREAM_PROMPT)
-        streams = asyncio.gather(
-            *(_times(client, served, prompt, tokens) for _ in range(served.replicas))
-        )
-        await _first_token(client, served, 1, 1)  # The streams run when it is back.
-        while not streams.done() and len(found) < _BESIDE_JOBS:
-            await asyncio.sleep(step_s * (_GOLDEN * len(found) % 1.0))
-            seconds = await _first_token(client, served, 1, 1)
-            if not streams.done():
-                found.append(seconds)
-        await streams
+        tasks = [
+            asyncio.create_task(_times(client, served, prompt, tokens))
+            for _ in range(served.replicas)
+        ]
+        streams = asyncio.gather(*tasks)
+        try:
+            await _first_token(client, served, 1, 1)  # The streams run when it is back.
+            while not streams.done() and len(found) < _BESIDE_JOBS:
+                await asyncio.sleep(step_s * (_GOLDEN * len(found) % 1.0))
+                seconds = await _first_token(client, served, 1, 1)
+                if not streams.done():
+                    found.append(seconds)
+            await streams
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(streams, *tasks, return_exceptions=True)
         if len(found) == _BESIDE_JOBS:
             break
     return median(found) if found else 0.0

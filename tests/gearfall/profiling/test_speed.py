@@ -1,8 +1,73 @@
 """What is made of measured times."""
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, cast
+
 import pytest
 
-from gearfall.profiling.speed import line_through, slope_beyond, waking
+from gearfall.client import AsyncClient, TextDelta
+from gearfall.client.values import TokenLogprob
+from gearfall.core.errors import Unavailable
+from gearfall.pb import common_pb2
+from gearfall.profiling.speed import (
+    Served,
+    SpeedSettings,
+    line_through,
+    measure_speed,
+    slope_beyond,
+    waking,
+)
+
+REPLICAS, STEP_TOKENS = 2, 2
+TOKEN = TextDelta(0, "a", (TokenLogprob(1, "a", -0.1),))
+
+
+class FailingBeside:
+    """Answers at once, until streams longer than those of a step run on all replicas. Of what comes
+    then the `fails` fail; the streams have no end."""
+
+    def __init__(self, fails: str) -> None:
+        self.fails = fails
+        self.open = 0
+        self.all_open = asyncio.Event()
+
+    async def stream(
+        self, _model: str, _prompt: Sequence[int], *, max_tokens: int, **_options: Any
+    ) -> AsyncIterator[TextDelta]:
+        """One message a token."""
+        if max_tokens <= STEP_TOKENS:
+            if self.open:
+                await self.all_open.wait()
+                if self.fails == "job":
+                    raise Unavailable("no job")
+            for _ in range(max_tokens):
+                await asyncio.sleep(0)
+                yield TOKEN
+            return
+        self.open += 1
+        try:
+            yield TOKEN
+            if self.open == REPLICAS:
+                self.all_open.set()
+                if self.fails == "stream":
+                    raise Unavailable("no stream")
+            await asyncio.Event().wait()
+        finally:
+            self.open -= 1
+
+
+@pytest.mark.parametrize("fails", ["job", "stream"])
+async def test_no_stream_runs_on_when_something_fails_beside_it(fails):
+    client = FailingBeside(fails)
+    served = Served(
+        common_pb2.Model(name="m", context_tokens=512, vocabulary_size=9), REPLICAS, slots=2
+    )
+    settings = SpeedSettings(batches=(1,), step_tokens=STEP_TOKENS, prompts=(), repeats=1)
+    with pytest.raises(Unavailable, match=f"no {fails}"):
+        await measure_speed(cast("AsyncClient", client), served, settings)
+    assert client.all_open.is_set()
+    assert client.open == 0
 
 
 @pytest.mark.parametrize(
