@@ -91,10 +91,9 @@ class Gathering:
             self._held[place] = msgspec.structs.replace(step, runs=runs), ended_s
 
     def _wait_s(self, step: StepDone) -> float:
-        """Return how long a step may wait to be told."""
-        if step.reports or step.adapters or not step.runs:
-            return 0.0
-        wait_s = math.inf
+        """Return how long a step may wait to be told; forget the jobs that it ends."""
+        may_wait = bool(step.runs) and not (step.reports or step.adapters)
+        wait_s = math.inf if may_wait else 0.0
         for run in step.runs:
             key = run.job_id, run.epoch
             wait_s = min(wait_s, self._gather_s.get(key, 0.0))

@@ -115,6 +115,13 @@ def test_a_job_that_another_worker_sent_gathers_and_a_cancelled_one_no_more():
     assert gathering.add(step(run("a", 1, 6)), 1.001) is not None
 
 
+def test_a_job_that_ended_beside_a_report_gathers_no_more(gathering):
+    end = step(run("a", 0, 5, finish=FinishReason.STOP), reports=(REPORT,))
+    assert gathering.add(end, 1.0) is end
+    late = step(run("a", 1, 6))
+    assert gathering.add(late, 1.001) is late
+
+
 def test_what_a_cancelled_submission_computed_is_not_told_with_the_next_one(gathering):
     gathering.add(step(run("a", 0, 5), run("b", 0, 1)), 1.0)
     gathering.add(step(run("a", 1, 6)), 1.001)
