@@ -106,8 +106,12 @@ def deploy(
         ),
     ] = None,
     hold_tokens: Annotated[
-        int, typer.Option(help="With early: tokens that are held back and decided on.")
-    ] = DEFAULT_HOLD_TOKENS,
+        int | None,
+        typer.Option(
+            help="With early: tokens that are held back and decided on. Default: as many as the "
+            f"plan decides on, else {DEFAULT_HOLD_TOKENS}."
+        ),
+    ] = None,
     finish_drafts: Annotated[
         bool | None,
         typer.Option(
@@ -132,17 +136,14 @@ def deploy(
             "queue_target_s": queue_target_s,
         }
     )
-    streaming = Streaming(stream_mode or StreamMode.BUFFER, hold_tokens, finish_drafts)
     if gear_plan:
-        planned = deployment_of_plan(parse_plan(gear_plan), min_replicas, keep_alive_s)
-        if stream_mode is None and planned.streaming.mode is StreamMode.EARLY:
-            streaming = replace(planned.streaming, finishes_drafts=finish_drafts)
+        planned = parse_plan(gear_plan)
         deployment = replace(
-            planned,
+            deployment_of_plan(planned, min_replicas, keep_alive_s),
             shadow_share=shadow_share,
             cache_bytes=cache_bytes,
             escalation=escalation,
-            streaming=streaming,
+            streaming=streaming_of(stream_mode, hold_tokens, finish_drafts, planned.hold_tokens),
         )
     elif file is not None:
         deployment = deployment_from_file(file, name)
@@ -162,7 +163,7 @@ def deploy(
             shadow_share,
             cache_bytes,
             escalation,
-            streaming,
+            streaming_of(stream_mode, hold_tokens, finish_drafts),
         )
     with connect(server) as client:
         stored = deployment_to_pb(client.deploy(deployment, gear_plan=gear_plan))
@@ -186,10 +187,27 @@ def deployment_of_plan(
         min_replicas,
         max(*counts.values(), min_replicas),
         keep_alive_s,
-        streaming=Streaming(StreamMode.EARLY, plan.hold_tokens)
-        if plan.hold_tokens
-        else Streaming(),
+        streaming=streaming_of(None, None, None, plan.hold_tokens),
     )
+
+
+def streaming_of(
+    mode: StreamMode | None,
+    hold_tokens: int | None,
+    finishes_drafts: bool | None,
+    planned: int = 0,
+) -> Streaming:
+    """Return the streaming that flags ask for, None: the default. `planned`: tokens that the
+    deployment's plan decides on, 0 for whole answers. Raises InvalidRequest for other ones."""
+    if planned and hold_tokens not in (None, planned):
+        raise InvalidRequest(
+            f"--hold-tokens {hold_tokens}: the plan decides on the first {planned} tokens; leave "
+            f"--hold-tokens out, or make a plan with `gearfall plan --hold-tokens {hold_tokens}`",
+            param="hold_tokens",
+        )
+    usual = StreamMode.EARLY if planned else StreamMode.BUFFER
+    held = DEFAULT_HOLD_TOKENS if hold_tokens is None else hold_tokens
+    return Streaming(mode or usual, planned or held, finishes_drafts)
 
 
 def parse_stage(text: str) -> Stage:

@@ -1,8 +1,10 @@
 """What the command line accepts, and how it refuses the rest."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from gearfall.cli.connection import parse_address
 from gearfall.cli.deploy import (
@@ -11,15 +13,19 @@ from gearfall.cli.deploy import (
     parse_labels,
     parse_stage,
     parse_streaming,
+    streaming_of,
 )
+from gearfall.cli.main import app
 from gearfall.cli.render import bytes_text
 from gearfall.cli.up import parse_bytes, real_policy
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.escalation import AtOverload, EscalationPolicy, WhileLoading
+from gearfall.core.gear_plan import plan_text
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.core.streaming import Streaming, StreamMode
 from gearfall.scheduling.policies import PlacementPolicy
+from tests.gearfall.scheduling.plans import plan
 
 
 @pytest.mark.parametrize(
@@ -115,6 +121,39 @@ def test_a_streaming_is_refused(fields: dict[str, object], says: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_streaming(fields)
     assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("mode", "hold_tokens", "planned", "wanted"),
+    [
+        (None, None, 0, Streaming(StreamMode.BUFFER, 16)),
+        (StreamMode.EARLY, 4, 0, Streaming(StreamMode.EARLY, 4)),
+        (None, None, 8, Streaming(StreamMode.EARLY, 8)),
+        (None, 8, 8, Streaming(StreamMode.EARLY, 8)),
+        (StreamMode.EARLY, None, 8, Streaming(StreamMode.EARLY, 8)),
+        (StreamMode.DRAFT, None, 8, Streaming(StreamMode.DRAFT, 8)),
+    ],
+)
+def test_the_plan_says_how_many_tokens_are_held(
+    mode: StreamMode | None, hold_tokens: int | None, planned: int, wanted: Streaming
+) -> None:
+    assert streaming_of(mode, hold_tokens, None, planned) == wanted
+
+
+@pytest.mark.parametrize(("hold_tokens", "planned"), [(4, 8), (16, 8), (0, 8)])
+def test_other_held_tokens_than_the_plans_are_refused(hold_tokens: int, planned: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"{hold_tokens}: the plan .* first 8 .* out, or"):
+        streaming_of(StreamMode.EARLY, hold_tokens, None, planned)
+
+
+def test_a_deployment_that_holds_other_tokens_than_its_plan_is_not_sent(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    made = plan(("small", "large"), on=("n/small", "n/large"))
+    path.write_text(plan_text(replace(made, hold_tokens=8)))
+    flags = ["deploy", "--plan", str(path), "--hold-tokens", "4"]
+    result = CliRunner().invoke(app, flags)
+    assert isinstance(result.exception, InvalidRequest)
+    assert result.exception.param == "hold_tokens"
 
 
 @pytest.mark.parametrize(
