@@ -46,6 +46,7 @@ class ClaimLoop:
         alive: Callable[[], frozenset[str]],
         block_s: float,
         hold_s: float = HOLD_S,
+        doubt_s: float = DOUBT_S,
         rule: Callable[[], ClaimRule] = ClaimRule,
     ) -> None:
         """`alive`: workers whose claims are their own; others' are taken over. `rule`: in force."""
@@ -57,6 +58,7 @@ class ClaimLoop:
         self._alive = alive
         self._block_s = block_s
         self._hold_s = hold_s
+        self._doubt_s = doubt_s
         self._turns = Turns(model, queue, rule, block_s)
         self._waiters: list[tuple[Callable[[], bool], asyncio.Event]] = []
         """What is waited for, and who hears of it."""
@@ -168,13 +170,19 @@ class ClaimLoop:
         return self._is_reclaim_due or asyncio.get_running_loop().time() < self._doubt_until_s
 
     def _doubt(self) -> None:
-        self._doubt_until_s = asyncio.get_running_loop().time() + DOUBT_S
+        self._doubt_until_s = asyncio.get_running_loop().time() + self._doubt_s
 
     async def _take_over(self, free: int) -> Sequence[QueuedJob]:
         """Return what dead workers had claimed; it stays due until nothing is left of that."""
         self._is_reclaim_due = False  # another worker may die while the call is under way
         alive = self._alive() | {self._worker_id}
-        taken = await self._queue.reclaim(self._model, self._worker_id, alive=alive, max_jobs=free)
+        try:
+            taken = await self._queue.reclaim(
+                self._model, self._worker_id, alive=alive, max_jobs=free
+            )
+        except BaseException:
+            self._is_reclaim_due = True
+            raise
         if taken:
             self._is_reclaim_due = True
             _log.info("reclaimed", extra={"model": self._model, "jobs": len(taken)})

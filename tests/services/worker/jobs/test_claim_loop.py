@@ -12,7 +12,7 @@ from gearfall.core.errors import Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import QueuedJob
 from gearfall.infra.memory_queue import MemoryQueue
-from services.worker.jobs.claim_loop import ClaimLoop
+from services.worker.jobs.claim_loop import DOUBT_S, ClaimLoop
 from services.worker.jobs.job_board import JobBoard
 from tests.services.worker.fakes import MODEL, WORKER, Watched, job
 
@@ -66,7 +66,7 @@ class Queue(MemoryQueue, Watched):
 
 
 class Scene:
-    def __init__(self, slots: int, rule: ClaimRule) -> None:
+    def __init__(self, slots: int, rule: ClaimRule, doubt_s: float) -> None:
         self.queue, self.board = Queue(), Board()
         self.alive = {WORKER, DEAD}
         self.loop = ClaimLoop(
@@ -77,6 +77,7 @@ class Scene:
             cast("JobBoard", self.board),
             alive=lambda: frozenset(self.alive),
             block_s=0.01,
+            doubt_s=doubt_s,
             rule=lambda: rule,
         )
 
@@ -106,8 +107,10 @@ class Scene:
 
 
 @asynccontextmanager
-async def running(slots: int = 4, rule: ClaimRule | None = None) -> AsyncIterator[Scene]:
-    scene = Scene(slots, rule or ClaimRule())
+async def running(
+    slots: int = 4, rule: ClaimRule | None = None, doubt_s: float = DOUBT_S
+) -> AsyncIterator[Scene]:
+    scene = Scene(slots, rule or ClaimRule(), doubt_s)
     scene.loop.start()
     scene.loop.open()
     try:
@@ -169,8 +172,9 @@ async def test_what_was_taken_over_before_the_server_forgot_is_taken_over_again(
         await scene.until_accepted("orphan", "orphan")
 
 
-async def test_a_take_over_that_failed_is_tried_again():
-    async with running() as scene:
+@pytest.mark.parametrize("doubt_s", [DOUBT_S, 0.0], ids=["in doubt", "later"])
+async def test_a_take_over_that_failed_is_tried_again(doubt_s: float):
+    async with running(doubt_s=doubt_s) as scene:
         scene.alive.remove(DEAD)
         scene.queue.failures = 1
         await scene.claimed_by(DEAD, "orphan")
