@@ -56,7 +56,7 @@ from gearfall.pb import common_pb2 as pb
 _log = logging.getLogger(__name__)
 
 FIELD = b"job"
-_SETTLE_S = 2.0
+SETTLE_S = 2.0
 _MALFORMED = (DecodeError, KeyError, ValueError, GearfallError)
 """What an entry raises that is no job."""
 _MOST_ACKNOWLEDGED = 1000
@@ -73,11 +73,20 @@ class RedisQueue:
     """
 
     def __init__(
-        self, url: str, *, key_prefix: str = "gearfall:v1:queue:", timeout_s: float = 1.5
+        self,
+        url: str,
+        *,
+        key_prefix: str = "gearfall:v1:queue:",
+        timeout_s: float = 1.5,
+        settle_s: float = SETTLE_S,
     ) -> None:
-        """Connects lazily. `timeout_s`: deadline of each command, beyond the time it may block."""
+        """Connects lazily. `timeout_s`: deadline of each command, beyond the time it may block.
+
+        `settle_s`: how long after a broken call its entries may still turn up at the server.
+        """
         self._prefix = key_prefix
         self._timeout_s = timeout_s
+        self._settle_s = settle_s
         self._watch = RestartWatch(self._doubt_claims)
         # A blocked claim keeps a connection of the pool to itself, so it delays nobody. Protocol 2
         # is asked for because the replies of streams differ in protocol 3.
@@ -103,7 +112,8 @@ class RedisQueue:
         self._held: defaultdict[tuple[ModelName, str], set[str]] = defaultdict(set)
         self._claims_in_flight: defaultdict[tuple[ModelName, str], int] = defaultdict(int)
         self._is_closed = False
-        self._interrupted_s: dict[tuple[ModelName, str], float] = {}
+        self._doubted_s: dict[tuple[tuple[ModelName, str], Priority], float] = {}
+        """Since when each lane may have entries of a consumer that nobody here has seen."""
 
     @property
     def restarts(self) -> int:
@@ -246,8 +256,12 @@ class RedisQueue:
 
     def _doubt_claims(self) -> None:
         """Look again, at the next claim of each, what the server says that its consumer holds."""
+        for place in self._claims_in_flight:
+            self._doubt(place)
+
+    def _doubt(self, place: tuple[ModelName, str]) -> None:
         now_s = time.monotonic()
-        self._interrupted_s.update(dict.fromkeys(self._claims_in_flight, now_s))
+        self._doubted_s.update(((place, lane), now_s) for lane in LANES)
 
     @contextlib.contextmanager
     def _doubting(self, place: tuple[ModelName, str]) -> Iterator[None]:
@@ -255,29 +269,34 @@ class RedisQueue:
         try:
             yield
         except BaseException:
-            self._interrupted_s[place] = time.monotonic()
+            self._doubt(place)
             raise
 
     async def _adopt_unseen(
         self, place: tuple[ModelName, str], limits: dict[Priority, int]
     ) -> Sequence[QueuedJob]:
         """Return entries that are this consumer's as the server says, where that is in doubt."""
-        if place not in self._interrupted_s or self._claims_in_flight[place]:
+        doubts = {lane: self._doubted_s.get((place, lane)) for lane in LANES}
+        if not any(doubts.values()) or self._claims_in_flight[place]:
             return ()
         model, consumer = place
+        asked_s = time.monotonic()
         held = ids_by_lane(self._held[place])
         found: list[Row] = []
-        is_all = True
-        for lane in LANES:
+        settled: list[Priority] = []
+        for lane, since_s in doubts.items():
             most = min(limits[lane], limits[Priority.INTERACTIVE] - len(found))
+            if since_s is None or most <= 0:
+                continue
             arguments: list[Any] = [GROUP, consumer, most, *sorted(held.get(lane, ()))]
             rows = await self._call(partial(self._adopt, [self._key(model, lane)], arguments))
             found += [row_of(lane, row) for row in rows]
-            is_all = is_all and len(rows) < most
-        # The server may notice only now that the interrupted claim's connection is gone.
-        is_settled = time.monotonic() - self._interrupted_s[place] > _SETTLE_S
-        if is_all and is_settled:
-            del self._interrupted_s[place]
+            # The server may notice only now that the interrupted claim's connection is gone.
+            if len(rows) < most and asked_s - since_s > self._settle_s:
+                settled.append(lane)
+        for lane in settled:
+            if self._doubted_s.get((place, lane)) == doubts[lane]:  # else another call was broken
+                del self._doubted_s[place, lane]
         return await self._take(place, found)
 
     async def _take(self, place: tuple[ModelName, str], rows: Sequence[Row]) -> Sequence[QueuedJob]:
