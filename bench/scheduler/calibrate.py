@@ -28,6 +28,7 @@ from bench.machine import machine_facts, our_versions
 from bench.scheduler.real import begin, measured_step_s, teach
 from bench.scheduler.real_cluster import Answer, RealSite, Shape, running_real_site
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
+from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import ReplicaState, StartTimeline, Tier
 from gearfall.scheduling.autoscaler import SchedulerPolicy
@@ -100,8 +101,8 @@ async def _measure(
         await teach(site)
         step_s = await measured_step_s(site)
         requests = requests_of(trace, site.models, site.load_s / step_s, settings.seed)
-        steps = sum(each.stages[0].output_tokens for each in requests)
-        profile = await _profile(site, math.ceil(steps * step_s / trace.duration_s))
+        company = company_of(requests, step_s, trace.duration_s, trace.shape)
+        profile = await _profile(site, company)
         await begin(site, trace.shape)
         scenario = _scenario(site, profile, requests, trace.shape)
         async with site.scheduled_by("ours"):
@@ -109,11 +110,25 @@ async def _measure(
     return profile, scenario, answers
 
 
+def company_of(requests: Sequence[Request], step_s: float, duration_s: float, shape: Shape) -> int:
+    """Return how many answers run on average. Raises InvalidRequest if they leave no place to
+    measure at."""
+    steps = sum(each.stages[0].output_tokens for each in requests)
+    company, places = math.ceil(steps * step_s / duration_s), shape.nodes * shape.places
+    if company >= places:
+        raise InvalidRequest(
+            f"{company} answers run at once and the cluster has {places} places: none is left to "
+            "measure at; ask for a lower rate",
+            param="rate",
+        )
+    return company
+
+
 async def _profile(site: RealSite, company: int) -> Profile:
     """Start models from disk and from memory, and time prompts and steps on a warm one."""
     busy, others = site.models[:company], site.models[company:]
-    async with site.scheduled_by("ours"), _exits(site) as exits:
-        async with _answering(site, busy):
+    async with site.scheduled_by("ours"), exits_of(site) as exits:
+        async with answering(site, busy):
             starts: list[StartTimeline] = []
             for model in (*others, *others):
                 await site.probe(model, _SHORT, 2)
@@ -142,8 +157,9 @@ async def _profile(site: RealSite, company: int) -> Profile:
 
 
 @contextlib.asynccontextmanager
-async def _answering(site: RealSite, models: Sequence[ModelName]) -> AsyncIterator[None]:
-    """Have each of these models answer without end."""
+async def answering(site: RealSite, models: Sequence[ModelName]) -> AsyncIterator[None]:
+    """Have each of these models answer without end; an answer that fails ends what runs beside it,
+    in an ExceptionGroup."""
 
     async def answer(model: ModelName, has_begun: asyncio.Event) -> None:
         while True:
@@ -155,23 +171,22 @@ async def _answering(site: RealSite, models: Sequence[ModelName]) -> AsyncIterat
                     has_begun.set()
 
     begun = [asyncio.Event() for _ in models]
-    tasks = [
-        asyncio.create_task(answer(model, event))
-        for model, event in zip(models, begun, strict=True)
-    ]
-    try:
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(answer(model, event))
+            for model, event in zip(models, begun, strict=True)
+        ]
         for event in begun:
             await event.wait()
         yield
-    finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
-async def _exits(site: RealSite) -> AsyncIterator[list[float]]:
-    """Note how long each replica is there after its assignment is gone."""
+async def exits_of(site: RealSite) -> AsyncIterator[list[float]]:
+    """Note how long each replica is there after its assignment is gone; as `answering` if what is
+    known of the cluster can't be followed."""
     found: list[float] = []
 
     async def watch() -> None:
@@ -183,12 +198,10 @@ async def _exits(site: RealSite) -> AsyncIterator[list[float]]:
             gone = since_s.keys() - view.replicas.keys()
             found.extend(now_s - since_s.pop(each) for each in gone)
 
-    task = asyncio.create_task(watch())
-    try:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(watch())
         yield found
-    finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def _starts(site: RealSite, model: ModelName) -> list[StartTimeline]:
