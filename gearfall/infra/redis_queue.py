@@ -323,9 +323,9 @@ class RedisQueue:
         self, operation: Callable[[], Awaitable[Any]], *, attempts: int = 1, extra_s: float = 0.0
     ) -> Any:
         """Run one command under its deadline; several attempts for idempotent commands only."""
-        if self._is_closed:
-            raise Unavailable("the connection to the queue server is closed")
         for attempt in range(attempts, 0, -1):
+            if self._is_closed:
+                raise Unavailable("the connection to the queue server is closed")
             try:
                 async with asyncio.timeout(self._timeout_s + extra_s):
                     return await operation()

@@ -18,6 +18,7 @@ Part = str | bytes | int
 Command = Sequence[Part]
 
 _LOST = "the connection was lost"
+_CLOSED = "the connections were closed"
 
 
 class Wires:
@@ -28,6 +29,7 @@ class Wires:
         self._pool = pool
         self._free: list[_Wire] = []
         self._all: set[_Wire] = set()
+        self._is_closed = False
 
     async def call(self, *command: Part) -> Any:
         """Return the reply; raise the server's error as redis-py's, or its ConnectionError.
@@ -59,11 +61,13 @@ class Wires:
             return await self.call("EVAL", text, *parts)
 
     def close(self) -> None:
-        """Close all connections; who waits on one gets a ConnectionError."""
+        """Close all connections; who waits on one or asks for one gets a ConnectionError."""
+        self._is_closed = True
         for wire in tuple(self._all):
             self._end(wire)
 
     async def _take(self) -> "_Wire":
+        self._refuse_if_closed()
         while self._free:
             wire = self._free.pop()
             if wire.is_open:
@@ -72,12 +76,17 @@ class Wires:
         connection = self._pool.make_connection()
         try:
             await connection.connect()
+            self._refuse_if_closed()
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
         wire = _Wire(connection)
         self._all.add(wire)
         return wire
+
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise exceptions.ConnectionError(_CLOSED)
 
     def _end(self, wire: "_Wire") -> None:
         self._all.discard(wire)

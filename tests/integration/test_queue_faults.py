@@ -107,6 +107,16 @@ async def test_a_closed_client_refuses_calls(queues):
         await queue.append(job(1))
 
 
+async def test_a_call_that_closing_breaks_off_is_not_tried_again(queues):
+    queue = queues.connect()
+    since = await queue.arrivals(MODEL)
+    waiting = asyncio.create_task(queue.wait_arrival(MODEL, since, block_s=20))
+    await queue.depth(MODEL)
+    await queue.close()
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(waiting, 10)
+
+
 async def restart(queues, queue: JobQueue) -> None:
     """Return when the server is back with what it kept, and the client has noticed."""
     assert queue.restarts == 0

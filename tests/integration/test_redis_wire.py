@@ -101,3 +101,17 @@ async def test_closing_fails_what_waits(wires, redis):
     wires.close()
     with pytest.raises(exceptions.ConnectionError):
         await waiting
+
+
+async def test_none_is_opened_once_they_are_closed(wires, redis):
+    before = await connections(redis)
+    opening = asyncio.create_task(wires.call("PING"))
+    await asyncio.sleep(0)
+    wires.close()
+    with pytest.raises(exceptions.ConnectionError, match="closed"):
+        await opening
+    with pytest.raises(exceptions.ConnectionError, match="closed"):
+        await wires.call("PING")
+    async with asyncio.timeout(5):
+        while await connections(redis) != before:
+            pass
