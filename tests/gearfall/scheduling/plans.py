@@ -1,5 +1,7 @@
 """Gear plans as records, for the tests of the scheduler."""
 
+from dataclasses import replace
+
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant, plan_text
 from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, ModelName, RouterId
@@ -43,3 +45,15 @@ def plan_record(made: GearPlan) -> GearPlanRecord:
 
 def vote(gear: int, *, name=NAME, version=1, router="r", load=1.0) -> GearVoteRecord:
     return GearVoteRecord(DeploymentName(name), RouterId(router), version, gear, load, 0.0)
+
+
+def paid(made):
+    """The same plan, made with the cost of starts in its promises."""
+    gears = [replace(g, promise=replace(g.promise, start_cost=0.5)) for g in made.gears]
+    return replace(made, gears=tuple(gears))
+
+
+ON_TWO = plan(
+    ("small", "large"), ("small",), ("alone",), on=("a/small", "b/small", "b/large", "a/alone")
+)
+ON_BOTH = plan(("small",), on=("a/small", "b/small"))
