@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
 
 from gearfall.core.errors import Conflict, GearfallError, Internal, Unavailable
 from gearfall.core.gear_records import DriftRecord, GearPlanRecord, GearVoteRecord
@@ -26,7 +26,14 @@ from gearfall.core.records import (
     WorkerRecord,
 )
 from gearfall.infra.change_feed import Change, ChangeFeed, Changes
-from gearfall.infra.cluster_keys import ALL_KINDS, Record, encode_record, key_of, key_of_record
+from gearfall.infra.cluster_keys import (
+    ALL_KINDS,
+    LEADER_KEY,
+    Record,
+    encode_record,
+    key_of,
+    key_of_record,
+)
 from gearfall.infra.cluster_view import Applied, ClusterView, ViewBuilder
 from gearfall.infra.drift_write import put_joined
 
@@ -124,9 +131,16 @@ class Cluster:
         """Return when `view` includes `revision`, as a write returned it; else Unavailable."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._until(lambda: self.revision >= revision)
+                await self._until(lambda: self._has_seen(revision))
         except TimeoutError:
             raise Unavailable(f"revision {revision} not seen within {timeout_s:g} s") from None
+
+    async def catch_up(self) -> None:
+        """Return when `view` includes all that was written before, by anybody; else Unavailable."""
+        seen, losses = self.revision, self._builder.losses
+        now = await self.state.list(LEADER_KEY)
+        self._compare_life(now.revision, seen, losses)
+        await self.wait_seen(now.revision)
 
     async def write_back(self, kinds: Collection[str]) -> None:
         """Create what a state that lost its memory no longer has and this view kept."""
@@ -153,7 +167,7 @@ class Cluster:
 
     async def delete_model(self, name: ModelName, *, fence: Fence | None = None) -> int:
         """Delete a model and return the revision, 0 when it was not there."""
-        revision = await self.state.delete(key_of("models", name), fence=fence)
+        revision = await self._delete(key_of("models", name), fence=fence)
         await self._announce(self._builder.forget("models", name))
         return revision
 
@@ -167,7 +181,7 @@ class Cluster:
 
     async def delete_deployment(self, name: DeploymentName, *, fence: Fence | None = None) -> int:
         """Delete a deployment and return the revision, 0 when it was not there."""
-        revision = await self.state.delete(key_of("deployments", name), fence=fence)
+        revision = await self._delete(key_of("deployments", name), fence=fence)
         await self._announce(self._builder.forget("deployments", name))
         return revision
 
@@ -211,7 +225,7 @@ class Cluster:
         self, worker_id: WorkerId, model: ModelName, *, fence: Fence
     ) -> int:
         """Take the wish back and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("assignments", worker_id, model), fence=fence)
+        return await self._delete(key_of("assignments", worker_id, model), fence=fence)
 
     async def put_replica(self, record: ReplicaRecord, *, lease: Lease) -> int:
         """Publish what a worker hosts, under the worker's lease."""
@@ -219,7 +233,7 @@ class Cluster:
 
     async def delete_replica(self, worker_id: WorkerId, model: ModelName) -> int:
         """Delete a replica and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("replicas", worker_id, model))
+        return await self._delete(key_of("replicas", worker_id, model))
 
     async def put_demand(self, record: DemandRecord, *, lease: Lease) -> int:
         """Publish that jobs wait at a router, under the router's lease."""
@@ -227,7 +241,7 @@ class Cluster:
 
     async def delete_demand(self, model: ModelName, router_id: RouterId) -> int:
         """Say that nothing waits any more and return the revision, 0 when nothing did."""
-        return await self.state.delete(key_of("demand", model, router_id))
+        return await self._delete(key_of("demand", model, router_id))
 
     async def put_load(self, record: LoadRecord, *, lease: Lease) -> int:
         """Publish what came to a router for a model, under the router's lease."""
@@ -235,7 +249,7 @@ class Cluster:
 
     async def delete_load(self, model: ModelName, router_id: RouterId) -> int:
         """Forget the load of a model that is idle; say whether there was one."""
-        return await self.state.delete(key_of("load", model, router_id))
+        return await self._delete(key_of("load", model, router_id))
 
     async def put_move(self, record: MoveRecord, *, fence: Fence) -> int:
         """Write down that a replica moves, before the first step."""
@@ -243,7 +257,7 @@ class Cluster:
 
     async def delete_move(self, worker_id: WorkerId, model: ModelName, *, fence: Fence) -> int:
         """Forget a move that is done or given up; returns as the others do."""
-        return await self.state.delete(key_of("moves", worker_id, model), fence=fence)
+        return await self._delete(key_of("moves", worker_id, model), fence=fence)
 
     async def put_prefetch(self, record: PrefetchRecord, *, fence: Fence) -> int:
         """Wish that a node has a model near."""
@@ -251,7 +265,7 @@ class Cluster:
 
     async def delete_prefetch(self, node_id: NodeId, model: ModelName, *, fence: Fence) -> int:
         """Take the wish back and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("prefetch", node_id, model), fence=fence)
+        return await self._delete(key_of("prefetch", node_id, model), fence=fence)
 
     async def put_learned(self, record: LearnedRecord, *, fence: Fence) -> int:
         """Keep what the leader learned for the next one."""
@@ -267,7 +281,7 @@ class Cluster:
 
     async def delete_gear_plan(self, name: DeploymentName) -> bool:
         """Have a deployment follow its own stages again and say whether it had a plan."""
-        return (await self.state.delete(key_of("gear_plans", name))) > 0
+        return (await self._delete(key_of("gear_plans", name))) > 0
 
     async def put_drift(self, record: DriftRecord) -> int:
         """Have all routers heed what became of a plan's cascade, and what others found of it."""
@@ -275,7 +289,7 @@ class Cluster:
 
     async def delete_drift(self, name: DeploymentName, cascade: str) -> int:
         """Forget it: another plan is to be measured; returns as the others do."""
-        revision = await self.state.delete(key_of("drift", name, cascade))
+        revision = await self._delete(key_of("drift", name, cascade))
         await self._announce(self._builder.forget("drift", (name, cascade)))
         return revision
 
@@ -291,11 +305,38 @@ class Cluster:
         self, kind: str, record: Record, *, lease: Lease | None = None, fence: Fence | None = None
     ) -> int:
         key = key_of_record(kind, record)
-        return await self.state.put(key, encode_record(record), lease=lease, fence=fence)
+        return await self._write(
+            self.state.put(key, encode_record(record), lease=lease, fence=fence)
+        )
 
     async def _create(self, kind: str, record: Record) -> int:
         key = key_of_record(kind, record)
-        return await self.state.compare_and_set(key, encode_record(record), expected_mod_revision=0)
+        return await self._write(
+            self.state.compare_and_set(key, encode_record(record), expected_mod_revision=0)
+        )
+
+    async def _delete(self, key: str, *, fence: Fence | None = None) -> int:
+        return await self._write(self.state.delete(key, fence=fence))
+
+    async def _write(self, write: Awaitable[int]) -> int:
+        seen, losses = self.revision, self._builder.losses
+        if revision := await write:
+            self._compare_life(revision, seen + 1, losses)
+        return revision
+
+    def _compare_life(self, revision: int, least: int, losses: int) -> None:
+        """Begin anew from a listing when cluster state answered with an older revision than it can.
+
+        It has lost its memory then, and the watch has not told yet. `losses`: when it was asked.
+        """
+        is_news = revision < least and losses == self._builder.losses
+        if is_news and self._task is not None and not self._is_stopped:
+            self._builder.is_loss_expected = True
+            self._task.cancel()
+            self._task = asyncio.create_task(self._follow(), name="cluster-view")
+
+    def _has_seen(self, revision: int) -> bool:
+        return self.revision >= revision and not self._builder.is_loss_expected
 
     async def _follow(self) -> None:
         try:

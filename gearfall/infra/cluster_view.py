@@ -95,6 +95,8 @@ class ViewBuilder:
         self.losses = 0
         self.kept: set[tuple[str, Any]] = set()
         """(kind, id) of records that stand in the view and no longer in cluster state."""
+        self.is_loss_expected = False
+        """Whether the next snapshot is known to be of another life of cluster state."""
         self._lasting = frozenset(lasting)
         self._incarnation = b""
         self._tables: dict[str, dict[Any, Any]] = {kind: {} for kind in ALL_KINDS}
@@ -166,7 +168,8 @@ class ViewBuilder:
         named = [entry.value for entry in snapshot.entries if entry.key == INCARNATION_KEY]
         incarnation = named[0] if named else b""
         is_other = bool(self._incarnation) and incarnation != self._incarnation
-        is_lost = is_other or snapshot.revision < self.revision
+        is_lost = is_other or snapshot.revision < self.revision or self.is_loss_expected
+        self.is_loss_expected = False
         self._incarnation = incarnation
         self.losses += is_lost
         return is_lost

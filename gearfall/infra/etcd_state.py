@@ -5,6 +5,7 @@ import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any
 
 from gearfall.core.errors import Conflict, Unavailable
@@ -105,9 +106,10 @@ class EtcdState:
     async def watch(self, prefix: str) -> AsyncGenerator[WatchItem]:
         """See the port. Waits while etcd can't be reached; ends when this object is closed."""
         start = self._key(prefix)
-        watch = EtcdWatch(self._stubs, self._root, start, lambda: self.list(prefix))
+        list_all = partial(self.list, prefix)
+        watch = EtcdWatch(self._stubs, self._root, start, list_all, self._closed)
         async with contextlib.aclosing(watch.items()) as items:
-            while (item := await self._next_until_closed(items)) is not None:
+            async for item in items:
                 yield item
 
     async def close(self) -> None:
@@ -115,17 +117,6 @@ class EtcdState:
         self._closed.set()
         await asyncio.gather(*(lease.abandon() for lease in self._leases))
         await self._stubs.channel.close()
-
-    async def _next_until_closed(self, items: AsyncGenerator[WatchItem]) -> WatchItem | None:
-        following = asyncio.ensure_future(anext(items))
-        closed = asyncio.ensure_future(self._closed.wait())
-        try:
-            await asyncio.wait((following, closed), return_when=asyncio.FIRST_COMPLETED)
-            return None if self._closed.is_set() else following.result()
-        finally:
-            following.cancel()
-            closed.cancel()
-            await asyncio.gather(following, closed, return_exceptions=True)
 
     async def _read(self, request: Any) -> Any:
         return await self._invoke(self._stubs.kv.Range, request, attempts=2)

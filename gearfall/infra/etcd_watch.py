@@ -16,7 +16,7 @@ import grpc
 
 from gearfall.core.errors import GearfallError, PermissionDenied, Unavailable
 from gearfall.core.ports import KeyDeleted, KeyPut, Snapshot, StateEntry, WatchItem
-from gearfall.infra.etcd_rpc import EtcdStubs, ending, etcd_errors, kv, prefix_end, rpc
+from gearfall.infra.etcd_rpc import EtcdStubs, etcd_errors, kv, prefix_end, rpc
 
 _log = logging.getLogger(__name__)
 
@@ -38,18 +38,23 @@ class EtcdWatch:
         root: bytes,
         prefix: bytes,
         list_all: Callable[[], Awaitable[Snapshot]],
+        closed: asyncio.Event,
     ) -> None:
-        """`root` is cut from keys; `prefix` includes it; `list_all` lists the same prefix."""
+        """`root` is cut from keys; `prefix` includes it; `list_all` lists the same prefix.
+
+        `closed`: ends it.
+        """
         self._stubs = stubs
         self._root_length = len(root)
         self._prefix = prefix
         self._list_all = list_all
+        self._closed = closed
         self._retry_s = _FIRST_RETRY_S
         self._revision: int | None = None
 
     async def items(self) -> AsyncGenerator[WatchItem]:
-        """Yield a Snapshot, then every change; ends only when etcd refuses the credentials."""
-        while True:
+        """Yield a Snapshot, then every change; raises only when etcd refuses the credentials."""
+        while not self._closed.is_set():
             try:
                 if self._revision is None:
                     snapshot = await self._list_all()
@@ -64,16 +69,28 @@ class EtcdWatch:
             except PermissionDenied:
                 raise
             except GearfallError as error:
-                _log.warning("watch interrupted", extra={"error": str(error)})
+                if not self._closed.is_set():
+                    _log.warning("watch interrupted", extra={"error": str(error)})
             await self._back_off()
 
     async def _stream(self, start_revision: int) -> AsyncGenerator[WatchItem]:
         call = self._stubs.watch.Watch(wait_for_ready=True, metadata=(("hasleader", "true"),))
-        async with ending(call):
+        async with self._ending(call):
             await self._open(call, start_revision)
             while True:
                 for event in (await self._read(call)).events:
                     yield self._item(event)
+
+    @contextlib.asynccontextmanager
+    async def _ending(self, call: Any) -> AsyncGenerator[None]:
+        """Cancel a call on the way out, or as soon as all is closed."""
+        closed = asyncio.create_task(self._closed.wait())
+        closed.add_done_callback(lambda _: call.cancel())
+        try:
+            yield
+        finally:
+            closed.cancel()
+            call.cancel()
 
     async def _open(self, call: Any, start_revision: int) -> None:
         create = rpc.WatchCreateRequest(
@@ -111,7 +128,9 @@ class EtcdWatch:
         return key[self._root_length :].decode(errors="replace")
 
     async def _back_off(self) -> None:
-        await asyncio.sleep(self._retry_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._retry_s):
+                await self._closed.wait()
         self._retry_s = min(_LAST_RETRY_S, 2 * self._retry_s)
 
 

@@ -16,7 +16,6 @@ from gearfall.core.errors import Unavailable
 from gearfall.core.ports import Fence
 from gearfall.infra.change_feed import ChangeFeed
 from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_keys import LEADER_KEY
 from gearfall.infra.cluster_view import ClusterView
 from gearfall.scheduling.actions import Action
 from gearfall.scheduling.arrivals_json import arrivals_to_json
@@ -98,7 +97,7 @@ class Term:
 
     async def run(self) -> None:
         """Decide for ever. Raises Conflict when a write met another leader's fence."""
-        await self._cluster.wait_seen(self._fence.create_revision)
+        await self._cluster.catch_up()
         self._restore(self._cluster.view)
         self._follower.lead()
         self._feed.wake()
@@ -159,8 +158,7 @@ class Term:
         while True:
             await asyncio.sleep(RETRY_S)
             try:
-                now = await self._cluster.state.list(LEADER_KEY)
-                await self._cluster.wait_seen(now.revision)
+                await self._cluster.catch_up()
             except Unavailable as error:
                 _log.info("cluster state can't be read", extra={"error": error.message})
                 continue

@@ -246,6 +246,38 @@ async def test_a_loss_of_memory_is_told_from_a_new_listing():
         await cluster.wait_seen(await cluster.put_model(TINY))
         assert cluster.view.losses == 0
         server.wipe()
+@pytest.mark.parametrize("others", [0, 20], ids=["behind", "beyond"])
+async def test_a_write_right_after_a_loss_is_not_taken_for_seen(others: int):
+    """`others`: writes that bring the new life beyond what was seen before the watch looks."""
+    server = MemoryStateServer()
+    async with following(MemoryState(server)) as cluster:
+        for _ in range(8):
+            revision = await cluster.put_deployment(DEPLOYMENT)
+        await cluster.wait_seen(revision)
+        server.wipe()
+        revision = await cluster.put_model(TINY)
+        assert revision < cluster.revision
+        for number in range(others):
+            server.put(f"other/{number}", b"", 0)
+        await cluster.wait_seen(revision)
+        assert cluster.view.models == {TINY.name: TINY}
+        assert (cluster.view.deployments, cluster.view.losses) == ({}, 1)
+
+
+async def test_who_catches_up_has_seen_what_others_wrote_even_after_a_loss():
+    server = MemoryStateServer()
+    async with following(MemoryState(server)) as cluster:
+        for _ in range(8):
+            server.put("models/tiny", encode_record(TINY), 0)
+        await cluster.catch_up()
+        assert cluster.view.models == {TINY.name: TINY}
+        server.wipe()
+        server.put("nodes/n", encode_record(NODE), 0)
+        await cluster.catch_up()
+        assert (cluster.view.models, cluster.view.nodes) == ({}, {NODE.node_id: NODE})
+        assert cluster.view.losses == 1
+
+
         await until(cluster, lambda view: view.losses == 1)
         assert cluster.view.models == {}
         await cluster.wait_seen(server.put("incarnation", b"second life", 0))
