@@ -45,6 +45,7 @@ class Predictor:
             plan.gears,
             policy=policy,
             shadow_share=SHADOW_SHARE,
+            hold_tokens=plan.hold_tokens,
         )
         by_time = sorted(run.answered, key=lambda each: each.at_s)
         outcomes = tuple(

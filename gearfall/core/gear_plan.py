@@ -6,11 +6,13 @@ The file is JSON that people read and sign off; `gear_plan_checks.parse_plan` re
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 
 from gearfall.core.calibration import Calibration
+from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 
 FORMAT_VERSION = 1
@@ -115,6 +117,14 @@ def plan_text(plan: GearPlan) -> str:
 def gear_for(gears: Sequence[Gear], load: float) -> int:
     """Return the index of the gear meant for a load: the first that holds it, else the last."""
     return next((at for at, gear in enumerate(gears) if load <= gear.max_load), len(gears) - 1)
+
+
+def planned_up(stages: Sequence[Stage], promise: Promise) -> dict[ModelName, float]:
+    """Return by model the share of the answers below it that a plan has go up to it."""
+    steps = zip(stages[1:], pairwise(promise.escalated), strict=False)
+    return {
+        stage.model: above / reached for stage, (reached, above) in steps if 0.0 < above <= reached
+    }
 
 
 def plan_diff(old: GearPlan, new: GearPlan) -> tuple[str, ...]:

@@ -6,6 +6,10 @@ from enum import Enum
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
 from gearfall.core.sampling import SamplingParams
 
+GATHER_S = 0.02
+"""What tokens that nobody sees yet may wait for each other at the engine: it takes their cost to
+one message, and an answer that is stopped early goes on for so much longer at most."""
+
 
 class FinishReason(Enum):
     """Why a generation ended."""

@@ -4,8 +4,9 @@ Each request is one query of a profile: what each model would answer, how long, 
 what cost is known, so that latency, quality and cost of a run all come out of one replay. A request
 keeps the gear that was in force when it came. Replicas of one worker share its core.
 
-A stage whose answer can't reach its threshold any more ends there. What it said goes up: the next
-stage computes it together with the prompt and has those tokens that it would have said itself.
+A stage whose answer can't reach its threshold any more ends when the router hears of it. What it
+said goes up: the next stage computes it together with the prompt and has those tokens that it would
+have said itself. Where an answer goes, the router's rules say (`ways_up.py`).
 """
 
 from collections import deque
@@ -14,18 +15,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from gearfall.core.claim_rule import batch_rule
-from gearfall.core.draft_worth import Agreed, DraftTerms, is_worth_a_token
-from gearfall.core.escalation import GoUp, Outlook, Question, decide
+from gearfall.core.escalation import Degraded, EscalationPolicy, GoUp, Outcome, Settle
 from gearfall.core.gear_plan import Gear
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
 from gearfall.core.ids import ModelName
+from gearfall.core.job import GATHER_S
+from gearfall.core.model_pace import Timing
 from gearfall.simulation.agenda import Agenda
 from gearfall.simulation.answers import Answer, Query, shared_tokens
 from gearfall.simulation.requests import Job, Request, StageWork
 from gearfall.simulation.seats import FixedReplica, Seat, give_credit, next_seat
 from gearfall.simulation.step_engine import Cores, StepEngine
+from gearfall.simulation.ways_up import WaysUp
 
 SAMPLE_S = 0.1
+_PLAIN = EscalationPolicy()
 _MOST_SHADOWS = 2
 """Asked at once, as by a router."""
 
@@ -36,6 +40,19 @@ class Arrival:
 
     at_s: float
     query: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Where the time of one stage went; they add up to all of it."""
+
+    model: ModelName
+    queued_s: float
+    """Until a replica took its job."""
+    first_token_s: float
+    """From there, its way to the engine included."""
+    further_s: float
+    """From there until its end was heard of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +70,10 @@ class Answered:
     stages: int
     """That ran."""
     gear: int
+    times: tuple[StageTimes, ...]
+    """One a stage."""
+    degraded: Degraded | None = None
+    """Why it is not the answer of a stage above, to which it would have gone up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +97,13 @@ class _Request:
     cost: float = 0.0
     draft: tuple[int, ...] = ()
     """What the stage below said."""
+    right: int = 0
+    """Of it, what this one would have said."""
+    stopped: GoUp | None = None
+    """This stage's draft is stopped to go up there."""
+    drafted: int | None = None
+    """Tokens of it when that was asked last; None: not yet."""
+    times: tuple[StageTimes, ...] = ()
     is_shadow: bool = False
     """Asked of the last stage to compare: nobody waits for it."""
 
@@ -88,20 +116,20 @@ class _World:
     gears: Sequence[Gear]
     policy: ShiftPolicy | None
     state: GearState
+    ways: WaysUp = field(init=False)
     agenda: Agenda = field(default_factory=lambda: Agenda(0.0))
     seats: dict[ModelName, list[Seat]] = field(default_factory=dict)
     waiting: dict[ModelName, deque[tuple[_Request, Job]]] = field(default_factory=dict)
     open: dict[str, tuple[_Request, Seat]] = field(default_factory=dict)
     rules: dict[tuple[int, ModelName], tuple[int, float]] = field(default_factory=dict)
     """For batches, by gear and model."""
-    agreed: dict[ModelName, Agreed] = field(default_factory=dict)
-    """What became of the drafts that each model verified."""
     answered: list[Answered] = field(default_factory=list)
     shifts: list[tuple[float, int]] = field(default_factory=list)
     arrived_tokens: float = 0.0
     queued: int = 0
     """Jobs so far: their numbers."""
     left: int = 0
+    gather_s: float = 0.0
     shadow_share: float = 0.0
     shadow_due: float = 0.0
     """Answers of lower stages that are to be compared."""
@@ -140,43 +168,44 @@ class _World:
         gear, now_s = self._gear(request), self.agenda.now_s
         model = gear.stages[request.stage].model
         answer = self.queries[request.arrival.query][model]
-        tokens = self._tokens(request, answer)
-        right = shared_tokens(request.draft, answer.token_ids)
+        request.right = shared_tokens(request.draft, answer.token_ids)
+        request.stopped = request.drafted = None
         if request.draft:
-            self.agreed.setdefault(model, Agreed()).learn(len(request.draft), right)
-        wrong = len(request.draft) - right
-        works = (StageWork(model, answer.prompt_tokens + wrong, tokens),)
+            self.ways.learn_draft(model, len(request.draft), request.right)
+        wrong = len(request.draft) - request.right
+        is_last = request.stage == len(gear.stages) - 1
+        work = StageWork(
+            model,
+            answer.prompt_tokens + wrong,
+            max(1, answer.output_tokens),
+            stop_tokens=0 if is_last else self.ways.stop_tokens(gear, request.stage, answer),
+            gather_s=0.0 if is_last else self.gather_s,
+        )
         self.queued += 1
-        job = Job(Request(self.queued, now_s, works), 0, now_s, now_s)
-        job.done_tokens = min(right, tokens - 1)
-        whole = answer.prompt_tokens + max(1, answer.output_tokens)
-        request.cost += answer.cost * (answer.prompt_tokens + tokens + wrong) / whole
+        job = Job(Request(self.queued, now_s, (work,)), 0, now_s, now_s)
+        job.done_tokens = min(request.right, work.output_tokens - 1)
         give_credit(self.seats[model], gear.shares.get(model, {}))
         jobs = self.waiting.setdefault(model, deque())
         jobs.append((request, job))
         self.dispatch(model)
 
-    def _tokens(self, request: _Request, answer: Answer) -> int:
-        """Return how many are generated: a hopeless draft goes on while that is worth it.
+    def oldest_wait_s(self, model: ModelName) -> float:
+        """Return how long the oldest of a model's jobs has waited that nobody has taken."""
+        jobs = self.waiting.get(model)
+        return self.agenda.now_s - jobs[0][1].arrived_s if jobs else 0.0
 
-        No further than the tokens that are decided on: a stage in `early` ends there if it goes up.
-        """
-        stages = self._gear(request).stages
-        tokens = max(1, answer.tokens_until(stages[request.stage].threshold))
-        if tokens >= answer.output_tokens or not answer.token_ids:
-            return tokens
-        below, above = (stages[at].model for at in (request.stage, request.stage + 1))
-        rate = self.agreed[above].rate if above in self.agreed else 0.0
-        if rate == 0.0:
-            return tokens
-        speed, next_speed = (self.seats[each][0].replica.speed for each in (below, above))
-        terms = DraftTerms(
-            rate, speed.step_s(1), next_speed.step_s(1), next_speed.prefill_s_per_token
-        )
-        most = min(answer.output_tokens, len(answer.reach))
-        while tokens < most and is_worth_a_token(tokens, terms):
-            tokens += 1
-        return tokens
+    def may_stop(self, job: Job) -> bool:
+        """Whether a draft that nothing can save goes up; where it does is then decided."""
+        return self._may_stop(self.open[job.job_id][0], job)
+
+    def _may_stop(self, request: _Request, job: Job) -> bool:
+        query = self.queries[request.arrival.query]
+        # However many came at once: a router looks at one after the other.
+        is_first = request.drafted is None
+        request.drafted = job.work.stop_tokens if is_first else int(job.done_tokens)
+        outcome = self.ways.judge_stop(self._gear(request), request.stage, query)
+        request.stopped = outcome if isinstance(outcome, GoUp) else None
+        return request.stopped is not None
 
     def _batch_rule(self, model: ModelName) -> tuple[int, float]:
         """Return the rule of the gear in force."""
@@ -213,25 +242,47 @@ class _World:
         """A stage has answered."""
         request, seat = self.open.pop(job.job_id)
         seat.take(-1, self.agenda.now_s)
-        model = seat.replica.model
-        answer = self.queries[request.arrival.query][model]
         if request.is_shadow:
             self.shadows -= 1
-            self.dispatch(model)
-            return
-        stages = self._gear(request).stages
-        above = [Outlook() for _ in stages[request.stage + 1 :]]
-        threshold = stages[request.stage].threshold
-        outcome = decide(Question(request.stage, answer.certainty, threshold, above))
+        else:
+            self._conclude(request, job)
+        self.dispatch(seat.replica.model)
+
+    def _conclude(self, request: _Request, job: Job) -> None:
+        """See where its answer goes."""
+        gear, query, model = (
+            self._gear(request),
+            self.queries[request.arrival.query],
+            job.work.model,
+        )
+        if job.work.stop_tokens and request.drafted is None:
+            self._may_stop(request, job)
+        self._note_times(request, job)
+        outcome: Outcome = request.stopped or self.ways.judge(gear, request.stage, query)
+        self.ways.note(gear, request.stage, query, outcome)
+        tokens = (request.drafted if request.stopped else None) or job.work.output_tokens
+        wrong, answer = len(request.draft) - request.right, query[model]
+        whole = answer.prompt_tokens + job.work.output_tokens
+        request.cost += answer.cost * (answer.prompt_tokens + tokens + wrong) / whole
         if isinstance(outcome, GoUp):
-            request.draft = answer.token_ids[: job.work.output_tokens]
+            request.draft = answer.token_ids[:tokens]
             request.stage = outcome.index
             self._queue(request)
         else:
-            self._release(request, job, answer)
-        self.dispatch(model)
+            self._release(request, job, answer, outcome)
 
-    def _release(self, request: _Request, job: Job, answer: Answer) -> None:
+    def _note_times(self, request: _Request, job: Job) -> None:
+        began_s, further_s = job.claimed_s, self.agenda.now_s - job.first_token_s
+        first_s = job.first_token_s - began_s
+        found = StageTimes(job.work.model, began_s - job.arrived_s, first_s, further_s)
+        request.times = (*request.times, found)
+        if request.stopped is None:
+            prompt, tokens = job.work.prompt_tokens, job.work.output_tokens
+            self.ways.learn(
+                found.model, Timing(prompt, first_s, tokens - 1, further_s, request.right)
+            )
+
+    def _release(self, request: _Request, job: Job, answer: Answer, outcome: Outcome) -> None:
         now_s, began_s = self.agenda.now_s, request.arrival.at_s
         last = len(self._gear(request).stages) - 1
         is_last = request.stage == last
@@ -239,13 +290,15 @@ class _World:
         self.left -= 1
         self.answered.append(
             Answered(
-                began_s,
-                shown_s - began_s,
-                now_s - began_s,
-                answer.quality,
-                request.cost,
-                request.stage + 1,
-                request.gear,
+                at_s=began_s,
+                first_token_s=shown_s - began_s,
+                total_s=now_s - began_s,
+                quality=answer.quality,
+                cost=request.cost,
+                stages=len(request.times),
+                gear=request.gear,
+                times=request.times,
+                degraded=outcome.reason if isinstance(outcome, Settle) else None,
             )
         )
         if not is_last:
@@ -273,20 +326,26 @@ def run_cascades(
     policy: ShiftPolicy | None = None,
     first_gear: int = 0,
     shadow_share: float = 0.0,
+    hold_tokens: int = 0,
+    escalation: EscalationPolicy = _PLAIN,
 ) -> CascadeRun:
     """Replay `arrivals` and return what became of each.
 
     Without a policy `first_gear` stays in force. Every model of every gear needs a replica, and
     every query an answer of every such model. Of the answers of lower stages `shadow_share` are
-    asked of the last one too, unless jobs wait for it. Deterministic.
+    asked of the last one too, unless jobs wait for it. `hold_tokens`: of the
+    plan, whose stages are then told token by token. `escalation`: the deployment's. Deterministic.
     """
     world = _World(queries, gears, policy, GearState(first_gear, 0.0), shadow_share=shadow_share)
+    speeds = {ModelName(each.model): each.speed for each in reversed(replicas)}
+    world.ways = WaysUp(escalation, lambda: world.agenda.now_s, world.oldest_wait_s, speeds)
+    world.gather_s = 0.0 if hold_tokens else GATHER_S
     world.left = len(arrivals)
     world.shifts.append((0.0, first_gear))
     cores: dict[str, Cores] = {}
     for replica in replicas:
         shared = cores.setdefault(replica.worker, Cores()) if replica.worker else None
-        engine = StepEngine(replica.speed, world.agenda, world.finished, shared)
+        engine = StepEngine(replica.speed, world.agenda, world.finished, shared, world.may_stop)
         world.seats.setdefault(replica.model, []).append(Seat(replica, engine))
     for arrival in arrivals:
         world.agenda.at(arrival.at_s, partial(world.arrive, arrival))

@@ -82,7 +82,14 @@ def run_day(
     drawn = np.random.default_rng(seed).integers(0, len(queries), len(times_s))
     arrivals = [Arrival(at, int(query)) for at, query in zip(times_s, drawn, strict=True)]
     replicas = _replicas(plan, profile, hosts)
-    return run_cascades(replicas, queries, arrivals, plan.gears, policy=ShiftPolicy())
+    return run_cascades(
+        replicas,
+        queries,
+        arrivals,
+        plan.gears,
+        policy=ShiftPolicy(),
+        hold_tokens=plan.hold_tokens,
+    )
 
 
 def moments(

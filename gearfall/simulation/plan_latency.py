@@ -41,6 +41,8 @@ class PlanLatency:
     cv: float = 2.0
     """Of the gaps between arrivals: 1 is Poisson, above it is bursty."""
     seed: int = 0
+    hold_tokens: int = 0
+    """Of answers, the first tokens that stages are decided on; 0: all."""
 
     def __call__(self, gear: Gear, placement: Placement, hosts: Sequence[Host]) -> float:
         """Return the p95 in seconds of whole answers at the gear's highest load."""
@@ -71,7 +73,7 @@ class PlanLatency:
         times = gamma_times(generator, per_s=per_s, cv=self.cv, duration_s=self.requests / per_s)
         drawn = generator.integers(0, len(self.queries), len(times))
         arrivals = [Arrival(at, int(query)) for at, query in zip(times, drawn, strict=True)]
-        return run_cascades(replicas, self.queries, arrivals, [gear])
+        return run_cascades(replicas, self.queries, arrivals, [gear], hold_tokens=self.hold_tokens)
 
 
 def tokens_per_s(served: ServedModel, prompt_tokens: float, output_tokens: float) -> float:

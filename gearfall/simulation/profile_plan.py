@@ -96,6 +96,7 @@ def plan_from_profile(
         requests=request.requests,
         cv=request.cv,
         seed=request.seed,
+        hold_tokens=request.hold_tokens,
     )
     inputs = PlanInputs(
         name=request.name,

@@ -14,6 +14,10 @@ class StageWork:
     output_tokens: int
     goes_up: bool = False
     """Whether its answer is not certain enough, so that the next stage runs."""
+    stop_tokens: int = 0
+    """After which it may be stopped, for its answer goes up whatever follows; 0: never."""
+    gather_s: float = 0.0
+    """How long a token may wait to be told with those behind it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@
 
 Steps that are all alike are one event: an answer of a thousand tokens costs as many events as jobs
 come and go meanwhile. A job that comes waits for the end of the running step.
+
+A job that may be stopped goes on until somebody hears of the token that says so, and no further:
+tokens that may wait are told with an end, or when the oldest has waited its time (`Telling`).
 """
 
 from bisect import bisect_left
@@ -20,6 +23,7 @@ from math import ceil
 
 from gearfall.simulation.agenda import Agenda
 from gearfall.simulation.requests import Job
+from gearfall.simulation.telling import Telling
 
 STEP_TOKENS = 256
 """Most tokens of a step, as in the worker's engine."""
@@ -94,6 +98,13 @@ class _Running:
     job: Job
     prompt_left: int
     tokens_left: int
+    stop_left: int | None
+    """Tokens until it may be stopped, 0 as soon as it may be; None: it may not."""
+
+    @property
+    def alike(self) -> int:
+        """Steps until something about it is another."""
+        return min(self.tokens_left, self.stop_left or self.tokens_left)
 
 
 class StepEngine:
@@ -105,13 +116,18 @@ class StepEngine:
         agenda: Agenda,
         on_finished: Callable[[Job], None],
         cores: Cores | None = None,
+        may_stop: Callable[[Job], bool] = lambda _: True,
     ) -> None:
+        """`may_stop` is asked when it is told that a job came to its `stop_tokens`, and again at
+        twice as many if it may not."""
         speed.check()
         self.speed = speed
         self.used_s = 0.0
         """Of a core, until the end of the running block."""
         self._agenda = agenda
         self._on_finished = on_finished
+        self._may_stop = may_stop
+        self._telling = Telling()
         self._cores = cores or Cores()
         self._jobs: dict[str, _Running] = {}
         self._coming: deque[Job] = deque()
@@ -122,7 +138,7 @@ class StepEngine:
         self._steps = 0
         self._work_s = 0.0
         """Left of the block, at full pace."""
-        self._seen_s = agenda.now_s
+        self._began_s = self._seen_s = agenda.now_s
         self._plan_number = 0
 
     def begin(self, job: Job) -> None:
@@ -170,20 +186,41 @@ class StepEngine:
         began = len(self._coming)
         while self._coming:
             job = self._coming.popleft()
-            left = job.work.output_tokens - int(job.done_tokens)
-            self._jobs[job.job_id] = _Running(job, job.context_tokens, left)
+            work, done = job.work, int(job.done_tokens)
+            stop_left = max(1, work.stop_tokens - done) if work.stop_tokens else None
+            left = work.output_tokens - done
+            self._jobs[job.job_id] = _Running(job, job.context_tokens, left, stop_left)
         if not self._jobs:
             self._cores.change(self, is_busy=False)
             return
         self._cores.change(self, is_busy=True)
         self._chunks = self._shared_out()
         self._step_s = self.speed.step_s(sum(self._chunks.values()))
-        is_decoding = all(one.prompt_left == 0 for one in self._jobs.values())
-        self._steps = min(one.tokens_left for one in self._jobs.values()) if is_decoding else 1
+        self._began_s = self._seen_s = self._agenda.now_s
+        self._steps = self._alike()
         self._work_s = began * self.speed.job_s + self._steps * self._step_s
         self.used_s += self._work_s
-        self._seen_s = self._agenda.now_s
         self.replan()
+
+    def _alike(self) -> int:
+        """Return how many steps from now on are the same."""
+        running = self._jobs.values()
+        if any(one.prompt_left for one in running):
+            return 1
+        steps = min(one.alike for one in running)
+        if any(one.stop_left == 0 for one in running):
+            step_s = self._step_s / self._cores.share
+            steps = min(steps, self._telling.steps_until(self._seen_s, step_s, self._gather_s()))
+        return steps
+
+    def _gather_s(self) -> float:
+        """Return how long what the running block's steps bring may wait."""
+        chunks = self._chunks.items()
+        bringing = [self._jobs[name] for name, count in chunks if count >= self._prompt_left(name)]
+        return min((one.job.work.gather_s for one in bringing), default=0.0)
+
+    def _prompt_left(self, name: str) -> int:
+        return self._jobs[name].prompt_left
 
     def _shared_out(self) -> dict[str, int]:
         """Return how many tokens of each job the next step computes."""
@@ -200,9 +237,15 @@ class StepEngine:
             return
         steps, self._steps = self._steps, 0
         self._work_s = 0.0
+        step_s, gather_s = (self._agenda.now_s - self._began_s) / steps, self._gather_s()
+        is_told = self._telling.pass_steps(self._began_s, steps, step_s, gather_s)
         ended = [self._jobs[name] for name in self._chunks if self._has_ended(name, steps)]
+        if ended:
+            self._telling.tell()
         for one in ended:
             del self._jobs[one.job.job_id]
+        if ended or is_told:
+            ended += self._stopped()
         self._next_block()
         wake_s = self._wake_s
         for one in ended:
@@ -220,5 +263,17 @@ class StepEngine:
                 return False
             one.job.first_token_s = one.job.first_token_s or self._agenda.now_s
         one.tokens_left -= steps
+        if one.stop_left is not None:
+            one.stop_left = max(0, one.stop_left - steps)
         one.job.done_tokens = one.job.work.output_tokens - one.tokens_left
         return one.tokens_left <= 0
+
+    def _stopped(self) -> list[_Running]:
+        """Take out who may be stopped, as is known by now."""
+        found = []
+        for one in [each for each in self._jobs.values() if each.stop_left == 0]:
+            if self._may_stop(one.job):
+                found.append(self._jobs.pop(one.job.job_id))
+            else:
+                one.stop_left = max(1, int(one.job.done_tokens))
+        return found

@@ -9,7 +9,7 @@ from functools import partial
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
-from gearfall.core.job import Job
+from gearfall.core.job import GATHER_S, Job
 from gearfall.core.streaming import Streaming
 from gearfall.core.usage import StageReport, Usage
 from services.router.answer_text import AnswerPiece
@@ -50,10 +50,6 @@ from services.router.way_up import WayUp
 
 ANSWER_MARGIN_S = 0.05
 """Before the deadline: when a lower answer is given, so that it arrives in time."""
-
-GATHER_S = 0.02
-"""What tokens that nobody sees yet may wait for each other at the engine: it takes their cost to
-one message, and an answer that is stopped early goes on for so much longer at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from gearfall.core.calibration import Calibration
 from gearfall.core.errors import GearfallError
-from gearfall.core.gear_plan import Gear, GearPlan, Promise
+from gearfall.core.gear_plan import Gear, GearPlan, Promise, planned_up
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
@@ -67,12 +66,7 @@ class PinnedGear:
     @property
     def planned_up(self) -> dict[ModelName, float]:
         """By model: share of the answers below it that the plan has go up to it."""
-        steps = zip(self.planned[1:], pairwise(self.promise.escalated), strict=False)
-        return {
-            stage.model: above / reached
-            for stage, (reached, above) in steps
-            if 0.0 < above <= reached
-        }
+        return planned_up(self.planned, self.promise)
 
     @property
     def label(self) -> str:

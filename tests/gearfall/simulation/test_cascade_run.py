@@ -182,10 +182,39 @@ def test_a_rejected_draft_ends_with_the_tokens_that_are_decided_on():
     small = Answer(10, 5, 0.2, 0.0, 15.0, (1, 2, 3, 4, END), (0.4, 0.3))
     large = Answer(10, 5, 1.0, 1.0, 150.0, (1, 2, 3, 4, END))
     arrivals = [Arrival(n * 10.0, 0) for n in range(8)]
-    run = run_cascades(replicas(), [{SMALL: small, LARGE: large}], arrivals, [CASCADE])
+    queries = [{SMALL: small, LARGE: large}]
+    run = run_cascades(replicas(), queries, arrivals, [CASCADE], hold_tokens=2)
     first, *_, last = run.answered
     assert first.total_s == pytest.approx(0.01 + 0.1 * 4), "nothing is known of its drafts yet"
     assert last.total_s == pytest.approx(0.01 * 2 + 0.1 * 3)
+
+
+@pytest.mark.parametrize(("step_s", "computed"), [(0.03, 1), (0.01, 2), (0.005, 4), (0.001, 6)])
+def test_a_draft_is_stopped_when_its_tokens_are_told_and_goes_up_without_the_later_ones(
+    step_s, computed
+):
+    """Hopeless with its first token; those that may wait are told after 20 ms, or with its end."""
+    small = Answer(10, 6, 0.2, 0.0, 16.0, (1, 2, 9, 9, 9, END), (0.4, 0.4, 0.3, 0.2, 0.2, 0.2))
+    large = Answer(10, 5, 1.0, 1.0, 150.0, (1, 2, 3, 4, END))
+    quick = FixedReplica(SMALL, "n", StepSpeed(((1, step_s), (16, step_s)), 0.0), 4)
+    query = {SMALL: small, LARGE: large}
+    run = run_cascades([quick, replicas()[1]], [query], [Arrival(0.0, 0)], [CASCADE])
+    (one,) = run.answered
+    below, above = one.times
+    assert below.first_token_s + below.further_s == pytest.approx(step_s * computed)
+    assert above.first_token_s + above.further_s == pytest.approx(0.1 * 4)
+    assert one.cost == pytest.approx(11.0 + 150.0)
+    assert run.device_s == pytest.approx(step_s * computed + 0.4)
+
+
+def test_the_times_of_all_stages_are_the_whole_time():
+    arrivals = [Arrival(n * 0.03, n % 2) for n in range(12)]
+    run = run_cascades(replicas(slots=1), [UNSURE, SURE], arrivals, [CASCADE])
+    for one in run.answered:
+        spent_s = sum(each.queued_s + each.first_token_s + each.further_s for each in one.times)
+        assert one.total_s == pytest.approx(spent_s)
+        assert [each.model for each in one.times] == [SMALL, LARGE][: one.stages]
+    assert any(each.queued_s > 0 for one in run.answered for each in one.times)
 
 
 @pytest.mark.parametrize(("share", "asked"), [(0.0, 0), (0.25, 5), (1.0, 20)])

@@ -2,6 +2,7 @@
 
 from collections import deque
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,18 +17,25 @@ SPEED = StepSpeed(((1, 0.1), (4, 0.13), (16, 0.37)), 0.02, job_s=0.05)
 PLAIN = StepSpeed(((1, 0.1), (64, 0.1)), 0.1)
 
 
-def job(number: int, prompt: int = 10, output: int = 11) -> Job:
-    work = StageWork(ModelName("m"), prompt, output)
+def job(number: int, prompt: int = 10, output: int = 11, **more: Any) -> Job:
+    work = StageWork(ModelName("m"), prompt, output, **more)
     return Job(Request(number, 0.0, (work,)), 0, EPOCH_S, EPOCH_S)
 
 
 class Bench:
     """Engines on one agenda, and who ended when."""
 
-    def __init__(self, *speeds: StepSpeed, cores: Cores | None = None) -> None:
+    def __init__(self, *speeds: StepSpeed, cores: Cores | None = None, answers: str = "") -> None:
+        """`answers`: y or n for each time that it is asked whether a job may be stopped."""
         self.agenda = Agenda()
         self.ends: dict[int, float] = {}
-        self.engines = [StepEngine(each, self.agenda, self._ended, cores) for each in speeds]
+        self._answers = iter(answers)
+        self.engines = [
+            StepEngine(each, self.agenda, self._ended, cores, self._may_stop) for each in speeds
+        ]
+
+    def _may_stop(self, _: Job) -> bool:
+        return next(self._answers) == "y"
 
     def _ended(self, done: Job) -> None:
         assert done.request.number not in self.ends
@@ -110,6 +118,40 @@ def test_two_cores_are_enough_for_two_replicas():
     bench.begin(0.1, job(2, prompt=1, output=1), engine=1)
     bench.run()
     assert bench.ends == {2: pytest.approx(0.2), 1: pytest.approx(0.4)}
+
+
+@pytest.mark.parametrize(
+    ("stop_tokens", "gather_s", "answers", "done", "end_s"),
+    [
+        (3, 0.0, "y", 3, 0.3),  # It is told with each step.
+        (3, 0.35, "y", 4, 0.4),  # Held since 0.1: the step behind the fourth would end too late.
+        (2, 0.35, "y", 4, 0.4),
+        (5, 0.35, "y", 8, 0.8),
+        (9, 9.0, "", 11, 1.1),  # Its end is told before.
+        (3, 0.0, "ny", 6, 0.6),  # Asked again at twice as many.
+        (6, 0.0, "n", 11, 1.1),
+    ],
+)
+def test_a_job_may_be_stopped_when_it_is_told_that_it_may_be(
+    stop_tokens, gather_s, answers, done, end_s
+):
+    bench = Bench(PLAIN, answers=answers)
+    one = job(1, prompt=1, stop_tokens=stop_tokens, gather_s=gather_s)
+    bench.begin(0.0, one)
+    bench.run()
+    assert bench.ends == {1: pytest.approx(end_s)}
+    assert one.done_tokens == done
+    assert bench.engines[0].used_s == pytest.approx(end_s)
+    assert list(bench._answers) == [], "it was asked that often"
+
+
+@pytest.mark.parametrize(("output", "gather_s"), [(3, 9.0), (9, 0.0)])
+def test_anothers_end_tells_what_was_held_and_so_does_who_is_read_along(output, gather_s):
+    bench = Bench(PLAIN, answers="y")
+    bench.begin(0.0, job(1, prompt=1, stop_tokens=4, gather_s=9.0))
+    bench.begin(0.0, job(2, prompt=1, output=output, gather_s=gather_s))
+    bench.run()
+    assert bench.ends[1] == pytest.approx(0.4)
 
 
 COMING = st.lists(
