@@ -49,6 +49,8 @@ class WorkerHost:
         self._make_replica = make_replica
         self._replicas: dict[ModelName, Replica] = {}
         self._drains: dict[ModelName, asyncio.Task[DrainOutcome]] = {}
+        self._settling: set[asyncio.Task[None]] = set()
+        """Of replicas that have left, while the queue may hold entries for them."""
         self._workers_seen: frozenset[WorkerId] = frozenset()
         self._losses_seen = 0
         self._adrift: set[ModelName] = set()
@@ -115,8 +117,10 @@ class WorkerHost:
         if self._task is None:
             return
         await self.drain(deadline_s)
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        tasks = {self._task, *self._settling}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         await self._registration.stop()
 
     async def _follow(self) -> None:
@@ -171,6 +175,9 @@ class WorkerHost:
         outcome = await replica.drain(deadline_s, yields=yields)
         del self._replicas[replica.model], self._drains[replica.model]
         self._adrift.discard(replica.model)
+        settling = asyncio.create_task(replica.settle(), name=f"settle-{replica.model}")
+        self._settling.add(settling)
+        settling.add_done_callback(self._settling.discard)
         self._reconcile()
         return outcome
 

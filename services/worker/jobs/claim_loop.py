@@ -105,6 +105,26 @@ class ClaimLoop:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    async def settle(self) -> None:
+        """After `stop`: have what broken calls may have brought handed back, once it can be seen.
+
+        Nobody else takes what a worker that lives on holds. Returns when no doubt is left.
+        """
+        while asyncio.get_running_loop().time() < self._doubt_until_s:
+            try:
+                jobs = await self._queue.reclaim(
+                    self._model,
+                    self._worker_id,
+                    alive=self._alive() | {self._worker_id},
+                    max_jobs=self._slots,
+                )
+            except GearfallError:
+                self._doubt()
+                jobs = ()
+            for queued in jobs:
+                self._board.accept(queued)
+            await asyncio.sleep(RETRY_S)
+
     async def _run(
         self,
         find_room: Callable[[], int],

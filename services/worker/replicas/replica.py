@@ -183,6 +183,10 @@ class Replica:
         self._ports.publisher.withdraw(self.model)
         return outcome
 
+    async def settle(self) -> None:
+        """After `drain`: hand back what the queue gave this replica without its knowledge."""
+        await self._claims.settle()
+
     async def _run(self) -> None:
         failures = 0
         assigned_unix_s = self._assignment.assigned_unix_s

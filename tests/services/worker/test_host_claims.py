@@ -1,8 +1,9 @@
 """Which jobs a whole worker host claims, when, and whose."""
 
+import asyncio
 from dataclasses import replace
 
-from gearfall.core.errors import CorruptCheckpoint
+from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
 from gearfall.core.gear_records import GearPlanRecord
 from gearfall.core.ids import DeploymentName, NodeId, RouterId, WorkerId
@@ -13,6 +14,7 @@ from gearfall.core.records import (
     ReplicaState,
     Stage,
 )
+from gearfall.infra.memory_queue import MemoryQueue
 from services.worker.jobs.job_follower import submission
 from tests.services.worker.fakes import (
     FINISH,
@@ -23,7 +25,7 @@ from tests.services.worker.fakes import (
     run_of,
     worker_record,
 )
-from tests.services.worker.worker_site import SLOTS
+from tests.services.worker.worker_site import KEY, SLOTS
 
 
 async def test_an_engine_is_told_which_jobs_wait_and_they_stay_in_the_queue_until_it_is_ready(site):
@@ -160,3 +162,35 @@ async def test_a_router_unknown_to_the_view_is_still_served(site):
     stranger = await FakeRouter(RouterId("router-x")).start(site.stack)
     await site.queue.append(job("job-5", address=stranger.address, router_id="router-x"))
     await engine.until(lambda: ("job-5", 1) in engine.submitted)
+
+
+async def test_a_job_that_a_broken_claim_was_given_goes_back_though_its_replica_has_left(site):
+    """Its entry is the worker's own, and the worker lives on: nobody else would ever take it."""
+    await site.ready()
+    claim, is_asking = MemoryQueue(site.queue.server).claim, asyncio.Event()
+
+    async def lost(*arguments, **named):
+        is_asking.set()
+        if await claim(*arguments, **named):
+            site.queue.server.stop()
+            raise Unavailable("the connection was lost")
+        return ()
+
+    site.queue.claim = lost
+    await is_asking.wait()
+    waiting = await site.send()
+    await site.unassign()
+    await site.until(lambda view: KEY not in view.replicas)
+    assert not site.queue.server.is_up
+    site.queue.server.start()
+    await site.router.until(lambda: site.router.lost == [(waiting.job_id, waiting.epoch)])
+    is_settled, acknowledge = asyncio.Event(), site.queue.acknowledge
+
+    async def noted(*arguments):
+        await acknowledge(*arguments)
+        is_settled.set()
+
+    site.queue.acknowledge = noted
+    site.router.reply_stop(waiting)
+    await is_settled.wait()
+    assert await site.queue.depth(MODEL) == QueueDepth(waiting=0, claimed=0)

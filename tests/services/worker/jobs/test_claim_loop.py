@@ -50,6 +50,17 @@ class Queue(MemoryQueue, Watched):
         """If there is one, a call is under way until it is set."""
         self.failures = 0
         """Calls still to fail."""
+        self.has_lost_answers = False
+        """Whether the answer of each claim that gets something is lost with the server."""
+
+    async def claim(self, model: ModelName, consumer: str, **limits: Any) -> Sequence[QueuedJob]:
+        if not self.has_lost_answers:
+            return await super().claim(model, consumer, **limits)
+        if await MemoryQueue(self.server).claim(model, consumer, **limits):
+            self.server.stop()
+            self.notify()
+            raise Unavailable("the connection was lost")
+        return ()
 
     async def reclaim(
         self, model: ModelName, consumer: str, *, alive: frozenset[str], max_jobs: int
@@ -181,3 +192,27 @@ async def test_a_take_over_that_failed_is_tried_again(doubt_s: float):
         scene.loop.request_reclaim()
         await scene.until_accepted("orphan")
         assert scene.queue.failures == 0
+
+
+async def test_what_a_broken_claim_was_given_is_accepted_though_the_replica_has_left():
+    """The server is out of reach while the loop stops, and for a while after."""
+    async with running() as scene:
+        scene.queue.has_lost_answers = True
+        entry = await scene.append("unheard of")
+        await scene.queue.until(lambda: not scene.queue.server.is_up)
+        await scene.loop.stop()
+        settling = asyncio.create_task(scene.loop.settle())
+        scene.queue.server.start()
+        assert await scene.queue.holder(MODEL, entry) == WORKER
+        await scene.until_accepted("unheard of")
+        settling.cancel()
+
+
+async def test_a_loop_that_stopped_without_a_doubt_asks_for_nothing():
+    async with running() as scene:
+        await scene.append("done")
+        await scene.until_accepted("done")
+        await scene.loop.stop()
+        scene.queue.reclaims.clear()
+        await scene.loop.settle()
+        assert not scene.queue.reclaims
