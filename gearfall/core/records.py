@@ -45,7 +45,7 @@ class StartTimeline:
     """
 
     queued_s: float = 0.0
-    """From the assignment's write to the load's first byte."""
+    """From the decision until the node's store has the load in hand."""
     remote_s: float = 0.0
     ssd_s: float = 0.0
     """SSD to DRAM with checksums; 0 when the model was resident."""

@@ -91,12 +91,18 @@ class StoreClient(Protocol):
     """The store of the worker's own node; raises Unavailable when it can't be reached."""
 
     async def load_model(
-        self, model: ModelName, on_leasable: OnLeasable = ..., *, wanted_unix_s: float = 0.0
+        self,
+        model: ModelName,
+        on_leasable: OnLeasable = ...,
+        *,
+        wanted_unix_s: float = 0.0,
+        on_begun: Callable[[], None] = ...,
     ) -> LoadedModel:
         """Bring the model to the pool; single flight at the store.
 
         `wanted_unix_s`: when it was assigned; what was assigned first is loaded first.
-        `on_leasable` is called, perhaps repeatedly, while the model is loaded and can be leased.
+        `on_begun` is called once the store has the load in hand, before anything else;
+        `on_leasable`, perhaps repeatedly, while the model is loaded and can be leased.
         """
         ...
 

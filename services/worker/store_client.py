@@ -48,12 +48,23 @@ class GrpcStoreClient:
         on_leasable: OnLeasable = lambda _: None,
         *,
         wanted_unix_s: float = 0.0,
+        on_begun: Callable[[], None] = lambda: None,
     ) -> LoadedModel:
         """See the port."""
         async with self._stub() as stub:
             call = stub.LoadModel(pb.LoadModelRequest(model=model, wanted_unix_s=wanted_unix_s))
             try:
-                return await _last_progress(call, model, on_leasable)
+                progress = await _next_progress(call, model)
+                on_begun()
+                while not progress.done:
+                    if progress.attach_socket:
+                        on_leasable(LeasableModel(progress.digest, progress.attach_socket))
+                    progress = await _next_progress(call, model)
+                return LoadedModel(
+                    digest=progress.digest,
+                    attach_socket=progress.attach_socket,
+                    timeline=timeline_from_pb(progress.timeline),
+                )
             finally:
                 call.cancel()
 
@@ -99,24 +110,14 @@ class GrpcStoreClient:
                 await shared.channel.close()
 
 
-async def _last_progress(
-    call: grpc.aio.UnaryStreamCall[pb.LoadModelRequest, pb.LoadProgress],
-    model: ModelName,
-    on_leasable: OnLeasable,
-) -> LoadedModel:
-    while True:
-        try:
-            async with asyncio.timeout(PROGRESS_TIMEOUT_S):
-                progress = await call.read()
-        except TimeoutError:
-            raise DeadlineExceeded(f"the load of {model} made no progress") from None
-        if not isinstance(progress, pb.LoadProgress):
-            raise Internal(f"the load of {model} ended without a result")
-        if progress.done:
-            return LoadedModel(
-                digest=progress.digest,
-                attach_socket=progress.attach_socket,
-                timeline=timeline_from_pb(progress.timeline),
-            )
-        if progress.attach_socket:
-            on_leasable(LeasableModel(progress.digest, progress.attach_socket))
+async def _next_progress(
+    call: grpc.aio.UnaryStreamCall[pb.LoadModelRequest, pb.LoadProgress], model: ModelName
+) -> pb.LoadProgress:
+    try:
+        async with asyncio.timeout(PROGRESS_TIMEOUT_S):
+            progress = await call.read()
+    except TimeoutError:
+        raise DeadlineExceeded(f"the load of {model} made no progress") from None
+    if not isinstance(progress, pb.LoadProgress):
+        raise Internal(f"the load of {model} ended without a result")
+    return progress

@@ -123,7 +123,6 @@ async def leased(
         if not leasable.done():
             leasable.set_result(found)
 
-    clock.begin_load(ports.monotonic())
     loading = asyncio.create_task(_load(model, ports, clock, on_leasable))
     try:
         lease = await _take_lease(model, settings, ports, loading, leasable)
@@ -141,7 +140,10 @@ async def _load(
     model: ModelRecord, ports: StartPorts, clock: StartClock, on_leasable: OnLeasable
 ) -> LoadedModel:
     loaded = await ports.store.load_model(
-        model.name, on_leasable, wanted_unix_s=clock.assigned_unix_s
+        model.name,
+        on_leasable,
+        wanted_unix_s=clock.assigned_unix_s,
+        on_begun=lambda: clock.begin_load(ports.monotonic()),
     )
     clock.end_load(ports.monotonic(), loaded.timeline)
     return loaded

@@ -30,7 +30,7 @@ class StartClock:
         self._mark_s = self.asked_s
 
     def begin_load(self, now_s: float) -> None:
-        """Waiting is over; the store is asked."""
+        """Waiting is over; the store has said that it has the load in hand."""
         self._timeline = replace(self._timeline, queued_s=now_s - self.asked_s)
         self._mark_s = now_s
 

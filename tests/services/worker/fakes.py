@@ -217,11 +217,14 @@ class FakeStore:
         self.leases: list[FakeLease] = []
         self.failures: list[GearfallError] = []
 
-    async def load_model(self, model, on_leasable=None, *, wanted_unix_s=0.0) -> LoadedModel:
+    async def load_model(
+        self, model, on_leasable=None, *, wanted_unix_s=0.0, on_begun=lambda: None
+    ) -> LoadedModel:
         self.loads.append(model)
         self.wanted_unix_s.append(wanted_unix_s)
         if self.failures:
             raise self.failures.pop(0)
+        on_begun()
         return LoadedModel("d" * 32, "/run/s.sock", StartTimeline(ssd_s=0.2, from_tier=Tier.DRAM))
 
     async def read_file(self, model, file) -> bytes:

@@ -56,7 +56,11 @@ async def test_a_load_ends_with_where_to_attach(store):
         pb.LoadProgress(done_bytes=1, total_bytes=2),
         pb.LoadProgress(done=True, attach_socket="/run/a", digest="d", timeline=timeline),
     ]
-    loaded = await store.client.load_model(MODEL, wanted_unix_s=0.25)
+    heard: list[str] = []
+    loaded = await store.client.load_model(
+        MODEL, wanted_unix_s=0.25, on_begun=lambda: heard.append("begun")
+    )
+    assert heard == ["begun"]
     assert store.asked == [pb.LoadModelRequest(model=MODEL, wanted_unix_s=0.25)]
     assert (loaded.attach_socket, loaded.digest) == ("/run/a", "d")
     assert (loaded.timeline.ssd_s, loaded.timeline.from_tier) == (0.5, Tier.SSD)
