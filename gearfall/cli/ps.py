@@ -7,7 +7,10 @@ from gearfall.pb import common_pb2
 
 
 def ps(server: Server = "", as_json: AsJson = False) -> None:
-    """List replicas: where, in what state, how busy, and what their start cost."""
+    """List replicas: where, in what state, how busy, how slow, and what their start cost.
+
+    Slow: how much longer an engine's steps took lately than at their best.
+    """
     with connect(server) as client:
         reply = client.status()
     replicas = [replica for worker in reply.workers for replica in worker.replicas]
@@ -16,13 +19,14 @@ def ps(server: Server = "", as_json: AsJson = False) -> None:
         return
     print_table(
         "replicas",
-        ("model", "worker", "state", "jobs>", "pid>", "memory>", "start>"),
+        ("model", "worker", "state", "jobs>", "slow>", "pid>", "memory>", "start>"),
         (
             (
                 replica.model,
                 replica.worker_id,
                 common_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower(),
                 f"{replica.running_jobs}/{replica.slots}",
+                f"x{replica.slowdown:.2f}" if replica.slowdown else "-",
                 replica.pid,
                 bytes_text(replica.memory_bytes),
                 seconds_text(replica.timeline.total_s),

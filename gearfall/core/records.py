@@ -246,6 +246,8 @@ class ReplicaRecord:
     """When `jobs` was true; 0 from a worker that does not say."""
     step_s: float = 0.0
     """Of one decode step lately; 0 while unknown."""
+    slowdown: float = 0.0
+    """How much longer its steps took lately than at their best; 0 while unknown."""
     move_fixed_s: float = 0.0
     """Fitted over migrations out of here: seconds a job takes to move whatever its length (`b`)."""
     move_s_per_token: float = 0.0

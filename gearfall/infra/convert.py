@@ -268,6 +268,7 @@ def replica_to_pb(record: ReplicaRecord) -> pb.Replica:
         timeline=timeline_to_pb(record.timeline),
         error=record.error,
         memory_bytes=record.memory_bytes,
+        slowdown=record.slowdown,
     )
 
 

@@ -46,6 +46,12 @@ class WorkerMetrics:
             ["model", "state"],
             registry=registry,
         )
+        self._slowdown = Gauge(
+            "gearfall_worker_engine_slowdown",
+            "How much longer the engine's steps take lately than they did at their best",
+            ["model"],
+            registry=registry,
+        )
         self._steps = Histogram(
             "gearfall_worker_step_seconds",
             "Decode and prefill steps, as the engine timed them",
@@ -178,6 +184,7 @@ class WorkerMetrics:
             self._replicas.labels(state.value).set(sum(each.state is state for each in hosted))
         self._jobs.clear()
         self._kv_blocks.clear()
+        self._slowdown.clear()
         for replica in hosted:
             self._jobs.labels(replica.model, "claimed").set(replica.running_jobs)
             step = self._last_steps.get(replica.model)
@@ -190,4 +197,6 @@ class WorkerMetrics:
                 self._kv_blocks.labels(replica.model, "capacity").set(step.kv_blocks)
                 used = 0 if is_idle else step.kv_used_blocks
                 self._kv_blocks.labels(replica.model, "used").set(used)
+                if step.slowdown > 0:
+                    self._slowdown.labels(replica.model).set(step.slowdown)
         return generate_latest(self._registry)

@@ -19,6 +19,7 @@ from services.worker.engine.migrating_jobs import MigratingJobs, MigrationMessag
 from services.worker.engine.packing import PackedStep, pack_step
 from services.worker.engine.sampler import Logits, Rows, Sampled
 from services.worker.engine.sequence import NO_DEADLINE_S
+from services.worker.engine.slowdown import Slowdown
 from services.worker.engine_link.messages import (
     AttachAdapter,
     CancelJob,
@@ -86,6 +87,7 @@ class Engine:
         self._unix_clock = unix_clock
         self.device_time = DeviceTime(lambda key: batch.find(key) is not None)
         """Whose the time of the steps was."""
+        self._slowdown = Slowdown()
         self._sampled_s = 0.0
         """When the tokens of the newest step were known."""
         self._migrating = MigratingJobs(batch, self._limits, lambda hold: self._admit(hold.job))
@@ -173,6 +175,7 @@ class Engine:
         self._batch.held_share.note(chunks, step_s)
         if chunks:
             self.device_time.add_rest(step_s - (self._sampled_s - started_s))
+            self._slowdown.note(chunks, step_s)
         return self._tell(runs, step_s)
 
     def look_beside(self) -> None:
@@ -203,6 +206,7 @@ class Engine:
             adapters=self._adapters.take_reports(),
             kv_blocks=self._batch.blocks.total_blocks,
             kv_used_blocks=self._batch.blocks.total_blocks - self._batch.blocks.free_blocks,
+            slowdown=self._slowdown.ratio,
         )
 
     def check(self) -> None:

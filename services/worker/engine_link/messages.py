@@ -285,6 +285,8 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     """Of those, blocks that jobs have; the others are empty or kept for who begins alike."""
     earlier_step_s: tuple[float, ...] = ()
     """Of each step before it that is told with it: `step_s`."""
+    slowdown: float = 0.0
+    """How much longer its steps take lately than they did at their best; 0 while unknown."""
 
 
 WorkerMessage = (

@@ -355,6 +355,7 @@ class Replica:
             jobs=running_jobs(self._ports.board.running(self.model)),
             seen_unix_s=self._ports.clock(),
             step_s=self._steps.step_s,
+            slowdown=self._steps.slowdown,
             kv_share=self._kv.tell(is_idle=self.running_jobs == 0),
             move_fixed_s=cost.fixed_s,
             move_s_per_token=cost.per_unit_s,

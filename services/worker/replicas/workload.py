@@ -35,9 +35,12 @@ class RecentSteps:
 
     def __init__(self) -> None:
         self._seconds: deque[float] = deque(maxlen=KEPT_STEPS)
+        self.slowdown = 0.0
+        """How much longer they take lately than they did at their best; 0 while unknown."""
 
     def note(self, step: StepDone) -> None:
         """Take a step in; one that brought no token says nothing about decoding."""
+        self.slowdown = round(step.slowdown, 2)
         if any(run.token_ids for run in step.runs):
             times_s = (*step.earlier_step_s, step.step_s)
             self._seconds.extend(each for each in times_s if each > 0)

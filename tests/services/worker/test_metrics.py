@@ -21,7 +21,11 @@ def replica(state=ReplicaState.READY, running_jobs=2) -> ReplicaRecord:
 def step(*, tokens=3, finish=None, step_s=0.02, waiting_jobs=1, earlier=()) -> StepDone:
     run = TokenRun(JobId("j"), Epoch(1), 0, tuple(range(tokens)), finish=finish)
     return StepDone(
-        (run,), 2, waiting_jobs, step_s, kv_blocks=64, kv_used_blocks=9, earlier_step_s=earlier
+        *((run,), 2, waiting_jobs, step_s),
+        kv_blocks=64,
+        kv_used_blocks=9,
+        earlier_step_s=earlier,
+        slowdown=1.25,
     )
 
 
@@ -65,6 +69,7 @@ def counted(hosted) -> WorkerMetrics:
         (("gearfall_worker_jobs", "m", "waiting"), 1),
         (("gearfall_worker_kv_blocks", "m", "capacity"), 64),
         (("gearfall_worker_kv_blocks", "m", "used"), 9),
+        (("gearfall_worker_engine_slowdown", "m"), 1.25),
         (("gearfall_worker_step_seconds_count", "m"), 2),
         (("gearfall_worker_step_seconds_bucket", "0.025", "m"), 1),
         (("gearfall_worker_tokens_total", "m"), 4),
