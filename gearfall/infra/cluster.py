@@ -161,10 +161,6 @@ class Cluster:
         """Create or replace a model."""
         return await self._put("models", record, fence=fence)
 
-    async def create_model(self, record: ModelRecord) -> int:
-        """Create a model; Conflict if the name is taken."""
-        return await self._create("models", record)
-
     async def delete_model(self, name: ModelName, *, fence: Fence | None = None) -> int:
         """Delete a model and return the revision, 0 when it was not there."""
         revision = await self._delete(key_of("models", name), fence=fence)
@@ -174,10 +170,6 @@ class Cluster:
     async def put_deployment(self, record: DeploymentRecord, *, fence: Fence | None = None) -> int:
         """Create or replace a deployment."""
         return await self._put("deployments", record, fence=fence)
-
-    async def create_deployment(self, record: DeploymentRecord) -> int:
-        """Create a deployment; Conflict if the name is taken."""
-        return await self._create("deployments", record)
 
     async def delete_deployment(self, name: DeploymentName, *, fence: Fence | None = None) -> int:
         """Delete a deployment and return the revision, 0 when it was not there."""
@@ -189,33 +181,17 @@ class Cluster:
         """Publish a live store under its lease."""
         return await self._put("nodes", record, lease=lease)
 
-    async def delete_node(self, node_id: NodeId) -> int:
-        """Delete a node and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("nodes", node_id))
-
     async def put_worker(self, record: WorkerRecord, *, lease: Lease) -> int:
         """Publish a live worker under its lease."""
         return await self._put("workers", record, lease=lease)
-
-    async def delete_worker(self, worker_id: WorkerId) -> int:
-        """Delete a worker and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("workers", worker_id))
 
     async def put_router(self, record: RouterRecord, *, lease: Lease) -> int:
         """Publish a live router under its lease."""
         return await self._put("routers", record, lease=lease)
 
-    async def delete_router(self, router_id: RouterId) -> int:
-        """Delete a router and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("routers", router_id))
-
     async def put_scheduler(self, record: SchedulerRecord, *, lease: Lease) -> int:
         """Publish a live scheduler, leading or not, under its lease."""
         return await self._put("schedulers", record, lease=lease)
-
-    async def delete_scheduler(self, scheduler_id: str) -> int:
-        """Delete a scheduler and return the revision, 0 when it was not there."""
-        return await self.state.delete(key_of("schedulers", scheduler_id))
 
     async def put_assignment(self, record: AssignmentRecord, *, fence: Fence) -> int:
         """Write the leader's wish that a worker hosts a model."""
@@ -296,10 +272,6 @@ class Cluster:
     async def put_decision(self, record: DecisionRecord, *, fence: Fence) -> int:
         """Record the leader's last decision about a model."""
         return await self._put("decisions", record, fence=fence)
-
-    async def delete_decision(self, model: ModelName, *, fence: Fence) -> int:
-        """Forget the decisions about a model and return the revision, 0 when there was none."""
-        return await self.state.delete(key_of("decisions", model), fence=fence)
 
     async def _put(
         self, kind: str, record: Record, *, lease: Lease | None = None, fence: Fence | None = None

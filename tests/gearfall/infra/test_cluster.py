@@ -28,7 +28,7 @@ from gearfall.core.records import (
     WorkerRecord,
 )
 from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_keys import ALL_KINDS, encode_record
+from gearfall.infra.cluster_keys import ALL_KINDS, encode_record, key_of
 from gearfall.infra.cluster_view import ClusterView, ViewBuilder
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 
@@ -109,14 +109,10 @@ async def test_every_kind_is_written_seen_and_deleted():
         )
         assert await writer.delete_model(TINY.name)
         assert await writer.delete_deployment(DEPLOYMENT.name)
-        assert await writer.delete_node(NODE.node_id)
-        assert await writer.delete_worker(WORKER.worker_id)
-        assert await writer.delete_router(ROUTER.router_id)
-        assert await writer.delete_scheduler(SCHEDULER.scheduler_id)
         assert await writer.delete_assignment(WORKER.worker_id, TINY.name, fence=fence)
         assert await writer.delete_replica(WORKER.worker_id, TINY.name)
         assert await writer.delete_demand(TINY.name, ROUTER.router_id)
-        assert await writer.delete_decision(TINY.name, fence=fence)
+        assert await state.delete(key_of("decisions", TINY.name), fence=fence)
         assert not await writer.delete_model(TINY.name)
         await lease.revoke()
         last = ClusterView(revision=server.revision)
@@ -131,16 +127,6 @@ async def test_a_view_that_was_taken_does_not_change():
         await cluster.wait_seen(await cluster.put_model(replace(TINY, parameters=1)))
         assert taken.models[TINY.name] == TINY
         assert cluster.view.models[TINY.name].parameters == 1
-
-
-async def test_what_is_created_twice_is_a_conflict():
-    async with following(MemoryState()) as cluster:
-        await cluster.create_model(TINY)
-        await cluster.create_deployment(DEPLOYMENT)
-        with pytest.raises(Conflict):
-            await cluster.create_model(TINY)
-        with pytest.raises(Conflict):
-            await cluster.create_deployment(DEPLOYMENT)
 
 
 async def test_a_deposed_leader_can_not_write():

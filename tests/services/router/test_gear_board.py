@@ -14,6 +14,7 @@ from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, Worke
 from gearfall.core.records import DeploymentRecord, Stage, WorkerRecord
 from gearfall.core.streaming import StreamMode
 from gearfall.infra.cluster import Cluster
+from gearfall.infra.cluster_keys import key_of
 from services.router.backlog import Backlog
 from services.router.gear_board import TYPICAL_ANSWER_TOKENS
 from tests.services.router.rig import Answer, Rig, probability, running_rig
@@ -228,7 +229,7 @@ async def test_a_running_request_keeps_its_gear_over_a_reload(rig: Rig) -> None:
 
 async def test_a_lost_node_has_its_own_gears(rig: Rig) -> None:
     await deploy(rig, PLAN)
-    await rig.cluster.delete_worker(WorkerId("on-node-b"))
+    await rig.cluster.state.delete(key_of("workers", WorkerId("on-node-b")))
     await rig.until(lambda: (pin := rig.router.gears.pin(NAME)) is not None and pin.stages == ALONE)
 
 

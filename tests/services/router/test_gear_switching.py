@@ -16,6 +16,7 @@ from gearfall.core.gears_in_force import on_nodes
 from gearfall.core.ids import RouterId, WorkerId
 from gearfall.core.ports import Lease
 from gearfall.core.records import DeploymentRecord
+from gearfall.infra.cluster_keys import key_of
 from services.router.gear_board import PinnedGear
 from services.router.generation import GenerationRequest, TextPrompt
 from tests.services.router.rig import Answer, Outcome, Rig, ScriptedWorker, running_rig
@@ -96,7 +97,7 @@ class Scene:
         await self.rig.until(lambda: self.rig.router.gears.pin(NAME) is None)
 
     async def lose(self, _: int) -> None:
-        await self.rig.cluster.delete_worker(WorkerId("on-node-b"))
+        await self.rig.cluster.state.delete(key_of("workers", WorkerId("on-node-b")))
 
     async def return_(self, _: int) -> None:
         await put_worker(self.rig, "node-b")
