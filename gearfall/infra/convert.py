@@ -44,7 +44,6 @@ _STATE_TO_PB = {
     ReplicaState.DRAINING: pb.REPLICA_STATE_DRAINING,
     ReplicaState.FAILED: pb.REPLICA_STATE_FAILED,
 }
-_STATE_FROM_PB = {value: key for key, value in _STATE_TO_PB.items()}
 
 TIER_TO_PB = {
     Tier.REMOTE: pb.TIER_REMOTE,
@@ -68,14 +67,6 @@ def finish_from_pb(value: "pb.FinishReason.ValueType") -> FinishReason | None:
 def replica_state_to_pb(state: ReplicaState) -> "pb.ReplicaState.ValueType":
     """Return the wire value of `state`."""
     return _STATE_TO_PB[state]
-
-
-def replica_state_from_pb(value: "pb.ReplicaState.ValueType") -> ReplicaState:
-    """Return the state; raise InvalidRequest for UNSPECIFIED or an unknown number."""
-    try:
-        return _STATE_FROM_PB[value]
-    except KeyError:
-        raise InvalidRequest(f"unknown replica state {value}", param="state") from None
 
 
 def priority_to_pb(priority: Priority) -> "pb.Priority.ValueType":
