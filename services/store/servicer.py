@@ -87,13 +87,6 @@ class StoreServicer(store_pb2_grpc.StoreServicer):
         """Return a model's canary."""
         return store_pb2.ReadCanaryReply(content=await self._service.read_canary(request.model))
 
-    async def CancelPrefetch(  # noqa: N802 - named by the proto
-        self, request: store_pb2.CancelPrefetchRequest, _context: Context
-    ) -> store_pb2.CancelPrefetchReply:
-        """Give up a prefetch."""
-        was_cancelled = self._service.cancel_prefetch(request.model)
-        return store_pb2.CancelPrefetchReply(was_cancelled=was_cancelled)
-
     async def OpenTransfer(  # noqa: N802 - named by the proto
         self, request: store_pb2.OpenTransferRequest, _context: Context
     ) -> store_pb2.OpenTransferReply:

@@ -361,13 +361,12 @@ async def test_a_prefetch_is_cancelled_and_a_demand_is_not(web: WebServer, tmp_p
     async with running_store(tmp_path / "store") as store:
         await store.register(NAME, web.url)
         prefetching = await stalled_prefetch(store, web)
-        request = pb.CancelPrefetchRequest(model=NAME)
-        assert (await store.call("CancelPrefetch", request)).was_cancelled
+        assert store.service.cancel_prefetch(NAME)
         with pytest.raises(grpc.aio.AioRpcError, match="cancelled"):
             await prefetching
-        assert not (await store.call("CancelPrefetch", request)).was_cancelled
+        assert not store.service.cancel_prefetch(NAME)
         demand = store.service.load(NAME)
-        assert not (await store.call("CancelPrefetch", request)).was_cancelled
+        assert not store.service.cancel_prefetch(NAME)
         assert web.faults.stall is not None
         web.faults.stall.set()
         await demand.wait()
