@@ -1,6 +1,7 @@
 """`gearfall models`: list, register, train the demo family."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,11 +146,11 @@ def train_demo(
         return
     measured = evaluate.evaluate(directory)
     if as_json:
-        print_json(report.report_json(measured))
+        print_json(asdict(measured))
     else:
         report.print_report(measured, console)
     if len(measured.chosen.planned.stages) == 1:
-        text = json.dumps(report.report_json(measured), indent=2)
+        text = json.dumps(asdict(measured), indent=2)
         (directory / "report.json").write_text(text)
         console.print("[red]No cascade of these models keeps the large one's accuracy.[/]")
         raise typer.Exit(1)

@@ -8,6 +8,7 @@ the test set. Neither set was trained on.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -28,14 +29,7 @@ from gearfall.demo.arithmetic import (
 )
 from gearfall.demo.catalogue import CHECKPOINTS, MODELS
 from gearfall.demo.family import SIZES
-from gearfall.demo.report import (
-    CascadeResult,
-    ModelResult,
-    Report,
-    deployment_json,
-    print_report,
-    report_json,
-)
+from gearfall.demo.report import CascadeResult, ModelResult, Report, deployment_json, print_report
 from gearfall.demo.tokenizer import VOCABULARY
 from gearfall.gears.answers import FloatArray, ModelAnswers
 from gearfall.gears.calibrate import reliability
@@ -132,7 +126,7 @@ def write_report(report: Report, directory: Path) -> None:
     """Write report.json and deployment.json."""
     for name, value in (
         ("deployment.json", deployment_json(report)),
-        ("report.json", report_json(report)),
+        ("report.json", asdict(report)),
     ):
         text = json.dumps(value, indent=2) + "\n"
         (directory / name).write_text(text, encoding="utf-8")

@@ -1,7 +1,6 @@
 """The evaluation's result as values, as JSON and as tables for people."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -60,11 +59,6 @@ class Report:
         return min(self.cascades, key=lambda each: each.planned.cost)
 
 
-def report_json(report: Report) -> dict[str, Any]:
-    """The report as plain values for JSON."""
-    return asdict(report)
-
-
 def deployment_json(report: Report) -> dict[str, Any]:
     """The chosen cascade as a deployment."""
     return {
@@ -121,17 +115,13 @@ def _cascade_table(report: Report) -> Table:
         stages = each.test.stages
         table.add_row(
             " > ".join(stage.model.removeprefix("arith-") for stage in stages),
-            _join(f"{stage.threshold:.3f}" for stage in stages if stage.threshold is not None),
+            ", ".join(f"{stage.threshold:.3f}" for stage in stages if stage.threshold is not None),
             _percent(each.test.quality),
             _mega(each.test.cost),
             _percent(each.test.cost / largest.mean_flops),
-            _join(_percent(share) for share in each.test.reached),
+            ", ".join(_percent(share) for share in each.test.reached),
         )
     return table
-
-
-def _join(parts: Iterable[str]) -> str:
-    return ", ".join(parts)
 
 
 def _percent(share: float) -> str:
