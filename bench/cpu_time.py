@@ -12,14 +12,9 @@ def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     if not Path("/proc/self/stat").exists():
         return {}
     return {
-        name: sum(_own_seconds(each, with_ended=True) for each in _family(pid))
+        name: sum(own_cpu_seconds(each, with_ended=True) for each in _family(pid))
         for name, pid in pids.items()
     }
-
-
-def own_cpu_seconds(pid: int) -> float:
-    """Return user plus system time of one process without its descendants; 0 once it is gone."""
-    return _own_seconds(pid)
 
 
 def parse_stat(text: str, *, with_ended: bool = False) -> float:
@@ -31,7 +26,11 @@ def parse_stat(text: str, *, with_ended: bool = False) -> float:
     return sum(map(int, fields[11 : 15 if with_ended else 13])) / _TICKS_PER_S
 
 
-def _own_seconds(pid: int, *, with_ended: bool = False) -> float:
+def own_cpu_seconds(pid: int, *, with_ended: bool = False) -> float:
+    """Return user plus system time of one process without its descendants; 0 once it is gone.
+
+    `with_ended`: as in `parse_stat`.
+    """
     try:
         return parse_stat(Path(f"/proc/{pid}/stat").read_text(), with_ended=with_ended)
     except (FileNotFoundError, ProcessLookupError):
