@@ -5,11 +5,7 @@ import logging
 import math
 from weakref import WeakValueDictionary
 
-from gearfall.core.errors import (
-    Conflict,
-    InvalidRequest,
-    NotFound,
-)
+from gearfall.core.errors import Conflict, InvalidRequest, NotFound
 from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.records import NodeRecord, Tier
 from gearfall.infra.cluster import Cluster
@@ -180,14 +176,14 @@ class StoreService:
             raise InvalidRequest("a load is wanted since some moment", param="wanted_unix_s")
         if target not in {Tier.SSD, Tier.DRAM}:
             raise InvalidRequest("a store loads to SSD or DRAM", param="target")
-        name = ModelName(parse_name(name_text, param="model"))
+        name = _model(name_text)
         if name in self._removing:
             raise NotFound(f"model {name!r} is being removed", param="model")
         return self.loader.load(name, priority, target, wanted_unix_s=wanted_unix_s)
 
     def cancel_prefetch(self, name_text: str) -> bool:
         """Give up a load that nobody waits for; False when there is none."""
-        return self.loader.cancel_prefetch(ModelName(parse_name(name_text, param="model")))
+        return self.loader.cancel_prefetch(_model(name_text))
 
     def has(self, model: ModelName, tier: Tier) -> bool:
         """Whether the whole model is in the pool, or on SSD."""
@@ -199,12 +195,11 @@ class StoreService:
         self, name_text: str, digest: str, connections: int
     ) -> tuple[bytes, list[bytes]]:
         """Let a neighbour read a model; see `Transfers.open`."""
-        name = ModelName(parse_name(name_text, param="model"))
-        return self.transfers.open(name, digest, connections)
+        return self.transfers.open(_model(name_text), digest, connections)
 
     def unload(self, name_text: str) -> int:
         """Drop a model from the pool, return its bytes. Raises Conflict while it is leased."""
-        return self.pool.drop(ModelName(parse_name(name_text, param="model")))
+        return self.pool.drop(_model(name_text))
 
     async def delete(self, name_text: str) -> None:
         """Remove a model from every tier and this node from its record.
@@ -212,7 +207,7 @@ class StoreService:
         Raises NotFound if neither this node nor cluster state knows it, Conflict while it is
         leased, loaded or registered.
         """
-        name = ModelName(parse_name(name_text, param="model"))
+        name = _model(name_text)
         lock = self._lock(name)
         if lock.locked() or self.loader.is_loading(name):
             raise Conflict(f"model {name!r} is being loaded, registered or removed")
@@ -226,13 +221,11 @@ class StoreService:
 
     async def read_file(self, name_text: str, file: str) -> bytes:
         """Return a small file; see `SideFiles`."""
-        return await self._side_files.read_file(
-            ModelName(parse_name(name_text, param="model")), file
-        )
+        return await self._side_files.read_file(_model(name_text), file)
 
     async def read_canary(self, name_text: str) -> bytes:
         """Return a model's canary as JSON; see `SideFiles`."""
-        name = ModelName(parse_name(name_text, param="model"))
+        name = _model(name_text)
         return await self._side_files.read_canary(name, lambda tier: self.load(name, target=tier))
 
     def describe(self) -> NodeRecord:
@@ -331,3 +324,7 @@ class StoreService:
             for manifest in manifests
             if manifest.size_bytes <= self.pool.capacity_bytes
         ]
+
+
+def _model(name_text: str) -> ModelName:
+    return ModelName(parse_name(name_text, param="model"))

@@ -9,7 +9,6 @@ Everything here blocks: the service calls it in threads.
 """
 
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -22,23 +21,15 @@ from pathlib import Path
 
 from gearfall.checkpoint.adapter_source import open_adapter
 from gearfall.checkpoint.conversion import Report, convert
-from gearfall.checkpoint.directory import sync_directory, write_file
+from gearfall.checkpoint.directory import disk_errors, sync_directory, write_file
 from gearfall.checkpoint.source import Source, open_source
-from gearfall.core.errors import (
-    Conflict,
-    CorruptCheckpoint,
-    GearfallError,
-    NotFound,
-    Overloaded,
-    Unavailable,
-)
+from gearfall.core.errors import Conflict, CorruptCheckpoint, GearfallError, NotFound
 from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.manifest import Manifest, manifest_bytes
 from services.store.stored_model import ORIGIN_FILE, StoredModel, open_stored, origin_bytes
 
 Admit = Callable[[int], None]
 """Told the bytes that a model is going to take; raises when there is no room."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = logging.getLogger(__name__)
 
 
@@ -101,7 +92,7 @@ class SsdTier:
         CorruptCheckpoint, Conflict (other bytes under this name) or Overloaded (no room); nothing
         is left behind then.
         """
-        with _open(path, base) as source, _disk_errors():
+        with _open(path, base) as source, disk_errors():
             known = self.models.get(name)
             if known is not None:
                 _check_same(known, convert(source, None, report))
@@ -126,7 +117,7 @@ class SsdTier:
         """Forget a model at once; its files wait in `trash` to be removed, also if it raises."""
         self.models.pop(name, None)
         self.broken.pop(name, None)
-        with _disk_errors():
+        with disk_errors():
             self._move_out(name, trash)
 
     def space(self) -> tuple[int, int]:
@@ -137,7 +128,7 @@ class SsdTier:
     @contextlib.contextmanager
     def incoming(self, name: ModelName) -> Iterator[Path]:
         """Give an empty directory to write a model into; removed at the end unless installed."""
-        with _disk_errors():
+        with disk_errors():
             incoming = Path(tempfile.mkdtemp(dir=self._models_dir, prefix=f".incoming-{name}-"))
             try:
                 yield incoming
@@ -217,13 +208,3 @@ def _removed_at_end() -> Iterator[list[Path]]:
     finally:
         for place in trash:
             remove_tree(place)
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise Overloaded(f"the SSD tier has no room left: {error.strerror}") from error
-        raise Unavailable(f"the SSD tier failed: {error}") from error
