@@ -1,13 +1,12 @@
 """What a local cluster is made of, and the command of each of its services, in order of start."""
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import gearfall
 from gearfall.infra.bearer import SECRET_VARIABLE
+from gearfall.infra.own_programs import python_path
 from gearfall.infra.supervised_process import ProcessSpec
 
 _METRICS = ("--metrics", "127.0.0.1:0")
@@ -135,15 +134,8 @@ def _service(
         service=service,
         argv=(sys.executable, "-m", f"services.{service}", *map(str, flags)),
         log_path=log_path_of(settings, name),
-        environment={"PYTHONPATH": _python_path(), **(environment or {})},
+        environment={"PYTHONPATH": python_path(), **(environment or {})},
     )
-
-
-def _python_path() -> str:
-    """Return a search path on which `services` lies beside the `gearfall` that runs here."""
-    root = str(Path(gearfall.__file__).parent.parent)
-    inherited = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join(part for part in (root, inherited) if part)
 
 
 def log_path_of(settings: LocalClusterSettings, name: str) -> Path:

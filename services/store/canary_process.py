@@ -5,17 +5,15 @@ import contextlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 
 from gearfall.core.canary import MAX_CANARY_BYTES, Canary
 from gearfall.core.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from gearfall.infra.own_programs import python_path
 
 IDLE_S = 30.0
 """How long it stays warm: importing transformers takes seconds, and models come in rows."""
-_ROOT = str(Path(__file__).resolve().parents[2])
-"""Where `services` is imported from, whatever the working directory."""
 _BASE_TIMEOUT_S = 120.0
 _SLOWEST_BYTES_PER_S = 20e6
 
@@ -109,11 +107,10 @@ class CanaryProcess:
 
 
 async def _start() -> asyncio.subprocess.Process:
-    path = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.store.canary_reference"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         limit=MAX_CANARY_BYTES,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": python_path()},
     )

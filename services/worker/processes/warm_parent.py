@@ -13,13 +13,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import msgspec
 
-import services
-from gearfall.core.errors import Internal, Unavailable
+from gearfall.core.errors import Unavailable
+from gearfall.infra.own_programs import python_path
 from services.worker.engine_link.frames import FrameDecoder, send_header
 from services.worker.processes.zygote_messages import (
     EngineExited,
@@ -203,10 +202,6 @@ class WarmParent:
 
 
 def _start_process(control: socket.socket) -> subprocess.Popen[bytes]:
-    if services.__file__ is None:
-        raise Internal("the services package has no directory to start a zygote from")
-    root = str(Path(services.__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     command = [
         sys.executable,
         "-m",
@@ -219,5 +214,5 @@ def _start_process(control: socket.socket) -> subprocess.Popen[bytes]:
         pass_fds=(control.fileno(),),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": python_path()},
     )
