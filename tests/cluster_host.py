@@ -16,10 +16,11 @@ from gearfall.cli.demo import prepare
 from gearfall.client import AsyncClient
 from gearfall.infra.cluster_file import ClusterFile, ServiceFacts, read_cluster_file
 from gearfall.infra.failpoints import DIRECTORY_VARIABLE, RULES_FILE
+from gearfall.infra.tether import tethered
 
 
 class ClusterHost:
-    """A running `gearfall up`."""
+    """A running `gearfall up`, which ends with this process at the latest."""
 
     def __init__(
         self, home: Path, *flags: str, environment: Mapping[str, str] | None = None
@@ -30,7 +31,7 @@ class ClusterHost:
         command = [sys.executable, "-m", "gearfall.cli", "up", "--home", str(home), "--json"]
         addresses = ["--rest", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]
         self._process = subprocess.Popen(
-            [*command, *addresses, *flags],
+            tethered([*command, *addresses, *flags]),
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **(environment or {})},

@@ -1,4 +1,4 @@
-"""What every test shares: Hypothesis without a deadline of its own, and the cluster's fixtures."""
+"""What every test shares: Hypothesis without a deadline of its own, the cluster, the scratch."""
 
 import os
 
@@ -9,8 +9,10 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 from hypothesis import settings
 
 from tests.cluster_host import client, demo_family, doors, host, rest_url
+from tests.scratch import pytest_configure, pytest_sessionfinish, scratch
 
 __all__ = ["client", "demo_family", "doors", "host", "rest_url"]
+__all__ += ["pytest_configure", "pytest_sessionfinish", "scratch"]
 
 # A change is held against the same examples as the one before it; `make properties` draws new ones.
 settings.register_profile("same", deadline=None, print_blob=True, derandomize=True)

@@ -27,6 +27,7 @@ from gearfall.core.profile import Profile
 from gearfall.core.records import DeploymentRecord
 from gearfall.demo import catalogue
 from gearfall.demo.measure import MAX_TOKENS, DemoReport, Planned, measure, print_report
+from gearfall.infra.ctrl_c import take_sigterm_as_ctrl_c
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
 from gearfall.profiling.measure import MeasureSettings
 from gearfall.profiling.queries import LabelledQuery
@@ -60,6 +61,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Start a cluster, plan a cascade of three models, compare it with each of them."""
+    take_sigterm_as_ctrl_c()  # here for the subcommands, too
     if context.invoked_subcommand is not None:
         return
     if importlib.util.find_spec("openai") is None:

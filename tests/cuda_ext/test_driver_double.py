@@ -29,8 +29,9 @@ def test_device_tests_over_the_double(tmp_path: Path) -> None:
     search = os.pathsep.join(
         filter(None, (str(build_double(tmp_path)), os.environ.get("LD_LIBRARY_PATH")))
     )
+    basetemp = f"--basetemp={tmp_path / 'session'}"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", basetemp, *TESTS],
         cwd=ROOT,
         env={**os.environ, "LD_LIBRARY_PATH": search},
         stdout=subprocess.PIPE,

@@ -85,6 +85,7 @@ def test_native_code_under_sanitizers(environment: dict[str, str], tmp_path: Pat
         "LD_LIBRARY_PATH": str(build_double(tmp_path)),
     }
     plugin = ["-p", "tests.cuda_ext.sanitized_plugin", "-p", "no:cacheprovider"]
-    done = _run([sys.executable, "-m", "pytest", "-q", "--capture=no", *plugin, *TESTS], child)
+    flags = ["-q", "--capture=no", f"--basetemp={tmp_path / 'session'}"]
+    done = _run([sys.executable, "-m", "pytest", *flags, *plugin, *TESTS], child)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout

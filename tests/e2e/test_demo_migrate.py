@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from gearfall.demo.migrate import MOVES_AT, TOKENS
 
@@ -20,3 +21,23 @@ def test_the_moved_answer_is_the_undisturbed_one():
         assert after["source"] == before["target"] != before["source"]
         assert after["after_tokens"] > before["after_tokens"]
     assert found["text"].startswith("777777")
+
+
+def test_ended_from_outside_it_leaves_nothing_behind(scratch: Path):
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "gearfall.cli", "demo", "migrate", "--pace", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        while "goes on from" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        assert len(list(scratch.glob("gearfall-demo-*"))) == 1
+        process.terminate()
+        rest = process.stdout.read()
+        assert process.wait(60) != 0, rest
+    assert list(scratch.glob("gearfall-demo-*")) == [], rest

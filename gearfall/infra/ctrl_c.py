@@ -1,0 +1,11 @@
+"""An end from outside, taken as Ctrl-C: what was begun ends in order, and scratch files go."""
+
+import signal
+
+
+def take_sigterm_as_ctrl_c() -> None:
+    """Let SIGTERM raise what SIGINT raises, in place of ending this process at once.
+
+    For programs without a stop of their own; call it on the main thread, before an event loop runs.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
