@@ -73,7 +73,7 @@ compose-up:
 compose-down:
 	deploy/compose/cluster.sh down
 
-# Says what is missing, with a status of its own (77), where there is no Docker engine.
+# Says what is missing, with a status of its own (77), where there is no Docker engine or no room.
 compose-test: gen
 	$(BIN)/python -m tests.compose.run
 

@@ -108,19 +108,38 @@ def find_engine(directory: Path) -> ForeignEngine | OwnEngine:
     return OwnEngine(directory)
 
 
+def require_room(engine: ForeignEngine | OwnEngine, needed_bytes: int) -> None:
+    """Raise MissingError unless so much is free where the engine keeps its data."""
+    told = _ask(engine.environment, "info", "--format", "{{.DockerRootDir}}")
+    directory = Path(told.strip() if told else "/")
+    if not directory.exists():
+        return  # on another machine
+    free_bytes = shutil.disk_usage(directory).free
+    if free_bytes < needed_bytes:
+        raise MissingError(
+            f"room on the disk of {directory}: it needs {needed_bytes / 1e9:.1f} GB, "
+            f"{free_bytes / 1e9:.1f} GB are free"
+        )
+
+
 def _answers(environment: Mapping[str, str]) -> bool:
-    argv = ["docker", "version", "--format", "{{.Server.Version}}"]
+    return _ask(environment, "version", "--format", "{{.Server.Version}}") is not None
+
+
+def _ask(environment: Mapping[str, str], *arguments: str) -> str | None:
+    """Return what the client says, or None where it fails or is kept waiting."""
     try:
         asked = subprocess.run(
-            argv,
+            ["docker", *arguments],
             env={**os.environ, **environment},
             capture_output=True,
+            text=True,
             timeout=_ASK_TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return False
-    return asked.returncode == 0
+        return None
+    return asked.stdout if asked.returncode == 0 else None
 
 
 def _links() -> frozenset[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 from tests.compose.docker_engine import MissingError
 
@@ -45,10 +46,10 @@ class Docker:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = {**os.environ, **environment}
 
-    def run(self, *arguments: str) -> None:
+    def run(self, *arguments: str, stdin: IO[bytes] | None = None) -> None:
         """Run a command with its output shown. Raises CalledProcessError when it fails."""
         argv = ["nice", "-n", "10", "docker", *arguments]
-        subprocess.run(argv, env=self._environment, check=True, cwd=ROOT)
+        subprocess.run(argv, env=self._environment, check=True, cwd=ROOT, stdin=stdin)
 
     def succeeds(self, *arguments: str) -> bool:
         """Whether a command ends well, in silence and in time."""
@@ -65,8 +66,10 @@ class Docker:
         return ran.returncode == 0
 
 
-def build_images(environment: Mapping[str, str]) -> None:
+def build_images(environment: Mapping[str, str], *, keep_stages: bool) -> None:
     """Build both images in the engine that `environment` leads to.
+
+    With `keep_stages`, what they were built in stays for the next build: more than they take.
 
     Raises MissingError when there is no base to build on, CalledProcessError when a build fails.
     """
@@ -78,6 +81,10 @@ def build_images(environment: Mapping[str, str]) -> None:
         flags = [f"--build-arg={key}={value}" for key, value in arguments.items()]
         file = ("--file", "deploy/compose/Dockerfile")
         docker.run("build", "--quiet", *file, "--target", target, "--tag", name, *flags, ".")
+    if not keep_stages:
+        if build_base != base:
+            docker.run("image", "rm", build_base)
+        docker.run("image", "prune", "--force")
 
 
 def read_pip_settings(listing: str | None = None) -> PipSettings:
@@ -131,9 +138,13 @@ def _import_debian(docker: Docker) -> None:
         )
         if made.returncode != 0:
             raise MissingError(f"a base image: debootstrap said {made.stdout[-300:]}")
-        archive = Path(directory, "root.tar")
-        subprocess.run(["tar", "-C", str(root), "-cf", str(archive), "."], check=True)
-        docker.run("import", str(archive), _DEBIAN_BASE)
+        # What was downloaded has been unpacked, and would be in every image built on this one.
+        without = [f"--exclude=./{place}/*" for place in ("var/cache/apt", "var/lib/apt/lists")]
+        archive = ["tar", "-C", str(root), *without, "-c", "."]
+        with subprocess.Popen(archive, stdout=subprocess.PIPE) as packing:
+            docker.run("import", "-", _DEBIAN_BASE, stdin=packing.stdout)
+        if packing.returncode != 0:
+            raise subprocess.CalledProcessError(packing.returncode, archive)
 
 
 def _build_base(docker: Docker, base: str, pip: PipSettings) -> str:
@@ -158,6 +169,7 @@ def _build_base(docker: Docker, base: str, pip: PipSettings) -> str:
         # Here, so that a change of gearfall does not fetch it again.
         lines.append(
             "RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev"
+            " && apt-get clean && rm -rf /var/lib/apt/lists/*"
         )
         (context / "Dockerfile").write_text("\n".join(lines) + "\n")
         docker.run("build", "--quiet", "--tag", _BUILD_BASE, str(context))

@@ -1,8 +1,8 @@
 """`python -m tests.compose.run`: build the image, start the cluster, test it, take it down.
 
-Exits with pytest's status, or with 77 where there is no Docker engine and none can be started; what
-is missing is printed. GEARFALL_DOCKER_DIR names a directory in which an engine of its own keeps its
-images for the next run.
+Exits with pytest's status, or with 77 where there is no Docker engine and none can be started, or
+no room on the disk; what is missing is printed. GEARFALL_DOCKER_DIR names a directory in which an
+engine of its own keeps its images for the next run.
 """
 
 import contextlib
@@ -18,10 +18,19 @@ from pathlib import Path
 
 from tests.cluster_host import OUTSIDE_VARIABLES
 from tests.compose.compose_cluster import PROJECT_VARIABLE, ComposeCluster, compose_command
-from tests.compose.docker_engine import ForeignEngine, MissingError, OwnEngine, find_engine
+from tests.compose.docker_engine import (
+    ForeignEngine,
+    MissingError,
+    OwnEngine,
+    find_engine,
+    require_room,
+)
 from tests.compose.images import ROOT, build_images
 
 EXIT_SKIPPED = 77
+NEEDED_BYTES = 8 * 10**9
+"""Free disk from which on it is begun: what images, containers and volumes took at their peak,
+5.3 GB, and a margin."""
 DIRECTORY_VARIABLE = "GEARFALL_DOCKER_DIR"
 TESTS = (
     "tests/e2e/test_whole_way.py",
@@ -38,8 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         compose_command()
         with _working_directory() as directory, _engine(directory / "engine") as engine:
+            require_room(engine, NEEDED_BYTES)
             with _timed("images"):
-                build_images(engine.environment)
+                build_images(engine.environment, keep_stages=_is_kept(engine))
             return _test(engine, arguments or TESTS)
     except MissingError as missing:
         print(f"SKIPPED: the cluster in containers was not tested; missing: {missing}")  # noqa: T201
@@ -86,6 +96,11 @@ def _working_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory)
+
+
+def _is_kept(engine: ForeignEngine | OwnEngine) -> bool:
+    """Whether the engine's images outlive this run."""
+    return isinstance(engine, ForeignEngine) or DIRECTORY_VARIABLE in os.environ
 
 
 @contextlib.contextmanager

@@ -7,7 +7,14 @@ import pytest
 
 from tests.compose import run
 from tests.compose.compose_cluster import compose_command
-from tests.compose.docker_engine import MissingError, OwnEngine, find_engine, undo_commands
+from tests.compose.docker_engine import (
+    ForeignEngine,
+    MissingError,
+    OwnEngine,
+    find_engine,
+    require_room,
+    undo_commands,
+)
 from tests.compose.images import PipSettings, read_pip_settings
 
 
@@ -91,6 +98,23 @@ def test_a_run_without_docker_has_a_status_of_its_own(
 ) -> None:
     assert run.main([]) == run.EXIT_SKIPPED == 77
     assert capsys.readouterr().out.startswith("SKIPPED: ")
+
+
+def test_a_run_without_room_says_what_it_needs_and_what_there_is(
+    bare_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _put(bare_path, "docker", "echo /proc")  # where nothing is ever free
+    assert run.main([]) == run.EXIT_SKIPPED
+    said = capsys.readouterr().out
+    assert said.startswith("SKIPPED: ")
+    assert f"needs {run.NEEDED_BYTES / 1e9:.1f} GB, 0.0 GB are free" in said
+
+
+def test_an_engine_with_room_is_let_through(bare_path: Path) -> None:
+    _put(bare_path, "docker", f"echo {bare_path}")
+    require_room(ForeignEngine(), 1)
+    _put(bare_path, "docker", "echo /on/another/machine")
+    require_room(ForeignEngine(), 10**30)
 
 
 def test_the_harness_finds_compose_where_it_is_a_command_of_its_own(bare_path: Path) -> None:
