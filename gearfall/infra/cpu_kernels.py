@@ -11,7 +11,7 @@ those of either); caches,
 tables and indices are contiguous. All calls release the GIL, start no thread before one pays (so a
 parent may import this and fork), and raise ValueError before they touch memory that an argument
 does not own. `threads` is the most threads a call may use, the caller's own included, up to
-`MAX_THREADS`; leave torch's own pool one thread beside them.
+256; leave torch's own pool one thread beside them.
 `variant` names one of `variants()` and exists for tests: all of them give the same bits.
 """
 
@@ -20,8 +20,6 @@ from enum import Enum
 import torch
 
 from gearfall import _cuda_ext
-
-MAX_THREADS = 256
 
 _DTYPE_CODES = {
     torch.float32: 0,
@@ -191,11 +189,6 @@ def activate(
         variant,
     )
     return out
-
-
-def silu_mul(gate: torch.Tensor, up: torch.Tensor, *, variant: str = "") -> torch.Tensor:
-    """Return `silu(gate) * up` as f32[T, K]; both f32[T, K]."""
-    return activate(Activation.SILU, gate, up, variant=variant)
 
 
 def view_of(tensor: torch.Tensor) -> View:

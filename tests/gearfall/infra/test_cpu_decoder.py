@@ -8,6 +8,7 @@ import torch
 
 from gearfall.infra import cpu_kernels
 from gearfall.infra.cpu_decoder import AdapterTokens, Decoder, Layer, Linear, LowRank, Step
+from gearfall.infra.cpu_kernels import Activation
 
 WIDTH, HEADS, KV_HEADS, SIZE, INNER, VOCABULARY, BLOCK = 40, 4, 2, 20, 70, 33, 4
 
@@ -123,7 +124,7 @@ def one_by_one(model: Model, at: Step, *, is_rounded: bool) -> torch.Tensor:
         b = cpu_kernels.rms_norm(x, layer.mlp_norm, eps=1e-5)
         assert layer.up is not None
         gate, up = linear(b, layer.gate), linear(b, layer.up)
-        hidden = cpu_kernels.silu_mul(gate, up)
+        hidden = cpu_kernels.activate(Activation.SILU, gate, up)
         x = x + linear(hidden, layer.down)
     rows = cpu_kernels.rms_norm(x[at.logit_rows.long()], model.norm, eps=1e-5)
     return linear(rows, model.head)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gearfall.infra import cpu_kernels
+from gearfall.infra.cpu_kernels import Activation
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROPERTY = settings(max_examples=40, deadline=None)
@@ -196,11 +197,13 @@ def test_rms_norm_is_the_float64_norm(dtype, k):
 def test_silu_mul_is_the_float64_product(k):
     both = 8 * random(1, 5, 2 * k)
     gate, up = both[:, :k], both[:, k:]
-    got = cpu_kernels.silu_mul(gate, up)
+    got = cpu_kernels.activate(Activation.SILU, gate, up)
     want = torch.nn.functional.silu(gate.double()) * up.double()
     torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-30)
     for variant in cpu_kernels.variants():
-        assert same_bits(got[3:4], cpu_kernels.silu_mul(gate[3:4], up[3:4], variant=variant))
+        assert same_bits(
+            got[3:4], cpu_kernels.activate(Activation.SILU, gate[3:4], up[3:4], variant=variant)
+        )
 
 
 @pytest.mark.parametrize("dtype", WEIGHT_DTYPES)
@@ -216,9 +219,9 @@ def test_layer_norm_is_the_float64_norm(dtype, k):
 
 
 REFERENCES = {
-    cpu_kernels.Activation.SILU: torch.nn.functional.silu,
-    cpu_kernels.Activation.GELU_TANH: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-    cpu_kernels.Activation.RELU: torch.nn.functional.relu,
+    Activation.SILU: torch.nn.functional.silu,
+    Activation.GELU_TANH: lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    Activation.RELU: torch.nn.functional.relu,
 }
 
 
@@ -247,7 +250,7 @@ def test_an_activation_stays_finite_at_the_ends(activation, extreme):
 
 @pytest.mark.parametrize("extreme", [-1e30, -100.0, -87.5, -0.0, 0.0, 87.5, 1e30])
 def test_silu_mul_stays_finite_at_the_ends(extreme):
-    got = cpu_kernels.silu_mul(torch.full((1, 17), extreme), torch.ones(1, 17))
+    got = cpu_kernels.activate(Activation.SILU, torch.full((1, 17), extreme), torch.ones(1, 17))
     want = torch.nn.functional.silu(torch.tensor(extreme, dtype=torch.float64))
     torch.testing.assert_close(got.double(), want.expand(1, 17), rtol=1e-6, atol=1e-8)
 
@@ -262,10 +265,10 @@ def test_silu_mul_stays_finite_at_the_ends(extreme):
         lambda: cpu_kernels.layer_norm(torch.zeros(2, 4), torch.ones(4), torch.ones(5), eps=0.1),
         lambda: cpu_kernels.layer_norm(torch.zeros(2, 4), torch.ones(5), torch.ones(4), eps=0.1),
         lambda: cpu_kernels.layer_norm(torch.zeros(2, 4), torch.ones(4), torch.ones(4), eps=-0.1),
-        lambda: cpu_kernels.activate(cpu_kernels.Activation.RELU, torch.zeros(4)),
-        lambda: cpu_kernels.silu_mul(torch.zeros(2, 4), torch.zeros(2, 5)),
-        lambda: cpu_kernels.silu_mul(torch.zeros(2, 4), torch.zeros(1, 4)),
-        lambda: cpu_kernels.silu_mul(torch.zeros(4), torch.zeros(4)),
+        lambda: cpu_kernels.activate(Activation.RELU, torch.zeros(4)),
+        lambda: cpu_kernels.activate(Activation.SILU, torch.zeros(2, 4), torch.zeros(2, 5)),
+        lambda: cpu_kernels.activate(Activation.SILU, torch.zeros(2, 4), torch.zeros(1, 4)),
+        lambda: cpu_kernels.activate(Activation.SILU, torch.zeros(4), torch.zeros(4)),
     ],
 )
 def test_row_kernels_refuse(call: Callable[[], torch.Tensor]):

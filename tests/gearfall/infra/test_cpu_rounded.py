@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gearfall.infra import cpu_kernels
+from gearfall.infra.cpu_kernels import Activation
 
 PROPERTY = settings(max_examples=40, deadline=None)
 
@@ -97,7 +98,7 @@ def test_numbers_too_small_for_a_whole_exponent_are_zero_and_stay_so_only_inside
     small = torch.full((1, 2), 2.0**-100)
     assert rounded(small, torch.full((1, 2), 2.0**-30).bfloat16(), variant=variant).item() == 0.0
     assert cpu_kernels.linear(tiny, weight, variant=variant).item() == 2.0**-119
-    assert cpu_kernels.silu_mul(tiny[:, :1], torch.ones(1, 1)).item() == 2.0**-131
+    assert cpu_kernels.activate(Activation.SILU, tiny[:, :1], torch.ones(1, 1)).item() == 2.0**-131
 
 
 @PROPERTY
