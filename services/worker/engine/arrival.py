@@ -15,7 +15,7 @@ _DECODER = msgspec.json.Decoder(FillNews)
 
 
 class LoadNews:
-    """Follows one load on the connection of its lease; implements `engine_units.Arrival`."""
+    """Follows one load on the connection of its lease; implements `units.Arrival`."""
 
     def __init__(self, connection: socket.socket) -> None:
         """Own `connection`, on which nobody else may read."""

@@ -10,7 +10,7 @@ from services.worker.engine.units import Arrival
 
 
 class DeviceTier:
-    """Device memory of all partitions; implements `engine_units.Arrival`.
+    """Device memory of all partitions; implements `units.Arrival`.
 
     Copies run on a stream of their own from pinned pool memory, in the order in which the model
     needs the bytes, while the store goes on reading what comes later.

@@ -55,11 +55,6 @@ class FrameDecoder:
             del self._buffer[:end]
             yield body
 
-    @property
-    def is_mid_frame(self) -> bool:
-        """Whether the stream so far ends inside a frame."""
-        return bool(self._buffer)
-
 
 def send_header(sock: socket.socket, body: bytes, descriptors: Sequence[int]) -> None:
     """Send the header of `body` with copies of `descriptors`; the body itself must follow.

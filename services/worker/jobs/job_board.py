@@ -150,15 +150,6 @@ class JobBoard:
         """Tell it nothing more. Idempotent."""
         self._followed.unfollow(key, follower)
 
-    def is_followed(self, key: ClaimKey) -> bool:
-        """Whether somebody is told what becomes of a job."""
-        return self._followed.get(key) is not None
-
-    @property
-    def has_moving_jobs(self) -> bool:
-        """Whether a job is followed, or was held and is not out of its engine yet."""
-        return bool(self._followed)
-
     def ask_handover(self, key: ClaimKey, next_index: int, target_id: WorkerId) -> None:
         """Ask a running job's router to make the target its owner, behind what was pushed."""
         claim = self._book.get(key)

@@ -1,4 +1,4 @@
-"""What the two workers of a migration hear and do, as values; `migration` says which follows what.
+"""What the two workers of a migration hear and do, as values; the tables say which follows what.
 
 Indices count generated tokens; KV counts tokens from the prompt's first on.
 """

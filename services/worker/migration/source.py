@@ -106,8 +106,6 @@ class MigrationSource:
             produced=self._claim.next_index,
             sent=self._claim.next_index,
         )
-        self.moved_kv = 0
-        """Tokens whose keys and values were sent."""
         wire.set_timer(terms.move_limit_s)
 
     @property
@@ -169,7 +167,6 @@ class MigrationSource:
                 token_ids = tuple(self._claim.token_ids[start:end])
                 self._wire.send_tokens(number, start, token_ids, kv_tokens)
             case SendBlocks(start, end):
-                self.moved_kv += end - start
                 is_urgent = self.source.state is SourceState.FROZEN
                 self._wire.send_blocks(start, end, self._block_table, is_urgent=is_urgent)
             case SendFreeze(next_index, kv_tokens):

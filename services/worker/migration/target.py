@@ -128,7 +128,6 @@ class MigrationTarget:
             terms, by_kv, prompt_tokens=len(job.prompt_token_ids), known=len(self._token_ids)
         )
         self._block_table: tuple[int, ...] = ()
-        self._has_pushed = False
 
     @property
     def key(self) -> ClaimKey:

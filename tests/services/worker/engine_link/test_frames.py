@@ -34,7 +34,7 @@ def test_bodies_survive_any_cut(bodies, cuts):
         found += decoder.feed(stream[:cut])
         stream = stream[cut:]
     assert found == bodies
-    assert not decoder.is_mid_frame
+    assert not decoder._buffer
 
 
 def test_a_length_over_the_limit_is_refused_before_its_body():

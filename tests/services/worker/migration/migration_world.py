@@ -131,7 +131,7 @@ class World:
         if site is None or not site.is_alive:
             return False
         claims = [c for c in site.board.running() if c.job.job_id == JOB]
-        if not claims or site.board.is_followed(claims[-1].key):
+        if not claims or site.board._followed.get(claims[-1].key):
             return False
         (other,) = (s for s in self.sites.values() if s is not site)
         self.calls.append(Call(self, site, other, by_kv=by_kv))

@@ -97,5 +97,5 @@ class Site:
     def check_empty(self) -> None:
         self.board.check()
         assert len(self.board._book) == 0
-        assert not self.board.has_moving_jobs
+        assert not self.board._followed
         self.process.check_empty()
