@@ -18,8 +18,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import Spread, rotated, spread
-from bench.machine import machine_facts, our_versions
+from bench.measuring.entry import run_bench
+from bench.measuring.machine import machine_facts, our_versions
+from bench.measuring.spread import Spread, rotated, spread
 from bench.raw_read import GIB, prepare, raw_read, write_partition
 from gearfall.core.manifest import PartitionEntry
 from gearfall.infra.device import DeviceBuffer
@@ -146,4 +147,4 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

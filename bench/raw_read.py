@@ -24,8 +24,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import Spread, rotated, spread
-from bench.machine import machine_facts, our_versions
+from bench.measuring.entry import run_bench
+from bench.measuring.machine import machine_facts, our_versions
+from bench.measuring.spread import Spread, rotated, spread
 from gearfall.core.manifest import PartitionEntry
 from gearfall.infra.native import (
     DEFAULT_CHUNK_BYTES,
@@ -293,4 +294,4 @@ def print_rows(rows: Sequence[Row], samples: Sequence[Sample], console: Console)
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

@@ -25,7 +25,8 @@ from random import Random
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import machine_facts
+from bench.measuring.entry import run_bench
+from bench.measuring.machine import machine_facts
 from gearfall.cli.bench import percentile
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.request import Options
@@ -287,4 +288,4 @@ def _print(outcomes: Sequence[Outcome]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_bench(main)

@@ -25,8 +25,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.cpu_time import cpu_seconds
-from bench.machine import machine_facts, our_versions
+from bench.measuring.cpu_time import cpu_seconds
+from bench.measuring.machine import machine_facts, our_versions
 from gearfall.client import AsyncClient
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
 from gearfall.core.ids import DeploymentName, ModelName

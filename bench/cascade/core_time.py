@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench.cpu_time import cpu_seconds, own_cpu_seconds
+from bench.measuring.cpu_time import cpu_seconds, own_cpu_seconds
 
 Seconds = Mapping[str, float]
 """Core seconds by kind of process."""

@@ -27,7 +27,7 @@ from bench.cascade.core_time import ALL, Burst, difference, medians_ms, ratios, 
 from bench.cascade.real_cluster import keep_replicas
 from bench.cascade.real_console import console
 from bench.cascade.real_work import MAX_TOKENS
-from bench.figures import rotated
+from bench.measuring.spread import rotated
 from gearfall.cli.deploy import deployment_from_file
 from gearfall.client import AsyncClient
 from gearfall.core.ids import ModelName

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from bench.figures import Spread
+from bench.measuring.spread import Spread
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ from bench.cascade.real_report import PIECE_S, print_fidelity, print_systems
 from bench.cascade.real_site import Settings, Site, site
 from bench.cascade.real_systems import LARGE, OURS
 from bench.cascade.simulated import check_simulator, fidelity_json
-from bench.figures import rotated
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
+from bench.measuring.spread import rotated
 from gearfall.core.gear_plan import Gear, plan_text
 from gearfall.core.profile import ProfiledModel
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cascade.companions import write_companion
-from bench.cpu_time import cpu_seconds
+from bench.measuring.cpu_time import cpu_seconds
 from gearfall.cli.deploy import deployment_of_plan
 from gearfall.client import AsyncClient
 from gearfall.core.errors import Unavailable

@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from bench.cascade.shift_router import NAME
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
 from gearfall.core.gear_records import GearPlanRecord
 from gearfall.core.ids import ModelName, NodeId, WorkerId

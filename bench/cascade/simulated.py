@@ -26,8 +26,8 @@ from bench.cascade.real_figures import (
 from bench.cascade.real_report import print_fidelity
 from bench.cascade.real_site import Settings, Site, site
 from bench.cascade.real_systems import LARGE, OURS
-from bench.figures import rotated
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
+from bench.measuring.spread import rotated
 
 RESULTS = Path(__file__).parents[1] / "results" / "cascade_simulated.json"
 SHARES = (0.2, 0.4, 0.6, 0.8)

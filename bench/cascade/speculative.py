@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.cascade.draft_work import Timed, Worth, break_even, draft_with_prefix, worth_of
-from bench.engine_model import LLAMA_135M, LLAMA_360M, VOCABULARY, convert_model, write_model
-from bench.engine_ours import OurEngine, our_engine
-from bench.machine import machine_facts, our_versions
+from bench.engine.model import LLAMA_135M, LLAMA_360M, VOCABULARY, convert_model, write_model
+from bench.engine.ours import OurEngine, our_engine
+from bench.measuring.machine import machine_facts, our_versions
 from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.ids import Epoch, JobId
 from gearfall.core.job import TokenRun

@@ -21,7 +21,7 @@ from statistics import fmean, median
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
 from gearfall.cli.demo import prepare
 from gearfall.client import AsyncClient, Finished, Replaced, TextDelta
 from gearfall.client.request import Options

@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.gears.answers import ModelAnswers

@@ -21,7 +21,7 @@ from statistics import median
 
 from rich.console import Console
 
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
 from gearfall.core.gear_plan import Gear, Promise
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage

@@ -2,7 +2,7 @@
 
 import sys
 
-from bench.entry import run_named
+from bench.measuring.entry import run_named
 
 if __name__ == "__main__":
     sys.exit(run_named("bench.scheduler", sys.argv[1:]))

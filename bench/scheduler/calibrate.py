@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
 from bench.scheduler.real import begin, measured_step_s, teach
 from bench.scheduler.real_cluster import Answer, RealSite, Shape, running_real_site
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of

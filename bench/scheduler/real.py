@@ -24,8 +24,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import rotated
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
+from bench.measuring.spread import rotated
 from bench.scheduler.real_cluster import Answer, RealSite, Shape, running_real_site
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
 from gearfall.simulation.figures import quantile

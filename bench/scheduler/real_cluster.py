@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from bench.load_model import VOCABULARY, write_llama
+from bench.load.model import VOCABULARY, write_llama
 from bench.scheduler.starts_cluster import environment
 from gearfall.client import AsyncClient, TextDelta
 from gearfall.core.ids import ModelName
@@ -32,7 +33,6 @@ from gearfall.infra.launcher import (
 )
 from gearfall.infra.supervised_process import ProcessSpec, SupervisedProcess
 from gearfall.pb import store_pb2
-from gearfall.pb.store_pb2_grpc import StoreStub
 from gearfall.simulation.requests import Request
 
 if TYPE_CHECKING:

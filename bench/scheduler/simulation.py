@@ -19,8 +19,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import spread
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
+from bench.measuring.spread import spread
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
 from gearfall.simulation.figures import Figures, figures_of

@@ -21,8 +21,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.figures import rotated
-from bench.machine import machine_facts, our_versions
+from bench.measuring.machine import machine_facts, our_versions
+from bench.measuring.spread import rotated
 from bench.scheduler.start_errors import errors, noise_floor
 from bench.scheduler.starts_cluster import (
     MeasuredStart,

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from bench.load_model import VOCABULARY, write_llama
+from bench.load.model import VOCABULARY, write_llama
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
 from gearfall.client import AsyncClient
@@ -31,7 +32,6 @@ from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
 from gearfall.pb import store_pb2
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub

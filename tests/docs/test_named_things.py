@@ -125,7 +125,7 @@ def _is_file(name: str, directory: Path) -> bool:
 
 def _is_module(name: str, inside: str = "") -> bool:
     module = ROOT / name.replace(".", "/")
-    if inside and (module / "__main__.py").exists() and name.startswith("bench."):
+    if re.fullmatch("[a-z][a-z-]*", inside) and name in {"bench.cascade", "bench.scheduler"}:
         return (module / f"{inside.replace('-', '_')}.py").exists()
     return module.with_suffix(".py").exists() or (module / "__main__.py").exists()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.cascade.draft_work import Timed, Worth, break_even, draft_with_prefix, worth_of
-from bench.figures import Spread
+from bench.measuring.spread import Spread
 
 
 @pytest.mark.parametrize(("share", "right"), [(0.0, 0), (0.25, 2), (0.9, 7), (1.0, 8)])

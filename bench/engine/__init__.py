@@ -1,0 +1,1 @@
+"""Generated tokens a second: `python -m bench.engine`."""

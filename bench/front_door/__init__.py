@@ -1,0 +1,1 @@
+"""The router's added latency and throughput: `python -m bench.front_door`."""

@@ -1,0 +1,1 @@
+"""Checkpoints into memory: `python -m bench.load`."""

@@ -1,0 +1,1 @@
+"""What moving a request costs: `python -m bench.migrate`."""

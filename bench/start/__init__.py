@@ -1,0 +1,1 @@
+"""From nothing running to a first token: `python -m bench.start`."""

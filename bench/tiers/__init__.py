@@ -1,0 +1,1 @@
+"""Checkpoints from beyond a node's disk: `python -m bench.tiers`."""
