@@ -19,7 +19,6 @@ from typing import Any
 
 from gearfall.core.history import Led, ProcessHistory, Refused
 from gearfall.core.ids import JobId, ModelName, NodeId, RouterId, WorkerId
-from gearfall.core.placement_verdict import PlacementVerdict, judge_placement
 from gearfall.core.ports import ClusterState, Lease
 from gearfall.core.records import (
     DemandRecord,
@@ -41,6 +40,7 @@ from gearfall.infra.grpc_server import start_server
 from gearfall.infra.history_log import HISTORY_VARIABLE, read_histories
 from gearfall.infra.local_servers import LocalServer, start_etcd
 from gearfall.infra.tether import tethered
+from tests.faults.placement_verdict import PlacementVerdict, judge_placement
 from tests.faults.state_recorder import Recorded, catch_up, recording
 
 LEASE_TTL_S = 2

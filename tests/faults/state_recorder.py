@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gearfall.core.placement_verdict import StateChange, StateListed
 from gearfall.core.ports import ClusterState, KeyPut, Snapshot, StateEntry, WatchItem
 from gearfall.infra.cluster_keys import INCARNATION_KEY, decode_entry
+from tests.faults.placement_verdict import StateChange, StateListed
 
 Recorded = list[StateChange | StateListed]
 

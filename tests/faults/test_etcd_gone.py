@@ -15,7 +15,6 @@ import pytest
 from gearfall.cli.demo import prepare
 from gearfall.client import AsyncClient
 from gearfall.core.ids import DeploymentName, ModelName
-from gearfall.core.placement_verdict import judge_placement
 from gearfall.core.records import ReplicaState
 from gearfall.demo import catalogue
 from gearfall.infra.cluster import Cluster
@@ -26,6 +25,7 @@ from gearfall.infra.history_log import HISTORY_VARIABLE, read_histories
 from gearfall.infra.local_servers import LocalServer, start_etcd
 from tests.cluster_host import ClusterHost
 from tests.faults.fault_cluster import until
+from tests.faults.placement_verdict import judge_placement
 from tests.faults.state_recorder import recording
 from tests.faults.warm_traffic import PROMPT, WarmTraffic
 

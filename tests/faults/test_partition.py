@@ -18,7 +18,6 @@ import pytest
 
 from gearfall.client import AsyncClient
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
-from gearfall.core.placement_verdict import judge_placement
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
 from gearfall.demo import catalogue
 from gearfall.infra.cluster import Cluster
@@ -28,6 +27,7 @@ from gearfall.infra.history_log import HISTORY_VARIABLE, read_histories
 from gearfall.infra.local_servers import LocalServer, ServerSpec, etcd_spec, redis_spec
 from gearfall.infra.tether import tethered
 from tests.faults.namespaces import HUB, Namespaces, address, why_not
+from tests.faults.placement_verdict import judge_placement
 from tests.faults.state_recorder import recording
 from tests.faults.warm_traffic import WarmTraffic
 

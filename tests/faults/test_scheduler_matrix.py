@@ -17,10 +17,10 @@ from itertools import product
 import pytest
 
 from gearfall.core.ids import ModelName
-from gearfall.core.placement_verdict import StateChange
 from gearfall.core.records import ModelRecord
 from gearfall.infra.cluster_view import ClusterView
 from tests.faults.fault_cluster import thaw, until
+from tests.faults.placement_verdict import StateChange
 from tests.faults.scheduler_cluster import (
     LEASE_TTL_S,
     MIB,

@@ -6,8 +6,8 @@ import pytest
 
 from gearfall.core.history import ProcessHistory, ProcessStarted, Refused, Wrote
 from gearfall.core.ids import ModelName, WorkerId
-from gearfall.core.placement_verdict import StateChange, StateListed, judge_placement
 from gearfall.core.records import MoveRecord, ReplicaState, SchedulerRecord
+from tests.faults.placement_verdict import StateChange, StateListed, judge_placement
 from tests.gearfall.scheduling.clusters import MIB, assignment, demand, deployment, replica, worker
 
 LEADER = SchedulerRecord("s1", "here:1")
