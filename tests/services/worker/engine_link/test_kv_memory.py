@@ -59,6 +59,14 @@ def test_what_was_not_written_takes_no_memory():
     assert os.fstat(engine.fileno()).st_blocks * 512 < 2 << 20
 
 
+def test_what_the_worker_writes_takes_no_huge_page():
+    engine = EngineKvMemory(3)
+    engine.add_layer(0, 8, 4096)
+    worker = KvMemory(os.dup(engine.fileno()), engine.layout)
+    worker.write(1, b"\1" * engine.layout.token_bytes, 1)  # 256 KiB of 12 MiB
+    assert 0 < os.fstat(engine.fileno()).st_blocks * 512 < 2 << 20
+
+
 def test_content_of_another_length_is_refused():
     _, worker = open_both(2, [(1, 4)])
     with pytest.raises(Internal, match="not as long"):
