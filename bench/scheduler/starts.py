@@ -4,8 +4,8 @@ A real local cluster of one node; random Llamas of several sizes. Each round sta
 each tier, once alone and, from SSD, all sizes at once; the order rotates. Rounds that only
 teach come first. error: |predicted - measured| / measured, of assignment to readiness. noise: how
 far a start is from the median of its repeats, without waits behind others: so much is off whoever
-knows them all. control plane: from the request's leaving the client to the load's first byte (from
-DRAM: to the lease).
+knows them all. control plane: from the request's leaving the client until the store has the load in
+hand, in all and hop by hop.
 """
 
 import argparse
@@ -125,6 +125,7 @@ def _print(starts: Sequence[MeasuredStart]) -> None:
         )
     console = Console()
     console.print(table)
+    console.print(_hops_table(starts))
     noise_p50, noise_p95 = _shares(noise_floor(starts))
     console.print(f"noise p50: {noise_p50}, p95: {noise_p95}", highlight=False)
     control_s = [each.control_plane_s for each in starts]
@@ -137,6 +138,17 @@ def _print(starts: Sequence[MeasuredStart]) -> None:
     for name, figure, target in figures:
         said = "met" if figure < target else "missed"
         console.print(f"{name}: {figure:.3f} (< {target:g} {said})", highlight=False)
+
+
+def _hops_table(starts: Sequence[MeasuredStart]) -> Table:
+    table = Table("hop", "at once", "p50 ms", "p99 ms", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for beside in sorted({each.beside for each in starts}):
+        rows = [each.hops for each in starts if each.beside == beside]
+        for hop in dict.fromkeys(hop for each in rows for hop in each):
+            spent_ms = [1000 * each[hop] for each in rows if hop in each]
+            p50, p99 = (f"{quantile(spent_ms, share):.1f}" for share in (0.5, 0.99))
+            table.add_row(hop, str(beside + 1), p50, p99)
+    return table
 
 
 def _shares(values: Sequence[float]) -> tuple[str, str]:

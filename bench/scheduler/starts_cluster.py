@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -21,17 +20,19 @@ from gearfall.core.ids import ModelName
 from gearfall.core.ports import KeyPut, WatchItem
 from gearfall.core.records import (
     AssignmentRecord,
+    DemandRecord,
     ReplicaRecord,
     ReplicaState,
     StartTimeline,
     Tier,
 )
 from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_keys import decode_entry
+from gearfall.infra.cluster_keys import Record, decode_entry
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub
@@ -60,7 +61,9 @@ class MeasuredStart:
     measured_s: float
     """Assignment to readiness, by the replica's timeline."""
     control_plane_s: float
-    """From the request's leaving the client to the load's first byte (to the lease, from DRAM)."""
+    """From the request's leaving the client until the store has the load in hand."""
+    hops: Mapping[str, float]
+    """Of the control plane's seconds, by the clocks of the processes, which are one machine's."""
     first_token_s: float
     phases: Mapping[str, float]
     waited_s: float = 0.0
@@ -98,9 +101,10 @@ class Site:
                 model, PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True
             )
             first_token_s = time.perf_counter() - sent_s
-            assignment, timeline = await asyncio.wait_for(seeing, _WAIT_S)
+            seen = await asyncio.wait_for(seeing, _WAIT_S)
         finally:
             seeing.cancel()
+        assignment, timeline = seen.assignment, seen.timeline
         return MeasuredStart(
             model,
             record.size_bytes,
@@ -109,6 +113,7 @@ class Site:
             assignment.predicted_start_s,
             timeline.total_s,
             assignment.assigned_unix_s - sent_unix_s + timeline.queued_s,
+            seen.hops(sent_unix_s),
             first_token_s,
             dict(timeline.phases()),
             timeline.waited_s,
@@ -142,34 +147,58 @@ class Site:
             return Tier.DRAM
         return Tier.SSD if model in (node.on_ssd or ()) else Tier.REMOTE
 
-    async def _seen(
-        self, model: ModelName, is_watching: asyncio.Event
-    ) -> tuple[AssignmentRecord, StartTimeline]:
+    async def _seen(self, model: ModelName, is_watching: asyncio.Event) -> "_SeenStart":
         """Return the next start of a model that ends, once it has.
 
         By every write: the view of a busy machine may know of a replica's end with its start.
         """
-        assignment, events = None, self._cluster.state.watch("")
+        demand = assignment = loading = None
+        events = self._cluster.state.watch("")
         async with contextlib.aclosing(events) as opened:  # type: ignore[type-var]
             async for item in opened:
                 is_watching.set()
-                record = _record_in(item)
-                if isinstance(record, AssignmentRecord) and record.model == model:
-                    assignment = record
-                elif (
-                    isinstance(record, ReplicaRecord)
-                    and (record.model, record.state) == (model, ReplicaState.READY)
-                    and assignment is not None
-                ):
-                    return assignment, record.timeline
+                match _record_in(item):
+                    case DemandRecord() as record if record.model == model:
+                        demand = demand or record
+                    case AssignmentRecord() as record if record.model == model:
+                        assignment = record
+                    case ReplicaRecord() as record if record.model == model and assignment:
+                        loading = loading or record
+                        if record.state is ReplicaState.READY:
+                            return _SeenStart(demand, assignment, loading, record.timeline)
         raise AssertionError("the cluster was stopped")
 
 
-def _record_in(item: WatchItem) -> AssignmentRecord | ReplicaRecord | None:
-    if not isinstance(item, KeyPut) or not item.entry.key.startswith(("assignments/", "replicas/")):
+@dataclass(frozen=True, slots=True)
+class _SeenStart:
+    """What cluster state was told of a start."""
+
+    demand: DemandRecord | None
+    """None for one that no demand had to cause."""
+    assignment: AssignmentRecord
+    loading: ReplicaRecord
+    """As its worker took it up."""
+    timeline: StartTimeline
+
+    def hops(self, sent_unix_s: float) -> dict[str, float]:
+        """Return the seconds from one to the next; those that were not seen are left out."""
+        assigned_unix_s = self.assignment.assigned_unix_s
+        hops = {}
+        if self.demand is not None:
+            hops["client to router"] = self.demand.since_unix_s - sent_unix_s
+            hops["router to leader"] = assigned_unix_s - self.demand.since_unix_s
+        if self.loading.state is ReplicaState.LOADING:
+            taken_s = self.loading.seen_unix_s - assigned_unix_s
+            hops["leader to worker"] = taken_s
+            hops["worker to store"] = self.timeline.queued_s - taken_s
+        return hops
+
+
+def _record_in(item: WatchItem) -> Record | None:
+    kinds = ("demand/", "assignments/", "replicas/")
+    if not isinstance(item, KeyPut) or not item.entry.key.startswith(kinds):
         return None
-    _, _, record = decode_entry(item.entry.key, item.entry.value)
-    return record if isinstance(record, AssignmentRecord | ReplicaRecord) else None
+    return decode_entry(item.entry.key, item.entry.value)[2]
 
 
 def forget_pages(directories: Sequence[Path]) -> None:
@@ -246,7 +275,8 @@ async def running_site(
             stack.push_async_callback(view.stop)
             (node,) = view.view.nodes.values()
             channel = await stack.enter_async_context(open_channel(node.address))
-            files = [home / "data", *far.values()]
+            # Nothing of etcd's and Redis's: their next write would read its page from disk first.
+            files = [home / "data" / node.node_id, *far.values()]
             yield Site(client, view, StoreStub(channel), files)
 
 

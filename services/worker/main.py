@@ -159,8 +159,10 @@ async def start_worker(
     publisher = ReplicaPublisher(cluster, worker_id)
     publisher.start()
     stack.push_async_callback(publisher.stop)
+    store = _store_client(cluster, node_id)
+    stack.push_async_callback(store.close)
     ports = ReplicaPorts(
-        start=StartPorts(_store_client(cluster, node_id), take_lease, spawner),
+        start=StartPorts(store, take_lease, spawner),
         queue=queue,
         board=board,
         publisher=publisher,

@@ -28,19 +28,29 @@ PROGRESS_TIMEOUT_S = 60.0
 """Longest a load may say nothing: a load's length is unknown, its silence is not."""
 
 
-@dataclass(slots=True)
-class _SharedChannel:
+@dataclass(slots=True, eq=False)
+class _Connection:
+    address: str
     channel: grpc.aio.Channel
     users: int = 0
 
 
 class GrpcStoreClient:
-    """Implements `StoreClient`; looks the store's address up for each call, as it may move."""
+    """Implements `StoreClient`; looks the store's address up for each call, as it may move.
+
+    One connection stays open, so that no start waits for it, until a call over it fails.
+    """
 
     def __init__(self, find_address: Callable[[], str | None]) -> None:
         """`find_address`: host:port of the node's live store, None when there is none."""
         self._find_address = find_address
-        self._channels: dict[str, _SharedChannel] = {}
+        self._connection: _Connection | None = None
+
+    async def close(self) -> None:
+        """Disconnect once the calls under way have ended. Idempotent."""
+        left, self._connection = self._connection, None
+        if left is not None and not left.users:
+            await left.channel.close()
 
     async def load_model(
         self,
@@ -87,27 +97,27 @@ class GrpcStoreClient:
         address = self._find_address()
         if address is None:
             raise Unavailable("the store of this node is not there")
+        used = await self._connect(address)
+        used.users += 1
         try:
-            async with self._channel_to(address) as channel:
-                stub: StoreAsyncStub = StoreStub(channel)
-                yield stub
+            stub: StoreAsyncStub = StoreStub(used.channel)
+            yield stub
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE and used is self._connection:
+                # One that lost its store would wait before it looks for it again.
+                self._connection = None
             raise error_from_rpc(error) from error
-
-    @asynccontextmanager
-    async def _channel_to(self, address: str) -> AsyncIterator[grpc.aio.Channel]:
-        """Share one channel among calls that run at the same time, as those of one start do."""
-        shared = self._channels.get(address)
-        if shared is None:
-            shared = self._channels[address] = _SharedChannel(open_channel(address))
-        shared.users += 1
-        try:
-            yield shared.channel
         finally:
-            shared.users -= 1
-            if shared.users == 0:
-                del self._channels[address]
-                await shared.channel.close()
+            used.users -= 1
+            if not used.users and used is not self._connection:
+                await used.channel.close()
+
+    async def _connect(self, address: str) -> _Connection:
+        if self._connection is not None and self._connection.address != address:
+            await self.close()
+        if self._connection is None:
+            self._connection = _Connection(address, open_channel(address))
+        return self._connection
 
 
 async def _next_progress(

@@ -40,8 +40,11 @@ class StartClock:
             self._loaded_s = now_s
         else:
             self._mark_s = now_s
+        # The store's first word was on its way while its own time ran already.
+        asked_in_s = max(0.0, now_s - crossed.total_s - self.asked_s)
         self._timeline = replace(
             self._timeline,
+            queued_s=min(self._timeline.queued_s, asked_in_s),
             remote_s=crossed.remote_s,
             ssd_s=crossed.ssd_s,
             device_s=crossed.device_s,

@@ -1,5 +1,6 @@
 """The store client against a scripted store over real gRPC."""
 
+import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
@@ -18,10 +19,14 @@ class ScriptedStore(store_pb2_grpc.StoreServicer):
         self.progress: list[pb.LoadProgress] = []
         self.error: GearfallError | None = None
         self.asked: list[pb.LoadModelRequest] = []
+        self.peers: list[str] = []
+        self.is_asked_for_canary, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.may_answer.set()
         self.client = GrpcStoreClient(lambda: None)
 
     async def LoadModel(self, request, context):
         self.asked.append(request)
+        self.peers.append(context.peer())
         for message in self.progress:
             yield message
         if self.error:
@@ -33,6 +38,8 @@ class ScriptedStore(store_pb2_grpc.StoreServicer):
         return pb.ReadFileReply(content=b"{}")
 
     async def ReadCanary(self, request, context):
+        self.is_asked_for_canary.set()
+        await self.may_answer.wait()
         return pb.ReadCanaryReply(content=request.model.encode())
 
 
@@ -47,6 +54,7 @@ async def store():
         )
         stack.push_async_callback(server.stop, 0.0)
         scripted.client = GrpcStoreClient(lambda: server.address)
+        stack.push_async_callback(scripted.client.close)
         yield scripted
 
 
@@ -92,3 +100,30 @@ async def test_no_store_is_said_at_once():
 
 async def test_the_canary_is_read_from_the_store(store):
     assert await store.client.read_canary(MODEL) == MODEL.encode()
+
+
+async def test_one_connection_serves_start_after_start_until_a_call_over_it_fails(store):
+    store.progress = [pb.LoadProgress(done=True)]
+    for _ in range(2):
+        await store.client.load_model(MODEL)
+    assert len(set(store.peers)) == 1
+    store.error = Unavailable("the store is stopping")
+    store.progress = []
+    with pytest.raises(Unavailable):
+        await store.client.load_model(MODEL)
+    store.error, store.progress = None, [pb.LoadProgress(done=True)]
+    await store.client.load_model(MODEL)
+    assert len(set(store.peers)) == 2
+
+
+async def test_a_connection_that_was_left_stays_for_those_who_still_use_it(store):
+    """One call fails while another is under way, which ends as if nothing had been."""
+    store.may_answer.clear()
+    reading = asyncio.create_task(store.client.read_canary(MODEL))
+    await store.is_asked_for_canary.wait()
+    store.error = Unavailable("not now")
+    with pytest.raises(Unavailable):
+        await store.client.load_model(MODEL)
+    await store.client.close()
+    store.may_answer.set()
+    assert await reading == MODEL.encode()

@@ -54,3 +54,14 @@ def test_a_load_that_ends_while_the_engine_is_built_leaves_the_rest_of_the_build
     assert timeline.build_s == pytest.approx(0.2)
     assert timeline.first_token_s == pytest.approx(0.3)
     assert timeline.attach_s == 0.0
+
+
+def test_the_way_of_the_stores_first_word_is_not_counted_beside_its_load():
+    clock = StartClock(asked_s=10.0)
+    clock.begin_load(10.5)
+    clock.end_load(13.0, StartTimeline(ssd_s=2.6, total_s=2.625))
+    timeline = clock.finish(
+        13.0, EngineReady(1, attach_s=0, build_s=0, first_token_s=0, kv_bytes=0)
+    )
+    assert timeline.queued_s == pytest.approx(0.375)
+    assert sum(spent for _, spent in timeline.phases()) == pytest.approx(3.0)
