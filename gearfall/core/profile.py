@@ -37,6 +37,8 @@ class Speed:
     """Of a job's way to its first step and back while nobody computes."""
     wake_s: float = 0.0
     """More of it, each way, while the worker computes."""
+    tell_s: float = 0.0
+    """Of a step, what telling its tokens takes; nothing while they may wait to be told together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +144,23 @@ def check_profile(profile: Profile) -> None:
         for name, speed in model.speeds.items():
             for at in (each.name for each in fields(speed) if each.name != "steps"):
                 _check_number(f"{where}.speeds.{name}.{at}", getattr(speed, at))
-            if speed.step_s <= 0:
-                raise _broken(f"{where}.speeds.{name}.step_s", "must be above 0")
-            _check_steps(f"{where}.speeds.{name}.steps", speed.steps)
+            _check_steps(f"{where}.speeds.{name}", speed)
         for tier, seconds in model.start_s.items():
             _check_number(f"{where}.start_s.{tier}", seconds)
         for query, generation in zip(profile.queries, model.generations, strict=True):
             _check_generation(f"{where}, query {query}", generation)
 
 
-def _check_steps(where: str, steps: Sequence[tuple[int, float]]) -> None:
+def _check_steps(where: str, speed: Speed) -> None:
+    if speed.step_s <= 0:
+        raise _broken(f"{where}.step_s", "must be above 0")
+    steps = speed.steps
     for at, (jobs, seconds) in enumerate(steps):
-        _check_number(f"{where}.{at}", seconds)
+        _check_number(f"{where}.steps.{at}", seconds)
         if seconds <= 0 or jobs <= max((before for before, _ in steps[:at]), default=0):
-            raise _broken(where, f"{list(steps)}; rising numbers of jobs, each time above 0")
+            raise _broken(f"{where}.steps", f"{list(steps)}; rising jobs, each time above 0")
+    if speed.tell_s >= min((seconds for _, seconds in steps), default=speed.step_s):
+        raise _broken(f"{where}.tell_s", "must be below every step's time")
 
 
 def _check_generation(where: str, each: Generation) -> None:

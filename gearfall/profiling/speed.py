@@ -11,9 +11,14 @@ Who has to be woken while the worker computes, to take a job and to hand its tok
 the core: such a job beside a stream comes at any moment of a step, and is in the next.
 
     beside  = alone + step of 1 / 2 + step of 2 - step of 1 + 2 wake_s
+
+Streams are told each token, answers that are taken whole are told their tokens together:
+
+    whole   = alone + (tokens - 1) (step of 1 - tell_s)
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -36,6 +41,8 @@ _BESIDE_TOKENS = 96
 _BESIDE_JOBS = 32
 _BESIDE_STREAMS = 12
 """At most, one after the other: some are over before many jobs were beside them."""
+MOST_TOLD = 0.9
+"""Of a step, that telling its token may take: computing it takes some time."""
 _GOLDEN = 0.618
 """Of a step, by which one job comes later in it than the one before: so all parts get as many."""
 
@@ -72,14 +79,15 @@ async def measure_speed(
     """Return the speed of one replica; `progress` is called once a batch size."""
     steps: list[tuple[int, float]] = []
     for batch in (each for each in settings.batches if each <= served.slots):
-        found = [await _step(client, served, batch, settings) for _ in range(settings.repeats)]
+        found = [await time_step(client, served, batch, settings) for _ in range(settings.repeats)]
         steps.append((batch, median(found)))
         progress()
-    way_s = max(0.0, await _first_token(client, served, 1, settings.repeats) - steps[0][1])
+    way_s = max(0.0, await time_first_token(client, served, 1, settings.repeats) - steps[0][1])
     crowded_s = await _crowded(client, served)
     widest, widest_s = steps[-1]
     job_s = min(way_s, max(0.0, crowded_s - widest_s / widest))
     beside_s = await _beside(client, served, steps[0][1])
+    whole_s = await _whole_step(client, served, settings)
     prompts = await _prompts(client, served, settings, way_s)
     base_s, per_job_s = line_through(steps)
     larger = [each for each in prompts if each[0] > widest]
@@ -91,6 +99,7 @@ async def measure_speed(
         job_s,
         way_s - job_s,
         waking(beside_s, way_s, steps),
+        telling(whole_s, (*steps, *larger)),
     )
 
 
@@ -98,6 +107,12 @@ def waking(beside_s: float, way_s: float, steps: Sequence[tuple[int, float]]) ->
     """Return `wake_s`. beside_s: of a job of one token beside a stream; 0 where none was."""
     (_, alone_s), (_, pair_s) = (*steps, *steps)[:2] if len(steps) == 1 else steps[:2]
     return max(0.0, beside_s - way_s - alone_s / 2 - pair_s) / 2
+
+
+def telling(whole_s: float, steps: Sequence[tuple[int, float]]) -> float:
+    """Return `tell_s`: what a stream's step takes longer than one of a whole answer."""
+    (_, alone_s), *_ = steps
+    return min(max(0.0, alone_s - whole_s), *(MOST_TOLD * seconds for _, seconds in steps))
 
 
 async def _prompts(
@@ -108,7 +123,7 @@ async def _prompts(
     for length in settings.prompts:
         if length > served.facts.context_tokens // 2:
             break
-        first_s = await _first_token(client, served, length, settings.repeats)
+        first_s = await time_first_token(client, served, length, settings.repeats)
         found.append((length, max(first_s - way_s, found[-1][1] if found else 1e-9)))
     return found
 
@@ -129,7 +144,9 @@ def line_through(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
     return max(mean_y - slope * mean_x, 1e-9), slope
 
 
-async def _step(client: AsyncClient, served: Served, batch: int, settings: SpeedSettings) -> float:
+async def time_step(
+    client: AsyncClient, served: Served, batch: int, settings: SpeedSettings
+) -> float:
     """Return the median seconds a token of a stream among `batch`, while all of them run."""
     longest = served.facts.context_tokens - _STREAM_PROMPT
     tokens, prompt = min(settings.step_tokens, longest), _prompt(served, _STREAM_PROMPT)
@@ -148,6 +165,32 @@ async def _step(client: AsyncClient, served: Served, batch: int, settings: Speed
             for times in seen
         ]
     return median(gaps)
+
+
+async def _whole_step(client: AsyncClient, served: Served, settings: SpeedSettings) -> float:
+    """Return the median seconds of a further token of an answer that is taken whole.
+
+    Infinite where there is room for no further one.
+    """
+    tokens = min(settings.step_tokens, served.facts.context_tokens - _STREAM_PROMPT)
+    if tokens < 2:
+        return math.inf
+    found = []
+    for number in range(settings.repeats):
+        short_s, long_s = [
+            await _whole_answer(client, served, each, number) for each in (1, tokens)
+        ]
+        found.append((long_s - short_s) / (tokens - 1))
+    return median(found)
+
+
+async def _whole_answer(client: AsyncClient, served: Served, tokens: int, number: int) -> float:
+    """Return the seconds of an answer of so many tokens."""
+    prompt, began_s = _prompt(served, _STREAM_PROMPT, number), time.perf_counter()
+    await client.generate(
+        served.facts.name, prompt, max_tokens=tokens, temperature=0.0, ignore_eos=True
+    )
+    return time.perf_counter() - began_s
 
 
 async def _crowded(client: AsyncClient, served: Served) -> float:
@@ -176,10 +219,10 @@ async def _beside(client: AsyncClient, served: Served, step_s: float) -> float:
         ]
         streams = asyncio.gather(*tasks)
         try:
-            await _first_token(client, served, 1, 1)  # The streams run when it is back.
+            await time_first_token(client, served, 1, 1)  # The streams run when it is back.
             while not streams.done() and len(found) < _BESIDE_JOBS:
                 await asyncio.sleep(step_s * (_GOLDEN * len(found) % 1.0))
-                seconds = await _first_token(client, served, 1, 1)
+                seconds = await time_first_token(client, served, 1, 1)
                 if not streams.done():
                     found.append(seconds)
             await streams
@@ -192,7 +235,7 @@ async def _beside(client: AsyncClient, served: Served, step_s: float) -> float:
     return median(found) if found else 0.0
 
 
-async def _first_token(client: AsyncClient, served: Served, length: int, repeats: int) -> float:
+async def time_first_token(client: AsyncClient, served: Served, length: int, repeats: int) -> float:
     """Return the median seconds to the first token of a prompt of so many tokens."""
     found = []
     for number in range(repeats):

@@ -49,10 +49,10 @@ class StageTimes:
     model: ModelName
     queued_s: float
     """Until a replica took its job."""
-    first_token_s: float
-    """From there, its way to the engine included."""
-    further_s: float
-    """From there until its end was heard of."""
+    way_s: float
+    """To the engine."""
+    engine_s: float
+    """From there until its end was heard of: the wait for a step, and steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,8 @@ class _Request:
     """Of it, what this one would have said."""
     stopped: GoUp | None = None
     """This stage's draft is stopped to go up there."""
+    way_s: float = 0.0
+    """Of its job, to the engine."""
     drafted: int | None = None
     """Tokens of it when that was asked last; None: not yet."""
     times: tuple[StageTimes, ...] = ()
@@ -236,7 +238,7 @@ class _World:
             job.claimed_s = self.agenda.now_s
             seat.take(1, self.agenda.now_s)
             self.open[job.job_id] = (request, seat)
-            seat.engine.begin(job)
+            request.way_s = seat.engine.begin(job)
 
     def finished(self, job: Job) -> None:
         """A stage has answered."""
@@ -272,15 +274,14 @@ class _World:
             self._release(request, job, answer, outcome)
 
     def _note_times(self, request: _Request, job: Job) -> None:
-        began_s, further_s = job.claimed_s, self.agenda.now_s - job.first_token_s
-        first_s = job.first_token_s - began_s
-        found = StageTimes(job.work.model, began_s - job.arrived_s, first_s, further_s)
+        model, now_s, claimed_s = job.work.model, self.agenda.now_s, job.claimed_s
+        engine_s = now_s - claimed_s - request.way_s
+        found = StageTimes(model, claimed_s - job.arrived_s, request.way_s, engine_s)
         request.times = (*request.times, found)
         if request.stopped is None:
             prompt, tokens = job.work.prompt_tokens, job.work.output_tokens
-            self.ways.learn(
-                found.model, Timing(prompt, first_s, tokens - 1, further_s, request.right)
-            )
+            first_s, further_s = job.first_token_s - claimed_s, now_s - job.first_token_s
+            self.ways.learn(model, Timing(prompt, first_s, tokens - 1, further_s, request.right))
 
     def _release(self, request: _Request, job: Job, answer: Answer, outcome: Outcome) -> None:
         now_s, began_s = self.agenda.now_s, request.arrival.at_s

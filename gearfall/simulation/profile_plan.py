@@ -272,6 +272,7 @@ def _step_speed(speed: Speed, slots: int) -> StepSpeed:
         speed.job_s,
         speed.request_s,
         speed.wake_s,
+        speed.tell_s,
     )
 
 

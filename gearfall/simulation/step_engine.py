@@ -45,6 +45,8 @@ class StepSpeed:
     wake_s: float = 0.0
     """While somebody does: until who was woken to take a job, or to hand over its last token, has
     the core."""
+    tell_s: float = 0.0
+    """Of a step, what telling its tokens takes; nothing while they may wait to be told together."""
 
     def step_s(self, tokens: float) -> float:
         """Return how long a step of so many tokens takes; a mean number may be broken."""
@@ -64,6 +66,7 @@ class StepSpeed:
         assert all(few[0] < many[0] for few, many in pairwise(self.steps))
         assert all(size >= 1 and seconds > 0.0 for size, seconds in self.steps)
         assert min(self.prefill_s_per_token, self.job_s, self.request_s, self.wake_s) >= 0.0
+        assert 0.0 <= self.tell_s < min(seconds for _, seconds in self.steps)
 
 
 @dataclass(slots=True)
@@ -141,9 +144,11 @@ class StepEngine:
         self._began_s = self._seen_s = agenda.now_s
         self._plan_number = 0
 
-    def begin(self, job: Job) -> None:
-        """Take a job in after what it spends on its way."""
-        self._agenda.after(self.speed.request_s + self._wake_s, partial(self._come, job))
+    def begin(self, job: Job) -> float:
+        """Take a job in after what it spends on its way; return that, in seconds."""
+        way_s = self.speed.request_s + self._wake_s
+        self._agenda.after(way_s, partial(self._come, job))
+        return way_s
 
     @property
     def _wake_s(self) -> float:
@@ -183,9 +188,11 @@ class StepEngine:
 
     def _next_block(self) -> None:
         """Begin the steps up to the next job's end, or one step where a prompt is computed."""
-        began = len(self._coming)
+        begun_s = 0.0
         while self._coming:
             job = self._coming.popleft()
+            # What is told together is told at least once.
+            begun_s += self.speed.job_s + (self.speed.tell_s if job.work.gather_s > 0 else 0.0)
             work, done = job.work, int(job.done_tokens)
             stop_left = max(1, work.stop_tokens - done) if work.stop_tokens else None
             left = work.output_tokens - done
@@ -195,10 +202,11 @@ class StepEngine:
             return
         self._cores.change(self, is_busy=True)
         self._chunks = self._shared_out()
-        self._step_s = self.speed.step_s(sum(self._chunks.values()))
+        told_s = 0.0 if self._gather_s() > 0.0 else self.speed.tell_s
+        self._step_s = self.speed.step_s(sum(self._chunks.values())) - self.speed.tell_s + told_s
         self._began_s = self._seen_s = self._agenda.now_s
         self._steps = self._alike()
-        self._work_s = began * self.speed.job_s + self._steps * self._step_s
+        self._work_s = begun_s + self._steps * self._step_s
         self.used_s += self._work_s
         self.replan()
 

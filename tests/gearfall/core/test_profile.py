@@ -54,6 +54,8 @@ def test_a_profile_is_read_as_it_was_written():
         (with_model(speeds={"cpu": Speed(0.0, 1.0, 0.0, job_s=-1.0)}), "job_s: -1"),
         (with_model(speeds={"cpu": Speed(0.0, 1.0, 0.0, ((2, 1.0), (1, 1.0)))}), "rising"),
         (with_model(speeds={"cpu": Speed(0.0, 1.0, 0.0, ((1, 0.0),))}), "each time above 0"),
+        (with_model(speeds={"cpu": Speed(0.0, 1.0, 0.0, ((1, 0.2),), tell_s=0.2)}), "tell_s: must"),
+        (with_model(speeds={"cpu": Speed(0.0, 1.0, 0.0, tell_s=1.0)}), "tell_s: must be below"),
         (with_model(start_s={"ssd": -1.0}), "start_s.ssd: -1.0"),
         (with_first(quality=2.0), "query q1: quality: 2.0"),
         (with_first(cost=0.0), "above 0"),

@@ -16,6 +16,7 @@ from gearfall.profiling.speed import (
     line_through,
     measure_speed,
     slope_beyond,
+    telling,
     waking,
 )
 
@@ -107,3 +108,16 @@ def test_the_slope_beyond_the_largest_steps(larger, expected):
 )
 def test_what_a_job_waits_beside_a_stream_and_not_for_its_steps(beside_s, steps, expected):
     assert waking(beside_s, 0.1, steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("whole_s", "steps", "expected"),
+    [
+        (0.3, [(1, 0.4), (4, 0.9)], 0.1),
+        (0.5, [(1, 0.4), (4, 0.9)], 0.0),
+        (0.0, [(1, 0.4), (4, 0.9)], 0.36),  # one token is all that the model may give
+        (-0.2, [(1, 0.4), (4, 0.2)], 0.18),  # a step that was measured to be shorter stays one
+    ],
+)
+def test_what_a_stream_s_step_takes_longer_is_telling(whole_s, steps, expected):
+    assert telling(whole_s, steps) == pytest.approx(expected)

@@ -201,8 +201,8 @@ def test_a_draft_is_stopped_when_its_tokens_are_told_and_goes_up_without_the_lat
     run = run_cascades([quick, replicas()[1]], [query], [Arrival(0.0, 0)], [CASCADE])
     (one,) = run.answered
     below, above = one.times
-    assert below.first_token_s + below.further_s == pytest.approx(step_s * computed)
-    assert above.first_token_s + above.further_s == pytest.approx(0.1 * 4)
+    assert below.engine_s == pytest.approx(step_s * computed)
+    assert above.engine_s == pytest.approx(0.1 * 4)
     assert one.cost == pytest.approx(11.0 + 150.0)
     assert run.device_s == pytest.approx(step_s * computed + 0.4)
 
@@ -211,7 +211,7 @@ def test_the_times_of_all_stages_are_the_whole_time():
     arrivals = [Arrival(n * 0.03, n % 2) for n in range(12)]
     run = run_cascades(replicas(slots=1), [UNSURE, SURE], arrivals, [CASCADE])
     for one in run.answered:
-        spent_s = sum(each.queued_s + each.first_token_s + each.further_s for each in one.times)
+        spent_s = sum(each.queued_s + each.way_s + each.engine_s for each in one.times)
         assert one.total_s == pytest.approx(spent_s)
         assert [each.model for each in one.times] == [SMALL, LARGE][: one.stages]
     assert any(each.queued_s > 0 for one in run.answered for each in one.times)

@@ -42,7 +42,11 @@ class Bench:
         self.ends[done.request.number] = self.agenda.now_s - EPOCH_S
 
     def begin(self, at_s: float, coming: Job, engine: int = 0) -> None:
-        self.agenda.at(EPOCH_S + at_s, lambda: self.engines[engine].begin(coming))
+        def begin_it() -> None:
+            way_s = self.engines[engine].begin(coming)
+            assert way_s >= self.engines[engine].speed.request_s
+
+        self.agenda.at(EPOCH_S + at_s, begin_it)
 
     def run(self) -> None:
         while self.agenda.step():
@@ -143,6 +147,14 @@ def test_a_job_may_be_stopped_when_it_is_told_that_it_may_be(
     assert one.done_tokens == done
     assert bench.engines[0].used_s == pytest.approx(end_s)
     assert list(bench._answers) == [], "it was asked that often"
+
+
+@pytest.mark.parametrize(("gather_s", "end_s"), [(0.0, 4 * 0.1), (0.35, 4 * 0.06 + 0.04)])
+def test_steps_whose_tokens_wait_are_shorter_by_telling_them_and_tell_them_once(gather_s, end_s):
+    bench = Bench(StepSpeed(((1, 0.1),), 0.0, tell_s=0.04))
+    bench.begin(0.0, job(1, prompt=1, output=4, gather_s=gather_s))
+    bench.run()
+    assert bench.ends == {1: pytest.approx(end_s)}
 
 
 @pytest.mark.parametrize(("output", "gather_s"), [(3, 9.0), (9, 0.0)])
