@@ -25,6 +25,9 @@ class Outcome:
     """That answered."""
     gear: int
     queued_s: float = 0.0
+    """Of it, waiting for a worker, in all stages."""
+    engine_s: float = 0.0
+    """From there to the ends of the stages."""
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
 
@@ -54,6 +57,12 @@ class Figures:
     p99_s: float
     stages: float
     """Mean that ran."""
+    door_s: float
+    """Mean outside the stages: from the client to the first one's queue, and back."""
+    queued_s: float
+    """Mean wait for a worker."""
+    engine_s: float
+    """Mean from there to the stages' ends; the three are the mean of a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,9 @@ def figures_of(run: Run) -> Figures:
         p95_s=quantile(totals, 0.95),
         p99_s=quantile(totals, 0.99),
         stages=fmean(each.stages for each in found),
+        door_s=fmean(each.total_s - each.queued_s - each.engine_s for each in found),
+        queued_s=fmean(each.queued_s for each in found),
+        engine_s=fmean(each.engine_s for each in found),
     )
 
 
@@ -99,6 +111,9 @@ def over_rounds(runs: Sequence[Run], system: str) -> Figures:
         p95_s=middle(lambda each: each.p95_s),
         p99_s=middle(lambda each: each.p99_s),
         stages=middle(lambda each: each.stages),
+        door_s=middle(lambda each: each.door_s),
+        queued_s=middle(lambda each: each.queued_s),
+        engine_s=middle(lambda each: each.engine_s),
     )
 
 

@@ -79,6 +79,7 @@ def _outcome(
         model=end.model,
         gear=int(gear.rpartition("/")[2] or 0),
         queued_s=sum(stage.queued_s for stage in end.stages),
+        engine_s=sum(stage.duration_s - stage.queued_s for stage in end.stages),
         draft_tokens=sum(stage.draft_tokens for stage in end.stages),
         accepted_draft_tokens=sum(stage.accepted_draft_tokens for stage in end.stages),
     )

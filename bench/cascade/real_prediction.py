@@ -52,6 +52,8 @@ class Predictor:
             Outcome(
                 each.at_s, ask.question, each.total_s, each.quality, each.cost, each.stages, "",
                 each.gear,
+                queued_s=sum(stage.queued_s for stage in each.times),
+                engine_s=sum(stage.engine_s for stage in each.times),
             )
             for each, ask in zip(by_time, asks, strict=True)
         )  # fmt: skip

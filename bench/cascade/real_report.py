@@ -1,6 +1,7 @@
 """Tables of `bench.cascade real` and `simulated`."""
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from bench.cascade.real_figures import (
     Figures,
+    Miss,
     Run,
     busiest,
     cost_ratios,
@@ -84,27 +86,64 @@ def _predicted_row(said: Figures, peak_s: float) -> tuple[str, ...]:
 
 
 def print_fidelity(console: Console, checked: "Sequence[Checked]") -> None:
-    """Print predicted and measured figures at each load, and how far they are from each other."""
+    """Print predicted and measured figures at each load, and how far they are from each other.
+
+    Below each the same as predicted at the speed that was probed before it.
+    """
     table = _table(
         "the simulator against the real system: measured (predicted)",
         "system", "requests/s", "p50 ms", "p95 ms", "p99 ms", "MFLOP", "core ms",
         "p50", "p95", "p99", "cost", "core", "",
     )  # fmt: skip
     for each in checked:
-        seen, said, miss = each.measured, each.predicted, each.miss
-        pairs = (
-            (1e3 * seen.p50_s, 1e3 * said.p50_s),
-            (1e3 * seen.p95_s, 1e3 * said.p95_s),
-            (1e3 * seen.p99_s, 1e3 * said.p99_s),
-            (seen.cost / 1e6, said.cost / 1e6),
-            (1e3 * seen.device_s, 1e3 * said.device_s),
-        )
         table.add_row(
             each.system,
             f"{each.per_s:.1f}",
-            *(f"{one:.0f} ({other:.0f})" for one, other in pairs),
-            *(f"{one:+.0%}" for one in (miss.p50, miss.p95, miss.p99, miss.cost, miss.device)),
-            "met" if miss.within(LIMITS) else "missed",
+            *_fidelity_row(each.measured, each.predicted, each.miss),
+        )
+        steps, ways = ([getattr(pace, name) for pace in each.paces] for name in ("steps", "way"))
+        table.add_row(
+            "  at the probed speed",
+            f"x{median(steps):.2f} x{median(ways):.2f}",
+            *_fidelity_row(each.measured, each.at_pace, each.miss_at_pace),
+            style="dim",
+        )
+    console.print(table)
+    console.print("probed: steps, and all of a job that is not its steps, over the profile's.")
+    _print_parts(console, checked)
+
+
+def _fidelity_row(seen: Figures, said: Figures, miss: Miss) -> tuple[str, ...]:
+    pairs = (
+        (1e3 * seen.p50_s, 1e3 * said.p50_s),
+        (1e3 * seen.p95_s, 1e3 * said.p95_s),
+        (1e3 * seen.p99_s, 1e3 * said.p99_s),
+        (seen.cost / 1e6, said.cost / 1e6),
+        (1e3 * seen.device_s, 1e3 * said.device_s),
+    )
+    return (
+        *(f"{one:.0f} ({other:.0f})" for one, other in pairs),
+        *(f"{one:+.0%}" for one in (miss.p50, miss.p95, miss.p99, miss.cost, miss.device)),
+        "met" if miss.within(LIMITS) else "missed",
+    )
+
+
+def _print_parts(console: Console, checked: "Sequence[Checked]") -> None:
+    """Print where the time went, and where the simulator has it go."""
+    table = _table(
+        "where the time went: mean ms a request, measured (predicted at the probed speed)",
+        "system", "requests/s", "to and from the queue", "for a worker", "in it", "stages",
+    )  # fmt: skip
+    for each in checked:
+        seen, said = each.measured, each.at_pace
+        table.add_row(
+            each.system,
+            f"{each.per_s:.1f}",
+            *(
+                f"{1e3 * getattr(seen, name):.1f} ({1e3 * getattr(said, name):.1f})"
+                for name in ("door_s", "queued_s", "engine_s")
+            ),
+            f"{seen.stages:.2f} ({said.stages:.2f})",
         )
     console.print(table)
 

@@ -5,7 +5,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cascade.real_cluster import RealCluster, deployed, keep_replicas, running_cluster
@@ -13,6 +13,7 @@ from bench.cascade.real_console import say
 from bench.cascade.real_figures import Run
 from bench.cascade.real_load import replay
 from bench.cascade.real_prediction import Predictor
+from bench.cascade.real_probe import PROFILED, Pace, at_pace, probe
 from bench.cascade.real_systems import OURS, Wanted, gearfall, make_plans
 from bench.cascade.real_work import (
     Window,
@@ -107,9 +108,14 @@ class Site:
         say(f"round {number + 1}: {system}, {len(asks)} requests, {per_s:.1f}/s", began_s)
         return Run(system, number, found.outcomes, found.device_s)
 
-    def predict(self, system: str, per_s: float, seconds: float) -> Run:
-        """Return what the simulator says of such a run."""
-        return self.predictor.predict(self.plans[system], self.window, per_s, seconds, system)
+    async def probe(self) -> Pace:
+        """Measure how fast the cluster is now; nobody asks it for anything else meanwhile."""
+        return await probe(self.cluster.client, self.predictor.profile, self.predictor.workers)
+
+    def predict(self, system: str, per_s: float, seconds: float, pace: Pace = PROFILED) -> Run:
+        """Return what the simulator says of such a run, at the profile's speed or another."""
+        predictor = replace(self.predictor, profile=at_pace(self.predictor.profile, pace))
+        return predictor.predict(self.plans[system], self.window, per_s, seconds, system)
 
 
 @asynccontextmanager

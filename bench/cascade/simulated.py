@@ -4,6 +4,9 @@ Same cluster, profile and plan as `real`; each load is the trace squeezed to so 
 second. The simulator knows the profile and the arrivals. Here the profile's own questions are
 asked, each when the simulator has it come: what is compared is the simulator, not two draws of
 questions (`real` predicts its runs of the trace from other questions than it asks).
+
+Each load is predicted twice: at the speed of the profile, and at that which a probe with prompts of
+its own measured right before (`real_probe.py`).
 """
 
 import argparse
@@ -23,6 +26,7 @@ from bench.cascade.real_figures import (
     miss_of,
     over_rounds,
 )
+from bench.cascade.real_probe import Pace
 from bench.cascade.real_report import print_fidelity
 from bench.cascade.real_site import Settings, Site, site
 from bench.cascade.real_systems import LARGE, OURS
@@ -42,6 +46,10 @@ class Checked:
     per_s: float
     measured: Figures
     predicted: Figures
+    at_pace: Figures
+    """Predicted at the speed that was probed before each round; medians, as those measured."""
+    paces: tuple[Pace, ...]
+    """One each round."""
     rounds: tuple[Figures, ...]
     """As measured, one each."""
 
@@ -49,6 +57,11 @@ class Checked:
     def miss(self) -> Miss:
         """The prediction's errors."""
         return miss_of(self.predicted, self.measured)
+
+    @property
+    def miss_at_pace(self) -> Miss:
+        """Those of the prediction at the probed speed."""
+        return miss_of(self.at_pace, self.measured)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,9 +94,11 @@ async def check_simulator(
     highest = {OURS: there.highest_per_s, LARGE: there.large_per_s}
     cells = [(name, share * highest[name]) for name in systems for share in SHARES]
     runs: dict[tuple[str, float], list[Run]] = {cell: [] for cell in cells}
+    paces: dict[tuple[str, float], list[Pace]] = {cell: [] for cell in cells}
     for number in range(rounds):
         for at in rotated([str(place) for place in range(len(cells))], number):
             name, per_s = cells[int(at)]
+            paces[name, per_s].append(await there.probe())
             run = await there.measure(name, number, per_s, seconds, is_profiled=True)
             runs[name, per_s].append(run)
     return [
@@ -92,12 +107,19 @@ async def check_simulator(
             per_s,
             over_rounds(found, name),
             figures_of(there.predict(name, per_s, seconds)),
+            over_rounds([there.predict(name, per_s, seconds, each) for each in paces[cell]], name),
+            tuple(paces[cell]),
             tuple(figures_of(run) for run in found),
         )
-        for (name, per_s), found in runs.items()
+        for cell, found in runs.items()
+        for name, per_s in (cell,)
     ]
 
 
 def fidelity_json(each: Checked) -> Mapping[str, object]:
     """Return a load as it stands in the results."""
-    return {**asdict(each), "miss": asdict(each.miss)}
+    return {
+        **asdict(each),
+        "miss": asdict(each.miss),
+        "miss_at_pace": asdict(each.miss_at_pace),
+    }

@@ -1,5 +1,7 @@
 """Sums over requests and rounds, by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench.cascade.real_figures import (
@@ -92,11 +94,20 @@ def test_the_busiest_fifth_of_the_time():
 
 
 def test_how_far_a_prediction_is_off():
-    measured = Figures(10, 0.9, 100.0, 1.0, 2.0, 4.0, 8.0, 1.5)
-    predicted = Figures(10, 0.9, 110.0, 0.5, 1.9, 5.0, 8.0, 1.5)
+    measured = Figures(10, 0.9, 100.0, 1.0, 2.0, 4.0, 8.0, 1.5, 0.1, 0.2, 0.7)
+    predicted = Figures(10, 0.9, 110.0, 0.5, 1.9, 5.0, 8.0, 1.5, 0.1, 0.2, 0.7)
     miss = miss_of(predicted, measured)
     assert (miss.p50, miss.p95, miss.p99) == pytest.approx((-0.05, 0.25, 0.0))
     assert (miss.cost, miss.device) == pytest.approx((0.1, -0.5))
     assert miss.within({"p50": 0.05 + 1e-9, "cost": 0.1 + 1e-9})
     assert not miss.within({"p50": 0.04})
     assert not miss.within({"p95": 0.2})
+
+
+def test_the_parts_of_the_time_are_all_of_it():
+    first = replace(outcome(0.0), queued_s=0.1, engine_s=0.3)
+    run = Run("ours", 0, (first, replace(outcome(1.0), engine_s=0.2)), 1.0)
+    found = figures_of(run)
+    mean_s = sum(each.total_s for each in run.outcomes) / 2
+    assert (found.queued_s, found.engine_s) == pytest.approx((0.05, 0.25))
+    assert found.door_s == pytest.approx(mean_s - 0.3)

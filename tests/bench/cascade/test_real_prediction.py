@@ -74,6 +74,8 @@ def test_a_calm_run_has_the_profile_s_quality_and_cost_and_no_queue():
     assert 1 * 2 / 3 + 10 / 3 < found.cost < 1 + 10 / 3
     assert found.stages == pytest.approx(4 / 3)
     assert found.p50_s == pytest.approx(PREDICTOR.alone_s("s"))
+    assert found.queued_s == 0.0
+    assert found.door_s == pytest.approx(0.001 * found.stages)
 
 
 def test_too_much_for_the_largest_is_seen():
