@@ -12,7 +12,8 @@ from gearfall.core.ids import ModelName
 from gearfall.core.profile import Profile
 from gearfall.gears.profile_answers import beginnings
 from gearfall.simulation.answers import Query
-from gearfall.simulation.cascade_run import Arrival, run_cascades
+from gearfall.simulation.cascade_outcomes import Arrival
+from gearfall.simulation.cascade_run import run_cascades
 from gearfall.simulation.plan_latency import tokens_per_s
 from gearfall.simulation.profile_plan import mean_tokens, queries_of, served_on
 from gearfall.simulation.seats import FixedReplica

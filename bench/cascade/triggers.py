@@ -27,7 +27,8 @@ from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.gears.plan_build import TRIGGERS, WORTH
 from gearfall.simulation.answers import Answer, Query
-from gearfall.simulation.cascade_run import Arrival, run_cascades
+from gearfall.simulation.cascade_outcomes import Arrival
+from gearfall.simulation.cascade_run import run_cascades
 from gearfall.simulation.figures import quantile
 from gearfall.simulation.seats import FixedReplica
 from gearfall.simulation.step_engine import StepSpeed

@@ -13,12 +13,8 @@ from gearfall.core.profile import Profile
 from gearfall.gears.placement import Host
 from gearfall.gears.profile_answers import beginnings
 from gearfall.simulation.arrivals import gamma_times
-from gearfall.simulation.cascade_run import (
-    Answered,
-    Arrival,
-    CascadeRun,
-    run_cascades,
-)
+from gearfall.simulation.cascade_outcomes import Answered, Arrival, CascadeRun
+from gearfall.simulation.cascade_run import run_cascades
 from gearfall.simulation.figures import quantile
 from gearfall.simulation.profile_plan import mean_tokens, queries_of, served_on
 from gearfall.simulation.seats import FixedReplica

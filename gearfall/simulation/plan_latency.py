@@ -10,11 +10,8 @@ from gearfall.core.ids import ModelName
 from gearfall.gears.placement import Host, Placement
 from gearfall.simulation.answers import Query
 from gearfall.simulation.arrivals import gamma_times
-from gearfall.simulation.cascade_run import (
-    Arrival,
-    CascadeRun,
-    run_cascades,
-)
+from gearfall.simulation.cascade_outcomes import Arrival, CascadeRun
+from gearfall.simulation.cascade_run import run_cascades
 from gearfall.simulation.figures import quantile
 from gearfall.simulation.seats import FixedReplica
 from gearfall.simulation.step_engine import StepSpeed

@@ -9,7 +9,8 @@ from gearfall.core.gear_plan import Gear, Promise
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.simulation.answers import END, Answer
-from gearfall.simulation.cascade_run import Arrival, run_cascades
+from gearfall.simulation.cascade_outcomes import Arrival
+from gearfall.simulation.cascade_run import run_cascades
 from gearfall.simulation.seats import FixedReplica
 from gearfall.simulation.step_engine import StepSpeed
 
