@@ -23,6 +23,7 @@ from gearfall.core.gear_plan import GearPlan
 from gearfall.core.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.self_consistency import DEFAULT_TEMPERATURE, SelfConsistency
 from gearfall.core.streaming import (
     DEFAULT_HOLD_TOKENS,
     Streaming,
@@ -36,7 +37,10 @@ def deploy(
     name: Annotated[str, typer.Argument(help="Name that clients will ask for.")] = "",
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="MODEL:THRESHOLD for each stage in order, MODEL for the last."),
+        typer.Option(
+            help="MODEL:THRESHOLD for each stage in order, MODEL for the last; MODEL*3:THRESHOLD: "
+            "ask it three times and count the answers that are the same."
+        ),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="JSON with name, stages, certainty and the rest.")
@@ -211,15 +215,22 @@ def streaming_of(
 
 
 def parse_stage(text: str) -> Stage:
-    """Parse MODEL or MODEL:THRESHOLD; raise InvalidRequest when the threshold is no number."""
-    model, separator, threshold = text.partition(":")
-    if not separator:
-        return Stage(ModelName(model))
+    """Parse MODEL, MODEL:THRESHOLD or MODEL*SAMPLES:THRESHOLD.
+
+    Raises InvalidRequest when a threshold or a number of samples is no number.
+    """
+    asked, has_threshold, threshold = text.partition(":")
+    model, has_samples, samples = asked.partition("*")
     try:
-        return Stage(ModelName(model), float(threshold))
+        return Stage(
+            ModelName(model),
+            float(threshold) if has_threshold else None,
+            SelfConsistency(int(samples)) if has_samples else None,
+        )
     except ValueError:
         raise InvalidRequest(
-            f"--stage {text!r}: the part behind ':' must be a number", param="stage"
+            f"--stage {text!r}: MODEL:THRESHOLD, or MODEL*SAMPLES:THRESHOLD, in numbers",
+            param="stage",
         ) from None
 
 
@@ -276,11 +287,20 @@ def deployment_from_file(path: Path, name: str = "") -> DeploymentRecord:
         raise InvalidRequest(f"{path}: missing or wrong field: {error}", param="file") from error
 
 
+def _self_consistency(fields: dict[str, Any] | None) -> SelfConsistency | None:
+    if fields is None:
+        return None
+    return SelfConsistency(
+        int(fields["samples"]), float(fields.get("temperature", DEFAULT_TEMPERATURE))
+    )
+
+
 def _deployment(fields: dict[str, Any], name: str) -> DeploymentRecord:
     stages = tuple(
         Stage(
             ModelName(stage["model"]),
             None if stage.get("threshold") is None else float(stage["threshold"]),
+            _self_consistency(stage.get("self_consistency")),
         )
         for stage in fields["stages"]
     )

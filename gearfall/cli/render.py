@@ -80,11 +80,12 @@ def readiness_text(model: common_pb2.Model) -> str:
 
 
 def stages_text(deployment: common_pb2.Deployment) -> str:
-    """Return a cascade in one line: small <0.90> large."""
+    """Return a cascade in one line: small <0.90> large; small*3: of three answers."""
     parts = []
     for stage in deployment.stages:
+        several = f"*{stage.self_consistency.samples}" if stage.self_consistency.samples else ""
         bound = f" <{stage.threshold:.3f}>" if stage.HasField("threshold") else ""
-        parts.append(stage.model + bound)
+        parts.append(stage.model + several + bound)
     return " ".join(parts)
 
 

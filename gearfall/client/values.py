@@ -191,6 +191,10 @@ def _stage_from_pb(message: pb.StageReport) -> StageReport:
         accepted_draft_tokens=message.accepted_draft_tokens,
         device_s=message.device_s,
         start_s=message.start_s,
+        samples=message.samples,
+        agreeing=message.agreeing,
+        other_prompt_tokens=message.other_prompt_tokens,
+        other_completion_tokens=message.other_completion_tokens,
     )
 
 

@@ -66,6 +66,11 @@ def parse_measure(name: str) -> str:
     return name
 
 
+def answer_probability(logprobs: Sequence[float]) -> float:
+    """Return the probability of a whole answer by its model, in [0, 1]; 0 for one of no tokens."""
+    return measure_certainty("sequence_probability", logprobs, ())
+
+
 def measure_certainty(measure: str, logprobs: Sequence[float], margins: Sequence[float]) -> float:
     """Return the certainty of an answer by `measure`; an answer without tokens has certainty 0.
 

@@ -1,13 +1,15 @@
 """What a deployment must be whatever the cluster is like: refused by client and server alike."""
 
 import math
+from collections.abc import Sequence
 
 from gearfall.core.certainty import parse_measure
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.escalation import check_policy
 from gearfall.core.ids import ModelName, parse_name
-from gearfall.core.records import DeploymentRecord
-from gearfall.core.streaming import check_hold_tokens
+from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.self_consistency import check_self_consistency
+from gearfall.core.streaming import StreamMode, check_hold_tokens
 
 MAX_STAGES = 8
 MAX_REPLICAS = 1024
@@ -31,6 +33,21 @@ def check_deployment_shape(record: DeploymentRecord) -> None:
     _check_cache(record.cache_bytes)
     check_policy(record.escalation)
     check_hold_tokens(record.streaming.hold_tokens, "streaming.hold_tokens")
+    check_stream_mode(record.stages, record.streaming.mode, "streaming.mode")
+
+
+def check_stream_mode(stages: Sequence[Stage], mode: StreamMode, param: str) -> None:
+    """Raise InvalidRequest where stages that count equal answers would decide on beginnings."""
+    if mode is not StreamMode.EARLY:
+        return
+    counting = [each.model for each in stages if each.self_consistency]
+    if counting:
+        raise InvalidRequest(
+            f"{param} early decides on the first tokens of an answer, and {counting[0]} is decided "
+            "by how many whole answers are the same: ask for buffer or draft, or deploy a cascade "
+            "without self_consistency",
+            param=param,
+        )
 
 
 def _check_replicas(record: DeploymentRecord) -> None:
@@ -74,7 +91,21 @@ def _check_stages(record: DeploymentRecord) -> None:
                 param=f"{where}.model",
             )
         seen.add(stage.model)
-        _check_threshold(stage.threshold, position == len(record.stages) - 1, stage.model, where)
+        is_last = position == len(record.stages) - 1
+        _check_threshold(stage.threshold, is_last, stage.model, where)
+        _check_several(stage, is_last, where)
+
+
+def _check_several(stage: Stage, is_last: bool, where: str) -> None:
+    if stage.self_consistency is None:
+        return
+    if is_last:
+        raise InvalidRequest(
+            f"the last stage answers whatever its answers have in common: leave out the "
+            f"self_consistency of {stage.model}",
+            param=f"{where}.self_consistency",
+        )
+    check_self_consistency(stage.self_consistency, f"{where}.self_consistency")
 
 
 def _check_threshold(threshold: float | None, is_last: bool, model: ModelName, where: str) -> None:

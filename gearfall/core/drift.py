@@ -82,10 +82,10 @@ def tolerance(queries: float) -> float:
 
 
 def cascade_name(stages: Sequence[Stage]) -> str:
-    """Return a cascade in one word: `small:0.8,large`. Gears with the same one are one to watch."""
+    """Return a cascade in one word: `small:0.8,large`, `small*3:0.5,large` where three answers are
+    compared. Gears with the same one are one to watch."""
     return ",".join(
-        each.model if each.threshold is None else f"{each.model}:{each.threshold!r}"
-        for each in stages
+        str(each) if each.threshold is None else f"{each}:{each.threshold!r}" for each in stages
     )
 
 

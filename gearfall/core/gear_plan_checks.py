@@ -14,6 +14,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import FORMAT_VERSION, Gear, GearPlan, PlacedReplicas
 from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.records import Stage
+from gearfall.core.self_consistency import SelfConsistency, check_self_consistency
 from gearfall.core.streaming import check_hold_tokens
 
 MAX_PLAN_BYTES = 1_000_000
@@ -53,6 +54,7 @@ def check_plan(plan: GearPlan) -> None:
         check_calibration(calibration, f"calibrations.{name}")
     _check_gears("gears", plan.gears, plan.models)
     _check_placement("placement", plan.placement, plan.gears)
+    _check_counting(plan)
     lost = [variant.lost_node for variant in plan.variants]
     if len(set(lost)) != len(lost):
         raise _broken("variants", "one node is lost twice")
@@ -62,6 +64,25 @@ def check_plan(plan: GearPlan) -> None:
         _check_placement(f"{where}.placement", variant.placement, variant.gears)
         if any(placed.node == variant.lost_node for placed in variant.placement):
             raise _broken(f"{where}.placement", f"uses the lost node {variant.lost_node}")
+
+
+def _check_counting(plan: GearPlan) -> None:
+    several = counting_of(plan)
+    if plan.hold_tokens and several:
+        raise _broken(
+            "hold_tokens",
+            f"{plan.hold_tokens}, and a stage is decided by how many whole answers are the same: "
+            "plan with one of --hold-tokens and --samples",
+        )
+    if len(set(several)) > 1:
+        raise _broken("self_consistency", "stages differ in it; a plan has one for all that count")
+
+
+def counting_of(plan: GearPlan) -> list[SelfConsistency]:
+    """Return how the stages ask that count equal answers, those of variants too."""
+    ladders = (plan.gears, *(variant.gears for variant in plan.variants))
+    stages = (stage for gears in ladders for gear in gears for stage in gear.stages)
+    return [stage.self_consistency for stage in stages if stage.self_consistency]
 
 
 def _check_gears(where: str, gears: Sequence[Gear], models: Mapping[str, str]) -> None:
@@ -97,8 +118,12 @@ def _check_stages(where: str, stages: Sequence[Stage]) -> None:
         raise _broken(where, "a model stands in it twice")
     for stage in stages[:-1]:
         _check_number(where, stage.threshold, above=-1.0, most=1.0)
-    if stages[-1].threshold is not None:
-        raise _broken(where, "the last stage has no threshold: it always answers")
+        if stage.self_consistency is not None:
+            check_self_consistency(stage.self_consistency, f"gear plan, {where}.self_consistency")
+    if stages[-1].threshold is not None or stages[-1].self_consistency is not None:
+        raise _broken(
+            where, "the last stage has no threshold and no self_consistency: it always answers"
+        )
 
 
 def _check_promise(where: str, gear: Gear) -> None:

@@ -6,6 +6,7 @@ from enum import Enum
 from gearfall.core.escalation import EscalationPolicy
 from gearfall.core.ids import DeploymentName, JobId, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.job import Priority
+from gearfall.core.self_consistency import SelfConsistency
 from gearfall.core.streaming import Streaming
 
 
@@ -115,6 +116,23 @@ class Stage:
     model: ModelName
     threshold: float | None = None
     """Certainty in [0, 1] below which the answer goes up."""
+    self_consistency: SelfConsistency | None = None
+    """The threshold is about how many of several answers are the same; None: about the certainty
+    of one answer."""
+
+    @property
+    def asked(self) -> "AskedModel":
+        """The model and how it is asked."""
+        return self.model, self.self_consistency
+
+    def __str__(self) -> str:
+        """Return model and number of answers: `small`, `small*3`."""
+        several = self.self_consistency
+        return f"{self.model}*{several.samples}" if several else str(self.model)
+
+
+AskedModel = tuple[ModelName, SelfConsistency | None]
+"""A model as a stage asks it."""
 
 
 @dataclass(frozen=True, slots=True)

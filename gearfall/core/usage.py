@@ -43,6 +43,24 @@ class StageReport:
     """Of the answer that came up from the stage below, tokens that this stage's model verified."""
     accepted_draft_tokens: int = 0
     """Of those, how many it would have said itself: so many decode steps were saved."""
+    samples: int = 0
+    """Answers that were asked for, where the stage counts equal ones; 0: it looks at one. Cost and
+    device time are those of all, tokens and log-probabilities those of the one that is shown."""
+    agreeing: int = 0
+    """Of those, the ones that are the shown one, it included."""
+    other_prompt_tokens: int = 0
+    """Of the answers that are not shown."""
+    other_completion_tokens: int = 0
+
+    @property
+    def all_prompt_tokens(self) -> int:
+        """Of all answers."""
+        return self.prompt_tokens + self.other_prompt_tokens
+
+    @property
+    def all_completion_tokens(self) -> int:
+        """Of all answers."""
+        return self.completion_tokens + self.other_completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     total_prompt_tokens: int
-    """Of all stages, rejected drafts included."""
+    """Of all stages, rejected drafts and answers that were only counted included."""
     total_completion_tokens: int
     cost_flops: float
     cached_tokens: int = 0

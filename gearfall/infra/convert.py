@@ -20,6 +20,7 @@ from gearfall.core.records import (
     Tier,
 )
 from gearfall.core.sampling import SamplingParams
+from gearfall.core.self_consistency import DEFAULT_TEMPERATURE, SelfConsistency
 from gearfall.core.streaming import (
     DEFAULT_HOLD_TOKENS,
     Streaming,
@@ -286,11 +287,30 @@ def model_to_pb(
     )
 
 
+def _stage_to_pb(stage: Stage) -> pb.Stage:
+    message = pb.Stage(model=stage.model, threshold=stage.threshold)
+    if stage.self_consistency is not None:
+        message.self_consistency.samples = stage.self_consistency.samples
+        message.self_consistency.temperature = stage.self_consistency.temperature
+    return message
+
+
+def _stage_from_pb(message: pb.Stage) -> Stage:
+    asked = message.self_consistency
+    return Stage(
+        ModelName(message.model),
+        message.threshold if message.HasField("threshold") else None,
+        SelfConsistency(asked.samples, asked.temperature or DEFAULT_TEMPERATURE)
+        if message.HasField("self_consistency")
+        else None,
+    )
+
+
 def deployment_to_pb(record: DeploymentRecord, revision: int = 0) -> pb.Deployment:
     """Return the message for `record` at cluster state revision `revision`."""
     return pb.Deployment(
         name=record.name,
-        stages=[pb.Stage(model=stage.model, threshold=stage.threshold) for stage in record.stages],
+        stages=[_stage_to_pb(stage) for stage in record.stages],
         certainty=record.certainty,
         min_replicas=record.min_replicas,
         max_replicas=record.max_replicas,
@@ -312,13 +332,7 @@ def deployment_from_pb(message: pb.Deployment) -> DeploymentRecord:
     """Return the record as it was sent; the router validates it."""
     return DeploymentRecord(
         name=DeploymentName(message.name),
-        stages=tuple(
-            Stage(
-                ModelName(stage.model),
-                stage.threshold if stage.HasField("threshold") else None,
-            )
-            for stage in message.stages
-        ),
+        stages=tuple(_stage_from_pb(stage) for stage in message.stages),
         certainty=message.certainty,
         min_replicas=message.min_replicas,
         max_replicas=message.max_replicas,

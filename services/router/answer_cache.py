@@ -195,7 +195,7 @@ def _digest(
     gear: PinnedGear | None,
     models: Models,
 ) -> bytes:
-    if request.temperature == 0.0:
+    if request.temperature == 0.0 and not any(each.self_consistency for each in deployment.stages):
         request = replace(request, top_p=1.0, top_k=0, seed=None)
     asked = [
         (each.name, getattr(request, each.name))

@@ -13,11 +13,11 @@ from gearfall.core.records import DeploymentRecord
 from gearfall.core.streaming import StreamMode
 from services.router.answer_cache import AnswerCache, Flight, Ticket
 from services.router.answer_record import AnswerRecord, KeptAnswer, play
-from services.router.choice_run import RunContext
 from services.router.gear_board import PinnedGear
 from services.router.generation import ChoiceEnd, GenerationEvent, GenerationRequest
 from services.router.quality_metrics import CacheMetrics
 from services.router.quality_watch import QualityWatch
+from services.router.run_context import RunContext
 from services.router.running_request import Run, RunningRequest
 from services.router.shadow import GivenAnswer, Shadow, is_comparable, is_drawn
 from services.router.stage_plan import StagePlan

@@ -89,6 +89,10 @@ def _described(end: ChoiceEnd) -> dict[str, Any]:
                 "duration_s": report.duration_s,
                 "queued_s": report.queued_s,
                 "epochs": report.epochs,
+                "samples": report.samples,
+                "agreeing": report.agreeing,
+                "other_prompt_tokens": report.other_prompt_tokens,
+                "other_completion_tokens": report.other_completion_tokens,
                 "accepted": report.is_accepted,
                 "error": report.error or None,
             }

@@ -2,15 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
-from gearfall.core.calibration import Calibration
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
-from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
-from gearfall.core.job import GATHER_S, Job
-from gearfall.core.streaming import Streaming
+from gearfall.core.ids import JobId
 from gearfall.core.usage import StageReport, Usage
 from services.router.answer_text import AnswerPiece
 from services.router.cascade import (
@@ -30,58 +27,20 @@ from services.router.cascade import (
 )
 from services.router.cascade import Event as CascadeEvent
 from services.router.cascade import Replace as ReplaceText
-from services.router.cost_metrics import RequestCosts
-from services.router.drafting import draft_of
-from services.router.generation import (
-    ChoiceEnd,
-    GenerationEvent,
-    GenerationRequest,
-    Wait,
-)
-from services.router.jobs import JobTable
-from services.router.prospects import RequestProspects
+from services.router.counted_run import CountedRun, Sample
+from services.router.generation import ChoiceEnd
+from services.router.run_context import RunContext
 from services.router.shown_text import ShownText
 from services.router.stage_forecast import StageForecast
+from services.router.stage_jobs import AnyRun, AskedJob, Below, StageJobs
 from services.router.stage_plan import StagePlan, StageReady, StageUnfit
-from services.router.stage_run import Note, StageRun
+from services.router.stage_run import StageRun
 from services.router.stage_watch import StageWatch, Yardstick
 from services.router.stage_words import in_words, why_up
 from services.router.way_up import WayUp
 
 ANSWER_MARGIN_S = 0.05
 """Before the deadline: when a lower answer is given, so that it arrives in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunContext:
-    """What all choices of one request share."""
-
-    request_id: RequestId
-    router_id: RouterId
-    router_address: str
-    request: GenerationRequest
-    measure: str
-    calibrations: Mapping[str, Calibration]
-    """By model, in place of the measure."""
-    judged_tokens: int
-    """Of an answer, the first ones that its certainty is measured on; 0: all."""
-    seed: int
-    deadline_s: float
-    """On the loop's clock."""
-    deadline_unix_s: float
-    patience_s: float
-    """How long an append may wait for a queue that can't be reached."""
-    jobs: JobTable
-    next_job_id: Callable[[], JobId]
-    expected_start_s: Callable[[ModelName], float]
-    """0 when a replica is ready."""
-    start_error: Callable[[ModelName], str | None]
-    """Why a model can't start, if so."""
-    streaming: Streaming
-    prospects: RequestProspects
-    costs: RequestCosts
-    emit: Callable[[GenerationEvent], None]
-    note: Note
 
 
 class ChoiceRun:
@@ -100,8 +59,8 @@ class ChoiceRun:
         )
         self._reports: dict[int, StageReport] = {}
         """By stage, in the order they ran."""
-        self._below: tuple[StageReady, StageRun] | None = None
-        """The last stage that said something: its answer goes up as a draft."""
+        self._jobs = StageJobs(context, choice)
+        self._below: Below | None = None
         self._error: GearfallError | None = None
         self._shown = ShownText(choice, context.emit)
 
@@ -118,21 +77,24 @@ class ChoiceRun:
             self._conclude(StageFailed(plan.error), lambda _: report)
             return
         error = self._context.start_error(plan.host.name)
-        job_id = self._context.next_job_id()
-        stage_run = self._follow(plan, job_id)
+        stage_run, asked = self._follow(plan)
         if error is not None:
             stage_run.on_failed(cannot_start(plan.host.name, error))
         try:
             with self._lower_answer_in_time(stage_run):
-                if not stage_run.ended.done():
-                    with self._submitting(plan, job_id, stage_run):
+                if error is None:
+                    is_shown = self._state.is_shown_early and isinstance(stage_run, StageRun)
+                    with self._jobs.submitting(
+                        plan, stage_run, asked, self._below, is_shown=is_shown
+                    ):
                         await stage_run.ended
-                verdict = stage_run.ended.result()
+                verdict = await stage_run.ended
         finally:
-            self._context.jobs.close(job_id, "the request ended")
+            for job_id, _ in asked:
+                self._context.jobs.close(job_id, "the request ended")
             self._context.costs.spent(plan.record.name, stage_run.device_s, stage_run.cost_flops)
         if stage_run.token_ids:
-            self._below = plan, stage_run
+            self._below = Below(plan, stage_run.token_ids)
         timing = stage_run.timing()
         if timing is not None and isinstance(verdict, StageDone):
             self._context.prospects.learn(plan, timing, len(stage_run.token_ids))
@@ -142,77 +104,57 @@ class ChoiceRun:
             )
         self._conclude(verdict, lambda accepted: stage_run.report(is_accepted=accepted))
 
-    @contextlib.contextmanager
-    def _submitting(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> Iterator[None]:
-        """Submit the stage's job meanwhile; the stage may end while the queue can't be reached."""
-
-        def pass_on(task: asyncio.Task[None]) -> None:
-            error = None if task.cancelled() else task.exception()
-            if error is not None and not stage_run.ended.done():
-                stage_run.ended.set_exception(error)
-
-        submitting = asyncio.create_task(
-            self._submit(plan, job_id, stage_run), name=f"submit-{job_id}"
-        )
-        submitting.add_done_callback(pass_on)
-        try:
-            yield
-        finally:
-            submitting.cancel()
-
-    async def _submit(self, plan: StageReady, job_id: JobId, stage_run: StageRun) -> None:
-        context, model = self._context, plan.host.name
-        expected_s = context.expected_start_s(model)
-        if expected_s > 0:
-            stage_run.start_s = context.prospects.charge_start(plan)
-            context.costs.started(stage_run.start_s)
-        waits = f"start expected in {expected_s:.2f} s" if expected_s > 0 else "a replica is ready"
-        context.note("queued", f"{model}, {waits}", model=model, predicted_s=expected_s)
-        if expected_s > 0:
-            context.emit(Wait(self._choice, model, expected_s))
-        job = Job(
-            job_id=job_id,
-            request_id=context.request_id,
-            model=model,
-            epoch=Epoch(1),
-            router_id=context.router_id,
-            router_address=context.router_address,
-            prompt_token_ids=plan.prompt_token_ids,
-            generated_token_ids=(),
-            sampling=plan.sampling(context.request, self._seed()),
-            deadline_unix_s=context.deadline_unix_s,
-            priority=context.request.priority,
-            tenant=context.request.tenant,
-            adapter=plan.adapter,
-            draft_token_ids=await self._draft(plan),
-            gather_s=0.0 if self._state.is_shown_early else GATHER_S,
-        )
-        try:
-            await context.jobs.submit(
-                job, stage_run, deadline_s=context.deadline_s, patience_s=context.patience_s
-            )
-        except GearfallError as error:
-            stage_run.on_failed(error)
-
-    async def _draft(self, plan: StageReady) -> tuple[int, ...]:
-        if self._below is None:
-            return ()
-        request, (below, answer) = self._context.request, self._below
-        prompt = request.prompts[self._choice // request.n]
-        return await draft_of(below, answer.token_ids, plan, prompt)
-
-    def _follow(self, plan: StageReady, job_id: JobId) -> StageRun:
+    def _follow(self, plan: StageReady) -> tuple[AnyRun, Sequence[AskedJob]]:
+        """Return the stage as it is followed, and its jobs with their listeners."""
+        if plan.stage.self_consistency is not None and not self._state.is_settled:
+            return self._follow_several(plan, plan.stage.self_consistency.samples)
+        job_id = self._context.next_job_id()
         calibration = self._context.calibrations.get(plan.record.name)
         yardstick = Yardstick(self._context.measure, calibration, self._context.judged_tokens)
+        run = self._stage_run(
+            plan,
+            job_id,
+            self._on_piece,
+            yardstick,
+            watch=self._watch(plan, yardstick),
+            forecast=self._forecast(plan, yardstick),
+        )
+        return run, ((job_id, run),)
+
+    def _follow_several(self, plan: StageReady, count: int) -> tuple[AnyRun, Sequence[AskedJob]]:
+        samples = []
+        for _ in range(count):
+            job_id, pieces = self._context.next_job_id(), list[AnswerPiece]()
+            run = self._stage_run(plan, job_id, pieces.append, Yardstick(self._context.measure))
+            samples.append(Sample(job_id, run, pieces))
+        counted = CountedRun(
+            samples,
+            rule=self._context.agreement_rule,
+            threshold=plan.stage.threshold or 0.0,
+            on_piece=self._on_piece,
+            close_job=self._context.jobs.close,
+        )
+        return counted, [(each.job_id, each.run) for each in samples]
+
+    def _stage_run(
+        self,
+        plan: StageReady,
+        job_id: JobId,
+        on_piece: Callable[[AnswerPiece], None],
+        yardstick: Yardstick,
+        *,
+        watch: StageWatch | None = None,
+        forecast: StageForecast | None = None,
+    ) -> StageRun:
         return StageRun(
             plan,
             self._context.request,
             job_id,
             yardstick=yardstick,
-            watch=self._watch(plan, yardstick),
-            forecast=self._forecast(plan, yardstick),
+            watch=watch,
+            forecast=forecast,
             on_falling=partial(self._hint, self._state.index),
-            on_piece=self._on_piece,
+            on_piece=on_piece,
             on_beginning=self._on_beginning,
             close_job=self._context.jobs.close,
             note=self._context.note,
@@ -246,17 +188,15 @@ class ChoiceRun:
         if not self._state.is_settled:
             self._way.hint(index)
 
-    def _seed(self) -> int:
-        """Choices of one prompt differ; the same choice of another prompt draws the same."""
-        return (self._context.seed + self._choice % self._context.request.n) % 2**64
-
     def _left_s(self) -> float:
         return self._context.deadline_s - asyncio.get_running_loop().time()
 
     @contextlib.contextmanager
-    def _lower_answer_in_time(self, stage_run: StageRun) -> Iterator[None]:
-        """End the stage a little before the deadline where a lower answer can be given then."""
-        if self._state.draft is None or not self._way.gives_lower_at_deadline:
+    def _lower_answer_in_time(self, stage_run: AnyRun) -> Iterator[None]:
+        """End the stage a little before the deadline where a lower answer can be given then, or one
+        of several that it has."""
+        may_have = self._state.draft is not None or isinstance(stage_run, CountedRun)
+        if not (may_have and self._way.gives_lower_at_deadline):
             yield
             return
         loop, error = asyncio.get_running_loop(), DeadlineExceeded("no answer before the deadline")
@@ -267,8 +207,8 @@ class ChoiceRun:
         finally:
             timer.cancel()
 
-    def _end_for_lower(self, stage_run: StageRun, error: GearfallError) -> None:
-        if self._state.draft is not None:
+    def _end_for_lower(self, stage_run: AnyRun, error: GearfallError) -> None:
+        if self._state.draft is not None or stage_run.has_answer:
             stage_run.on_failed(error)
 
     def _conclude(self, verdict: Verdict, report: Callable[[bool], StageReport]) -> None:
@@ -326,8 +266,8 @@ class ChoiceRun:
         usage = Usage(
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
-            total_prompt_tokens=sum(each.prompt_tokens for each in reports),
-            total_completion_tokens=sum(each.completion_tokens for each in reports),
+            total_prompt_tokens=sum(each.all_prompt_tokens for each in reports),
+            total_completion_tokens=sum(each.all_completion_tokens for each in reports),
             cost_flops=sum(each.cost_flops for each in reports),
             cached_tokens=answer.cached_tokens,
             device_s=sum(each.device_s for each in reports),

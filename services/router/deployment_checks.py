@@ -7,7 +7,7 @@ checked.
 from collections import Counter
 from collections.abc import Mapping
 
-from gearfall.core.deployment import check_deployment_shape
+from gearfall.core.deployment import check_deployment_shape, check_stream_mode
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.ids import DeploymentName, ModelName
@@ -146,7 +146,10 @@ def promised_p95_s(plan: GearPlan) -> list[float]:
 def check_plan_fits(
     plan: GearPlan, record: DeploymentRecord, models: Mapping[ModelName, ModelRecord]
 ) -> None:
-    """Raise InvalidRequest for a plan of another deployment, or about other checkpoints."""
+    """Raise InvalidRequest for a plan of another deployment, about other checkpoints, or whose
+    stages can't be decided as the deployment streams."""
+    for gear in (*plan.gears, *(gear for each in plan.variants for gear in each.gears)):
+        check_stream_mode(gear.stages, record.streaming.mode, "streaming.mode")
     if plan.name != record.name:
         raise InvalidRequest(
             f"the gear plan is for {plan.name}, the deployment is {record.name}: plan with "

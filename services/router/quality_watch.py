@@ -244,7 +244,8 @@ class QualityWatch:
 
     def _show(self, record: DriftRecord) -> None:
         if record.times:
-            models = [part.partition(":")[0] for part in record.cascade.split(",")]
+            names = [part.partition(":")[0] for part in record.cascade.split(",")]
+            models = [name.partition("*")[0] for name in names]
             for model, threshold in zip(models, record.thresholds, strict=False):
                 labels = (record.name, record.cascade, model)
                 self._metrics.tightened.labels(*labels).set(threshold)

@@ -163,6 +163,10 @@ def _report_to_pb(report: StageReport) -> pb.StageReport:
         accepted_draft_tokens=report.accepted_draft_tokens,
         device_s=report.device_s,
         start_s=report.start_s,
+        samples=report.samples,
+        agreeing=report.agreeing,
+        other_prompt_tokens=report.other_prompt_tokens,
+        other_completion_tokens=report.other_completion_tokens,
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from gearfall.core.agreement import EXACT
+from gearfall.core.deployment import check_stream_mode
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
 from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
 from gearfall.core.job import Priority
@@ -15,7 +17,7 @@ from gearfall.core.streaming import resolve_streaming
 from gearfall.infra.cluster import Cluster
 from services.router.admission import Admission
 from services.router.answer_desk import AnswerDesk
-from services.router.choice_run import ChoiceRun, RunContext, cannot_start
+from services.router.choice_run import ChoiceRun, cannot_start
 from services.router.gear_board import GearBoard, PinnedGear
 from services.router.generation import GenerationRequest
 from services.router.jobs import JobTable
@@ -23,6 +25,7 @@ from services.router.metrics import RouterMetrics
 from services.router.prospects import Prospects, ScheduleWishes
 from services.router.request_log import RequestEvent, RequestLog
 from services.router.resolving import resolve
+from services.router.run_context import RunContext
 from services.router.running_request import RunningRequest
 from services.router.stage_plan import StagePlan, StageReady, plan_stages
 from services.router.starts import StartHistory, expected_start_s, is_ready
@@ -110,6 +113,7 @@ class RouterService:
             request.hold_tokens,
             gear.hold_tokens if gear else 0,
         )
+        check_stream_mode(deployment.stages, streaming.mode, "stream_mode")
         deployment = replace(deployment, streaming=streaming)
         request_id = RequestId(request.request_id or self._draw_id())
         if request_id in self._running:
@@ -259,6 +263,7 @@ class RouterService:
             measure=deployment.certainty,
             calibrations=gear.calibrations if gear else {},
             judged_tokens=gear.hold_tokens if gear else 0,
+            agreement_rule=gear.agreement_rule if gear else EXACT,
             seed=running.seed,
             deadline_s=asyncio.get_running_loop().time() + timeout_s,
             deadline_unix_s=time.time() + timeout_s,

@@ -22,11 +22,12 @@ from gearfall.core.job import Priority
 from gearfall.core.records import DeploymentRecord
 from services.router.answer_record import AnswerRecord
 from services.router.background import Background
-from services.router.choice_run import ChoiceRun, RunContext
+from services.router.choice_run import ChoiceRun
 from services.router.cost_metrics import RequestCosts
 from services.router.gear_board import PinnedGear
 from services.router.generation import ChoiceEnd, GenerationEvent, GenerationRequest
 from services.router.quality_metrics import QualityMetrics
+from services.router.run_context import RunContext
 from services.router.stage_plan import StagePlan
 
 MAX_AT_ONCE = 2

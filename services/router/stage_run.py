@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
+from gearfall.core.certainty import answer_probability
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
 from gearfall.core.ids import Epoch, JobId, WorkerId
 from gearfall.core.job import FinishReason, TokenRun
@@ -222,6 +223,21 @@ class StageRun:
             start_s=self.start_s,
             spared_tokens=max(0, self._plan.max_tokens - completion) if is_stopped else 0,
         )
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether some worker took the job."""
+        return self._owners > 0
+
+    @property
+    def has_answer(self) -> bool:
+        """No: one job has none before it has ended."""
+        return False
+
+    @property
+    def probability(self) -> float:
+        """Of the answer so far by its model, in [0, 1]."""
+        return answer_probability(self._logprobs)
 
     @property
     def _wrong_draft_tokens(self) -> int:

@@ -10,6 +10,8 @@ def in_words(report: StageReport) -> str:
     certainty = "" if report.certainty is None else f", certainty {report.certainty:.4f}"
     if report.stopped_early:
         certainty += f", stopped there, at most {report.spared_tokens} tokens spared"
+    if report.samples:
+        certainty += f", {report.agreeing} of {report.samples} answers the same"
     owners = "" if report.epochs <= 1 else f", by {report.epochs} owners one after the other"
     if report.draft_tokens:
         right = report.accepted_draft_tokens

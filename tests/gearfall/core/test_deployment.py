@@ -7,6 +7,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.escalation import AtOverload, EscalationPolicy, check_has_target
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.self_consistency import SelfConsistency
 from gearfall.core.streaming import MAX_HOLD_TOKENS, Streaming, StreamMode
 
 NAN = float("nan")
@@ -17,10 +18,19 @@ def deployment(*stages, name="both", **fields) -> DeploymentRecord:
     return DeploymentRecord(DeploymentName(name), built or (Stage(ModelName("large")),), **fields)
 
 
+def counting(samples: int, temperature: float = 0.7, **fields) -> DeploymentRecord:
+    """A cascade whose first stage counts equal answers."""
+    asked = SelfConsistency(samples, temperature)
+    stages = (Stage(ModelName("small"), 0.5, asked), Stage(ModelName("large")))
+    return replace(deployment(**fields), stages=stages)
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
         deployment(),
+        counting(2),
+        counting(8, 2.0, streaming=Streaming(StreamMode.DRAFT)),
         deployment(("small", 0.0), ("large", None)),
         deployment(("small", 1.0), ("large", None), min_replicas=3, max_replicas=3),
         deployment(keep_alive_s=0.0, target_jobs=8, target_queued_tokens=4096),
@@ -48,6 +58,18 @@ def test_what_can_work_is_taken(wanted):
         (deployment(("a", -0.1), ("b", None)), "stages[0].threshold", "it has -0.1"),
         (deployment(("a", NAN), ("b", None)), "stages[0].threshold", "it has nan"),
         (deployment(("a", 0.5)), "stages[0].threshold", "leave out that of a"),
+        (counting(9), "stages[0].self_consistency.samples", "9 must be between 2 and 8"),
+        (counting(3, 0.0), "stages[0].self_consistency.temperature", "above 0"),
+        (
+            counting(3, streaming=Streaming(StreamMode.EARLY)),
+            "streaming.mode",
+            "small is decided by how many whole answers are the same: ask for buffer or draft",
+        ),
+        (
+            replace(deployment(), stages=(Stage(ModelName("a"), None, SelfConsistency(3)),)),
+            "stages[0].self_consistency",
+            "leave out the self_consistency of a",
+        ),
         (deployment(min_replicas=2, max_replicas=1), "max_replicas", "below min_replicas 2"),
         (deployment(min_replicas=-1), "min_replicas", "-1 must be between 0"),
         (deployment(max_replicas=0), "max_replicas", "0 must be between 1"),

@@ -18,9 +18,10 @@ from gearfall.core.gear_plan import (
     plan_diff,
     plan_text,
 )
-from gearfall.core.gear_plan_checks import check_plan, parse_plan
+from gearfall.core.gear_plan_checks import check_plan, counting_of, parse_plan
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
+from gearfall.core.self_consistency import SelfConsistency
 
 SMALL, LARGE = ModelName("small"), ModelName("large")
 LOST = "node-2"
@@ -81,6 +82,21 @@ def with_gear(**changes) -> GearPlan:
     return replace(PLAN, gears=(replace(gear(), **changes), last()))
 
 
+COUNTING = Stage(SMALL, 0.5, SelfConsistency(3))
+OTHERWISE = (replace(COUNTING, self_consistency=SelfConsistency(3, 1.0)), Stage(LARGE))
+
+
+def with_stages(first: Stage, **changes) -> GearPlan:
+    return replace(with_gear(stages=(first, Stage(LARGE))), **changes)
+
+
+def test_a_plan_may_count_equal_answers():
+    plan = with_stages(COUNTING)
+    assert parse_plan(plan_text(plan)) == plan
+    assert counting_of(plan) == [SelfConsistency(3)]
+    assert counting_of(PLAN) == []
+
+
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
@@ -92,6 +108,19 @@ def with_gear(**changes) -> GearPlan:
         (with_gear(promise=promise(agreement=(0.9, 0.9), accepted=(5, 5))), "but the last"),
         (with_gear(promise=promise(agreement=(None,), accepted=(5,))), "5 answers"),
         (with_gear(promise=promise(agreement=(1.5,), accepted=(5,))), "agreement: 1.5"),
+        (with_stages(COUNTING, hold_tokens=8), "one of --hold-tokens and --samples"),
+        (with_stages(replace(COUNTING, self_consistency=SelfConsistency(9))), "9 must be between"),
+        (
+            replace(
+                with_stages(COUNTING),
+                variants=(Variant(LOST, (replace(LEFT, stages=OTHERWISE), last()), PLACED[:2]),),
+            ),
+            "stages differ in it",
+        ),
+        (
+            with_gear(stages=(Stage(SMALL, 0.5), Stage(LARGE, None, SelfConsistency(3)))),
+            "no threshold and no self_consistency",
+        ),
         (replace(PLAN, models={}), "name each model"),
         (replace(PLAN, models={"small": "a"}), "large is not among"),
         (replace(PLAN, gears=()), "0 gears"),
