@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from gearfall.core.profile import Profile, parse_profile
 
 if TYPE_CHECKING:  # the extra `planner` brings its libraries; the other commands do without
     from gearfall.gears.placement import Host
+    from gearfall.simulation.profile_plan import PlanRequest
 
 
 def plan(
@@ -45,6 +47,13 @@ def plan(
     hold_tokens: Annotated[
         int,
         typer.Option(help="Decide stages on so many first tokens, as stream mode early does."),
+    ] = 0,
+    samples: Annotated[
+        int,
+        typer.Option(
+            help="Let stages ask so often and count the answers that are the same, where that is "
+            "cheaper; prints the plan without it too. 0: none does."
+        ),
     ] = 0,
     calibrate: Annotated[bool, typer.Option(help="Map certainty to P(right).")] = True,
     out: Annotated[Path | None, typer.Option(help="Where the plan goes.")] = None,
@@ -78,7 +87,8 @@ def plan(
     version = parse_plan(out.read_bytes()).version + 1 if out and out.exists() else 1
     request = PlanRequest(
         name, version, time.time(), target, tuple(load or ()), is_calibrated=calibrate,
-        hold_tokens=hold_tokens, requests=requests, cv=cv, keep_alive_s=keep_alive,
+        hold_tokens=hold_tokens, samples=samples, requests=requests, cv=cv,
+        keep_alive_s=keep_alive,
     )  # fmt: skip
     measured = parse_profile(profile.read_bytes())
     with connect(server) as client:
@@ -89,6 +99,8 @@ def plan(
         incoming.write_text(plan_text(made))
         incoming.replace(out)
     print_plan(made, as_json=as_json)
+    if samples and not as_json:
+        _print_without(measured, hosts, request)
     if plots is not None:
         written = _plot(plots, made, measured, hosts, trace, cv)
         if not as_json:
@@ -132,8 +144,29 @@ def print_plan(plan: GearPlan, *, as_json: bool) -> None:
     if as_json:
         print_json({"plan": plan_text(plan)})
         return
+    _print_gears(f"{plan.name} version {plan.version}: {plan.target}", plan)
+    for placed in plan.placement:
+        console.print(f"  {placed.node}: {placed.count} x {placed.model}", highlight=False)
+    for line in plan.assumptions:
+        console.print(f"  assumes: {line}", highlight=False)
+
+
+def _print_without(profile: Profile, hosts: "dict[Host, str]", request: "PlanRequest") -> None:
+    """Print what the plan would be if no stage counted equal answers."""
+    from gearfall.simulation.profile_plan import plan_from_profile
+
+    title = "the same without stages that count equal answers"
+    try:
+        made = plan_from_profile(profile, hosts, replace(request, samples=0))
+    except InvalidRequest as error:
+        console.print(f"{title}: {error.message}", highlight=False)
+    else:
+        _print_gears(title, made)
+
+
+def _print_gears(title: str, plan: GearPlan) -> None:
     print_table(
-        f"{plan.name} version {plan.version}: {plan.target}",
+        title,
         ("load, tokens/s>", "cascade", "quality>", "certified>", f"{plan.cost_unit}>", "p95>"),
         [
             (
@@ -147,10 +180,6 @@ def print_plan(plan: GearPlan, *, as_json: bool) -> None:
             for gear in plan.gears
         ],
     )
-    for placed in plan.placement:
-        console.print(f"  {placed.node}: {placed.count} x {placed.model}", highlight=False)
-    for line in plan.assumptions:
-        console.print(f"  assumes: {line}", highlight=False)
 
 
 def _certified_text(gear: Gear) -> str:
@@ -165,7 +194,7 @@ def _stages_text(gear: Gear) -> str:
     """Return a cascade in one line: small <0.900> large."""
     bounds = [f" <{each.threshold:.3f}>" if each.threshold else "" for each in gear.stages]
     pairs = zip(gear.stages, bounds, strict=True)
-    return " ".join(f"{stage.model}{bound}" for stage, bound in pairs)
+    return " ".join(f"{stage}{bound}" for stage, bound in pairs)
 
 
 def _print_diff(old: GearPlan, new: GearPlan, *, as_json: bool) -> None:

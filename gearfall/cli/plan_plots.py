@@ -9,8 +9,10 @@ from gearfall.cli.figure_files import save_figure
 from gearfall.cli.reliability_plots import write_reliability
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import GearPlan
+from gearfall.core.gear_plan_checks import counting_of
 from gearfall.core.profile import Profile
 from gearfall.gears.answers import ModelAnswers
+from gearfall.gears.counted_answers import counted_of
 from gearfall.gears.profile_answers import (
     answers_of,
     beginnings,
@@ -34,7 +36,9 @@ def write_plan_plots(
     rows = order[len(learning(order)) :]
     judged = beginnings(profile, plan.hold_tokens)
     certainties = certainties_of(judged, plan.calibrations, plan.certainty)
-    tested = [each.take(rows) for each in answers_of(profile, certainties)]
+    columns = answers_of(profile, certainties, hold_tokens=plan.hold_tokens)
+    columns += counted_of(profile, next(iter(counting_of(plan)), None))
+    tested = [each.take(rows) for each in columns]
     written = save_figure(_front(plan, tested), directory, "front")
     written += save_figure(_day(plan, day), directory, "gears")
     try:
@@ -55,6 +59,8 @@ def _front(plan: GearPlan, tested: Sequence[ModelAnswers]) -> Figure:
         label="best cascades in hindsight",
     )
     for each in tested:
+        if each.several:
+            continue
         cost, quality = float(each.cost.mean()), float(each.correct.mean())
         axes.scatter([cost], [quality], marker="s", color="0.4", zorder=3)
         axes.annotate(f"{each.model} alone", (cost, quality), (6, -12), textcoords="offset points")

@@ -18,6 +18,7 @@ from gearfall.client import AsyncClient
 from gearfall.core.certainty import measure_certainty
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import Generation, Profile, ProfiledModel, parse_profile, profile_text
+from gearfall.core.self_consistency import MAX_SAMPLES
 from gearfall.profiling.csv_import import import_csv
 from gearfall.profiling.measure import MeasureSettings, profile_model
 from gearfall.profiling.queries import LabelledQuery, agreement_rule, parse_queries
@@ -37,7 +38,10 @@ def profile(
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
     at_once: Annotated[int, typer.Option(min=1, help="Queries asked at the same time.")] = 8,
     samples: Annotated[
-        int, typer.Option(min=0, help="Answers drawn beside each one, to see how many agree.")
+        int,
+        typer.Option(
+            min=0, max=MAX_SAMPLES - 1, help="Answers drawn beside each one, to count equal ones."
+        ),
     ] = 0,
     starts: Annotated[
         int, typer.Option(min=0, help="Times that each model is let go and started again.")

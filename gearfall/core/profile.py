@@ -11,6 +11,7 @@ import msgspec
 
 from gearfall.core.agreement import parse_rule
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.self_consistency import DEFAULT_TEMPERATURE
 
 FORMAT_VERSION = 1
 MAX_PROFILE_BYTES = 1 << 30
@@ -42,6 +43,19 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnAnswer:
+    """An answer that was drawn at random beside the usual one."""
+
+    answer_key: str
+    """As that of `Generation`."""
+    quality: float
+    cost: float
+    output_tokens: int
+    probability: float
+    """Of the answer by its model, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """One model's answer to one query."""
 
@@ -61,11 +75,8 @@ class Generation:
     """`agreement.answer_key` of the text by the profile's rule; empty where the text is unknown."""
     token_ids: tuple[int, ...] = ()
     """Of the text; what ended the answer is not among them. Empty where they are unknown."""
-    agreement: float | None = None
-    """Self-consistency: share of answers drawn at random that agree with this one, by the profile's
-    rule; None where none were drawn."""
-    agreement_cost: float = 0.0
-    """Of drawing them, beside `cost`."""
+    drawn: tuple[DrawnAnswer, ...] = ()
+    """For self-consistency, in the order of their seeds; empty where none were drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,8 @@ class Profile:
     format_version: int = FORMAT_VERSION
     agreement_rule: str = "exact"
     """By which `answer_key`s were made."""
+    drawn_temperature: float = DEFAULT_TEMPERATURE
+    """Of all drawn answers."""
 
     def model(self, name: str) -> ProfiledModel:
         """Return one model. Raises InvalidRequest naming those that are there."""
@@ -177,15 +190,24 @@ def _check_generation(where: str, each: Generation) -> None:
         raise _broken(where, f"{len(each.logprobs)} logprobs and {len(each.margins)} margins")
     _check_range(f"{where}: logprobs", each.logprobs, *LOGPROBS)
     _check_range(f"{where}: margins", each.margins, *MARGINS)
-    _check_number(f"{where}: agreement_cost", each.agreement_cost)
-    if each.agreement is not None:
-        _check_number(f"{where}: agreement", each.agreement, most=1.0)
+    for number, drawn in enumerate(each.drawn):
+        _check_drawn(f"{where}: drawn[{number}]", drawn)
     if each.certainty is not None:
         _check_number(f"{where}: certainty", each.certainty, most=1.0)
         if each.logprobs:
             raise _broken(where, "both logprobs and a certainty: leave one of them out")
     elif not each.logprobs and each.output_tokens:
         raise _broken(where, "neither logprobs nor a certainty: one of them is needed")
+
+
+def _check_drawn(where: str, each: DrawnAnswer) -> None:
+    if not each.answer_key:
+        raise _broken(f"{where}.answer_key", "empty; nothing can be compared with it")
+    _check_number(f"{where}.quality", each.quality, most=1.0)
+    _check_number(f"{where}.cost", each.cost)
+    _check_number(f"{where}.probability", each.probability, most=1.0)
+    if not 0 <= each.output_tokens <= MAX_TOKENS:
+        raise _broken(f"{where}.output_tokens", f"must be in 0 to {MAX_TOKENS}")
 
 
 def _check_unique(where: str, names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gearfall.core.gear_plan import Gear, GearPlan
-from gearfall.core.records import Stage
+from gearfall.core.records import AskedModel, Stage
 from gearfall.gears.answers import FloatArray
 
 
@@ -24,11 +24,13 @@ class KeyedAnswers:
     """Equal for equal texts."""
 
 
-def with_agreement(plan: GearPlan, answers: Mapping[str, KeyedAnswers], rule: str) -> GearPlan:
+def with_agreement(
+    plan: GearPlan, answers: Mapping[AskedModel, KeyedAnswers], rule: str
+) -> GearPlan:
     """Return the plan with the agreement of each gear's stages, those of variants included.
 
-    answers: by model, to queries that chose nothing of the plan. Gears with a model that is not
-    among them promise nothing about agreement.
+    answers: by model as it is asked, to queries that chose nothing of the plan. Gears with a model
+    that is not among them promise nothing about agreement.
     """
     variants = tuple(
         replace(each, gears=tuple(_promised(gear, answers) for gear in each.gears))
@@ -38,8 +40,8 @@ def with_agreement(plan: GearPlan, answers: Mapping[str, KeyedAnswers], rule: st
     return replace(plan, gears=gears, variants=variants, agreement_rule=rule)
 
 
-def _promised(gear: Gear, answers: Mapping[str, KeyedAnswers]) -> Gear:
-    if len(gear.stages) == 1 or any(stage.model not in answers for stage in gear.stages):
+def _promised(gear: Gear, answers: Mapping[AskedModel, KeyedAnswers]) -> Gear:
+    if len(gear.stages) == 1 or any(stage.asked not in answers for stage in gear.stages):
         return gear
     found = agreement_of(gear.stages, answers)
     promise = replace(
@@ -51,17 +53,17 @@ def _promised(gear: Gear, answers: Mapping[str, KeyedAnswers]) -> Gear:
 
 
 def agreement_of(
-    stages: Sequence[Stage], answers: Mapping[str, KeyedAnswers]
+    stages: Sequence[Stage], answers: Mapping[AskedModel, KeyedAnswers]
 ) -> tuple[tuple[float | None, int], ...]:
     """Return (share that agrees with the last stage, answers accepted) of each stage but the last.
 
     The share is None where nothing is accepted.
     """
-    last = answers[stages[-1].model].keys
+    last = answers[stages[-1].asked].keys
     there = np.ones(len(last), dtype=bool)
     found: list[tuple[float | None, int]] = []
     for stage in stages[:-1]:
-        of = answers[stage.model]
+        of = answers[stage.asked]
         accepted = there & (of.certainty >= (stage.threshold or 0.0))
         count = int(accepted.sum())
         share = float((of.keys[accepted] == last[accepted]).mean()) if count else None

@@ -1,7 +1,7 @@
 """What each model answered to the same queries: right or not, how certain, at what cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
+from gearfall.core.records import AskedModel
+from gearfall.core.self_consistency import SelfConsistency
 
 FloatArray = npt.NDArray[np.float64]
 MIN_QUERIES = 20
@@ -27,6 +29,20 @@ class ModelAnswers:
     """In [0, 1], as the router would measure it."""
     cost: FloatArray
     """Of computing each answer, prompt included; any one unit for all models, above 0."""
+    several: SelfConsistency | None = None
+    """Where the model is asked several times: how. All arrays are then about that."""
+    cost_up: FloatArray | None = None
+    """What is spent on each answer if it goes up; None: `cost`. Above 0 and at most `cost`."""
+
+    @property
+    def asked(self) -> AskedModel:
+        """As `Stage.asked`."""
+        return self.model, self.several
+
+    @property
+    def spent_up(self) -> FloatArray:
+        """Spent on each answer if it goes up."""
+        return self.cost if self.cost_up is None else self.cost_up
 
     @property
     def count(self) -> int:
@@ -35,22 +51,33 @@ class ModelAnswers:
 
     def take(self, rows: npt.NDArray[np.intp]) -> "ModelAnswers":
         """Return the answers to some of the queries."""
-        return ModelAnswers(self.model, self.correct[rows], self.certainty[rows], self.cost[rows])
+        return replace(
+            self,
+            correct=self.correct[rows],
+            certainty=self.certainty[rows],
+            cost=self.cost[rows],
+            cost_up=None if self.cost_up is None else self.cost_up[rows],
+        )
 
 
 def check_answers(models: Sequence[ModelAnswers]) -> tuple[ModelAnswers, ...]:
     """Return the models with cheapest first. Raises InvalidRequest saying what to change."""
     if not models:
         raise InvalidRequest("there are no answers of any model", param="models")
-    names = [each.model for each in models]
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+    asked = [each.asked for each in models]
+    if len(set(asked)) != len(asked):
+        twice = sorted({each[0] for each in asked if asked.count(each) > 1})
         raise InvalidRequest(f"answers of {', '.join(twice)} are there twice", param="models")
     for each in models:
         _check_one(each, models[0].count)
     if len(models) > 1:
         _check_classes(models)
-    return tuple(sorted(models, key=lambda each: (float(each.cost.mean()), each.model)))
+    return tuple(sorted(models, key=_by_cost))
+
+
+def _by_cost(answers: ModelAnswers) -> tuple[float, str, int]:
+    samples = answers.several.samples if answers.several else 1
+    return float(answers.cost.mean()), answers.model, samples
 
 
 def _check_one(answers: ModelAnswers, count: int) -> None:
@@ -84,7 +111,7 @@ def _check_one(answers: ModelAnswers, count: int) -> None:
             f"{MAX_QUERIES:,}",
             param="queries",
         )
-    if not np.all(answers.cost > 0):
+    if not np.all((answers.spent_up > 0) & (answers.spent_up <= answers.cost)):
         raise InvalidRequest(f"{name}: an answer that costs nothing", param="cost")
 
 

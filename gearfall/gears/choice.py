@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gearfall.core.ids import ModelName
+from gearfall.core.records import AskedModel
 from gearfall.gears.answers import FloatArray, ModelAnswers, check_answers
 from gearfall.gears.certificate import Certificate, certify
 from gearfall.gears.search import GRID, MAX_STAGES, Cascade, front, replay
@@ -54,7 +54,7 @@ def choose(
     learned = front(learn, max_stages=max_stages, grid=grid)
     hopeful = [each for each in learned if each.quality >= target - SLACK]
     path = thinned(hopeful or learned[-1:], MAX_PATH_AHEAD if horizon else MAX_PATH)
-    by_name = {each.model: each for each in test}
+    by_name = {each.asked: each for each in test}
     replays = [_replayed(by_name, cascade) for cascade in path]
     accepted, certificate = certify([q for _, q, _ in replays], target, delta, horizon)
     cost, quality, reached = replays[accepted]
@@ -65,9 +65,9 @@ def choose(
 
 
 def _replayed(
-    models: Mapping[ModelName, ModelAnswers], cascade: Cascade
+    models: Mapping[AskedModel, ModelAnswers], cascade: Cascade
 ) -> tuple[FloatArray, FloatArray, tuple[float, ...]]:
-    chosen = [models[stage.model] for stage in cascade.stages]
+    chosen = [models[stage.asked] for stage in cascade.stages]
     return replay(chosen, [s.threshold for s in cascade.stages if s.threshold is not None])
 
 

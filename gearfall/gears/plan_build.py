@@ -242,8 +242,10 @@ class _Build:
         """Tokens a second of each model when requests come at the gear's highest load."""
         requests_per_s = gear.max_load / self.inputs.tokens[gear.stages[0].model]
         return {
-            stage.model: requests_per_s * reached * self.inputs.tokens[stage.model]
-            for stage, reached in zip(gear.stages, gear.promise.escalated, strict=True)
+            stage.model: requests_per_s * reached * answers * self.inputs.tokens[stage.model]
+            for stage, reached, answers in zip(
+                gear.stages, gear.promise.escalated, _asked_for(gear), strict=True
+            )
         }
 
     def _overloaded(self, placement: Placement) -> _Failure | None:
@@ -284,6 +286,12 @@ class _Build:
             if wanted_s is not None and gear.promise.p95_s > wanted_s:
                 return _Failure(level, f"p95 is {gear.promise.p95_s:.3f} s")
         return None
+
+
+def _asked_for(gear: Gear) -> list[int]:
+    """Return how many answers each stage asks for."""
+    several = (stage.self_consistency for stage in gear.stages)
+    return [1 if each is None else each.samples for each in several]
 
 
 def _variants(

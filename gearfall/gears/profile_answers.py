@@ -96,18 +96,33 @@ def certainties_of(
 
 
 def answers_of(
-    profile: Profile, certainties: Mapping[str, Sequence[float]]
+    profile: Profile, certainties: Mapping[str, Sequence[float]], *, hold_tokens: int = 0
 ) -> tuple[ModelAnswers, ...]:
-    """Return what each model answered, in the profile's order of models and queries."""
+    """Return what each model answered, in the profile's order of models and queries.
+
+    hold_tokens: of an answer that goes up no more than so many are computed; 0: all may be.
+    """
     return tuple(
         ModelAnswers(
             ModelName(model.name),
             np.array([each.quality for each in model.generations]),
             np.array(certainties[model.name]),
             np.array([each.cost for each in model.generations]),
+            cost_up=(
+                np.array([_begun_cost(each, hold_tokens) for each in model.generations])
+                if hold_tokens
+                else None
+            ),
         )
         for model in profile.models
     )
+
+
+def _begun_cost(each: Generation, tokens: int) -> float:
+    """Return the cost of a prompt and the first tokens of its answer."""
+    whole = max(1, each.prompt_tokens) + max(1, each.output_tokens)
+    begun = max(1, each.prompt_tokens) + min(max(1, each.output_tokens), tokens)
+    return each.cost * begun / whole
 
 
 def _certainty(each: Generation, calibration: Calibration | None, measure: str) -> float:

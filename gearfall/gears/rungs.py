@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.ids import ModelName
-from gearfall.core.records import Stage
+from gearfall.core.records import AskedModel, Stage
 from gearfall.gears.answers import MIN_QUERIES, FloatArray, ModelAnswers, check_answers
 from gearfall.gears.betting import loss_bound, loss_p_value
 from gearfall.gears.certificate import lower_bound, p_value
@@ -72,14 +71,14 @@ def find_rungs(
             f"measure at least {math.ceil(MIN_QUERIES / LEARN_SHARE)}",
             param="queries",
         )
-    learn = {each.model: each.take(order[:learning]) for each in models}
-    test = {each.model: each.take(order[learning:]) for each in models}
+    learn = {each.asked: each.take(order[:learning]) for each in models}
+    test = {each.asked: each.take(order[learning:]) for each in models}
     if target.quality is None and target.loss is None:
         return _bounded(_ladder(learn), test, target.delta)
     return _tested(learn, test, target)
 
 
-def _ladder(learn: Mapping[ModelName, ModelAnswers]) -> list[Cascade]:
+def _ladder(learn: Mapping[AskedModel, ModelAnswers]) -> list[Cascade]:
     """Return cascades of the front evenly by the logarithm of cost, and each model alone.
 
     A model alone may be quicker than a cascade that is as good and computes less.
@@ -87,13 +86,13 @@ def _ladder(learn: Mapping[ModelName, ModelAnswers]) -> list[Cascade]:
     falling = tuple(reversed(front(tuple(learn.values()))))
     path = list(spread(falling, np.log([each.cost for each in falling]), MAX_CASCADES))
     known = {each.stages for each in path}
-    alone = [evaluate([answers], ()) for answers in learn.values()]
+    alone = [evaluate([answers], ()) for answers in learn.values() if not answers.several]
     path += [each for each in alone if each.stages not in known]
     return sorted(path, key=lambda each: (-each.quality, each.cost))
 
 
 def _bounded(
-    path: Sequence[Cascade], test: Mapping[ModelName, ModelAnswers], delta: float
+    path: Sequence[Cascade], test: Mapping[AskedModel, ModelAnswers], delta: float
 ) -> tuple[Rung, ...]:
     found = []
     for cascade in path:
@@ -104,11 +103,12 @@ def _bounded(
 
 
 def _tested(
-    learn: Mapping[ModelName, ModelAnswers],
-    test: Mapping[ModelName, ModelAnswers],
+    learn: Mapping[AskedModel, ModelAnswers],
+    test: Mapping[AskedModel, ModelAnswers],
     target: QualityTarget,
 ) -> tuple[Rung, ...]:
-    best = max(learn, key=lambda model: (float(learn[model].correct.mean()), model))
+    singly = [asked for asked in learn if asked[1] is None]
+    best = max(singly, key=lambda asked: (float(learn[asked].correct.mean()), asked[0]))
     accepted = []
     path = _path(learn, best, target)
     for cascade in path:
@@ -132,7 +132,7 @@ def _is_beaten(cascade: Cascade, others: Sequence[Cascade]) -> bool:
 
 
 def _path(
-    learn: Mapping[ModelName, ModelAnswers], best: ModelName, target: QualityTarget
+    learn: Mapping[AskedModel, ModelAnswers], best: AskedModel, target: QualityTarget
 ) -> list[Cascade]:
     """Return the cascades to test, the safest first: the best model loses nothing to itself.
 
@@ -150,11 +150,11 @@ def _path(
     return path
 
 
-def _warier(cascade: Cascade, learn: Mapping[ModelName, ModelAnswers], share: float) -> Cascade:
+def _warier(cascade: Cascade, learn: Mapping[AskedModel, ModelAnswers], share: float) -> Cascade:
     """Return the cascade with stages that accept only that share of what they would accept."""
     limits = []
     for stage, limit in zip(cascade.stages, _limits(cascade.stages), strict=False):
-        certainty = learn[stage.model].certainty
+        certainty = learn[stage.asked].certainty
         accepted = float(np.mean(certainty >= limit))
         limits.append(max(limit, float(np.quantile(certainty, 1.0 - accepted * share))))
     return evaluate(_models(cascade.stages, learn), limits)
@@ -162,8 +162,8 @@ def _warier(cascade: Cascade, learn: Mapping[ModelName, ModelAnswers], share: fl
 
 def _p_value(
     cascade: Cascade,
-    answers: Mapping[ModelName, ModelAnswers],
-    best: ModelName,
+    answers: Mapping[AskedModel, ModelAnswers],
+    best: AskedModel,
     target: QualityTarget,
 ) -> float:
     """Return the p-value of "some part of the target is missed"."""
@@ -176,18 +176,18 @@ def _p_value(
     return max(found)
 
 
-def _quality(cascade: Cascade, answers: Mapping[ModelName, ModelAnswers]) -> FloatArray:
+def _quality(cascade: Cascade, answers: Mapping[AskedModel, ModelAnswers]) -> FloatArray:
     return replay(_models(cascade.stages, answers), _limits(cascade.stages))[1]
 
 
-def _measured(cascade: Cascade, answers: Mapping[ModelName, ModelAnswers]) -> Cascade:
+def _measured(cascade: Cascade, answers: Mapping[AskedModel, ModelAnswers]) -> Cascade:
     return evaluate(_models(cascade.stages, answers), _limits(cascade.stages))
 
 
 def _models(
-    stages: Sequence[Stage], answers: Mapping[ModelName, ModelAnswers]
+    stages: Sequence[Stage], answers: Mapping[AskedModel, ModelAnswers]
 ) -> list[ModelAnswers]:
-    return [answers[stage.model] for stage in stages]
+    return [answers[stage.asked] for stage in stages]
 
 
 def _limits(stages: Sequence[Stage]) -> list[float]:
@@ -204,8 +204,8 @@ def _check(target: QualityTarget) -> None:
 
 def _refusal(
     safest: Cascade,
-    test: Mapping[ModelName, ModelAnswers],
-    best: ModelName,
+    test: Mapping[AskedModel, ModelAnswers],
+    best: AskedModel,
     target: QualityTarget,
 ) -> InvalidRequest:
     """Return what to say when not even the safest cascade certifies the target."""

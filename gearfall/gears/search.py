@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.ids import ModelName
-from gearfall.core.records import Stage
+from gearfall.core.records import AskedModel, Stage
 from gearfall.gears.answers import FloatArray, ModelAnswers, check_answers
 
 MAX_STAGES = 3
@@ -40,7 +39,7 @@ class Cascade:
 class _Points:
     """Many settings of one cascade's thresholds; one number a setting."""
 
-    models: tuple[ModelName, ...]
+    models: tuple[AskedModel, ...]
     thresholds: npt.NDArray[np.float64]
     """(settings, stages - 1)."""
     quality: FloatArray
@@ -60,7 +59,7 @@ def front(
     if not 1 <= max_stages <= MAX_STAGES:
         raise InvalidRequest(f"{max_stages} stages: 1 to {MAX_STAGES}", param="max_stages")
     ordered = check_answers(models)
-    by_name = {each.model: each for each in ordered}
+    by_name = {each.asked: each for each in ordered}
     kept = [_pruned(points) for points in _all_points(ordered, max_stages, grid)]
     cost = np.concatenate([points.cost for points in kept])
     quality = np.concatenate([points.quality for points in kept])
@@ -80,7 +79,7 @@ def evaluate(models: Sequence[ModelAnswers], thresholds: Sequence[float]) -> Cas
     assert len(thresholds) == len(models) - 1, (len(thresholds), len(models))
     cost, quality, reached = replay(models, thresholds)
     limits = (*thresholds, None)
-    stages = tuple(Stage(m.model, t) for m, t in zip(models, limits, strict=True))
+    stages = tuple(Stage(m.model, t, m.several) for m, t in zip(models, limits, strict=True))
     return Cascade(stages, float(quality.mean()), float(cost.mean()), reached)
 
 
@@ -93,34 +92,44 @@ def replay(
     reached = []
     for model, threshold in zip(models, (*thresholds, -np.inf), strict=True):
         reached.append(float(there.mean()))
-        cost[there] += model.cost[there]
         goes_up = there & (model.certainty < threshold)
         stays = there & ~goes_up
+        cost[stays] += model.cost[stays]
+        cost[goes_up] += model.spent_up[goes_up]
         quality[stays] = model.correct[stays]
         there = goes_up
     return cost, quality, tuple(reached)
 
 
 def _all_points(models: Sequence[ModelAnswers], max_stages: int, grid: int) -> Iterator[_Points]:
-    """Yield every cascade whose stages' mean costs rise: a stage that is dearer comes later."""
+    """Yield every cascade whose stages' mean costs rise: a stage that is dearer comes later.
+
+    A model stands in it once, however it is asked, and the last one is asked once.
+    """
     for each in models:
+        if each.several:
+            continue
         none = np.zeros((1, 0))
-        yield _Points((each.model,), none, each.correct.mean()[None], each.cost.mean()[None])
+        yield _Points((each.asked,), none, each.correct.mean()[None], each.cost.mean()[None])
     if max_stages >= 2:
-        for pair in combinations(models, 2):
+        for pair in filter(_is_cascade, combinations(models, 2)):
             yield _two_stages(*pair)
     if max_stages >= 3:
-        for triple in combinations(models, 3):
+        for triple in filter(_is_cascade, combinations(models, 3)):
             yield _three_stages(*triple, grid)
+
+
+def _is_cascade(models: Sequence[ModelAnswers]) -> bool:
+    return not models[-1].several and len({each.model for each in models}) == len(models)
 
 
 def _two_stages(first: ModelAnswers, last: ModelAnswers) -> _Points:
     order = np.argsort(first.certainty, kind="stable")
     breaks = _breaks(first.certainty[order])
     gained = _before(last.correct[order] - first.correct[order])[breaks]
-    spent = _before(last.cost[order])[breaks]
+    spent = _before((first.spent_up - first.cost + last.cost)[order])[breaks]
     return _Points(
-        (first.model, last.model),
+        (first.asked, last.asked),
         first.certainty[order][breaks][:, None],
         (first.correct.sum() + gained) / first.count,
         (first.cost.sum() + spent) / first.count,
@@ -134,14 +143,15 @@ def _three_stages(
     order = np.argsort(middle.certainty, kind="stable")
     certainty = middle.certainty[order]
     breaks = _breaks(certainty)
-    gained, spent = last.correct[order] - middle.correct[order], last.cost[order]
-    names = (first.model, middle.model, last.model)
+    gained = last.correct[order] - middle.correct[order]
+    spent = (middle.spent_up - middle.cost + last.cost)[order]
+    names = (first.asked, middle.asked, last.asked)
     found = []
     for threshold in _grid_of(first.certainty, grid):
         goes_up = first.certainty < threshold
         among = goes_up[order]
         quality = first.correct.sum() + (middle.correct - first.correct)[goes_up].sum()
-        cost = first.cost.sum() + middle.cost[goes_up].sum()
+        cost = first.cost.sum() + (first.spent_up - first.cost + middle.cost)[goes_up].sum()
         thresholds = np.stack([np.full(len(breaks), threshold), certainty[breaks]], axis=1)
         points = _Points(
             names,

@@ -20,8 +20,10 @@ from gearfall.core.certainty_features import features_of
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile, ProfiledModel
+from gearfall.core.self_consistency import MIN_SAMPLES, SelfConsistency
 from gearfall.gears.answers import FloatArray, ModelAnswers
 from gearfall.gears.calibrate import LINE, Reliability, reliability
+from gearfall.gears.counted_answers import counted_columns, known_answers
 from gearfall.gears.profile_answers import fit_calibrations, learning
 from gearfall.gears.search import front
 
@@ -92,14 +94,19 @@ def compare_signals(
         answers = [model.generations[at] for at in rows]
         if set(quality[model.name]) != {0.0, 1.0} or not all(each.logprobs for each in answers):
             continue
-        seen = _values(answers, fitted.get(model.name))
+        seen = _signals(model, answers, fitted.get(model.name))
+        last = (
+            None
+            if model is best
+            else _columns(best, [best.generations[at] for at in rows], np.ones(len(rows)))
+        )
         found[model.name] = tuple(
             SignalReport(
                 name,
-                reliability(values, quality[model.name]),
-                None if model is best else _cost_share(model, best, rows, values, name),
+                reliability(columns.certainty, columns.correct),
+                None if last is None else _cost_share(columns, last),
             )
-            for name, values in seen.items()
+            for name, columns in seen.items()
         )
     if not found:
         raise InvalidRequest(
@@ -110,12 +117,10 @@ def compare_signals(
     return found
 
 
-AGREEMENT = "samples that agree"
-
-
-def _values(
-    answers: Sequence[Generation], calibration: Calibration | None
-) -> dict[str, FloatArray]:
+def _signals(
+    model: ProfiledModel, answers: Sequence[Generation], calibration: Calibration | None
+) -> dict[str, ModelAnswers]:
+    """Return the planner's columns by each signal."""
     signals = dict(SIGNALS)
     if calibration is not None:
         plain = replace(calibration, knots=LINE)
@@ -123,47 +128,42 @@ def _values(
         if calibration.knots != LINE:
             signals["logistic, isotonic"] = lambda a, b: calibrated(calibration, a, b)
     found = {
-        name: np.array([signal(each.logprobs, each.margins) for each in answers])
+        name: _columns(
+            model, answers, np.array([signal(each.logprobs, each.margins) for each in answers])
+        )
         for name, signal in signals.items()
     }
-    drawn = [each.agreement for each in answers if each.agreement is not None]
-    if len(drawn) == len(answers):
-        found[AGREEMENT] = np.array(drawn)
+    most = min(known_answers(each) for each in answers)
+    for samples in range(MIN_SAMPLES, most + 1):
+        columns = counted_columns(model.name, answers, SelfConsistency(samples))
+        if set(columns.correct) == {0.0, 1.0}:
+            found[f"equal ones of {samples} answers"] = columns
     return found
+
+
+def _columns(
+    model: ProfiledModel, answers: Sequence[Generation], certainty: FloatArray
+) -> ModelAnswers:
+    return ModelAnswers(
+        ModelName(model.name),
+        np.array([each.quality for each in answers]),
+        certainty,
+        np.array([each.cost for each in answers]),
+    )
 
 
 def _quality(model: ProfiledModel, rows: npt.NDArray[np.intp]) -> FloatArray:
     return np.array([model.generations[at].quality for at in rows])
 
 
-def _cost_share(
-    model: ProfiledModel,
-    best: ProfiledModel,
-    rows: npt.NDArray[np.intp],
-    certainty: FloatArray,
-    signal: str,
-) -> float | None:
+def _cost_share(first: ModelAnswers, best: ModelAnswers) -> float | None:
     """Return the cheapest two-stage cascade's cost that loses no more than LOSS."""
-    pair = [
-        ModelAnswers(
-            ModelName(each.name), _quality(each, rows), seen, _costs(each, rows, with_draws)
-        )
-        for each, seen, with_draws in (
-            (model, certainty, signal == AGREEMENT),
-            (best, np.ones(len(rows)), False),
-        )
-    ]
-    if pair[0].cost.mean() >= pair[1].cost.mean():
+    if first.cost.mean() >= best.cost.mean():
         return None
-    floor = float(pair[1].correct.mean()) - LOSS
+    floor = float(best.correct.mean()) - LOSS
     costs = [
         each.cost
-        for each in front(pair, max_stages=2)
-        if each.stages[0].model == model.name and each.quality >= floor
+        for each in front((first, best), max_stages=2)
+        if each.stages[0].model == first.model and each.quality >= floor
     ]
-    return min(costs) / float(pair[1].cost.mean()) if costs else None
-
-
-def _costs(model: ProfiledModel, rows: npt.NDArray[np.intp], with_draws: bool) -> FloatArray:
-    answers = [model.generations[at] for at in rows]
-    return np.array([each.cost + each.agreement_cost * with_draws for each in answers])
+    return min(costs) / float(best.cost.mean()) if costs else None

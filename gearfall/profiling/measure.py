@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from gearfall.client import Answer, AsyncClient
+from gearfall.client import Answer, AsyncClient, Choice
 from gearfall.core.agreement import answer_key
+from gearfall.core.certainty import answer_probability
 from gearfall.core.certainty_features import FLOOR
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.profile import Generation, ProfiledModel
+from gearfall.core.profile import DrawnAnswer, Generation, ProfiledModel
+from gearfall.core.self_consistency import DEFAULT_TEMPERATURE
 from gearfall.pb import common_pb2
 from gearfall.profiling.queries import LabelledQuery, agreement_rule
 from gearfall.profiling.speed import Served, SpeedSettings, measure_speed
@@ -31,8 +33,8 @@ class MeasureSettings:
     at_once: int = 8
     """Queries that are asked at the same time."""
     samples: int = 0
-    """Answers drawn beside each greedy one, for self-consistency: how many agree with it."""
-    temperature: float = 0.7
+    """Answers drawn beside each greedy one, for self-consistency: one fewer than a stage asks."""
+    temperature: float = DEFAULT_TEMPERATURE
     """Of the drawn answers."""
     starts: int = 0
     """Times that the model is let go and started again; 0: only its first start is known."""
@@ -147,7 +149,7 @@ class _Asking:
     async def with_samples(
         self, query: LabelledQuery, greedy: Generation, *, seed: int
     ) -> Generation:
-        """Return the answer with the share of drawn ones that agree with it, and their cost."""
+        """Return the answer with those that were drawn beside it."""
         if not self.settings.samples:
             return greedy
         drawn = await self.client.generate(
@@ -157,13 +159,23 @@ class _Asking:
             temperature=self.settings.temperature,
             n=self.settings.samples,
             seed=seed,
+            logprobs=True,
         )
-        keys = [answer_key(each.text, self.rule) for each in drawn.choices]
         return replace(
             greedy,
-            agreement=keys.count(greedy.answer_key) / len(keys),
-            agreement_cost=sum(each.usage.cost_flops for each in drawn.choices),
+            drawn=tuple(_drawn(choice, query, self.rule) for choice in drawn.choices),
         )
+
+
+def _drawn(choice: Choice, query: LabelledQuery, rule: str) -> DrawnAnswer:
+    (stage,) = choice.stages
+    return DrawnAnswer(
+        answer_key=answer_key(choice.text, rule),
+        quality=query.judge(choice.text),
+        cost=choice.usage.cost_flops,
+        output_tokens=choice.usage.completion_tokens,
+        probability=answer_probability(stage.token_logprobs),
+    )
 
 
 def _generation(answer: Answer, query: LabelledQuery, latency_s: float, rule: str) -> Generation:

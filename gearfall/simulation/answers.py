@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gearfall.core.ids import ModelName
+from gearfall.core.records import Stage
 
 END = -1
 """In place of the token that ends an answer, whatever it is to its model."""
@@ -23,6 +24,11 @@ class Answer:
     """Comparable between models; empty where they are unknown: then nothing goes up as a draft."""
     reach: tuple[float, ...] = ()
     """After each token the most certainty that the answer could still have; empty: unknown."""
+    beside: tuple[int, ...] = ()
+    """Tokens of the answers that are asked for beside it; certainty, quality and cost are then
+    those of all together."""
+    counted: "Answer | None" = None
+    """The same query to the model asked several times; None where that is not known."""
 
     def tokens_until(self, threshold: float | None) -> int:
         """Return how many tokens are generated before it is certain that the answer goes up."""
@@ -34,6 +40,15 @@ class Answer:
 
 Query = Mapping[ModelName, Answer]
 """By model."""
+
+
+def answer_at(query: Query, stage: Stage) -> Answer:
+    """Return what a stage answers, asked as it asks."""
+    answer = query[stage.model]
+    if stage.self_consistency is None:
+        return answer
+    assert answer.counted is not None, f"how {stage.model} answers several times is not known"
+    return answer.counted
 
 
 def shared_tokens(draft: tuple[int, ...], answer: tuple[int, ...]) -> int:

@@ -22,7 +22,7 @@ from gearfall.core.ids import ModelName
 from gearfall.core.job import GATHER_S
 from gearfall.core.model_pace import Timing
 from gearfall.simulation.agenda import Agenda
-from gearfall.simulation.answers import Answer, Query, shared_tokens
+from gearfall.simulation.answers import Answer, Query, answer_at, shared_tokens
 from gearfall.simulation.cascade_outcomes import Answered, Arrival, CascadeRun, StageTimes
 from gearfall.simulation.requests import Job, Request, StageWork
 from gearfall.simulation.seats import FixedReplica, Seat, give_credit, next_seat
@@ -52,6 +52,8 @@ class _Request:
     drafted: int | None = None
     """Tokens of it when that was asked last; None: not yet."""
     times: tuple[StageTimes, ...] = ()
+    pending: int = 0
+    """Jobs of this stage that are not done; more than one where it counts equal answers."""
     is_shadow: bool = False
     """Asked of the last stage to compare: nobody waits for it."""
 
@@ -114,8 +116,7 @@ class _World:
 
     def _queue(self, request: _Request) -> None:
         gear, now_s = self._gear(request), self.agenda.now_s
-        model = gear.stages[request.stage].model
-        answer = self.queries[request.arrival.query][model]
+        model, answer = gear.stages[request.stage].model, self._answer(request)
         request.right = shared_tokens(request.draft, answer.token_ids)
         request.stopped = request.drafted = None
         if request.draft:
@@ -129,13 +130,21 @@ class _World:
             stop_tokens=0 if is_last else self.ways.stop_tokens(gear, request.stage, answer),
             gather_s=0.0 if is_last else self.gather_s,
         )
-        self.queued += 1
-        job = Job(Request(self.queued, now_s, (work,)), 0, now_s, now_s)
-        job.done_tokens = min(request.right, work.output_tokens - 1)
-        give_credit(self.seats[model], gear.shares.get(model, {}))
+        works = (work, *(replace(work, output_tokens=tokens) for tokens in answer.beside))
+        request.pending = len(works)
         jobs = self.waiting.setdefault(model, deque())
-        jobs.append((request, job))
+        for each in works:
+            self.queued += 1
+            job = Job(Request(self.queued, now_s, (each,)), 0, now_s, now_s)
+            job.done_tokens = min(request.right, each.output_tokens - 1)
+            give_credit(self.seats[model], gear.shares.get(model, {}))
+            jobs.append((request, job))
         self.dispatch(model)
+
+    def _answer(self, request: _Request) -> Answer:
+        """Return what the request's stage answers."""
+        stage = self._gear(request).stages[request.stage]
+        return answer_at(self.queries[request.arrival.query], stage)
 
     def oldest_wait_s(self, model: ModelName) -> float:
         """Return how long the oldest of a model's jobs has waited that nobody has taken."""
@@ -190,27 +199,25 @@ class _World:
         """A stage has answered."""
         request, seat = self.open.pop(job.job_id)
         seat.take(-1, self.agenda.now_s)
+        request.pending -= 1
         if request.is_shadow:
             self.shadows -= 1
-        else:
+        elif not request.pending:
             self._conclude(request, job)
         self.dispatch(seat.replica.model)
 
     def _conclude(self, request: _Request, job: Job) -> None:
         """See where its answer goes."""
-        gear, query, model = (
-            self._gear(request),
-            self.queries[request.arrival.query],
-            job.work.model,
-        )
+        gear, query = self._gear(request), self.queries[request.arrival.query]
+        answer = self._answer(request)
         if job.work.stop_tokens and request.drafted is None:
             self._may_stop(request, job)
         self._note_times(request, job)
         outcome: Outcome = request.stopped or self.ways.judge(gear, request.stage, query)
         self.ways.note(gear, request.stage, query, outcome)
-        tokens = (request.drafted if request.stopped else None) or job.work.output_tokens
-        wrong, answer = len(request.draft) - request.right, query[model]
-        whole = answer.prompt_tokens + job.work.output_tokens
+        own = max(1, answer.output_tokens)
+        tokens = (request.drafted if request.stopped else None) or own
+        wrong, whole = len(request.draft) - request.right, answer.prompt_tokens + own
         request.cost += answer.cost * (answer.prompt_tokens + tokens + wrong) / whole
         if isinstance(outcome, GoUp):
             request.draft = answer.token_ids[:tokens]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gearfall.core.gear_plan import GearPlan
+from gearfall.core.gear_plan_checks import counting_of
 from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Profile
@@ -74,7 +75,8 @@ def run_day(
 ) -> CascadeRun:
     """Replay arrivals of the profile's queries on the plan's replicas, gears shifting as online."""
     judged = beginnings(profile, plan.hold_tokens)
-    queries = queries_of(judged, plan.calibrations, plan.certainty)
+    several = next(iter(counting_of(plan)), None)
+    queries = queries_of(judged, plan.calibrations, plan.certainty, several=several)
     drawn = np.random.default_rng(seed).integers(0, len(queries), len(times_s))
     arrivals = [Arrival(at, int(query)) for at, query in zip(times_s, drawn, strict=True)]
     replicas = _replicas(plan, profile, hosts)

@@ -13,7 +13,10 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan import GearPlan
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile, ProfiledModel, Speed
+from gearfall.core.records import AskedModel
+from gearfall.core.self_consistency import SelfConsistency
 from gearfall.gears.agreement import KeyedAnswers, with_agreement
+from gearfall.gears.counted_answers import asked_several, counted, counted_of
 from gearfall.gears.placement import Host, Placeable
 from gearfall.gears.plan_build import PlanInputs, Target, build_plan
 from gearfall.gears.profile_answers import (
@@ -50,6 +53,9 @@ class PlanRequest:
     is_calibrated: bool = True
     hold_tokens: int = 0
     """Of an answer, the first tokens that a stage is decided on, as `early` does; 0: all."""
+    samples: int = 0
+    """Answers of which a stage may count those that are the same, where that is cheaper; 0: none
+    does."""
     seed: int = 0
     requests: int = 1000
     """Simulated for each gear."""
@@ -73,6 +79,7 @@ def plan_from_profile(
     order = shuffled(profile, request.seed)
     learn = learning(order)
     judged = beginnings(profile, request.hold_tokens)
+    several = asked_several(profile, request.samples) if request.samples else None
     calibrations = fit_calibrations(judged, learn.tolist()) if request.is_calibrated else {}
     certainties = certainties_of(judged, calibrations, request.measure)
     served = {model.name: served_on(model, set(hosts.values())) for model in profile.models}
@@ -90,7 +97,9 @@ def plan_from_profile(
         for name, by_device in served.items()
     }
     latency = PlanLatency(
-        queries_of(judged, calibrations, request.measure, order[:SIMULATED_QUERIES].tolist()),
+        queries_of(
+            judged, calibrations, request.measure, order[:SIMULATED_QUERIES].tolist(), several
+        ),
         slowest,
         tokens,
         requests=request.requests,
@@ -105,7 +114,10 @@ def plan_from_profile(
         target=request.target,
         loads=request.loads or _loads(capacity),
         may_drop_loads=not request.loads,
-        answers=answers_of(profile, certainties),
+        answers=(
+            *answers_of(profile, certainties, hold_tokens=request.hold_tokens),
+            *counted_of(profile, several),
+        ),
         tokens=tokens,
         order=order,
         models=tuple(
@@ -120,13 +132,18 @@ def plan_from_profile(
         certainty=request.measure,
         warmth=_warmth(profile, capacity, tokens, request.keep_alive_s),
     )
-    keyed = _keyed(profile, certainties, order[len(learn) :])
+    keyed = _keyed(profile, certainties, order[len(learn) :], several)
     built = replace(_pruned(build_plan(inputs, latency)), hold_tokens=request.hold_tokens)
     return with_agreement(built, keyed, profile.agreement_rule)
 
 
 def _check_asked(request: PlanRequest) -> None:
-    """Raise InvalidRequest for a burstiness or latency that is none."""
+    """Raise InvalidRequest for a burstiness or latency that is none, or for two ways to decide."""
+    if request.samples and request.hold_tokens:
+        raise InvalidRequest(
+            "beginnings of answers can't be the same: ask for hold_tokens or for samples",
+            param="samples",
+        )
     if not 0.0 < request.cv < math.inf:
         raise InvalidRequest(f"cv {request.cv:g}: finite, above 0; Poisson is 1", param="cv")
     p95_s = request.target.p95_s
@@ -161,24 +178,36 @@ def _warmth(
 
 
 def _keyed(
-    profile: Profile, certainties: Mapping[str, Sequence[float]], rows: npt.NDArray[np.intp]
-) -> dict[str, KeyedAnswers]:
+    profile: Profile,
+    certainties: Mapping[str, Sequence[float]],
+    rows: npt.NDArray[np.intp],
+    several: SelfConsistency | None,
+) -> dict[AskedModel, KeyedAnswers]:
     """Return the answers to the testing queries of models whose texts are known."""
-    return {
-        model.name: KeyedAnswers(
-            np.array(certainties[model.name])[rows],
-            np.array([each.answer_key for each in model.generations])[rows],
-        )
-        for model in profile.models
-        if all(each.answer_key for each in model.generations)
-    }
+    found: dict[AskedModel, KeyedAnswers] = {}
+    for model in profile.models:
+        name, answers = ModelName(model.name), model.generations
+        if all(each.answer_key for each in answers):
+            found[name, None] = KeyedAnswers(
+                np.array(certainties[model.name])[rows],
+                np.array([each.answer_key for each in answers])[rows],
+            )
+        if several is not None:
+            of_all = [counted(answers[at], several.samples) for at in rows]
+            found[name, several] = KeyedAnswers(
+                np.array([each.certainty for each in of_all]),
+                np.array([each.key for each in of_all]),
+            )
+    return found
 
 
 def _pruned(plan: GearPlan) -> GearPlan:
     """Name only models and calibrations that some gear uses."""
     gears = (*plan.gears, *(gear for variant in plan.variants for gear in variant.gears))
     used = {stage.model for gear in gears for stage in gear.stages}
-    judged = {stage.model for gear in gears for stage in gear.stages[:-1]}
+    judged = {
+        stage.model for gear in gears for stage in gear.stages[:-1] if not stage.self_consistency
+    }
     return replace(
         plan,
         models={name: digest for name, digest in plan.models.items() if name in used},
@@ -191,10 +220,12 @@ def queries_of(
     calibrations: Mapping[str, Calibration],
     measure: str,
     rows: Sequence[int] | None = None,
+    several: SelfConsistency | None = None,
 ) -> list[Query]:
     """Return what each model answers to each query, or to those of `rows`.
 
-    Stages are decided on as many tokens as the profile has log-probabilities of (`beginnings`).
+    Stages are decided on as many tokens as the profile has log-probabilities of (`beginnings`), or
+    on equal answers of those that are asked for as `several` says.
     """
     certainties = certainties_of(profile, calibrations, measure)
     return [
@@ -203,6 +234,7 @@ def queries_of(
                 model.generations[at],
                 certainties[model.name][at],
                 bound_of(measure, calibrations.get(model.name)),
+                several,
             )
             for model in profile.models
         }
@@ -210,7 +242,9 @@ def queries_of(
     ]
 
 
-def _answer(each: Generation, certainty: float, bound: CertaintyBound) -> Answer:
+def _answer(
+    each: Generation, certainty: float, bound: CertaintyBound, several: SelfConsistency | None
+) -> Answer:
     """Return an answer with what it could still reach after each of its tokens."""
     reach, count = [], max(1, each.output_tokens)
     decided = min(count, len(each.logprobs))
@@ -219,14 +253,31 @@ def _answer(each: Generation, certainty: float, bound: CertaintyBound) -> Answer
         reach.append(bound.most(max(0, decided - at)))
     # An answer that ended has one token more than its text; no text has a token below 0.
     ended = (END,) if each.token_ids and len(each.token_ids) < count else ()
+    token_ids = (*each.token_ids, *ended)
     return Answer(
         max(1, each.prompt_tokens),
         count,
         certainty,
         each.quality,
         each.cost,
-        (*each.token_ids, *ended),
+        token_ids,
         tuple(reach),
+        counted=None if several is None else _counted(each, token_ids, several),
+    )
+
+
+def _counted(each: Generation, token_ids: tuple[int, ...], several: SelfConsistency) -> Answer:
+    """Return what several answers come to; the tokens of one that was drawn are not known."""
+    found = counted(each, several.samples)
+    own, *beside = found.output_tokens
+    return Answer(
+        max(1, each.prompt_tokens),
+        own,
+        found.certainty,
+        found.quality,
+        found.cost,
+        token_ids if found.key == each.answer_key else (),
+        beside=tuple(beside),
     )
 
 
@@ -296,6 +347,7 @@ def _assumptions(
         "replicas of one worker share what it computes; " + _stay_text(request.keep_alive_s),
         f"certainty: {certainty}",
         *([f"stages are decided on the first {held} tokens of answers"] if held else ()),
+        *([f"stages may count equal ones of {request.samples} answers"] * bool(request.samples)),
     )
 
 

@@ -24,7 +24,7 @@ from gearfall.core.escalation_cap import CapState, CapTarget, certain, gone_up, 
 from gearfall.core.gear_plan import Gear, planned_up
 from gearfall.core.ids import ModelName
 from gearfall.core.model_pace import ModelPace, Timing, UsualLength
-from gearfall.simulation.answers import Answer, Query
+from gearfall.simulation.answers import Answer, Query, answer_at
 from gearfall.simulation.step_engine import StepSpeed
 
 _ANY_LENGTH = 10**8
@@ -101,7 +101,7 @@ class WaysUp:
     def _question(self, gear: Gear, index: int, query: Query) -> Question:
         stage, above = gear.stages[index], range(index + 1, len(gear.stages))
         outlooks = [self._outlook(gear, at, query) for at in above]
-        certainty = query[stage.model].certainty
+        certainty = answer_at(query, stage).certainty
         return Question(index, certainty, stage.threshold, outlooks, policy=self.policy)
 
     def _target(self, gear: Gear, model: ModelName) -> CapTarget | None:

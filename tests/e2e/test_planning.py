@@ -70,9 +70,11 @@ def test_a_measured_family_becomes_a_plan(
 ) -> None:
     out, plan_path = tmp_path / "profile.json", tmp_path / "plan.json"
     report = ("--report", tmp_path / "report")
-    said = gearfall("profile", *MODELS, "--queries", queries, "--out", out, *report)
+    drawn = ("--samples", 2)
+    said = gearfall("profile", *MODELS, "--queries", queries, "--out", out, *drawn, *report)
     assert "80 queries" in said
     assert "least gap of two" in said
+    assert "equal ones of 3 answers" in said
     profile = parse_profile(out.read_bytes())
     small, medium = (profile.model(name) for name in MODELS)
     for model in (small, medium):
@@ -82,6 +84,7 @@ def test_a_measured_family_becomes_a_plan(
         (speed,) = model.speeds.values()
         assert speed.step_s > 0.0
         assert all(len(each.logprobs) == each.output_tokens for each in model.generations)
+        assert all(len(each.drawn) == 2 for each in model.generations)
     assert sum(g.cost for g in small.generations) < sum(g.cost for g in medium.generations)
     assert sum(g.quality for g in medium.generations) > 0.5 * QUESTIONS
     assert {f"reliability-{name}.svg" for name in MODELS} <= names_in(tmp_path / "report")
@@ -97,7 +100,8 @@ def test_a_measured_family_becomes_a_plan(
     assert plan.models.keys() <= set(MODELS)
     kept = tmp_path / "first.json"
     kept.write_bytes(plan_path.read_bytes())
-    gearfall(*asked, "--load", 5)
+    shown = gearfall(*asked, "--load", 5, "--samples", 3)
+    assert "the same without stages that count equal answers" in shown
     assert parse_plan(plan_path.read_bytes()).version == 2
     assert "version: 1 -> 2" in gearfall("plan", "--diff", kept, plan_path)
     assert "sums version 1" in gearfall("plan", "--show", kept)
@@ -107,6 +111,7 @@ def test_a_measured_family_becomes_a_plan(
     answered = httpx.post(url, json=body, timeout=60)
     assert answered.json()["choices"][0]["text"] == "5"
     assert answered.headers["x-gearfall-gear"] == "2/0"
+    assert "3 are needed" in gearfall(*asked, "--samples", 4, code=1)
     refused = gearfall(*asked, "--quality", 0.999, code=1)
     assert "at most" in refused
     gone = tmp_path / "gone.json"

@@ -8,6 +8,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import (
     LOGPROBS,
     MARGINS,
+    DrawnAnswer,
     Generation,
     Profile,
     ProfiledModel,
@@ -33,8 +34,13 @@ def with_first(**changes) -> Profile:
     return with_model(generations=(replace(RIGHT, **changes), WRONG))
 
 
+def with_drawn(**changes) -> Profile:
+    return with_first(drawn=(replace(DrawnAnswer("5", 1.0, 5.0, 2, 0.5), **changes),))
+
+
 def test_a_profile_is_read_as_it_was_written():
     assert parse_profile(profile_text(PROFILE)) == PROFILE
+    assert parse_profile(profile_text(with_drawn())) == with_drawn()
     assert PROFILE.model("small") is SMALL
     with pytest.raises(InvalidRequest, match="it has small"):
         PROFILE.model("large")
@@ -73,8 +79,11 @@ def test_a_profile_is_read_as_it_was_written():
         (with_first(logprobs=(), margins=()), "one of them is needed"),
         (with_first(certainty=math.nan), "certainty: nan"),
         (with_first(certainty=0.9), "query q1: both logprobs and a certainty"),
-        (with_first(agreement=1.5), "agreement: 1.5"),
-        (with_first(agreement=1.0, agreement_cost=math.inf), "agreement_cost: inf"),
+        (with_drawn(quality=1.5), r"q1: drawn\[0\].quality: 1.5"),
+        (with_drawn(cost=math.inf), "cost: inf"),
+        (with_drawn(probability=1.1), "probability: 1.1"),
+        (with_drawn(output_tokens=-1), "output_tokens: must be in 0 to"),
+        (with_drawn(answer_key=""), "nothing can be compared"),
     ],
 )
 def test_what_nothing_can_be_planned_from_is_refused(profile, says):

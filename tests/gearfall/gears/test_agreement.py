@@ -5,7 +5,7 @@ import pytest
 
 from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant
 from gearfall.core.ids import ModelName
-from gearfall.core.records import Stage
+from gearfall.core.records import AskedModel, Stage
 from gearfall.gears.agreement import KeyedAnswers, agreement_of, with_agreement
 
 SMALL, MIDDLE, LARGE = (ModelName(name) for name in ("small", "middle", "large"))
@@ -15,10 +15,10 @@ def keyed(certainty, keys) -> KeyedAnswers:
     return KeyedAnswers(np.array(certainty), np.array(list(keys)))
 
 
-ANSWERS = {
-    "small": keyed([0.9, 0.9, 0.4, 0.2, 0.5], "abcde"),
-    "middle": keyed([0.0, 0.0, 0.8, 0.1, 0.9], "xxcyz"),
-    "large": keyed([1.0] * 5, "axcde"),
+ANSWERS: dict[AskedModel, KeyedAnswers] = {
+    (SMALL, None): keyed([0.9, 0.9, 0.4, 0.2, 0.5], "abcde"),
+    (MIDDLE, None): keyed([0.0, 0.0, 0.8, 0.1, 0.9], "xxcyz"),
+    (LARGE, None): keyed([1.0] * 5, "axcde"),
 }
 TWO = (Stage(SMALL, 0.5), Stage(LARGE))
 THREE = (Stage(SMALL, 0.6), Stage(MIDDLE, 0.7), Stage(LARGE))
@@ -56,5 +56,5 @@ def test_every_gear_promises_what_its_own_thresholds_give():
     assert made.gears[0].promise.accepted == (3,)
     assert made.gears[1] == plan.gears[1]
     assert made.variants[0].gears[0].promise.accepted == (2, 2)
-    unknown = {"large": ANSWERS["large"]}
+    unknown: dict[AskedModel, KeyedAnswers] = {(LARGE, None): ANSWERS[LARGE, None]}
     assert with_agreement(plan, unknown, "exact") == replace(plan, agreement_rule="exact")

@@ -1,6 +1,7 @@
 """The front against brute force, and against what CascadeServe's authors published."""
 
 import csv
+from dataclasses import replace
 from itertools import combinations, pairwise, product
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.self_consistency import SelfConsistency
 from gearfall.gears.search import evaluate, front
 from tests.gearfall.gears.answers import answers, family
 
@@ -89,3 +91,44 @@ def test_a_coarse_grid_loses_little():
 def test_stages_out_of_range(stages):
     with pytest.raises(InvalidRequest, match="1 to 3"):
         front(family(30, seed=1), max_stages=stages)
+
+
+def test_what_goes_up_early_costs_what_was_spent():
+    """The front of cascades whose rejected answers are cut short, against brute force."""
+    models = [
+        replace(each, cost_up=each.cost * np.random.default_rng(3).uniform(0.2, 1.0, each.count))
+        for each in family(20, 4)
+    ]
+    everything = list(brute_force(models))
+    cascades = front(models)
+    for tried in everything:
+        assert any(
+            c.cost <= tried.cost + 1e-9 and c.quality >= tried.quality - 1e-9 for c in cascades
+        )
+    for found in cascades:
+        assert any(
+            found.cost == pytest.approx(tried.cost)
+            and found.quality == pytest.approx(tried.quality)
+            for tried in everything
+        )
+    pair = [models[0], models[2]]
+    whole = evaluate([replace(each, cost_up=None) for each in pair], [0.5])
+    spared = (pair[0].cost - pair[0].spent_up)[pair[0].certainty < 0.5].sum() / pair[0].count
+    assert evaluate(pair, [0.5]).cost == pytest.approx(whole.cost - spared)
+
+
+def test_a_model_stands_in_a_cascade_once_and_the_last_is_asked_once():
+    plain = family(60, 5)
+    several = SelfConsistency(3)
+    certain = [
+        replace(each, certainty=each.correct, cost=each.cost * 3, several=several) for each in plain
+    ]
+    cascades = front([*plain, *certain])
+    for each in cascades:
+        models = [stage.model for stage in each.stages]
+        assert len(set(models)) == len(models)
+        assert each.stages[-1].self_consistency is None
+    # A certainty that knows what is right makes the best cascades, though each answer costs three.
+    best = cascades[-1]
+    assert best.stages[0].self_consistency == several
+    assert best.quality > max(float(each.correct.mean()) for each in plain)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.profile import Generation, Profile, ProfiledModel
+from gearfall.core.profile import DrawnAnswer, Generation, Profile, ProfiledModel
 from gearfall.gears.calibrate import reliability
-from gearfall.gears.signals import AGREEMENT, LOSS, SIGNALS, compare_signals
+from gearfall.gears.signals import LOSS, SIGNALS, compare_signals
 
 COUNT = 1200
 ORDER = np.random.default_rng(5).permutation(COUNT)
@@ -65,16 +65,22 @@ def test_only_queries_that_fitted_nothing_are_compared():
 def test_samples_that_agree_pay_for_being_drawn():
     def drawn(cost: float) -> Profile:
         answers = tuple(
-            replace(each, agreement=each.quality, agreement_cost=cost) for each in SMALL.generations
+            replace(each, answer_key="own", drawn=(one_beside(each.quality, cost),))
+            for each in SMALL.generations
         )
         return replace(PROFILE, models=(replace(SMALL, generations=answers), LARGE))
 
-    free, paid = (by_signal(drawn(cost), "small")[AGREEMENT] for cost in (0.0, 10.0))
+    def one_beside(quality: float, cost: float) -> DrawnAnswer:
+        """The same answer beside a right one, another and less probable one beside a wrong one."""
+        return DrawnAnswer("own" if quality else "other", quality, cost, 3, 0.0)
+
+    signal = "equal ones of 2 answers"
+    free, paid = (by_signal(drawn(cost), "small")[signal] for cost in (0.0, 2.0))
     assert free.reliability.auroc == 1.0
     assert free.cost_share is not None
     assert paid.cost_share is not None
-    assert paid.cost_share == pytest.approx(free.cost_share + 10.0 / 20.0)
-    dear = by_signal(drawn(30.0), "small")[AGREEMENT]
+    assert paid.cost_share == pytest.approx(free.cost_share + 2.0 / 20.0)
+    dear = by_signal(drawn(30.0), "small")[signal]
     assert dear.cost_share is None  # dearer than asking the large model in the first place
     assert 0.0 < LOSS < 0.05
 

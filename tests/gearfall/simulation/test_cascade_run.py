@@ -10,6 +10,7 @@ from gearfall.core.gear_plan import Gear, Promise
 from gearfall.core.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
+from gearfall.core.self_consistency import SelfConsistency
 from gearfall.simulation.answers import END, Answer
 from gearfall.simulation.cascade_outcomes import Arrival
 from gearfall.simulation.cascade_run import run_cascades
@@ -69,6 +70,23 @@ def test_a_draft_that_is_hopeless_ends_there_and_goes_up_as_far_as_it_came():
     # Two tokens, both right: three are left to the larger model.
     assert one.total_s == pytest.approx(0.01 * 2 + 0.1 * 3)
     assert one.cost == pytest.approx(12.0 + 150.0)
+
+
+@pytest.mark.parametrize(("certainty", "stages"), [(0.9, 1), (0.2, 2)])
+def test_a_stage_that_counts_equal_answers_waits_for_all_and_pays_for_all(certainty, stages):
+    several = SelfConsistency(3)
+    own = Answer(10, 5, 0.9, 0.0, 15.0, (1, 2, 3, 4, END))
+    counted = Answer(10, 5, certainty, 1.0, 50.0, (1, 2, 3, 4, END), beside=(9, 6))
+    large = Answer(10, 5, 1.0, 1.0, 150.0, (1, 2, 3, 4, END))
+    query = {SMALL: replace(own, counted=counted), LARGE: large}
+    gear = Gear(100.0, (Stage(SMALL, 0.5, several), Stage(LARGE)), PROMISE)
+    (one,) = run_cascades(replicas(), [query], [Arrival(0.0, 0)], [gear]).answered
+    # Three prompts in one step, and eight more steps to the end of the longest; the larger model
+    # has all of the draft right.
+    large_s = 0.1 if stages == 2 else 0.0
+    assert one.total_s == pytest.approx(0.01 + 8 * 0.01 + large_s, rel=0.2)
+    assert one.cost == pytest.approx(50.0 + (150.0 if stages == 2 else 0.0))
+    assert (one.stages, one.quality) == (stages, 1.0)
 
 
 def test_shares_say_whose_turn_it_is_while_there_is_room():

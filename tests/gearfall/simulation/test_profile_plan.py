@@ -8,10 +8,16 @@ import pytest
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.gear_plan_checks import check_plan
-from gearfall.core.profile import Generation, Profile, ProfiledModel, Speed
+from gearfall.core.profile import DrawnAnswer, Generation, Profile, ProfiledModel, Speed
+from gearfall.core.self_consistency import SelfConsistency
 from gearfall.gears.placement import Host
 from gearfall.gears.plan_build import Target
-from gearfall.simulation.profile_plan import PlanRequest, plan_from_profile
+from gearfall.gears.profile_answers import beginnings, learning, shuffled
+from gearfall.simulation.cascade_outcomes import Arrival
+from gearfall.simulation.cascade_run import run_cascades
+from gearfall.simulation.profile_plan import PlanRequest, plan_from_profile, queries_of
+from gearfall.simulation.seats import FixedReplica
+from gearfall.simulation.step_engine import StepSpeed
 
 COUNT = 400
 HOSTS = {Host("w1", "n1", 10**10, 4): "cpu", Host("w2", "n2", 10**10, 4): "cpu"}
@@ -172,12 +178,15 @@ def test_a_plan_for_beginnings_is_certified_on_them(profile):
     known = plan_from_profile(replace(profile, models=short), HOSTS, target)
     assert held.calibrations == known.calibrations
     assert [gear.stages for gear in held.gears] == [gear.stages for gear in known.gears]
-    plain, beginnings = ([gear.promise for gear in each.gears] for each in (known, held))
-    assert [replace(each, p95_s=0.0) for each in beginnings] == [
-        replace(each, p95_s=0.0) for each in plain
+    plain, begun = ([gear.promise for gear in each.gears] for each in (known, held))
+    assert [replace(each, p95_s=0.0, cost=1.0) for each in begun] == [
+        replace(each, p95_s=0.0, cost=1.0) for each in plain
     ]
-    # A token that decides is told at once, one of an answer that is taken whole waits for others.
-    assert all(ours.p95_s <= other.p95_s for ours, other in zip(beginnings, plain, strict=True))
+    for ours, other in zip(begun, plain, strict=True):
+        # A token that decides is told at once, one of an answer that is taken whole waits for
+        # others; of an answer that goes up only the beginning is computed.
+        assert ours.p95_s <= other.p95_s
+        assert ours.cost < other.cost
     whole = plan_from_profile(profile, HOSTS, target)
     assert whole.hold_tokens == 0
     assert whole.gears[0].stages != held.gears[0].stages
@@ -206,3 +215,90 @@ def test_an_answer_without_tokens_has_no_beginning_and_is_no_hindrance(profile):
     )
     check_plan(plan)
     assert plan.hold_tokens == 2
+
+
+def test_what_a_beginning_costs_is_what_the_simulator_computes_of_it(profile):
+    """All of an accepted answer, of a rejected one the prompt and the held tokens at most."""
+    longer = tuple(
+        replace(model, generations=tuple(_longer(each, 24) for each in model.generations))
+        for model in profile.models
+    )
+    lengthened = replace(profile, models=longer)
+    target = replace(REQUEST, target=Target(loss=0.12), loads=(20.0,), is_calibrated=False)
+    plan = plan_from_profile(lengthened, HOSTS, replace(target, hold_tokens=2))
+    (gear,) = plan.gears
+    assert len(gear.stages) == 2
+    queries = queries_of(beginnings(lengthened, 2), {}, plan.certainty)
+    order = shuffled(lengthened)
+    tested = order[len(learning(order)) :]
+    arrivals = [Arrival(100.0 * at, int(query)) for at, query in enumerate(tested)]
+    speed = StepSpeed(((1, 0.01), (16, 0.01)), 0.001)
+    replicas = [FixedReplica(stage.model, "n1", speed, 4) for stage in gear.stages]
+    run = run_cascades(replicas, queries, arrivals, [gear])
+    spent = sum(each.cost for each in run.answered) / len(run.answered)
+    small = longer[0].generations[0]
+    saved = small.cost * 22 / 36 * gear.promise.escalated[1]
+    assert spent <= gear.promise.cost + 1e-9
+    # Hopeless ones end at their first token: one token of the two that were held.
+    assert gear.promise.cost - spent <= small.cost / 36 * gear.promise.escalated[1] + 1e-9
+    assert spent < gear.promise.cost + saved
+
+
+def _longer(each: Generation, tokens: int) -> Generation:
+    more = tokens - each.output_tokens
+    return replace(
+        each,
+        output_tokens=tokens,
+        logprobs=(*each.logprobs, *[-0.01] * more),
+        margins=(*each.margins, *[3.0] * more),
+    )
+
+
+def drawn_beside(model: ProfiledModel, agreement: float, seed: int) -> ProfiledModel:
+    """Two more answers to each query: the same if it is right, mostly others if it is wrong."""
+    random = np.random.default_rng(seed)
+
+    def one(right: float) -> DrawnAnswer:
+        same = right or random.random() > agreement
+        key = "right" if right else "wrong" if same else f"w{random.random()}"
+        return DrawnAnswer(key, right, model.generations[0].cost, 3, 0.1)
+
+    return replace(
+        model,
+        generations=tuple(
+            replace(
+                each,
+                answer_key="right" if each.quality else "wrong",
+                drawn=(one(each.quality), one(each.quality)),
+            )
+            for each in model.generations
+        ),
+    )
+
+
+def test_stages_count_equal_answers_where_that_tells_more_than_it_costs(profile):
+    """Log-probabilities that say little, and answers that agree when they are right."""
+    small, large = (drawn_beside(model, 0.95, seed) for seed, model in enumerate(profile.models))
+    known = replace(profile, models=(small, large))
+    asked = replace(REQUEST, target=Target(loss=0.08), loads=(100.0,))
+    plan = plan_from_profile(known, HOSTS, replace(asked, samples=3))
+    check_plan(plan)
+    (gear,) = plan.gears
+    first = gear.stages[0]
+    assert (first.model, first.self_consistency) == ("small", SelfConsistency(3))
+    assert "small" not in plan.calibrations  # nothing is measured on log-probabilities
+    assert any("equal ones of 3 answers" in line for line in plan.assumptions)
+    without = plan_from_profile(known, HOSTS, asked)
+    assert gear.promise.cost < without.gears[0].promise.cost
+    assert gear.promise.cost > 3.0 * small.generations[0].cost
+    ((share,), (accepted,)) = gear.promise.agreement, gear.promise.accepted
+    assert share is not None
+    assert 0.5 < share < 1.0
+    assert accepted > 0
+
+
+def test_what_can_not_be_counted_is_refused(profile):
+    with pytest.raises(InvalidRequest, match="0 drawn answers beside each one, 2 are needed"):
+        plan_from_profile(profile, HOSTS, replace(REQUEST, samples=3))
+    with pytest.raises(InvalidRequest, match="ask for hold_tokens or for samples"):
+        plan_from_profile(profile, HOSTS, replace(REQUEST, samples=3, hold_tokens=2))
