@@ -153,6 +153,8 @@ class Engine:
         elif not isinstance(message, FeedJob | ReleaseJob):
             self._settle_beside(message)
         self._migrating.handle(message, self._clock())
+        if isinstance(message, HoldJob) and message.by_kv:
+            self.beside.touch((message.job.job_id, message.job.epoch))
         if isinstance(message, ReleaseJob):
             self._end_if_whole(message)
 

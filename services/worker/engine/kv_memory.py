@@ -3,6 +3,7 @@
 import contextlib
 import mmap
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -11,6 +12,7 @@ from services.worker.engine.kv_blocks import BLOCK_TOKENS
 from services.worker.engine_link.kv_layout import KvLayer, KvLayout
 
 _HUGE_PAGE_BYTES = 2 << 20
+_PAGE_FLOATS = mmap.PAGESIZE // torch.float32.itemsize
 
 
 class EngineKvMemory:
@@ -26,6 +28,7 @@ class EngineKvMemory:
         self._file: PoolFile | None = None
         self._size_bytes = 0
         self._layers: dict[int, KvLayer] = {}
+        self._parts: list[torch.Tensor] = []
 
     @property
     def layout(self) -> KvLayout:
@@ -60,7 +63,14 @@ class EngineKvMemory:
             ).view(shape)
             for start in (0, values_at)
         )
+        self._parts += (keys, values)
         return keys, values
+
+    def touch(self, blocks: Sequence[int]) -> None:
+        """Have the memory of these blocks be there and mapped. Does not hold the interpreter."""
+        table = torch.tensor(blocks, dtype=torch.int64)
+        for part in self._parts:
+            part.flatten(1)[:, ::_PAGE_FLOATS].index_select(0, table)
 
     def _grow(self, size_bytes: int) -> int:
         """Lengthen the file by `size_bytes`; return where that part begins."""

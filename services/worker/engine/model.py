@@ -89,7 +89,9 @@ class EngineModel:
 
         Known after the first pass.
         """
-        return None if self.native is None else SidePass(self._another_native)
+        if self.native is None or self.kv_memory is None:
+            return None
+        return SidePass(self._another_native, self.kv_memory.touch)
 
     def _another_native(self) -> NativePass:
         native = find_native_pass(self._model, self._cache.layers, self._ops)

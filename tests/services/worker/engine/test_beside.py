@@ -24,12 +24,16 @@ class LatePass:
         self.asks, self.token_asks = asks, token_asks
         self.fault = None
         self.begun = []
+        self.touched = []
         self._step, self._left = None, 0
 
     def begin(self, step):
         assert self._step is None
         self.begun.append(step)
         self._step, self._left = step, self.asks + self.token_asks * len(step.token_ids)
+
+    def touch(self, blocks):
+        self.touched.append(blocks)
 
     def wait(self, timeout_s):
         if self.fault:
@@ -125,6 +129,15 @@ def test_no_step_of_a_neighbour_has_tokens_of_a_job_that_is_computed_beside(has_
     assert [len(step.token_ids) for step in host.late.begun] == (
         [FIRST_TOKENS, CHUNK_TOKENS, CHUNK_TOKENS, 17] if has_pass else []
     )
+
+
+@pytest.mark.parametrize("has_pass", [True, False])
+def test_the_blocks_of_a_job_that_comes_by_kv_are_touched_beside_the_steps(has_pass):
+    host = BesideHost(has_pass=has_pass)
+    host.ask(HoldJob(job([3] * 20, 5, epoch=NEW, name="by tokens")))
+    report = host.ask(HoldJob(job([3] * 100, 5, epoch=NEW), by_kv=True, reserve_tokens=40))
+    assert len(report.block_table) == 9
+    assert host.late.touched == ([report.block_table] if has_pass else [])
 
 
 def test_what_is_computed_beside_is_the_job_s_time():

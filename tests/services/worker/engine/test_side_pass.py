@@ -124,6 +124,31 @@ def test_what_the_pass_raises_the_caller_gets(checkpoint):
             side_pass.wait(LIMIT_S)
 
 
+def test_blocks_are_touched_before_what_is_computed_next(checkpoint):
+    model = build(checkpoint, NativeOps(1))
+    first_step(model)
+    before = stored_bytes(model)
+    with contextlib.closing(model.side_pass()) as side_pass:
+        side_pass.touch(tuple(range(32)))
+        side_pass.begin(one_token(1))
+        assert side_pass.wait(LIMIT_S) is not None
+    assert stored_bytes(model) > before
+
+
+def stored_bytes(model) -> int:
+    return os.fstat(model.kv_memory.fileno()).st_blocks * 512
+
+
+def test_what_a_touch_raises_the_caller_gets(checkpoint):
+    model = build(checkpoint, NativeOps(1))
+    first_step(model)
+    with contextlib.closing(model.side_pass()) as side_pass:
+        side_pass.touch((10**6,))
+        side_pass.begin(one_token(1))
+        with pytest.raises(IndexError, match="out of range"):
+            side_pass.wait(LIMIT_S)
+
+
 def test_a_model_without_a_native_pass_has_none(checkpoint):
     model = build(checkpoint, TorchOps())
     first_step(model)

@@ -1,6 +1,7 @@
 """Engine and worker see the same blocks, layer by layer, through one descriptor."""
 
 import os
+import resource
 
 import pytest
 import torch
@@ -65,6 +66,23 @@ def test_what_the_worker_writes_takes_no_huge_page():
     worker = KvMemory(os.dup(engine.fileno()), engine.layout)
     worker.write(1, b"\1" * engine.layout.token_bytes, 1)  # 256 KiB of 12 MiB
     assert 0 < os.fstat(engine.fileno()).st_blocks * 512 < 2 << 20
+
+
+def test_blocks_that_the_engine_touched_are_there_and_cost_no_faults():
+    engine = EngineKvMemory(4)
+    layers = [engine.add_layer(index, 8, 4096) for index in range(2)]
+    worker = KvMemory(os.dup(engine.fileno()), engine.layout)
+    worker.write(1, b"\1" * engine.layout.block_bytes)
+    engine.touch((1, 2))
+    assert os.fstat(engine.fileno()).st_blocks * 512 == 2 * engine.layout.block_bytes
+    assert faults_of(lambda: [part[1:3].sum() for layer in layers for part in layer]) < 20
+    assert faults_of(lambda: [part[0].sum() for layer in layers for part in layer]) > 100
+
+
+def faults_of(act):
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    act()
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
 
 
 def test_content_of_another_length_is_refused():
