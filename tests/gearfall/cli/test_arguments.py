@@ -23,6 +23,7 @@ from gearfall.core.escalation import AtOverload, EscalationPolicy, WhileLoading
 from gearfall.core.gear_plan import plan_text
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
+from gearfall.core.self_consistency import SelfConsistency
 from gearfall.core.streaming import Streaming, StreamMode
 from gearfall.scheduling.policies import PlacementPolicy
 from tests.gearfall.scheduling.plans import plan
@@ -52,8 +53,24 @@ def test_a_policy_that_only_a_simulation_can_follow_is_refused() -> None:
 def test_a_stage_is_a_model_with_or_without_a_threshold() -> None:
     assert parse_stage("small:0.9") == Stage(ModelName("small"), 0.9)
     assert parse_stage("large") == Stage(ModelName("large"))
-    with pytest.raises(InvalidRequest):
-        parse_stage("small:very")
+    assert parse_stage("small*3:0.6") == Stage(ModelName("small"), 0.6, SelfConsistency(3))
+    for wrong in ("small:very", "small*many:0.5", "small*:0.5"):
+        with pytest.raises(InvalidRequest):
+            parse_stage(wrong)
+
+
+def test_a_file_says_how_a_stage_counts_equal_answers(tmp_path: Path) -> None:
+    path = tmp_path / "deployment.json"
+    path.write_text(
+        '{"name": "b", "stages": [{"model": "s", "threshold": 0.6, "self_consistency": '
+        '{"samples": 3, "temperature": 1.1}}, {"model": "m", "threshold": 0.5, "self_consistency": '
+        '{"samples": 2}}, {"model": "l"}]}'
+    )
+    found = [each.self_consistency for each in deployment_from_file(path).stages]
+    assert found == [SelfConsistency(3, 1.1), SelfConsistency(2, 0.7), None]
+    path.write_text(path.read_text().replace('"samples": 2', '"answers": 2'))
+    with pytest.raises(InvalidRequest, match="'samples'"):
+        deployment_from_file(path)
 
 
 def test_labels_are_pairs() -> None:

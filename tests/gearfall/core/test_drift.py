@@ -13,6 +13,7 @@ from gearfall.core.drift import (
     ODDS,
     Compared,
     bet_ratio,
+    cascade_name,
     deployment_of,
     joined,
     seen,
@@ -22,7 +23,9 @@ from gearfall.core.drift import (
     watch_share,
 )
 from gearfall.core.gear_records import DriftAlarm, DriftRecord
-from gearfall.core.ids import DeploymentName
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.records import Stage
+from gearfall.core.self_consistency import SelfConsistency
 
 SHARES = st.floats(0.001, 0.999)
 
@@ -155,3 +158,9 @@ def test_a_threshold_is_never_loosened(pairs, threshold, most):
     recent = since_change(compared, most)
     assert len(recent) >= min(MIN_RECENT, len(compared))
     assert list(recent) == compared[len(compared) - len(recent) :]
+
+
+def test_stages_that_ask_otherwise_make_another_cascade():
+    small, large = ModelName("small"), Stage(ModelName("large"))
+    assert cascade_name((Stage(small, 0.6), large)) == "small:0.6,large"
+    assert cascade_name((Stage(small, 0.6, SelfConsistency(3)), large)) == "small*3:0.6,large"

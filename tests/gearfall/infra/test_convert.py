@@ -5,9 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
+from gearfall.core.ids import DeploymentName, Epoch, JobId, ModelName, RequestId, RouterId
 from gearfall.core.job import FinishReason, Job, Priority, TokenAlternative, TokenRun
+from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.core.sampling import SamplingParams
+from gearfall.core.self_consistency import SelfConsistency
 from gearfall.infra import convert
 from gearfall.pb import common_pb2 as pb
 
@@ -113,3 +115,10 @@ def test_a_job_without_an_owner_or_a_name_is_refused(field: str) -> None:
 def test_a_token_run_with_holes_is_refused(message: pb.TokenRun) -> None:
     with pytest.raises(InvalidRequest):
         convert.token_run_from_pb(message)
+
+
+@pytest.mark.parametrize("several", [None, SelfConsistency(2), SelfConsistency(8, 1.3)])
+def test_how_a_stage_asks_crosses_the_wire(several: SelfConsistency | None) -> None:
+    stages = (Stage(ModelName("small"), 0.5, several), Stage(ModelName("large")))
+    record = DeploymentRecord(DeploymentName("both"), stages)
+    assert convert.deployment_from_pb(convert.deployment_to_pb(record)) == record
