@@ -14,8 +14,8 @@ class KvMemory:
     What lies in a block is the engine's word alone: read blocks that a report calls computed, of
     jobs that are pinned, write those of jobs that are held by KV, from `computed_tokens` on.
 
-    On small pages, as the engine's own mapping is: making room for a huge one holds up whoever
-    computes on this machine for up to 0.3 s.
+    On small pages, as the engine's own mapping is: a block that is written first would have a huge
+    one cleared in each layer's part, all under the interpreter's lock.
     """
 
     def __init__(self, descriptor: int, layout: KvLayout) -> None:
