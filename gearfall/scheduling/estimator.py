@@ -43,9 +43,18 @@ class StartPrediction:
         return self.overhead_s + self.size_bytes / self.bytes_per_s if self.bytes_per_s else 0.0
 
     @property
+    def loaded_s(self) -> float:
+        """Until the bytes are in memory."""
+        return self.queued_s + self.load_s
+
+    @property
     def total_s(self) -> float:
         """All terms together."""
-        return self.queued_s + self.load_s + self.canary_s + self.fixed_s
+        return self.after_s(0.0)
+
+    def after_s(self, wait_s: float) -> float:
+        """Return the seconds to a ready replica where the bytes come during a wait for room."""
+        return max(wait_s, self.loaded_s) + self.canary_s + self.fixed_s
 
     def terms(self) -> str:
         """Return the sum in words and numbers."""

@@ -15,6 +15,7 @@ from gearfall.scheduling.fleet_index import FleetIndex
 from gearfall.scheduling.fleet_records import FleetRecords
 from gearfall.scheduling.gear_wishes import GearWish, kept_replicas
 from gearfall.scheduling.label_masks import LabelMasks
+from gearfall.scheduling.lines import Lines
 from gearfall.scheduling.snapshot import Hosted, ReplicaKey, on_bases
 from gearfall.scheduling.victims import Victim
 from gearfall.scheduling.wants import PlacementRules, Want, replica_bytes, rules_of
@@ -53,6 +54,8 @@ class FleetState:
         """What found no room, in the order in which it was first looked for."""
         self.promises: dict[ModelName, float] = {}
         """When what waits for a model was last said to have begun on its own replicas."""
+        self.lines = Lines()
+        """Of those that were told to wait until somebody ends on a worker."""
         self.loads: dict[ModelName, ModelLoad] = {}
         self.gears: dict[ModelName, GearWish] = {}
         """What gear plans want of each model that they place."""

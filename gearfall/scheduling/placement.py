@@ -18,6 +18,7 @@ from gearfall.scheduling.scene import (
     Scene,
     claimed_bytes,
     is_crowded,
+    may_fetch_ahead,
     needed_bytes,
     predict,
     push_out_s,
@@ -59,10 +60,14 @@ class Option:
     transfers: tuple[Transfer, ...] = ()
     ending: tuple[ModelName, ...] = ()
     """Models whose jobs will have ended soonest."""
+    fetches_ahead: bool = False
+    """Whether the bytes come while room is waited for."""
 
     @property
     def seconds(self) -> float:
         """To a ready replica."""
+        if self.fetches_ahead:
+            return self.prediction.after_s(self.wait_s)
         return self.wait_s + self.prediction.total_s
 
     @property
@@ -186,6 +191,8 @@ def assess(
     sooner_than_s = below_s - prediction.total_s - burden_s
     if sooner_than_s <= 0:
         return None
+    if fetches_ahead := may_fetch_ahead(scene, want, workers[0]):
+        sooner_than_s += prediction.loaded_s
     rooms = [room_on(scene, want, worker_id, sooner_than_s) for worker_id in workers]
     found = [room for room in rooms if room is not None]
     if len(found) < len(rooms):
@@ -211,6 +218,7 @@ def assess(
         transfers=tuple(each for room in found for each in room.transfers if gives),
         ending=tuple(name for room in found for name in room.ending),
     )
+        fetches_ahead=fetches_ahead,
 
 
 def _gone_in_s(scene: Scene, key: ReplicaKey) -> float:

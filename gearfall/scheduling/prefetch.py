@@ -81,6 +81,8 @@ class PrefetchScene:
     """Nodes that have a model in their pool, as their records say."""
     hinted: Collection[ModelName] = ()
     """Models that drafts on their way are likely to ask for."""
+    waiting: Collection[ModelName] = ()
+    """Models that somebody waits for: their bytes go where their place will be."""
 
 
 def plan_prefetch(
@@ -110,7 +112,7 @@ class _Look:
 
     def use(self, name: ModelName) -> float:
         """Return how likely a model is wanted within the horizon."""
-        if name in self.scene.hinted:
+        if name in self.scene.hinted or name in self.scene.waiting:
             return 1.0
         known = self._uses.get(name)
         if known is None:
@@ -144,6 +146,7 @@ class _Look:
             if self.scene.model(name) is not None
             and self.use(name) >= self.policy.least_use
             and name not in wished
+            and name not in self.scene.waiting
             and not self.scene.resident(name)
             and not self.scene.hosting(name)
         ]

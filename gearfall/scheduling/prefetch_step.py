@@ -75,4 +75,5 @@ def _scene(fleet: FleetState, candidates: list[ModelName]) -> PrefetchScene:
         hosting=hosting,
         resident=lambda model: fleet.index.resident.get(model, ()),
         hinted=frozenset(fleet.index.hinted),
+        waiting=fleet.index.waiting.keys(),
     )

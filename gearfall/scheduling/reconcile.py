@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import MoveRecord, ReplicaState
-from gearfall.scheduling.actions import Action
+from gearfall.scheduling.actions import Action, Unwish
 from gearfall.scheduling.autoscaler import ScaleDecision, SchedulerPolicy, scale_model
 from gearfall.scheduling.autoscaler_load import ModelLoad, advance_load
 from gearfall.scheduling.fleet import Fleet
@@ -77,7 +77,9 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
     fleet.retract()
     wishes, look_unix_s = prefetch_step(fleet, policy.prefetch, now_unix_s)
     times = [each for each in (fleet.next_due_unix_s(), look_unix_s) if each is not None]
-    return Plan((*step.actions, *wishes), min(times, default=None))
+    taken_back = {each.key for each in step.actions if isinstance(each, Unwish)}
+    left = (w for w in wishes if not (isinstance(w, Unwish) and w.key in taken_back))
+    return Plan((*step.actions, *left), min(times, default=None))
 
 
 def _drop_what_cannot_hold(step: Step, model: ModelName) -> None:

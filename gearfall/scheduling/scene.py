@@ -8,7 +8,7 @@ from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.estimator import StartPrediction, predict_start
 from gearfall.scheduling.fleet_state import FleetState
 from gearfall.scheduling.start_costs import ANY_NODE, StartCosts, fixed_s
-from gearfall.scheduling.wants import Want
+from gearfall.scheduling.wants import Urgency, Want
 
 PUSH_OUT_WEIGHT = 0.5
 """Of a load, for those whose bytes leave memory for it; fitted, see docs/decisions/0019."""
@@ -59,6 +59,13 @@ def push_out_s(
     node = scene.fleet.records.nodes[node_id]
     fits = node.dram_used_bytes + model.size_bytes <= node.dram_capacity_bytes
     return 0.0 if fits or not prediction.bytes_per_s else PUSH_OUT_WEIGHT * prediction.load_s
+def may_fetch_ahead(scene: Scene, want: Want, worker_id: WorkerId) -> bool:
+    """Whether a model's bytes may come to where it waits for room: only who is next moves bytes."""
+    if scene.policy.prefetch is None or want.urgency is not Urgency.INTERACTIVE:
+        return False
+    return scene.fleet.lines.is_first(want.model.name, worker_id, want.since_unix_s)
+
+
 
 
 def _has_queue(fleet: FleetState, node_id: NodeId) -> bool:

@@ -19,6 +19,8 @@ Settled = tuple[Contender, Option | None]
 
 SWAP_S = 1.0
 """For so long nobody leaves room that is being made for room that would have to be made."""
+FETCH_AHEAD = 1.5
+"""Times the load before its room is free that bytes are brought where a model waits."""
 _NEVER_S = float("inf")
 TOGETHER = 64
 """Models that are placed together; of more, the longest wait first."""
@@ -166,6 +168,8 @@ def _take(step: Step, contender: Contender, best: Option | None) -> set[WorkerId
         return _block(step, want)
     if best is None and contender.is_served:
         promise(step, contender)
+    if best is not None:
+        _fetch(step, want, best)
     if best is None or best.way is Way.AWAIT:
         _wait(step, contender, best)
         return set() if best is None or best.ending else set(best.workers)
@@ -182,6 +186,19 @@ def _take(step: Step, contender: Contender, best: Option | None) -> set[WorkerId
     step.claim(want, best.workers, step.now_unix_s + best.wait_s + CLAIM_S)
     _note(step, contender, "wait" if best.way is Way.EVICT else "move", best)
     return best.touches
+
+
+def _fetch(step: Step, want: Want, option: Option) -> None:
+    """Have the bytes come to the place that is waited for, and to no other once there is one."""
+    node_id = step.fleet.records.workers[option.workers[0]].node_id
+    if option.way is Way.FREE:
+        step.fetch_nowhere_else(want.model.name, node_id)
+    elif option.fetches_ahead and option.prediction.load_s > 0.0:
+        early_s = option.wait_s - FETCH_AHEAD * option.prediction.loaded_s
+        if early_s > 0.0:
+            step.look_again(want.model.name, step.now_unix_s + early_s)
+        else:
+            step.fetch_ahead(want.model.name, node_id, "waits for a place there")
 
 
 def _assign(step: Step, contender: Contender, option: Option) -> None:
@@ -238,6 +255,7 @@ def _wait(step: Step, contender: Contender, option: Option | None) -> None:
     if _moves_for(step, want) or (is_under_way and option and not option.ending):
         return
     if option is not None and option.ending:
+        step.fleet.lines.join(want.model.name, option.workers[0], want.since_unix_s)
         step.look_again(want.model.name, step.now_unix_s + option.wait_s)
     elif option is not None:
         step.claim(want, option.workers, step.now_unix_s + option.wait_s + CLAIM_S)
@@ -246,6 +264,7 @@ def _wait(step: Step, contender: Contender, option: Option | None) -> None:
 
 def _block(step: Step, want: Want) -> set[WorkerId]:
     """Remember who waits, and when it may do more as it waited long; touches no worker."""
+    step.fleet.lines.leave(want.model.name)
     known = step.fleet.blocked.get(want.model.name, want)
     # Wanted on several nodes, it waits for room on any of them.
     is_same = known.node_id == want.node_id

@@ -3,9 +3,24 @@
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
-from gearfall.core.ids import ModelName, WorkerId
-from gearfall.core.records import AssignmentRecord, DecisionRecord, MoveRecord
-from gearfall.scheduling.actions import Action, Assign, BeginMove, Decide, EndMove, Unassign
+from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.records import (
+    AssignmentRecord,
+    DecisionRecord,
+    MoveRecord,
+    PrefetchRecord,
+    Tier,
+)
+from gearfall.scheduling.actions import (
+    Action,
+    Assign,
+    BeginMove,
+    Decide,
+    EndMove,
+    Unassign,
+    Unwish,
+    Wish,
+)
 from gearfall.scheduling.claims import Claim, Site
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.placement_reasons import Rejected
@@ -62,6 +77,20 @@ class Step:
         self.fleet.assume_gone("moves", key)
         self.actions.append(EndMove(key, reason))
 
+    def fetch_ahead(self, model: ModelName, node_id: NodeId, reason: str) -> None:
+        """Have a node's store bring a model's bytes, unless it was told to."""
+        if (node_id, model) not in self.fleet.records.prefetch:
+            wish = PrefetchRecord(node_id, model, Tier.DRAM, reason, self.now_unix_s)
+            self.fleet.assume("prefetch", wish)
+            self.actions.append(Wish(wish))
+
+    def fetch_nowhere_else(self, model: ModelName, node_id: NodeId) -> None:
+        """Take back that a model's bytes are brought to other nodes than where it starts."""
+        wishes = self.fleet.records.prefetch
+        for key in sorted(each for each in wishes if each[1] == model and each[0] != node_id):
+            self.fleet.assume_gone("prefetch", key)
+            self.actions.append(Unwish(key, f"starts on node {node_id}"))
+
     def start_move_target(self, move: MoveRecord) -> bool:
         """Start a moving model at its target; False when it has no room there."""
         model = self.fleet.model(move.model)
@@ -104,6 +133,7 @@ class Step:
     def forget(self, model: ModelName) -> None:
         """Note that a model wants nothing more."""
         self.fleet.blocked.pop(model, None)
+        self.fleet.lines.leave(model)
         self.fleet.promises.pop(model, None)
         self.fleet.dirty_workers |= self.fleet.claims.keep(model, ())
 
@@ -121,6 +151,7 @@ class Step:
         """Note that a want got its place; what its model claims for others stays."""
         claims, model = self.fleet.claims, want.model.name
         self.fleet.blocked.pop(model, None)
+        self.fleet.lines.leave(model)
         self.fleet.promises.pop(model, None)
         touched = claims.drop(model, want.node_id) | claims.drop_at(model, workers)
         self.fleet.dirty_workers |= touched

@@ -210,7 +210,7 @@ class SimNode:
             return True
         missing = self.dram_used_bytes + load.size_bytes - self.profile.dram_bytes
         leaving = self._victims(self._dram, missing, self.profile.ssd_bytes_per_s)
-        if missing > 0 and (not leaving or not load.is_demanded):
+        if missing > 0 and not leaving:
             return False
         for model in leaving:
             del self._dram[model]

@@ -380,7 +380,8 @@ def test_an_end_that_is_late_is_looked_at_less_and_less_often():
         assert not any(isinstance(each, Assign | Unassign) for each in plan.actions)
         looks.append(cluster.now - NOW)
         cluster.now = plan.next_due_unix_s
-    assert looks[1] == pytest.approx(1.0, abs=2 * EVICTION_S), "when it should have ended"
+    first = next(each for each in looks if each > 0.5)  # before that its bytes are sent for
+    assert first == pytest.approx(1.0, abs=2 * EVICTION_S), "when it should have ended"
     assert len(looks) < 12, f"it did not end and was looked at at {looks}"
     cluster.put(replica("x", "a", idle_since=cluster.now))
     assert ("unassign", "a", "x") in cluster.step(), "what really ended is heard of at once"

@@ -72,7 +72,7 @@ def test_keeping_a_replica_warm_takes_no_room():
     [
         (50.0, 0.0, 0.0, (Way.EVICT, "a")),
         (0.0, 0.0, 0.0, (Way.FREE, "b")),  # it runs jobs, nobody says which
-        (99.0, 99.0, 0.0, (Way.FREE, "b")),  # it may not leave yet
+        (99.0, 99.0, 0.0, (Way.AWAIT, "a")),  # it may not leave yet, and bytes come meanwhile
         (50.0, 0.0, 1e10, (Way.FREE, "b")),  # fetching is faster than reading here
     ],
 )

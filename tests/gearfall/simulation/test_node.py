@@ -82,16 +82,19 @@ def test_a_prefetch_gives_way_and_starts_over():
     assert set(store.node.record().resident) == {A, B}
 
 
-def test_a_prefetch_evicts_nothing():
+@pytest.mark.parametrize(("held", "left"), [((), {B, C}), ((A,), {A, C}), ((A, B), {A, B})])
+def test_a_prefetch_evicts_what_costs_least_and_nothing_that_is_held(held, left):
     store = Store(dram=20)
-    for model in (A, B):
+    for model in (A, B, B):
         store.take(model)
     store.run()
-    store.node.give_back(A)
-    store.node.give_back(B)
+    for model in {A, B} - set(held):
+        store.node.give_back(model)
+        if model is B:
+            store.node.give_back(B)
     store.node.prefetch(C, Tier.DRAM)
     store.run()
-    assert set(store.node.record().resident) == {A, B}
+    assert set(store.node.record().resident) == left
 
 
 def test_far_loads_of_two_nodes_share_what_comes_from_elsewhere():

@@ -1,0 +1,116 @@
+"""Bytes come to where a model waits for a place, so that it starts from memory there."""
+
+from dataclasses import replace
+
+import pytest
+
+from gearfall.core.ids import JobId, ModelName, NodeId
+from gearfall.core.records import PrefetchRecord, RunningJob, Tier
+from gearfall.scheduling.actions import Assign, Unwish, Wish
+from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.reconcile import Plan, decide
+from gearfall.scheduling.start_costs import StartCosts
+from tests.gearfall.scheduling.clusters import (
+    MIB,
+    assignment,
+    demand,
+    model,
+    node,
+    replica,
+    worker,
+)
+
+POLICY = SchedulerPolicy(min_residency_s=0.0)
+NOW = 100.0
+LOAD_S = 2.0
+SIZE = 10 * MIB
+NODES = ("n1", "n2")
+SMALL = ModelName("small")
+
+
+def busy(name: str, worker_id: str, left_s: float):
+    """A replica with a job that ends in so many seconds."""
+    ready = replica(name, worker_id, slots=1)
+    job = RunningJob(JobId(name), 1, 0, round(100 * left_s))
+    return (
+        assignment(name, worker_id),
+        replace(ready, jobs=(job,), step_s=0.01, seen_unix_s=NOW),
+    )
+
+
+def full(left_s=(1.0, 9.0), *, waiting=("small",), wished=()) -> Fleet:
+    """Two nodes with one place each, which a job holds; who waits is on both disks."""
+    fleet = Fleet()
+    for name in ("small", "other", "x", "y"):
+        fleet.put("models", replace(model(name, size_bytes=SIZE), nodes=tuple(map(NodeId, NODES))))
+    for name in NODES:
+        disk = node(name, on_ssd=["small", "other", "x", "y"], ssd_bytes_per_s=SIZE / LOAD_S)
+        fleet.put("nodes", disk)
+    for worker_id, node_id, name, seconds in zip("ab", NODES, "xy", left_s, strict=True):
+        fleet.put("workers", worker(worker_id, node_id=node_id, max_replicas=1))
+        held, running = busy(name, worker_id, seconds)
+        fleet.put("assignments", held)
+        fleet.put("replicas", replace(running, node_id=NodeId(node_id)))
+    for number, name in enumerate(waiting):
+        fleet.put("demand", demand(name, since=NOW + 0.001 * number))
+    for node_id in wished:
+        fleet.put("prefetch", PrefetchRecord(NodeId(node_id), SMALL, Tier.DRAM, "test", NOW))
+    return fleet
+
+
+def step(fleet: Fleet, policy: SchedulerPolicy = POLICY, now: float = NOW + 0.01) -> Plan:
+    return decide(fleet, StartCosts(), policy, now)
+
+
+def fetched(plan: Plan) -> list[tuple[str, str, Tier]]:
+    wishes = [each.prefetch for each in plan.actions if isinstance(each, Wish)]
+    return [(each.node_id, each.model, each.tier) for each in wishes]
+
+
+def test_bytes_come_to_the_place_that_is_waited_for():
+    assert fetched(step(full())) == [("n1", "small", Tier.DRAM)]
+
+
+def test_nothing_is_fetched_where_it_was_wished_for_or_is_there_or_nobody_may():
+    assert fetched(step(full(wished=["n1"]))) == []
+    fleet = full()
+    fleet.put("nodes", node("n1", resident=["small"], on_ssd=["small", "x"]))
+    assert fetched(step(fleet)) == []
+    assert fetched(step(full(), replace(POLICY, prefetch=None))) == []
+
+
+@pytest.mark.parametrize(("left_s", "is_time"), [(2.5, True), (3.5, False)])
+def test_bytes_come_when_they_are_about_to_be_needed(left_s, is_time):
+    fleet = full((left_s, 19.0))
+    plan = step(fleet)
+    assert bool(fetched(plan)) is is_time
+    if not is_time:
+        assert plan.next_due_unix_s == pytest.approx(NOW + 0.6, abs=0.1), "looked at in time"
+        assert fetched(step(fleet, now=NOW + 0.7)) == [("n1", "small", Tier.DRAM)]
+
+
+def test_who_is_not_next_moves_nothing():
+    fleet = full(waiting=["small"])
+    fleet.refresh(POLICY, NOW)
+    step(fleet)
+    fleet.put("demand", demand("other", since=NOW + 0.02))
+    assert ("n1", "other", Tier.DRAM) not in fetched(step(fleet, now=NOW + 0.02))
+
+
+def test_a_start_takes_back_what_was_to_come_to_other_nodes():
+    fleet = full(wished=["n1", "n2"])
+    held, _ = busy("y", "b", 0.0)
+    fleet.remove("assignments", (held.worker_id, held.model))
+    fleet.remove("replicas", (held.worker_id, held.model))
+    plan = step(fleet)
+    assert [a.assignment.worker_id for a in plan.actions if isinstance(a, Assign)] == ["b"]
+    assert [a.key for a in plan.actions if isinstance(a, Unwish)] == [("n1", "small")]
+    fleet.check()
+
+
+def test_what_waits_keeps_its_wish_when_wishes_are_looked_at():
+    fleet = full((9.0, 19.0), wished=["n1"])
+    fleet.prefetch_due_unix_s = 0.0
+    plan = step(fleet)
+    assert not [a for a in plan.actions if isinstance(a, Unwish)]
