@@ -217,8 +217,8 @@ def assess(
         victims=tuple(victim for room in found for victim in room.victims if gives),
         transfers=tuple(each for room in found for each in room.transfers if gives),
         ending=tuple(name for room in found for name in room.ending),
-    )
         fetches_ahead=fetches_ahead,
+    )
 
 
 def _gone_in_s(scene: Scene, key: ReplicaKey) -> float:

@@ -48,6 +48,13 @@ def least_start_s(scene: Scene, model: ModelRecord) -> float:
     return fixed_s(scene.costs, model.name, model.size_bytes, Tier.DRAM, ANY_NODE)
 
 
+def may_fetch_ahead(scene: Scene, want: Want, worker_id: WorkerId) -> bool:
+    """Whether a model's bytes may come to where it waits for room: only who is next moves bytes."""
+    if scene.policy.prefetch is None or want.urgency is not Urgency.INTERACTIVE:
+        return False
+    return scene.fleet.lines.is_first(want.model.name, worker_id, want.since_unix_s)
+
+
 def push_out_s(
     scene: Scene, model: ModelRecord, node_id: NodeId, prediction: StartPrediction
 ) -> float:
@@ -59,13 +66,6 @@ def push_out_s(
     node = scene.fleet.records.nodes[node_id]
     fits = node.dram_used_bytes + model.size_bytes <= node.dram_capacity_bytes
     return 0.0 if fits or not prediction.bytes_per_s else PUSH_OUT_WEIGHT * prediction.load_s
-def may_fetch_ahead(scene: Scene, want: Want, worker_id: WorkerId) -> bool:
-    """Whether a model's bytes may come to where it waits for room: only who is next moves bytes."""
-    if scene.policy.prefetch is None or want.urgency is not Urgency.INTERACTIVE:
-        return False
-    return scene.fleet.lines.is_first(want.model.name, worker_id, want.since_unix_s)
-
-
 
 
 def _has_queue(fleet: FleetState, node_id: NodeId) -> bool:
