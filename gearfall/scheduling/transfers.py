@@ -10,12 +10,12 @@ from gearfall.core.ids import WorkerId
 from gearfall.core.records import ModelRecord, ReplicaRecord, Tier
 from gearfall.scheduling.estimator import StartPrediction
 from gearfall.scheduling.placement_search import Search, may_be_free
-from gearfall.scheduling.scene import Scene, needed_bytes, predict, push_out_s
+from gearfall.scheduling.scene import Scene, predict, push_out_s
 from gearfall.scheduling.snapshot import ReplicaKey
 from gearfall.scheduling.start_costs import ANY_NODE, fixed_s
 from gearfall.scheduling.victims import Victim, VictimKind
 from gearfall.scheduling.wants import Urgency, Want
-from gearfall.scheduling.work_ahead import move_estimate
+from gearfall.scheduling.work_ahead import moving_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,6 @@ class Transfer:
     """Until the room is free."""
     start: StartPrediction | None = None
     """At the target; None where the model is ready there."""
-    memory_bytes: int = 0
-    """That it takes there, if it has to start."""
     cost_s: float = 0.0
     """To those whose bytes leave memory there, if its own have to be read."""
 
@@ -46,19 +44,19 @@ def find_transfer(
         return None
     # A worker that does not say what runs can't be asked to move it.
     is_known = bool(replica.jobs) or not replica.running_jobs
-    moving_s = move_estimate(replica, scene.now_unix_s).total_s
-    if moving_s >= sooner_than_s or not is_known:
+    move_s = moving_s(replica, scene.now_unix_s)
+    if move_s >= sooner_than_s or not is_known:
         return None
     ready = _ready_elsewhere(scene, replica) if victim.kind is not VictimKind.KEPT else None
     if ready is not None:
-        return Transfer(key, ready, moving_s)
+        return Transfer(key, ready, move_s)
     least_s = fixed_s(scene.costs, key[1], model.size_bytes, Tier.DRAM, ANY_NODE)
-    can_pay = least_s + moving_s < sooner_than_s
+    can_pay = least_s + move_s < sooner_than_s
     started = _started_elsewhere(scene, key, model, avoid) if can_pay else None
-    if started is None or started.seconds + moving_s >= sooner_than_s:
+    if started is None or started.seconds + move_s >= sooner_than_s:
         return None
     # What runs on until the target is ready has longer answers to move by then.
-    later_s = move_estimate(replica, scene.now_unix_s + started.seconds).total_s
+    later_s = moving_s(replica, scene.now_unix_s + started.seconds)
     return replace(started, seconds=started.seconds + later_s)
 
 
@@ -91,7 +89,6 @@ def _started_elsewhere(
             node_id = fleet.records.workers[worker_id].node_id
             start = predict(scene, model, node_id)
             if start is not None:
-                need = needed_bytes(fleet, want, worker_id)
                 cost_s = push_out_s(scene, model, node_id, start)
-                found.append(Transfer(key, worker_id, start.total_s, start, need, cost_s))
+                found.append(Transfer(key, worker_id, start.total_s, start, cost_s))
     return min(found, key=lambda each: (each.seconds + each.cost_s, each.target), default=None)

@@ -4,9 +4,6 @@ ServerlessLLM (arXiv 2401.14351), section 6.2: moving a job takes a * (t_in + t_
 as its worker said it last, carried on to now by the length of a decode step.
 """
 
-import math
-from dataclasses import dataclass
-
 from gearfall.core.records import ReplicaRecord, RunningJob
 
 UNKNOWN_STEP_S = 0.05
@@ -15,24 +12,6 @@ UNKNOWN_MOVE_S_PER_TOKEN = 3e-4
 """All three assumed until a replica has measured its own."""
 MOVED_AT_ONCE = 4
 """Jobs that a worker moves side by side."""
-
-
-@dataclass(frozen=True, slots=True)
-class MoveEstimate:
-    """Expected time to move a replica's jobs away."""
-
-    jobs: int
-    tokens: float
-    """Of all jobs, prompt and answer, at the time of asking."""
-    total_s: float
-    is_measured: bool
-
-    def terms(self) -> str:
-        """Return the sum in words and numbers."""
-        origin = "measured" if self.is_measured else "assumed"
-        return (
-            f"{self.total_s:.2f} s to move {self.jobs} jobs of {self.tokens:.0f} tokens ({origin})"
-        )
 
 
 def step_s(replica: ReplicaRecord) -> float:
@@ -65,12 +44,11 @@ def idle_in_s(replica: ReplicaRecord, now_unix_s: float) -> float:
     return max((seconds_left(job, replica, now_unix_s) for job in replica.jobs), default=0.0)
 
 
-def move_estimate(replica: ReplicaRecord, now_unix_s: float) -> MoveEstimate:
+def moving_s(replica: ReplicaRecord, now_unix_s: float) -> float:
     """Return how long all jobs of a replica take to move, some side by side."""
     is_measured = replica.move_s_per_token > 0 or replica.move_fixed_s > 0
     each_s = replica.move_fixed_s if is_measured else UNKNOWN_MOVE_FIXED_S
     per_token_s = replica.move_s_per_token if is_measured else UNKNOWN_MOVE_S_PER_TOKEN
     tokens = [job.prompt_tokens + tokens_out(job, replica, now_unix_s) for job in replica.jobs]
     spent_s = [each_s + per_token_s * count for count in tokens]
-    total_s = max(max(spent_s, default=0.0), sum(spent_s) / MOVED_AT_ONCE)
-    return MoveEstimate(len(tokens), math.fsum(tokens), total_s, is_measured)
+    return max(max(spent_s, default=0.0), sum(spent_s) / MOVED_AT_ONCE)
