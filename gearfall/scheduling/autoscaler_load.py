@@ -30,9 +30,7 @@ class RouterTotals:
     """What one router had counted for the model when it was last heard of."""
 
     router_id: RouterId
-    at_unix_s: float
     arrived_jobs: int
-    produced_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +174,7 @@ def _arrivals(
             arrived += min(max(is_fresh, record.unfinished_jobs), max(0, record.arrived_jobs))
         else:
             arrived += record.arrived_jobs - last.arrived_jobs
-        known[record.router_id] = RouterTotals(
-            record.router_id, record.at_unix_s, record.arrived_jobs, record.produced_tokens
-        )
+        known[record.router_id] = RouterTotals(record.router_id, record.arrived_jobs)
     return arrived, tuple(known.values())[-KEPT_ROUTERS:]
 
 

@@ -21,7 +21,7 @@ from gearfall.scheduling.prefetch_step import prefetch_step
 from gearfall.scheduling.reopening import reopen
 from gearfall.scheduling.scene import Scene
 from gearfall.scheduling.scope import Scope
-from gearfall.scheduling.snapshot import ClusterSnapshot, ReplicaKey
+from gearfall.scheduling.snapshot import ReplicaKey
 from gearfall.scheduling.start_costs import StartCosts
 from gearfall.scheduling.starting import place_all
 from gearfall.scheduling.step import Step
@@ -34,13 +34,6 @@ class Plan:
 
     actions: tuple[Action, ...]
     next_due_unix_s: float | None = None
-
-
-def reconcile(
-    snapshot: ClusterSnapshot, costs: StartCosts, policy: SchedulerPolicy, now_unix_s: float
-) -> Plan:
-    """Compare what is wanted with what is there and return the steps towards it."""
-    return decide(Fleet.of(snapshot), costs, policy, now_unix_s)
 
 
 def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s: float) -> Plan:

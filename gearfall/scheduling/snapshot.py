@@ -24,7 +24,6 @@ ReplicaKey = tuple[WorkerId, ModelName]
 
 FAILURES_TO_MOVE = 2
 """Failed starts in a row after which a replica is tried elsewhere as well."""
-_SHOWN_ERROR_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +172,6 @@ class WorkerRoom:
     hosting: frozenset[ModelName] = frozenset()
     leaving: frozenset[ModelName] = frozenset()
     """Of the hosted models, those that are on their way out."""
-    failing: Mapping[ModelName, str] = field(default_factory=dict)
-    """Of the hosted models, those that do not start here, with the error."""
     is_reachable: bool = True
 
     def fits(self, memory_bytes: int, *, after_leaving: bool = False) -> bool:
@@ -211,7 +208,6 @@ def rooms_of(snapshot: ClusterSnapshot) -> dict[WorkerId, WorkerRoom]:
     rooms = {
         worker_id: WorkerRoom(
             worker,
-            failing=_failing_on(snapshot, worker_id),
             is_reachable=worker_id not in snapshot.unreachable,
         )
         for worker_id, worker in snapshot.workers.items()
@@ -224,15 +220,6 @@ def rooms_of(snapshot: ClusterSnapshot) -> dict[WorkerId, WorkerRoom]:
         room = rooms[worker_id].with_replica(model, size)
         rooms[worker_id] = room if key in snapshot.assignments else room.with_leaving(model, size)
     return rooms
-
-
-def _failing_on(snapshot: ClusterSnapshot, worker_id: WorkerId) -> dict[ModelName, str]:
-    failing = {}
-    for key, assignment in snapshot.assignments.items():
-        replica = snapshot.replicas.get(key)
-        if key[0] == worker_id and replica and Hosted(assignment, replica).is_failing:
-            failing[key[1]] = replica.error[:_SHOWN_ERROR_CHARACTERS]
-    return failing
 
 
 def placeable(models: Mapping[ModelName, ModelRecord]) -> dict[ModelName, ModelRecord]:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from gearfall.core.records import ReplicaState, StartTimeline
 from gearfall.scheduling.actions import Assign, Decide, Unassign
 from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.reconcile import reconcile
+from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.snapshot import ClusterSnapshot, rooms_of
 from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import (
@@ -30,7 +31,7 @@ POLICY = SchedulerPolicy(keep_alive_s=60.0, min_residency_s=2.0, patience_s=20.0
 
 
 def step(snapshot, now=100.0, policy=POLICY):
-    return reconcile(snapshot, StartCosts(), policy, now)
+    return decide(Fleet.of(snapshot), StartCosts(), policy, now)
 
 
 def assigned(plan):
