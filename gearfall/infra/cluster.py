@@ -157,23 +157,23 @@ class Cluster:
         """Grant a lease that is kept alive until it is revoked or lost."""
         return await self.state.grant_lease(ttl_s)
 
-    async def put_model(self, record: ModelRecord, *, fence: Fence | None = None) -> int:
+    async def put_model(self, record: ModelRecord) -> int:
         """Create or replace a model."""
-        return await self._put("models", record, fence=fence)
+        return await self._put("models", record)
 
-    async def delete_model(self, name: ModelName, *, fence: Fence | None = None) -> int:
+    async def delete_model(self, name: ModelName) -> int:
         """Delete a model and return the revision, 0 when it was not there."""
-        revision = await self._delete(key_of("models", name), fence=fence)
+        revision = await self._delete(key_of("models", name))
         await self._announce(self._builder.forget("models", name))
         return revision
 
-    async def put_deployment(self, record: DeploymentRecord, *, fence: Fence | None = None) -> int:
+    async def put_deployment(self, record: DeploymentRecord) -> int:
         """Create or replace a deployment."""
-        return await self._put("deployments", record, fence=fence)
+        return await self._put("deployments", record)
 
-    async def delete_deployment(self, name: DeploymentName, *, fence: Fence | None = None) -> int:
+    async def delete_deployment(self, name: DeploymentName) -> int:
         """Delete a deployment and return the revision, 0 when it was not there."""
-        revision = await self._delete(key_of("deployments", name), fence=fence)
+        revision = await self._delete(key_of("deployments", name))
         await self._announce(self._builder.forget("deployments", name))
         return revision
 

@@ -234,11 +234,11 @@ def failpoint(name: str, *, job_id: str = "", model: str = "") -> None:
         _strike(rule)
 
 
-async def failpoint_async(name: str, *, job_id: str = "", model: str = "") -> None:
+async def failpoint_async(name: str, *, model: str = "") -> None:
     """Pass a point in a coroutine: a delay lets the event loop go on."""
     if _SWITCH.points is None:
         return
-    rule = _SWITCH.points.find(name, job_id, model)
+    rule = _SWITCH.points.find(name, "", model)
     if rule is not None:
         if rule.action is Action.DELAY:
             await asyncio.sleep(rule.argument)

@@ -22,7 +22,6 @@ class ServiceParser(argparse.ArgumentParser):
 
     def __init__(self, service: str) -> None:
         super().__init__(prog=f"python -m services.{service}", allow_abbrev=False)
-        self.service = service
         self.add_setting(
             "--etcd", default="http://127.0.0.1:2379", meaning="etcd URL, comma-separated"
         )

@@ -140,7 +140,6 @@ async def test_a_deposed_leader_can_not_write():
             cluster.put_assignment(ASSIGNMENT, fence=fence),
             cluster.delete_assignment(WORKER.worker_id, TINY.name, fence=fence),
             cluster.put_decision(DECISION, fence=fence),
-            cluster.put_model(TINY, fence=fence),
         ):
             with pytest.raises(Conflict):
                 await write
