@@ -63,7 +63,6 @@ class Term:
         learn_every_s: float,
     ) -> None:
         self._cluster = cluster
-        self._fence = fence
         self._decide_step = decide
         self._policy = policy
         self._starts = starts

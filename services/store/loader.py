@@ -49,7 +49,6 @@ class Loader:
         read: ReadChunks,
         on_broken: Callable[[], None] = lambda: None,
         *,
-        far: Far | None = None,
         on_ended: Callable[[LoadEnd], None] = lambda _: None,
     ) -> None:
         """`on_broken` is called after a model turned out to be corrupt, `on_ended` after a load."""
@@ -58,7 +57,7 @@ class Loader:
         self._read = read
         self._on_broken = on_broken
         self._on_ended = on_ended
-        self.far: Far = far or NothingFar()
+        self.far: Far = NothingFar()
         self._loads: dict[ModelName, Load] = {}
         self._ending: dict[ModelName, asyncio.Task[None]] = {}
         """Tasks of cancelled loads, which hold memory and files until they have ended."""
@@ -71,11 +70,6 @@ class Loader:
     def bytes_per_s(self) -> float:
         """Median speed of recent loads, SSD to verified in DRAM; 0 before the first."""
         return self.bandwidth_of(Tier.SSD)
-
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes still to move for loads that were asked for."""
-        return self.queued_bytes_of(is_far=True) + self.queued_bytes_of(is_far=False)
 
     def queued_bytes_of(self, *, is_far: bool) -> int:
         """Bytes still to move from elsewhere, or from SSD."""

@@ -23,11 +23,6 @@ class Factors:
     """bf16|f16|f32[out, rank]"""
     scale: float
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of both."""
-        return self.a.nbytes + self.b.nbytes
-
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:

@@ -81,11 +81,6 @@ class Zygote:
             if self._control.fileno() in ready and not self._serve_request():
                 return
 
-    def check(self) -> None:
-        """Assert that no child is forgotten: each known one still exists, dead or alive."""
-        for pid in self._children:
-            os.kill(pid, 0)
-
     def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):

@@ -90,7 +90,7 @@ async def test_many_who_ask_share_one_load(ssd: SsdTier):
         waits = [asyncio.create_task(flight.wait()) for flight in flights]
         await asyncio.to_thread(reader.started.acquire)
         assert loader.is_loading(A)
-        assert loader.queued_bytes == ssd.get(A).manifest.size_bytes
+        assert loader.queued_bytes_of(is_far=False) == ssd.get(A).manifest.size_bytes
         late = loader.load(A)
         reader.gate.set()
         results = {(await wait).digest for wait in waits} | {(await late.wait()).digest}
@@ -98,7 +98,7 @@ async def test_many_who_ask_share_one_load(ssd: SsdTier):
     assert results == {again.digest}
     assert reader.paths == [A]
     assert again.timeline.from_tier is Tier.DRAM
-    assert loader.queued_bytes == 0
+    assert loader.queued_bytes_of(is_far=False) == 0
     pool.close()
 
 
