@@ -56,8 +56,13 @@ class AsyncClient:
 
         `prompt` is text, token ids or chat messages. Cancelling the task stops the work.
         """
-        request = GenerateCall(model, prompt, options, is_whole=True).to_pb()
-        return answer_from_events([event async for event in self._events(request)])
+        request = GenerateCall(model, prompt, options).to_pb()
+        call = self._router.Answer(request, timeout=_GENERATE_TIMEOUT_S, metadata=self._metadata)
+        try:
+            reply = await call
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        return answer_from_events(map(event_from_pb, reply.events))
 
     async def stream(
         self, model: str, prompt: Prompt, **options: Unpack[Options]

@@ -42,8 +42,6 @@ class GenerateCall:
     model: str
     prompt: Prompt
     options: Options
-    is_whole: bool = False
-    """The caller sees nothing before the end."""
 
     def to_pb(self) -> pb.GenerateRequest:
         """Return the message; raise InvalidRequest for a value that does not fit its field."""
@@ -53,7 +51,7 @@ class GenerateCall:
         try:
             if "stream_mode" in self.options:
                 fields["stream_mode"] = StreamMode(self.options["stream_mode"]).value
-            request = pb.GenerateRequest(model=self.model, whole=self.is_whole, **fields)  # type: ignore[arg-type]
+            request = pb.GenerateRequest(model=self.model, **fields)  # type: ignore[arg-type]
             _set_prompt(request, self.prompt)
         except (TypeError, ValueError, KeyError) as error:
             raise InvalidRequest(f"bad request: {error}") from error

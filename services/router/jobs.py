@@ -131,8 +131,11 @@ class JobTable:
         for link in tuple(self._links.values()):
             link.end()
 
-    def claim(self, link: WorkerLink, job_id: JobId, epoch: Epoch) -> None:
-        """Bind the link's worker to (job, epoch), or tell it to stop."""
+    def claim(self, link: WorkerLink, job_id: JobId, epoch: Epoch, *, held_s: float = 0.0) -> None:
+        """Bind the link's worker to (job, epoch), or tell it to stop.
+
+        `held_s`: how long the claim had waited at the worker.
+        """
         running = self._jobs.get(job_id)
         if running is None:
             link.send(Stop(job_id, epoch, "no such job here"))
@@ -146,7 +149,7 @@ class JobTable:
             link.jobs.add(job_id)
             record(LogBound, job_id, epoch, link.worker_id)
             self._set_waiting(running, waits=False)
-            running.listener.on_bound(link.worker_id, epoch)
+            running.listener.on_bound(link.worker_id, epoch, held_s)
 
     def take_run(self, link: WorkerLink, run: TokenRun) -> None:
         """Append a run to its log and pass on what is new, or tell the worker to stop."""

@@ -48,7 +48,7 @@ from services.router.service import RouterLimits, RouterService
 from services.router.servicer import RouterServicer
 from services.router.shadow import Shadow
 from services.router.starts import is_ready
-from services.router.token_sink import TokenSinkServicer
+from services.router.token_sink import GATHER_S, TokenSinkServicer
 from services.router.tokenizing import FileSource, TokenizerCache
 
 
@@ -67,6 +67,8 @@ class RouterSettings:
     """What workers must send to push tokens; empty: anybody who reaches the port may."""
     max_body_bytes: int = MAX_BODY_BYTES
     limits: RouterLimits = field(default_factory=RouterLimits)
+    gather_finished_s: float = GATHER_S
+    """How long a worker's finished jobs wait to be told together."""
     shift_policy: ShiftPolicy = field(default_factory=ShiftPolicy)
     """How gears of plans follow the load."""
 
@@ -213,7 +215,9 @@ class Router:
         def add_servicers(server: grpc.aio.Server) -> None:
             router = RouterServicer(self.service, self.catalogue, self.peers, self.status)
             add_RouterServicer_to_server(router, server)
-            sink = TokenSinkServicer(self.jobs, self.router_id)
+            sink = TokenSinkServicer(
+                self.jobs, self.router_id, gather_s=self._settings.gather_finished_s
+            )
             add_TokenSinkServicer_to_server(sink, server)
 
         settings = self._settings

@@ -22,10 +22,14 @@ from services.router.generation import (
     Wait,
 )
 from services.router.request_log import RequestEvent
+from services.router.running_request import RunningRequest
 
 
-def request_from_pb(message: pb.GenerateRequest) -> GenerationRequest:
-    """Return the checked request; raise InvalidRequest that names the field."""
+def request_from_pb(message: pb.GenerateRequest, *, is_whole: bool = False) -> GenerationRequest:
+    """Return the checked request; raise InvalidRequest that names the field.
+
+    `is_whole`: the client takes the answer whole.
+    """
     if not message.model:
         raise InvalidRequest("model is missing", param="model")
     return GenerationRequest(
@@ -45,7 +49,7 @@ def request_from_pb(message: pb.GenerateRequest) -> GenerationRequest:
         tenant=message.tenant,
         ignore_eos=message.ignore_eos,
         request_id=message.request_id,
-        is_whole=message.whole,
+        is_whole=is_whole,
         stream_mode=parse_stream_mode(message.stream_mode) if message.stream_mode else None,
         hold_tokens=message.hold_tokens if message.HasField("hold_tokens") else None,
     )
@@ -62,6 +66,19 @@ def _prompt_from_pb(message: pb.GenerateRequest) -> Prompt:
             return TokenPrompt(tuple(message.tokens.token_ids))
         case _:
             raise InvalidRequest("prompt is missing", param="prompt")
+
+
+def start_to_pb(running: RunningRequest) -> pb.GenerateEvent:
+    """Return the message for what is known of a request when it begins."""
+    start = pb.GenerateStart(
+        request_id=running.request_id,
+        seed=running.seed,
+        deployment=running.deployment,
+        gear_plan_version=running.gear.version if running.gear else 0,
+        gear=running.gear.label.partition("/")[2] if running.gear else "",
+        cache=running.cache,
+    )
+    return pb.GenerateEvent(start=start)
 
 
 def event_to_pb(event: GenerationEvent) -> pb.GenerateEvent:

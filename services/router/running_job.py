@@ -55,8 +55,8 @@ Reply = Stop | Finished | Granted | Kept
 class JobListener(Protocol):
     """Who asked for a job; called on the event loop, must not block."""
 
-    def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
-        """A worker took the job."""
+    def on_bound(self, worker: WorkerId, epoch: Epoch, held_s: float) -> None:
+        """A worker took the job, so many seconds ago."""
         ...
 
     def on_moved(self, worker: WorkerId, epoch: Epoch) -> None:

@@ -19,6 +19,7 @@ from services.router.router_convert import (
     explanation_to_pb,
     promise_to_pb,
     request_from_pb,
+    start_to_pb,
 )
 from services.router.service import RouterService
 
@@ -45,21 +46,24 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         """Stream one request's events; a client that goes away stops the work."""
         running = await self._service.start(request_from_pb(request))
         context.add_done_callback(lambda _: running.close())  # type: ignore[arg-type]
-        start = pb.GenerateStart(
-            request_id=running.request_id,
-            seed=running.seed,
-            deployment=running.deployment,
-            gear_plan_version=running.gear.version if running.gear else 0,
-            gear=running.gear.label.partition("/")[2] if running.gear else "",
-            cache=running.cache,
-        )
-        yield pb.GenerateEvent(start=start)
+        yield start_to_pb(running)
         try:
             async for batch in running.batches():
                 for event in batch:
                     yield event_to_pb(event)
         finally:
             running.close()
+
+    async def Answer(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateAnswer:
+        """Return one request's events at its end; a client that goes away stops the work."""
+        running = await self._service.start(request_from_pb(request, is_whole=True))
+        events = [start_to_pb(running)]
+        try:
+            async for batch in running.batches():
+                events += map(event_to_pb, batch)
+        finally:
+            running.close()
+        return pb.GenerateAnswer(events=events)
 
     async def Cancel(self, request: pb.CancelRequest, context: Context) -> pb.CancelReply:
         """Stop a request by id."""

@@ -104,10 +104,10 @@ class StageRun:
         self._started_s = time.perf_counter()
         self._waits_since_s = self._started_s
 
-    def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
+    def on_bound(self, worker: WorkerId, epoch: Epoch, held_s: float) -> None:
         """Count the owner and the time it took to find one."""
         self._owners += 1
-        self._bound_s = time.perf_counter()
+        self._bound_s = time.perf_counter() - held_s
         waited_s = self._bound_s - self._waits_since_s
         self._queued_s += waited_s
         name = self._plan.record.name

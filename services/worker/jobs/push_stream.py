@@ -9,6 +9,7 @@ listener sends the claims again when it is told that the stream is open.
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -36,6 +37,9 @@ _JOINABLE = frozenset(
     }
 )
 """Ends that count the run's tokens in; after others the tokens before them stay a run."""
+CLAIM_WAIT_S = 0.005
+"""How long the claim of a job whose tokens may wait for each other waits for them: a small model's
+whole answer is there by then, and the router hears of both at once."""
 MOST_JOINED = 32
 """Steps that one message may hold: it stays far below the limit of a message."""
 
@@ -102,6 +106,9 @@ class PushStream:
         self._connect = connect
         self._metadata = bearer_metadata(secret)
         self._outgoing: asyncio.Queue[pb.WorkerPush] = asyncio.Queue()
+        self._claims: list[tuple[pb.JobClaim, float]] = []
+        """That wait for tokens, and since when."""
+        self._claims_due: asyncio.TimerHandle | None = None
         self._call: Call | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -112,6 +119,7 @@ class PushStream:
     async def stop(self) -> None:
         """Send what is queued, briefly, and end without telling the listener. Idempotent."""
         if self.router_id is not None:
+            self._send_claims()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(FLUSH_TIMEOUT_S):
                     await self._outgoing.join()
@@ -125,13 +133,22 @@ class PushStream:
             self._call.cancel()
 
     def send_claim(self, job: Job) -> None:
-        """Tell the router that this worker has (job, epoch)."""
+        """Tell the router that this worker has (job, epoch), with its first tokens if they can wait
+        and come soon."""
+        if self.router_id is None:
+            return
         claim = pb.JobClaim(job_id=job.job_id, epoch=job.epoch, model=job.model)
-        self._send(pb.WorkerPush(claim=claim))
+        self._claims.append((claim, time.perf_counter()))
+        if job.gather_s < CLAIM_WAIT_S:
+            self._send_claims()
+        elif self._claims_due is None:
+            loop = asyncio.get_running_loop()
+            self._claims_due = loop.call_later(CLAIM_WAIT_S, self._send_claims)
 
     def send_step(self, runs: Sequence[TokenRun]) -> None:
         """Push all tokens of one decode step that belong to this router, in one message at most."""
-        self._send(pb.WorkerPush(step=pb.StepTokens(runs=[token_run_to_pb(run) for run in runs])))
+        step = pb.StepTokens(claims=self._take_claims(), runs=map(token_run_to_pb, runs))
+        self._send(pb.WorkerPush(step=step))
 
     def send_lost(self, job_id: JobId, epoch: Epoch, reason: str) -> None:
         """Tell the router that (job, epoch) does not run here, or no longer."""
@@ -147,7 +164,23 @@ class PushStream:
 
     def _send(self, push: pb.WorkerPush) -> None:
         if self.router_id is not None:
+            self._send_claims()
             self._outgoing.put_nowait(push)
+
+    def _send_claims(self) -> None:
+        for claim in self._take_claims():
+            self._outgoing.put_nowait(pb.WorkerPush(claim=claim))
+
+    def _take_claims(self) -> list[pb.JobClaim]:
+        """Return the claims that wait, which are sent now."""
+        if self._claims_due is not None:
+            self._claims_due.cancel()
+            self._claims_due = None
+        waited, self._claims = self._claims, []
+        now_s = time.perf_counter()
+        for claim, since_s in waited:
+            claim.held_s = now_s - since_s
+        return [claim for claim, _ in waited]
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -168,6 +201,7 @@ class PushStream:
     async def _connect_once(self) -> bool:
         """Hold one connection until it breaks; return whether it was ever open."""
         self._outgoing = asyncio.Queue()
+        self._take_claims()  # of the stream that broke
         async with self._connect(self.address) as channel:
             self._call = TokenSinkStub(channel).Push(metadata=self._metadata)
             try:
@@ -226,8 +260,8 @@ class PushStream:
                         handed_over=stop.handed_over,
                     )
                 case "finished":
-                    finished = reply.finished
-                    self._listener.job_finished(JobId(finished.job_id), Epoch(finished.epoch))
+                    for finished in reply.finished.jobs:
+                        self._listener.job_finished(JobId(finished.job_id), Epoch(finished.epoch))
                 case "granted":
                     job_id, epoch = JobId(reply.granted.job_id), Epoch(reply.granted.epoch)
                     self._listener.job_granted(self.address, job_id, epoch)
@@ -263,7 +297,8 @@ def join_steps(pushes: Sequence[pb.WorkerPush]) -> list[pb.WorkerPush]:
 
 
 def _extend(step: pb.StepTokens, later: pb.StepTokens) -> None:
-    """Append the runs of a later step; one that continues a job's run becomes part of it."""
+    """Append claims and runs of a later step; a run that continues its job's becomes part of it."""
+    step.claims.extend(later.claims)
     last_by_job = {(run.job_id, run.epoch): run for run in step.runs}
     for run in later.runs:
         last = last_by_job.get((run.job_id, run.epoch))

@@ -21,7 +21,7 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
 
     def __init__(self) -> None:
         self.requests: list[router_pb2.GenerateRequest] = []
-        self.cancelled = asyncio.Event()
+        self.waits, self.cancelled = asyncio.Event(), asyncio.Event()
 
     async def Generate(
         self, request: router_pb2.GenerateRequest, context: object
@@ -45,6 +45,7 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
                     )
                 )
         if request.model == "endless":
+            self.waits.set()
             try:
                 await asyncio.Event().wait()
             finally:
@@ -53,6 +54,12 @@ class ScriptedRouter(router_pb2_grpc.RouterServicer):
             return
         for choice in range(max(request.n, 1)):
             yield router_pb2.GenerateEvent(end=end_of(choice))
+
+    async def Answer(
+        self, request: router_pb2.GenerateRequest, context: object
+    ) -> router_pb2.GenerateAnswer:
+        events = [event async for event in self.Generate(request, context)]
+        return router_pb2.GenerateAnswer(events=events)
 
     async def PutDeployment(
         self, request: router_pb2.PutDeploymentRequest, context: object
@@ -141,6 +148,15 @@ async def test_closing_a_stream_cancels_the_call(
         if isinstance(event, TextDelta):
             break
     await stream.aclose()  # type: ignore[attr-defined]
+    await asyncio.wait_for(router.cancelled.wait(), 5)
+
+
+async def test_cancelling_whoever_waits_for_an_answer_cancels_the_call(
+    client: AsyncClient, router: ScriptedRouter
+) -> None:
+    waiting = asyncio.create_task(client.generate("endless", "1"))
+    await asyncio.wait_for(router.waits.wait(), 5)
+    waiting.cancel()
     await asyncio.wait_for(router.cancelled.wait(), 5)
 
 

@@ -177,11 +177,11 @@ class ScriptedWorker:
         while True:
             reply = await self._call.read()
             assert isinstance(reply, pb.RouterReply)
-            body: pb.JobStop | pb.JobFinished = reply.finished
+            ended: list[pb.JobStop | pb.JobFinished] = [*reply.finished.jobs]
             if reply.HasField("stop"):
-                body = reply.stop
+                ended.append(reply.stop)
                 self.stops.append(reply.stop)
-            if (body.job_id, body.epoch) == (job.job_id, job.epoch):
+            if any((each.job_id, each.epoch) == (job.job_id, job.epoch) for each in ended):
                 self.replied.set()
                 return
 
@@ -319,6 +319,7 @@ async def running_rig(
     await cluster.start()
     chosen = RouterSettings(
         limits=limits or RouterLimits(stop_grace_s=0.05, entry_check_s=0.02),
+        gather_finished_s=0.0,
         **settings,  # type: ignore[arg-type]
     )
     router = Router(chosen, cluster, state, queue, files=files)

@@ -76,7 +76,7 @@ async def site() -> AsyncIterator[Site]:
 
 async def end_of(site, sender, job_id, epoch, start):
     await sender.tokens(job_id, epoch, start, 99, finish=FinishReason.STOP)
-    finished = (await sender.hear()).finished
+    (finished,) = (await sender.hear()).finished.jobs
     assert (finished.job_id, finished.epoch) == (job_id, epoch)
     outcome = await site.asked
     assert outcome.text() == TEXT

@@ -111,6 +111,28 @@ async def test_a_cancelled_call_stops_the_work(rig):
     assert worker.stops
 
 
+async def test_a_whole_answer_is_one_message_with_all_its_events(rig):
+    rig.worker(small=Answer("hello"))
+    async with open_channel(rig.router.grpc_address) as channel:
+        request = pb.GenerateRequest(model="small", text="hi", n=2)
+        events = (await router_pb2_grpc.RouterStub(channel).Answer(request)).events
+    kinds = [event.WhichOneof("event") for event in events]
+    assert (kinds[0], kinds.count("start"), kinds.count("end")) == ("start", 1, 2)
+    deltas = [event.delta for event in events if event.HasField("delta")]
+    for choice in range(2):
+        assert "".join(each.text for each in deltas if each.choice == choice) == "hello"
+
+
+async def test_a_whole_answer_that_nobody_waits_for_any_more_is_not_computed_on(rig, client):
+    worker = rig.worker(small=Answer("hello"))
+    worker.hold_at = 2
+    waiting = asyncio.create_task(client.generate("small", "hi"))
+    await worker.held.wait()
+    waiting.cancel()
+    await worker.replied.wait()
+    assert worker.stops
+
+
 BAD_DEPLOYMENTS = [
     (deployment(), InvalidRequest),
     (deployment(("nobody", None)), NotFound),

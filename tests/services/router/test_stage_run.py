@@ -42,7 +42,7 @@ def tokens(index: int, text: str, **facts: Any) -> TokenRun:
 
 async def test_the_timing_of_an_answer_says_which_tokens_its_draft_brought():
     run = stage_run()
-    run.on_bound(WorkerId("worker"), Epoch(1))
+    run.on_bound(WorkerId("worker"), Epoch(1), 0.0)
     run.on_run(tokens(0, "168", draft_tokens=4, accepted_draft_tokens=2))
     run.on_run(tokens(3, "x"))
     run.on_run(tokens(4, "y", finish=FinishReason.LENGTH))

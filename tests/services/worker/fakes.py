@@ -41,6 +41,7 @@ def job(
     model=MODEL,
     generated=(),
     priority=Priority.INTERACTIVE,
+    gather_s=0.0,
 ) -> Job:
     return Job(
         job_id=JobId(name),
@@ -53,6 +54,7 @@ def job(
         generated_token_ids=tuple(generated),
         sampling=SamplingParams(max_tokens=8),
         priority=priority,
+        gather_s=gather_s,
     )
 
 
@@ -304,16 +306,17 @@ class FakeRouter(Watched, router_pb2_grpc.TokenSinkServicer):
         self._reply(stop=pb.JobStop(job_id=a_job.job_id, epoch=a_job.epoch, reason="test"))
 
     def reply_finished(self, a_job: Job) -> None:
-        self._reply(finished=pb.JobFinished(job_id=a_job.job_id, epoch=a_job.epoch))
+        finished = pb.JobFinished(job_id=a_job.job_id, epoch=a_job.epoch)
+        self._reply(finished=pb.JobsFinished(jobs=[finished]))
 
     def _reply(self, **fields) -> None:
         self._calls[-1].put_nowait(pb.RouterReply(**fields))
 
     @property
     def claims(self) -> list[tuple[str, int]]:
-        return [
-            (p.claim.job_id, p.claim.epoch) for p in self.heard if p.WhichOneof("push") == "claim"
-        ]
+        alone = (push.claim for push in self.heard if push.HasField("claim"))
+        with_steps = (claim for push in self.heard for claim in push.step.claims)
+        return [(each.job_id, each.epoch) for each in (*alone, *with_steps)]
 
     @property
     def lost(self) -> list[tuple[str, int]]:

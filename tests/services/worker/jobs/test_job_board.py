@@ -8,7 +8,7 @@ from gearfall.core.ids import RouterId
 from gearfall.core.job import Priority
 from gearfall.infra.memory_queue import MemoryQueue
 from services.worker.jobs.job_board import JobBoard
-from services.worker.jobs.push_stream import PushStream
+from services.worker.jobs.push_stream import CLAIM_WAIT_S, PushStream
 from services.worker.jobs.settlement import Settlement
 from tests.services.worker.fakes import (
     FINISH,
@@ -101,6 +101,33 @@ async def test_hello_claim_steps_finished_acknowledged_in_this_order(bench):
     bench.router.reply_finished(a_job)
     await settled.until(lambda: settled.count > 0)
     assert await bench.all_settled()
+
+
+async def test_a_claim_comes_with_tokens_that_may_wait_and_come_soon(bench):
+    await bench.running("job-0")
+    a_job = await bench.claim("job-1", gather_s=0.02)
+    bench.push(run_of(a_job, 0, finish=FINISH))
+    await bench.router.until(lambda: bench.router.steps)
+    (*_, push) = bench.router.heard
+    assert [(each.job_id, each.epoch) for each in push.step.claims] == [("job-1", 1)]
+    assert push.step.claims[0].held_s > 0
+    assert bench.router.claims == [("job-0", 1), ("job-1", 1)], "each is told once"
+
+
+async def test_a_claim_waits_for_no_tokens_that_take_longer(bench):
+    await bench.running("job-0")
+    await bench.running("job-1", gather_s=0.02)
+    assert [push.WhichOneof("push") for push in bench.router.heard] == ["hello", "claim", "claim"]
+    assert bench.router.heard[-1].claim.held_s >= CLAIM_WAIT_S
+
+
+async def test_no_message_overtakes_a_claim_that_waits(bench):
+    await bench.running("job-0")
+    await bench.claim("job-1", gather_s=0.02)
+    bench.board.give_back(MODEL)
+    await bench.router.until(lambda: len(bench.router.lost) == 2)
+    kinds = [push.WhichOneof("push") for push in bench.router.heard]
+    assert kinds == ["hello", "claim", "claim", "lost", "lost"]
 
 
 def watch_end(bench):

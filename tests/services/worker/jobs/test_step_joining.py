@@ -41,6 +41,14 @@ def test_only_steps_that_follow_each_other_are_joined(
     assert join_steps(pushes) == expected
 
 
+def test_claims_that_came_with_steps_stay_before_their_tokens() -> None:
+    first, second = step(0), step(1)
+    first.step.claims.add(job_id="a")
+    second.step.claims.add(job_id="b")
+    (joined,) = join_steps([first, second])
+    assert [claim.job_id for claim in joined.step.claims] == ["a", "b"]
+
+
 @given(st.lists(st.sampled_from(["step", "claim", "lost"])))
 def test_order_is_kept_and_no_two_steps_stay_apart(kinds: list[str]) -> None:
     make = {"step": step, "claim": lambda i: claim(str(i)), "lost": lambda i: lost(str(i))}

@@ -32,7 +32,7 @@ class Client:
     finishes: int = 0
     error: str = ""
 
-    def on_bound(self, worker: WorkerId, epoch: Epoch) -> None:
+    def on_bound(self, worker: WorkerId, epoch: Epoch, held_s: float) -> None:
         self.owners.append((worker, epoch))
 
     def on_moved(self, worker: WorkerId, epoch: Epoch) -> None:
