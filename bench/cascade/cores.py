@@ -13,6 +13,9 @@ another order.
 import argparse
 import asyncio
 import contextlib
+import json
+import os
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,6 +33,7 @@ from bench.cascade.real_work import MAX_TOKENS
 from bench.measuring.spread import rotated
 from gearfall.cli.deploy import deployment_from_file
 from gearfall.client import AsyncClient
+from gearfall.core.errors import Internal
 from gearfall.core.ids import ModelName
 from gearfall.demo.arithmetic import Question
 from gearfall.demo.catalogue import (
@@ -44,6 +48,7 @@ from gearfall.infra.supervised_process import ProcessSpec
 HERE, THERE = "here", "against"
 CASCADE = "arith"
 NODES = 2
+LOAD = Path(__file__).with_name("cores_load.py")
 QUESTIONS = 2000
 
 
@@ -52,8 +57,17 @@ class Measured:
     """A running cluster."""
 
     name: str
-    client: AsyncClient
+    load: asyncio.subprocess.Process
+    """`cores_load.py`: the client of the cluster's own checkout."""
     pids: Sequence[tuple[str, int]]
+
+    async def ask(self, burst: Mapping[str, object]) -> None:
+        """Ask a burst; raises Internal when an answer fails."""
+        assert self.load.stdin is not None
+        assert self.load.stdout is not None
+        self.load.stdin.write(json.dumps(burst).encode() + b"\n")
+        if not await self.load.stdout.readline():
+            raise Internal("the load ended early: see what it said above")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -116,21 +130,16 @@ async def _burst(
 ) -> Burst:
     """Ask at a rate for a while, or do nothing, and say what that cost."""
     draw = Random(what)
-    due_s = [draw.uniform(0.0, seconds) for _ in range(round(rate * seconds))]
+    asks = [
+        (draw.uniform(0.0, seconds), questions[number % len(questions)].prompt)
+        for number in range(round(rate * seconds))
+    ]
+    wanted = {"what": what, "seconds": seconds, "max_tokens": MAX_TOKENS, "asks": asks}
     before, begun_s = spent_so_far(cluster.pids), time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(asyncio.sleep(seconds))
-        for number, at_s in enumerate(due_s):
-            question = questions[number % len(questions)]
-            tasks.create_task(_ask(cluster.client, what, question, at_s))
+    await cluster.ask(wanted)
     took_s = time.perf_counter() - begun_s
     spent = difference(spent_so_far(cluster.pids), before)
-    return Burst(cluster.name, what, len(due_s), took_s, spent)
-
-
-async def _ask(client: AsyncClient, what: str, question: Question, at_s: float) -> None:
-    await asyncio.sleep(at_s)
-    await client.generate(what, question.prompt, max_tokens=MAX_TOKENS, temperature=0.0)
+    return Burst(cluster.name, what, len(asks), took_s, spent)
 
 
 @contextlib.asynccontextmanager
@@ -160,7 +169,33 @@ async def _cluster(
         await keep_replicas(client, tuple(map(ModelName, MODELS)), NODES)
         await client.deploy(deployment_from_file(deployment_path()))
         pids = [(process.spec.service, process.pid) for process in cluster.processes]
-        yield Measured(name, client, pids)
+        load = await stack.enter_async_context(_load(cluster.grpc_address, tree))
+        yield Measured(name, load, pids)
+
+
+@contextlib.asynccontextmanager
+async def _load(address: str, tree: Path | None) -> AsyncIterator[asyncio.subprocess.Process]:
+    python, own = (sys.executable, {}) if tree is None else _environment(tree)
+    load = await asyncio.create_subprocess_exec(
+        *(python, LOAD, address),
+        env=os.environ | own,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=1 << 20,
+    )
+    try:
+        yield load
+    finally:
+        assert load.stdin is not None
+        load.stdin.close()
+        await load.wait()
+
+
+def _environment(tree: Path) -> tuple[str, dict[str, str]]:
+    """Return a checkout's Python and what makes it find that checkout's modules."""
+    # Or this checkout's services would be found in the working directory.
+    own = {"PYTHONPATH": str(tree.absolute()), "PYTHONSAFEPATH": "1"}
+    return str(tree.absolute() / ".venv" / "bin" / "python"), own
 
 
 def _write_companions(paths: Mapping[str, Path], directory: Path) -> dict[str, Path]:
@@ -173,9 +208,7 @@ def _commands(settings: LocalClusterSettings, tree: Path | None) -> Sequence[Seq
     stages = service_commands(settings)
     if tree is None:
         return stages
-    python = str(tree.absolute() / ".venv" / "bin" / "python")
-    # Or this checkout's services would be found in the working directory.
-    own = {"PYTHONPATH": str(tree.absolute()), "PYTHONSAFEPATH": "1"}
+    python, own = _environment(tree)
     return [
         [
             replace(spec, argv=(python, *spec.argv[1:]), environment={**spec.environment, **own})
