@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import logging
 import time
+from typing import Any
 
 import grpc
 
 from gearfall.core.errors import Conflict, GearfallError, Unavailable
-from gearfall.infra.etcd_rpc import EtcdStubs, ending, etcd_errors, invoke, rpc
+from gearfall.infra.etcd_rpc import EtcdStubs, etcd_errors, invoke, rpc
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ class EtcdLease:
         self._timeout_s = timeout_s
         self._expires_s = granted_s + ttl_s
         self._lost = asyncio.Event()
+        self._call: Any = None
+        """The stream of renewals while it works: opening one costs more than a renewal."""
         self._task = asyncio.create_task(self._keep_alive(), name=f"etcd-lease-{lease_id:x}")
 
     @property
@@ -71,6 +74,7 @@ class EtcdLease:
             _log.warning("lease lost", extra={"lease_id": self._lease_id})
         finally:
             self._lost.set()
+            self._end_call()
 
     async def _is_renewed(self) -> bool:
         asked_s = time.monotonic()
@@ -86,11 +90,27 @@ class EtcdLease:
         return ttl_s > 0
 
     async def _renew(self, timeout_s: float) -> float:
+        if self._call is None:
+            self._call = self._stubs.lease.LeaseKeepAlive(wait_for_ready=True)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ask(self._call)
+        except BaseException as error:
+            self._end_call()
+            if isinstance(error, TimeoutError):
+                raise Unavailable("etcd did not renew the lease in time") from None
+            raise
+
+    async def _ask(self, call: Any) -> float:
         with etcd_errors():
-            call = self._stubs.lease.LeaseKeepAlive(timeout=timeout_s, wait_for_ready=True)
-            async with ending(call):
-                await call.write(rpc.LeaseKeepAliveRequest(ID=self._lease_id))
-                reply = await call.read()
+            await call.write(rpc.LeaseKeepAliveRequest(ID=self._lease_id))
+            reply = await call.read()
         if reply is grpc.aio.EOF:
             raise Unavailable("etcd ended the renewal without an answer")
         return float(reply.TTL)
+
+    def _end_call(self) -> None:
+        """Cancel the stream: an answer that is on its way would be taken for the next renewal's."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
