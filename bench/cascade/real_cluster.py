@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.cascade.companions import write_companion
+from bench.cascade.companions import LAYERS, write_companion
 from bench.measuring.cpu_time import cpu_seconds
 from gearfall.cli.deploy import deployment_of_plan
 from gearfall.client import AsyncClient
@@ -32,6 +32,23 @@ _LOOK_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class Companions:
+    """How large the models are, and what a node of theirs needs."""
+
+    layers: int
+    """Times those of their originals."""
+    dram_bytes: int
+    memory_bytes: int
+
+
+COMPANIONS = {
+    "usual": Companions(LAYERS, 2**30, 3 * 2**30),
+    "large": Companions(4 * LAYERS, 3 * 2**30, 6 * 2**30),
+}
+"""The large ones compute four times as much for a token: up to a billion parameters."""
+
+
+@dataclass(frozen=True, slots=True)
 class RealCluster:
     """A running cluster with the companions registered."""
 
@@ -48,7 +65,7 @@ class RealCluster:
 
 
 @contextlib.asynccontextmanager
-async def running_cluster(scratch: Path) -> AsyncIterator[RealCluster]:
+async def running_cluster(scratch: Path, sizes: Companions) -> AsyncIterator[RealCluster]:
     """Start it; stop it and give the cores back at the end."""
     settings = LocalClusterSettings(
         runtime_dir=scratch / "run",
@@ -56,8 +73,8 @@ async def running_cluster(scratch: Path) -> AsyncIterator[RealCluster]:
         rest_listen="127.0.0.1:0",
         grpc_listen="127.0.0.1:0",
         nodes=WORKERS,
-        dram_bytes=2**30,
-        memory_bytes=3 * 2**30,
+        dram_bytes=sizes.dram_bytes,
+        memory_bytes=sizes.memory_bytes,
         max_replicas=4,
         slots=SLOTS,
         log_level="WARNING",
@@ -71,7 +88,7 @@ async def running_cluster(scratch: Path) -> AsyncIterator[RealCluster]:
             client = await stack.enter_async_context(AsyncClient(cluster.grpc_address))
             for name, original in checkpoint_paths().items():
                 source = scratch / "companions" / name
-                await asyncio.to_thread(write_companion, original, source)
+                await asyncio.to_thread(write_companion, original, source, layers=sizes.layers)
                 async for _ in client.register_model(name, str(source)):
                     pass
             pids = {

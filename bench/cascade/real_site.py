@@ -8,7 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.cascade.real_cluster import RealCluster, deployed, keep_replicas, running_cluster
+from bench.cascade.real_cluster import (
+    COMPANIONS,
+    RealCluster,
+    deployed,
+    keep_replicas,
+    running_cluster,
+)
 from bench.cascade.real_console import say
 from bench.cascade.real_figures import Run
 from bench.cascade.real_load import replay
@@ -54,6 +60,8 @@ class Settings:
     """Asked of each model for the profile."""
     peak: float
     """Highest load that is planned for, in requests that the largest model can serve."""
+    companions: str
+    """A size of COMPANIONS."""
 
     @staticmethod
     def flags(program: str, text: str | None) -> argparse.ArgumentParser:
@@ -64,12 +72,26 @@ class Settings:
         parser.add_argument("--rounds", type=int, default=2)
         parser.add_argument("--queries", type=int, default=800, help="Asked for the profile.")
         parser.add_argument("--peak", type=float, default=2.0, help="Of the largest's capacity.")
+        parser.add_argument(
+            "--companions",
+            choices=tuple(COMPANIONS),
+            default="usual",
+            help="Sizes: up to 255 million parameters, or four times as many. These have few "
+            "requests a second: ask for longer replays.",
+        )
         return parser
 
     @staticmethod
     def of(chosen: argparse.Namespace) -> "Settings":
         """Return parsed flags as a value."""
-        return Settings(chosen.trace, chosen.seconds, chosen.rounds, chosen.queries, chosen.peak)
+        return Settings(
+            chosen.trace,
+            chosen.seconds,
+            chosen.rounds,
+            chosen.queries,
+            chosen.peak,
+            chosen.companions,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +145,7 @@ async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
     """Start the cluster, profile, plan, and have a replica of every model on every worker."""
     window = window_of(read_trace(settings.trace), *TRACE_PART_S)
     began_s = time.perf_counter()
-    async with running_cluster(scratch) as cluster:
+    async with running_cluster(scratch, COMPANIONS[settings.companions]) as cluster:
         say("the cluster is up", began_s)
         profiled = profiled_questions(settings.queries)
         profile = await _profiled(cluster, profiled, scratch)
