@@ -13,6 +13,8 @@ from gearfall.core.streaming import Streaming
 class Tier(Enum):
     """Where a checkpoint's bytes are, fastest last."""
 
+    __hash__ = object.__hash__  # members are one object each; Enum's own is Python and hashes names
+
     REMOTE = "remote"
     SSD = "ssd"
     DRAM = "dram"

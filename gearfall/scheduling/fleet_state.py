@@ -48,6 +48,8 @@ class FleetState:
         self.worker_due: DueTimes[WorkerId] = DueTimes()
         self.dirty_models: set[ModelName] = set()
         self.dirty_workers: set[WorkerId] = set()
+        self.node_touches: dict[NodeId, int] = {}
+        """How often what its workers have in common may have changed: loads come and go."""
         self.grown: set[WorkerId] = set()
         """Workers that offer more than when those who wait for room were last looked at."""
         self.blocked: dict[ModelName, Want] = {}
@@ -78,6 +80,7 @@ class FleetState:
 
     def touch_node(self, node_id: NodeId) -> None:
         """Have the rows of all workers of a node made anew."""
+        self.node_touches[node_id] = self.node_touches.get(node_id, 0) + 1
         self.dirty_workers |= self.index.workers.get(node_id, set())
 
     def needed_bytes(self, model: ModelRecord, slots: int, accelerators: int) -> int:

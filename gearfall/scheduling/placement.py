@@ -204,6 +204,7 @@ def assess(
     if any(gone_in_s):
         way = max(way, Way.AWAIT)
     gives = way is not Way.AWAIT
+    rows = [fleet.rows.get(each) for each in workers]
     return Option(
         way=way,
         workers=workers,
@@ -211,8 +212,8 @@ def assess(
         prediction=prediction,
         wait_s=max(*gone_in_s, *(room.wait_s for room in found)),
         cost_s=sum(room.cost_s for room in found) + burden_s,
-        free_bytes=min(fleet.rows.number(each, "free_bytes") for each in workers),
-        places=max(1, int(min(fleet.rows.number(each, "free_replicas") for each in workers))),
+        free_bytes=min(row.free_bytes for row in rows),
+        places=max(1, int(min(row.free_replicas for row in rows))),
         is_crowded=want.rules.spread and is_crowded(fleet, want.model.name, node_id),
         victims=tuple(victim for room in found for victim in room.victims if gives),
         transfers=tuple(each for room in found for each in room.transfers if gives),

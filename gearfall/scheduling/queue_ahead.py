@@ -48,7 +48,7 @@ def queue_ahead(
     """Serve what waits with a model's replicas, one slot after the other."""
     replicas = tuple(replicas)
     if waiting is None:
-        return QueueAhead(0.0, {each.key: _idle_in_s(each, now_unix_s) for each in replicas})
+        return QueueAhead(0.0, {each.key: ends_in_s(each, now_unix_s) for each in replicas})
     slots = [
         _Slot(free_s, number)
         for number, each in enumerate(replicas)
@@ -77,7 +77,7 @@ def up_in_s(hosted: Hosted, now_unix_s: float) -> float:
     return abs(assignment.assigned_unix_s + assignment.predicted_start_s - now_unix_s)
 
 
-def _idle_in_s(hosted: Hosted, now_unix_s: float) -> float:
+def ends_in_s(hosted: Hosted, now_unix_s: float) -> float:
     """Return when a replica for which nothing waits has nothing left to do."""
     if hosted.replica is None or not hosted.is_ready:
         return up_in_s(hosted, now_unix_s)
@@ -88,7 +88,7 @@ def _jobs_end_in_s(replica: ReplicaRecord, now_unix_s: float) -> list[float]:
     """Return when each running job has ended, at most; infinite where nobody says."""
     if replica.running_jobs and not (replica.jobs and replica.step_s):
         return [_NEVER_S] * replica.running_jobs
-    return [seconds_left(job, replica, now_unix_s) for job in replica.jobs]
+    return seconds_left(replica, now_unix_s)
 
 
 def _slots_free_in(hosted: Hosted, now_unix_s: float) -> list[float]:

@@ -5,7 +5,7 @@ from enum import IntEnum
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import ReplicaRecord
-from gearfall.scheduling.queue_ahead import queue_ahead, up_in_s
+from gearfall.scheduling.queue_ahead import ends_in_s, queue_ahead, up_in_s
 from gearfall.scheduling.scene import Scene, claimed_bytes, needed_bytes, predict
 from gearfall.scheduling.transfers import Transfer, find_transfer
 from gearfall.scheduling.victims import Victim, VictimKind, first_to_go
@@ -220,11 +220,13 @@ def _ends_in_s(scene: Scene, victim: Victim) -> float:
         return _NEVER_S
     fleet, model = scene.fleet, victim.key[1]
     hosted = fleet.index.hosted.get(model, {})
-    waiting = fleet.index.waiting.get(model)
-    replicas = hosted.values() if waiting else (hosted[victim.key],)
-    ahead = queue_ahead(replicas, waiting, scene.now_unix_s)
+    if waiting := fleet.index.waiting.get(model):
+        ahead = queue_ahead(hosted.values(), waiting, scene.now_unix_s)
+        ended_s = ahead.idle_in_s[victim.key]
+    else:
+        ended_s = ends_in_s(hosted[victim.key], scene.now_unix_s)
     if victim.kind is VictimKind.COMING:
         stays_s = up_in_s(hosted[victim.key], scene.now_unix_s) + scene.policy.min_residency_s
     else:
         stays_s = victim.rested_unix_s - scene.now_unix_s
-    return max(ahead.idle_in_s[victim.key], stays_s) + EVICTION_S
+    return max(ended_s, stays_s) + EVICTION_S

@@ -1,6 +1,6 @@
 """What a decision is made from, and what a start would take at one node of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import ModelRecord, Tier
@@ -12,7 +12,6 @@ from gearfall.scheduling.wants import Urgency, Want
 
 PUSH_OUT_WEIGHT = 0.5
 """Of a load, for those whose bytes leave memory for it; fitted, see docs/decisions/0019."""
-_QUEUED = (Tier.SSD, Tier.REMOTE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,10 @@ class Scene:
     costs: StartCosts
     policy: SchedulerPolicy
     now_unix_s: float
+    predictions: dict[tuple[ModelName, NodeId], tuple[int, StartPrediction | None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """What was predicted, each with how often its node had been touched by then."""
 
 
 def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPrediction | None:
@@ -30,12 +33,20 @@ def predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPredictio
 
     Far and near loads run beside each other; among its kind each waits for those before it.
     """
+    place, touched = (model.name, node_id), scene.fleet.node_touches.get(node_id, 0)
+    known = scene.predictions.get(place)
+    if known is None or known[0] != touched:
+        known = scene.predictions[place] = (touched, _predict(scene, model, node_id))
+    return known[1]
+
+
+def _predict(scene: Scene, model: ModelRecord, node_id: NodeId) -> StartPrediction | None:
     fleet = scene.fleet
     node, tier = fleet.records.nodes.get(node_id), fleet.source_tier(model, node_id)
     if node is None or tier is None:
         return None
     queued: list[tuple[int, float]] = []
-    if tier is not Tier.DRAM and _has_queue(fleet, node_id):
+    if tier is not Tier.DRAM:
         for name, since_unix_s in fleet.loading_on(node_id).items():
             other = fleet.model(name)
             if other and name != model.name and fleet.source_tier(other, node_id) is tier:
@@ -66,12 +77,6 @@ def push_out_s(
     node = scene.fleet.records.nodes[node_id]
     fits = node.dram_used_bytes + model.size_bytes <= node.dram_capacity_bytes
     return 0.0 if fits or not prediction.bytes_per_s else PUSH_OUT_WEIGHT * prediction.load_s
-
-
-def _has_queue(fleet: FleetState, node_id: NodeId) -> bool:
-    worker_id = next(iter(fleet.index.workers[node_id]))
-    rows = fleet.rows
-    return any(rows.number(worker_id, f"{each.value}_queued_s") > 0 for each in _QUEUED)
 
 
 def needed_bytes(fleet: FleetState, want: Want, worker_id: WorkerId) -> int:

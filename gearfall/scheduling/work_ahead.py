@@ -25,13 +25,13 @@ def tokens_out(job: RunningJob, replica: ReplicaRecord, now_unix_s: float) -> fl
     return min(float(job.max_tokens), job.output_tokens + made)
 
 
-def seconds_left(job: RunningJob, replica: ReplicaRecord, now_unix_s: float) -> float:
-    """Return how long a job still runs, at most: it may stop before its limit.
+def seconds_left(replica: ReplicaRecord, now_unix_s: float) -> list[float]:
+    """Return how long each job still runs, at most: it may stop before its limit.
 
     One that is late is taken to be late by as much again: it is looked at less and less often.
     """
-    left_s = (job.max_tokens - job.output_tokens) * step_s(replica)
-    return abs(left_s - _since_s(replica, now_unix_s))
+    since_s, each_s = _since_s(replica, now_unix_s), step_s(replica)
+    return [abs((job.max_tokens - job.output_tokens) * each_s - since_s) for job in replica.jobs]
 
 
 def _since_s(replica: ReplicaRecord, now_unix_s: float) -> float:
@@ -41,7 +41,7 @@ def _since_s(replica: ReplicaRecord, now_unix_s: float) -> float:
 
 def idle_in_s(replica: ReplicaRecord, now_unix_s: float) -> float:
     """Return when the last of the jobs that run now has ended, at most; 0 for an idle replica."""
-    return max((seconds_left(job, replica, now_unix_s) for job in replica.jobs), default=0.0)
+    return max(seconds_left(replica, now_unix_s), default=0.0)
 
 
 def moving_s(replica: ReplicaRecord, now_unix_s: float) -> float:

@@ -59,6 +59,8 @@ class WorkerRows:
         self._data = np.zeros((len(_FIELDS), _FIRST_CAPACITY))
         self._row_of: dict[WorkerId, int] = {}
         self._worker_at: list[WorkerId | None] = []
+        self._rows: list[WorkerRow] = []
+        """The same numbers once more: one worker's are looked up far more often than changed."""
         self._free: list[int] = []
         self._node_numbers: dict[str, int] = {}
         self._kinds_of_slots: dict[float, int] = {}
@@ -79,9 +81,11 @@ class WorkerRows:
         number = self._row_of.get(worker_id)
         if number is None:
             number = self._add(worker_id)
+        elif row == (before := self._rows[number]):
+            return number
         else:
-            self._forget_slots(self._data[_FIELDS["slots"], number])
-        self._data[:, number] = row
+            self._forget_slots(before.slots)
+        self._data[:, number] = self._rows[number] = row
         self._kinds_of_slots[row.slots] = self._kinds_of_slots.get(row.slots, 0) + 1
         return number
 
@@ -89,19 +93,15 @@ class WorkerRows:
         """Free a worker's row, if it has one."""
         number = self._row_of.pop(worker_id, None)
         if number is not None:
-            self._forget_slots(self._data[_FIELDS["slots"], number])
-            self._data[:, number] = WorkerRow()
+            self._forget_slots(self._rows[number].slots)
+            self._data[:, number] = self._rows[number] = WorkerRow()
             self._worker_at[number] = None
             self._free.append(number)
 
     def get(self, worker_id: WorkerId) -> WorkerRow:
         """Return a worker's row; an empty one for a worker without."""
         number = self._row_of.get(worker_id)
-        return WorkerRow() if number is None else WorkerRow(*self._data[:, number].tolist())
-
-    def number(self, worker_id: WorkerId, name: str) -> float:
-        """Return one number of a worker that has a row."""
-        return float(self._data[_FIELDS[name], self._row_of[worker_id]])
+        return WorkerRow() if number is None else self._rows[number]
 
     def number_of(self, worker_id: WorkerId) -> int | None:
         """Return where a worker's row is."""
@@ -131,6 +131,7 @@ class WorkerRows:
         else:
             number = len(self._worker_at)
             self._worker_at.append(None)
+            self._rows.append(WorkerRow())
             if number >= self._data.shape[1]:
                 self._data = np.concatenate([self._data, np.zeros_like(self._data)], axis=1)
         self._worker_at[number] = worker_id

@@ -34,13 +34,13 @@ def test_tokens_are_carried_on_to_now():
     record = busy((10, 5, 20))
     assert tokens_out(record.jobs[0], record, NOW + 1.0) == pytest.approx(15)
     assert tokens_out(record.jobs[0], record, NOW + 60.0) == 20
-    assert seconds_left(record.jobs[0], record, NOW + 1.0) == pytest.approx(0.5)
+    assert seconds_left(record, NOW + 1.0) == pytest.approx([0.5])
 
 
 def test_what_is_late_is_late_by_as_much_again():
     record = busy((10, 5, 20))
-    assert seconds_left(record.jobs[0], record, NOW + 1.5) == pytest.approx(0.0)
-    assert seconds_left(record.jobs[0], record, NOW + 1.75) == pytest.approx(0.25)
+    assert seconds_left(record, NOW + 1.5) == pytest.approx([0.0])
+    assert seconds_left(record, NOW + 1.75) == pytest.approx([0.25])
     assert idle_in_s(record, NOW + 5.5) == pytest.approx(4.0)
 
 
