@@ -27,12 +27,12 @@ from rich.table import Table
 
 from bench.measuring.entry import run_bench
 from bench.measuring.machine import machine_facts
-from gearfall.cli.bench import percentile
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.request import Options
 from gearfall.demo import catalogue
 from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
 from gearfall.pb import common_pb2
+from gearfall.simulation.figures import quantile
 
 MODEL = "arith-large"
 PROMPT = "31415+27182="
@@ -247,19 +247,19 @@ def summarise(
             spans_s.append((max(0.0, at_s - stream.struck_unix_s), last_s - at_s))
     if not spans_s:
         raise RuntimeError(f"{struck}: every stream had ended before; use more --tokens")
-    noticed, rest = (sorted(each) for each in zip(*spans_s, strict=True))
-    pauses = sorted(map(sum, spans_s))
+    noticed, rest = zip(*spans_s, strict=True)
+    pauses = list(map(sum, spans_s))
     return Outcome(
         struck=struck,
         strikes=len(streams),
         resumed=len(spans_s),
         changed=changed,
-        noticed_p50_s=percentile(noticed, 0.5),
-        next_token_p50_s=percentile(rest, 0.5),
-        next_token_p99_s=percentile(rest, 0.99),
-        pause_p50_s=percentile(pauses, 0.5),
-        pause_p99_s=percentile(pauses, 0.99),
-        pause_max_s=pauses[-1],
+        noticed_p50_s=quantile(noticed, 0.5),
+        next_token_p50_s=quantile(rest, 0.5),
+        next_token_p99_s=quantile(rest, 0.99),
+        pause_p50_s=quantile(pauses, 0.5),
+        pause_p99_s=quantile(pauses, 0.99),
+        pause_max_s=max(pauses),
     )
 
 

@@ -9,9 +9,11 @@ p99 of these multiples while the move was under way, over their p99 while it was
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+
+from gearfall.simulation.figures import quantile
 
 TOKENS, KV, AUTO = "tokens", "kv", "auto"
 """How a migration was asked for: by one path, or by what the cost model expects to be faster."""
@@ -153,12 +155,6 @@ class Choices:
     """So much longer the other one's median is: what a wrong choice costs."""
 
 
-def percentile(values: Iterable[float], share: float) -> float:
-    """Return the nearest-rank percentile: 0.99 for p99. There must be a value."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
-
-
 def summarize(samples: Sequence[Sample]) -> list[Row]:
     """Sum up each (prompt, mode), shortest prompt first."""
     groups: dict[tuple[int, str], list[Sample]] = {}
@@ -219,11 +215,11 @@ def _others(gaps: Sequence[Gaps]) -> Others | None:
         return None
     return Others(
         before_p50_s=median(before),
-        before_p99_s=percentile(before, 0.99),
-        during_p99_s=percentile(during, 0.99),
+        before_p99_s=quantile(before, 0.99),
+        during_p99_s=quantile(during, 0.99),
         after_p50_s=median(after) if after else 0.0,
-        calm_p99=percentile((gap for each in gaps for gap in each.calm), 0.99),
-        disturbed_p99=percentile((gap for each in gaps for gap in each.disturbed), 0.99),
+        calm_p99=quantile((gap for each in gaps for gap in each.calm), 0.99),
+        disturbed_p99=quantile((gap for each in gaps for gap in each.disturbed), 0.99),
     )
 
 
@@ -239,14 +235,14 @@ def _row(prompt_tokens: int, mode: str, group: Sequence[Sample]) -> Row:
         prompt_tokens=prompt_tokens,
         mode=mode,
         samples=len(group),
-        pause_p50_s=percentile((each.pause_s for each in group), 0.5),
-        pause_p99_s=percentile((each.pause_s for each in group), 0.99),
-        steps_p50=percentile((each.pause_steps for each in group), 0.5),
-        steps_p99=percentile((each.pause_steps for each in group), 0.99),
+        pause_p50_s=quantile((each.pause_s for each in group), 0.5),
+        pause_p99_s=quantile((each.pause_s for each in group), 0.99),
+        steps_p50=quantile((each.pause_steps for each in group), 0.5),
+        steps_p99=quantile((each.pause_steps for each in group), 0.99),
         others=others,
         target=_others([each.target for each in group]),
-        duration_p50_s=percentile((each.duration_s for each in group), 0.5),
-        rounds_p50=percentile((each.rounds for each in group), 0.5),
-        moved_bytes_p50=percentile((each.moved_bytes for each in group), 0.5),
-        prediction_error_p50=percentile(errors, 0.5) if errors else None,
+        duration_p50_s=quantile((each.duration_s for each in group), 0.5),
+        rounds_p50=quantile((each.rounds for each in group), 0.5),
+        moved_bytes_p50=quantile((each.moved_bytes for each in group), 0.5),
+        prediction_error_p50=quantile(errors, 0.5) if errors else None,
     )

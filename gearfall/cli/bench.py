@@ -13,6 +13,7 @@ from gearfall.cli.render import console, print_json, print_table, seconds_text
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.request import Options
 from gearfall.core.errors import GearfallError, Unavailable
+from gearfall.simulation.figures import quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,8 @@ async def _measure(client: AsyncClient, model: str, prompt: str, options: Option
 
 
 def _report(samples: list[Sample], failed: int, concurrency: int, wall_s: float) -> BenchReport:
-    first = sorted(sample.first_text_s for sample in samples)
-    total = sorted(sample.total_s for sample in samples)
+    first = [sample.first_text_s for sample in samples]
+    total = [sample.total_s for sample in samples]
     return BenchReport(
         requests=len(samples) + failed,
         failed=failed,
@@ -145,15 +146,10 @@ def _report(samples: list[Sample], failed: int, concurrency: int, wall_s: float)
         wall_s=wall_s,
         requests_per_s=len(samples) / wall_s,
         tokens_per_s=sum(sample.completion_tokens for sample in samples) / wall_s,
-        first_text_p50_s=percentile(first, 0.50),
-        first_text_p95_s=percentile(first, 0.95),
-        total_p50_s=percentile(total, 0.50),
-        total_p95_s=percentile(total, 0.95),
-        total_p99_s=percentile(total, 0.99),
+        first_text_p50_s=quantile(first, 0.50),
+        first_text_p95_s=quantile(first, 0.95),
+        total_p50_s=quantile(total, 0.50),
+        total_p95_s=quantile(total, 0.95),
+        total_p99_s=quantile(total, 0.99),
         restarted=sum(sample.epochs > 1 for sample in samples),
     )
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """Return the nearest-rank percentile of a sorted, non-empty list."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

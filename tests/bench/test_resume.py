@@ -14,7 +14,7 @@ def test_a_pause_is_divided_where_the_router_noticed() -> None:
     found = summarise("engine killed", streams, changed=1, notices_s=[10.125, 20.125])
     assert (found.strikes, found.resumed, found.changed) == (2, 2, 1)
     assert (found.noticed_p50_s, found.next_token_p99_s) == (0.125, 0.375)
-    assert (found.pause_p50_s, found.pause_max_s) == (0.5, 0.5)
+    assert (found.pause_p50_s, found.pause_max_s) == (0.25, 0.5)
 
 
 def test_only_streams_whose_strike_was_noticed_count() -> None:

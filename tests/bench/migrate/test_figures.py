@@ -14,7 +14,6 @@ from bench.migrate.figures import (
     Sample,
     Stayed,
     judge,
-    percentile,
     summarize,
 )
 from bench.migrate.run import print_report
@@ -34,13 +33,6 @@ def sample(mode=TOKENS, *, prompt=128, duration_s=1.0, path="", **fields) -> Sam
         duration_s=duration_s,
         **(values | fields),
     )
-
-
-@pytest.mark.parametrize(
-    ("share", "expected"), [(0.5, 5.0), (0.99, 10.0), (0.9, 9.0), (0.0, 1.0), (1.0, 10.0)]
-)
-def test_percentiles_are_values_that_were_measured(share, expected):
-    assert percentile(map(float, range(10, 0, -1)), share) == expected
 
 
 def test_a_row_counts_pauses_in_the_steps_of_its_own_batch():
