@@ -5,9 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.ids import DeploymentName, Epoch, JobId, ModelName, RequestId, RouterId
+from gearfall.core.ids import (
+    DeploymentName,
+    Epoch,
+    JobId,
+    ModelName,
+    NodeId,
+    RequestId,
+    RouterId,
+    WorkerId,
+)
 from gearfall.core.job import FinishReason, Job, Priority, TokenAlternative, TokenRun
-from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.records import DeploymentRecord, ReplicaRecord, ReplicaState, Stage
 from gearfall.core.sampling import SamplingParams
 from gearfall.core.self_consistency import SelfConsistency
 from gearfall.infra import convert
@@ -122,3 +131,13 @@ def test_how_a_stage_asks_crosses_the_wire(several: SelfConsistency | None) -> N
     stages = (Stage(ModelName("small"), 0.5, several), Stage(ModelName("large")))
     record = DeploymentRecord(DeploymentName("both"), stages)
     assert convert.deployment_from_pb(convert.deployment_to_pb(record)) == record
+
+
+def test_a_replica_says_how_busy_and_how_slow_it_is():
+    where = WorkerId("w"), NodeId("n"), ModelName("m")
+    record = ReplicaRecord(*where, ReplicaState.READY, 16, 3, 99, 2**20, 0.0, slowdown=1.25)
+    found = convert.replica_to_pb(record)
+    assert (found.model, found.worker_id, found.node_id) == ("m", "w", "n")
+    assert found.state == pb.REPLICA_STATE_READY
+    assert (found.running_jobs, found.slots, found.pid) == (3, 16, 99)
+    assert (found.memory_bytes, found.slowdown) == (2**20, 1.25)

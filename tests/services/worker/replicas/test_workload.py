@@ -49,6 +49,14 @@ def test_a_decode_step_takes_what_the_newest_ones_took(steps, expected):
     assert recent.step_s == expected
 
 
+def test_how_slow_an_engine_is_is_what_it_said_last():
+    recent = RecentSteps()
+    assert recent.slowdown == 0.0
+    for said in (1.5, 1.2345):
+        recent.note(StepDone((), 1, 0, 0.01, slowdown=said))
+    assert recent.slowdown == 1.23
+
+
 def test_a_fuller_cache_is_told_by_steps_and_not_too_often():
     now_s = 50.0
     kv = KvShare(lambda: now_s)
