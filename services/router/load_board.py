@@ -3,6 +3,9 @@
 A model's record is written at most every EVERY_S while it changes, and all records together at most
 every PACE_S: with n models changing, each is written every n x PACE_S, whoever waited longest
 first. A model that has been idle for IDLE_S has no record; its totals go on when it comes back.
+
+What comes for a cold model is told as demand too, and somebody waits for what follows from that:
+load keeps out of its way, as each write to cluster state waits until the one before is on disk.
 """
 
 import asyncio
@@ -23,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 PACE_S = 0.02
+BEHIND_S = 0.1
+"""From a change to its record at least."""
 IDLE_S = 60.0
 _RETRY_S = 0.5
 
@@ -68,6 +73,7 @@ class LoadBoard:
         clock: Callable[[], float] = time.time,
         every_s: float = EVERY_S,
         pace_s: float = PACE_S,
+        behind_s: float = BEHIND_S,
         idle_s: float = IDLE_S,
     ) -> None:
         self._writer = writer
@@ -75,6 +81,7 @@ class LoadBoard:
         self._clock = clock
         self._every_s = every_s
         self._pace_s = pace_s
+        self._behind_s = behind_s
         self._idle_s = idle_s
         self._lease: Lease | None = None
         self._counts: dict[ModelName, _Count] = {}
@@ -133,7 +140,8 @@ class LoadBoard:
 
     def _change(self, model: ModelName, count: _Count) -> None:
         count.is_changed = True
-        self._look_at(model, count, count.looked_s + self._every_s)
+        behind_s = asyncio.get_running_loop().time() + self._behind_s
+        self._look_at(model, count, max(behind_s, count.looked_s + self._every_s))
 
     def _look_at(self, model: ModelName, count: _Count, at_s: float) -> None:
         """Have `run` look at a model at a time, or earlier if it is to already."""

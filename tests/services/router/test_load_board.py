@@ -10,7 +10,7 @@ from gearfall.core.errors import Unavailable
 from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.ports import Lease
 from gearfall.core.records import LoadRecord
-from services.router.load_board import EVERY_S, IDLE_S, PACE_S, LoadBoard
+from services.router.load_board import BEHIND_S, EVERY_S, IDLE_S, PACE_S, LoadBoard
 from tests.services.router.virtual_time import run_virtually
 
 MODEL = ModelName("small")
@@ -73,12 +73,15 @@ class Rig:
         self.board.check()
 
 
-def test_the_first_job_is_told_at_once_with_its_prompt():
+def test_the_first_job_is_told_with_its_prompt_behind_the_demand_that_it_may_be():
     async def play() -> None:
         async with Rig() as rig:
             rig.board.arrived(MODEL, 12)
-            await rig.after(0.01)
-            assert rig.etcd.records == {MODEL: LoadRecord(MODEL, ROUTER, 0.0, 1, 12, 0, 1)}
+            await rig.after(BEHIND_S - 0.01)
+            assert not rig.etcd.writes
+            await rig.after(BEHIND_S + 0.01)
+            (told,) = rig.etcd.records.values()
+            assert told == LoadRecord(MODEL, ROUTER, told.at_unix_s, 1, 12, 0, 1)
 
     run_virtually(play())
 
