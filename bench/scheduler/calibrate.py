@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measuring.machine import machine_facts, our_versions
-from bench.scheduler.real import begin, measured_step_s, teach
+from bench.scheduler.real import measured_step_s, teach
 from bench.scheduler.real_cluster import Answer, RealSite, Shape, running_real_site
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
 from gearfall.core.errors import InvalidRequest
@@ -71,7 +71,7 @@ class Profile:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, simulate, print both, write JSON."""
     parser = argparse.ArgumentParser(prog="bench.scheduler calibrate", description=__doc__)
-    parser.add_argument("--trace", choices=list(TRACES), default="short")
+    parser.add_argument("--trace", choices=list(TRACES), default="skewed")
     add_trace_flags(parser)
     parser.set_defaults(duration=60.0)
     parser.add_argument("--directory", type=Path, help="for the model; kept")
@@ -100,10 +100,10 @@ async def _measure(
     async with running_real_site(home, scratch, trace.shape) as site:
         await teach(site)
         step_s = await measured_step_s(site)
-        requests = requests_of(trace, site.models, site.load_s / step_s, settings.seed)
+        requests = requests_of(trace, site.models, trace.shape.load_s / step_s, settings.seed)
         company = company_of(requests, step_s, trace.duration_s, trace.shape)
         profile = await _profile(site, company)
-        await begin(site, trace.shape)
+        await site.fill()
         scenario = _scenario(site, profile, requests, trace.shape)
         async with site.scheduled_by("ours"):
             answers = await site.replay(requests)

@@ -1,14 +1,11 @@
 """Time to first token on a real cluster, policy against policy: `python -m bench.scheduler real`.
 
 Three nodes as processes, each with a store of its own whose disk is throttled, one worker a node,
-more models than places. The same bursty requests for every policy, policies interleaved over
-rounds, each round with requests of another seed: a p99 of a few dozen requests says more of the
-seed than of the policy. What starts have taught outlives a scheduler: all policies find it. Two
-traces (`real_traces.py`):
-
-paper   ServerlessLLM's proportions; every model is in one node's memory at the beginning
-short   answers of a fifth of a load; nothing is in memory at the beginning, and what comes in the
-        first part fills it, from disk whatever the policy, and is not counted
+more models than places; memory is full at the beginning, each node with another part of the models.
+The same bursty requests for every policy, policies interleaved over rounds, each round with
+requests of another seed: a p99 of a few dozen requests says more of the seed than of the policy.
+What starts have taught outlives a scheduler: all policies find it. `real_traces.py` says what comes
+and why, `real_simulated` what many seeds of it come to.
 """
 
 import argparse
@@ -26,7 +23,7 @@ from rich.table import Table
 
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import rotated
-from bench.scheduler.real_cluster import Answer, RealSite, Shape, running_real_site
+from bench.scheduler.real_cluster import Answer, RealSite, running_real_site
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
 from gearfall.simulation.figures import quantile
 
@@ -64,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in settings.traces:
         with tempfile.TemporaryDirectory(prefix="gearfall-real-") as scratch:
             found.append(asyncio.run(_measure(name, settings, Path(scratch))))
-        trace = trace_of(name, settings)
-        _print(found[-1], trace.warm_up * trace.duration_s)
+        _print(found[-1])
     settings.out.parent.mkdir(exist_ok=True)
     document = {
         "machine": machine_facts(),
@@ -93,12 +89,6 @@ async def measured_step_s(site: RealSite) -> float:
     return median(step_s for _, step_s in probes)
 
 
-async def begin(site: RealSite, shape: Shape) -> None:
-    """Have memory be as a trace wants it; it is empty now."""
-    if shape.is_filled:
-        await site.fill(shape.dram_models)
-
-
 async def _measure(name: str, settings: argparse.Namespace, scratch: Path) -> Measured:
     home, trace = settings.directory or scratch, trace_of(name, settings)
     samples: dict[str, list[list[Answer]]] = {policy: [] for policy in settings.policies}
@@ -107,21 +97,17 @@ async def _measure(name: str, settings: argparse.Namespace, scratch: Path) -> Me
         step_s = await measured_step_s(site)
         for number in range(settings.rounds):
             seed = settings.seed + number
-            requests = requests_of(trace, site.models, site.load_s / step_s, seed)
+            requests = requests_of(trace, site.models, trace.shape.load_s / step_s, seed)
             for policy in rotated(tuple(settings.policies), number):
-                await begin(site, trace.shape)
+                await site.fill()
                 async with site.scheduled_by(policy):
                     samples[policy].append(await site.replay(requests))
                     await site.empty()
-    return Measured(name, step_s, site.load_s, samples)
+    return Measured(name, step_s, trace.shape.load_s, samples)
 
 
-def _print(found: Measured, from_s: float) -> None:
-    samples = {
-        policy: [[each for each in answers if each.at_s >= from_s] for answers in rounds]
-        for policy, rounds in found.samples.items()
-    }
-    console = Console()
+def _print(found: Measured) -> None:
+    samples, console = found.samples, Console()
     console.print(
         f"trace {found.trace}, step {1e3 * found.step_s:.1f} ms, load {found.load_s:.2f} s"
     )

@@ -8,17 +8,17 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from bench.load.model import VOCABULARY, write_llama
+from bench.load.model import VOCABULARY, llama_shapes, write_llama
 from bench.scheduler.starts_cluster import environment
 from gearfall.client import AsyncClient, TextDelta
 from gearfall.core.ids import ModelName
@@ -33,6 +33,7 @@ from gearfall.infra.launcher import (
 )
 from gearfall.infra.supervised_process import ProcessSpec, SupervisedProcess
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
 from gearfall.simulation.requests import Request
 
 if TYPE_CHECKING:
@@ -55,16 +56,34 @@ class Shape:
     model_bytes: int = 120_000_000
     ssd_bytes_per_s: int = 60_000_000
     dram_models: int = 4
-    """That fit into each node's pool."""
+    """That fit into each node's pool, and are there at the beginning."""
     slots: int = 4
     keep_alive_s: float = 4.0
-    is_filled: bool = False
-    """Whether memory is full at the beginning, each node with another part of the models."""
 
     @property
     def names(self) -> tuple[ModelName, ...]:
-        """Of the models."""
+        """Of the models, the most popular first."""
         return tuple(ModelName(f"model-{number}") for number in range(self.models))
+
+    @property
+    def file_bytes(self) -> int:
+        """Of one model, as it is written: `model_bytes` in whole layers."""
+        return sum(2 * math.prod(shape) for shape in llama_shapes(self.model_bytes).values())
+
+    @property
+    def load_s(self) -> float:
+        """What a throttled disk takes for one model."""
+        return self.file_bytes / self.ssd_bytes_per_s
+
+    @property
+    def pool_bytes(self) -> int:
+        """Of each node's memory."""
+        return int(self.file_bytes * (self.dram_models + 0.5))
+
+    def filled(self, node: int) -> tuple[ModelName, ...]:
+        """Return what a node's memory holds when it is full: its own part, then the next ones'."""
+        parts = (self.names[(node + step) % self.nodes :: self.nodes] for step in range(self.nodes))
+        return tuple(name for part in parts for name in part)[: self.dram_models]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,24 +136,15 @@ class RealSite:
                 if not any(node.resident for node in self._nodes()):
                     return
 
-    @property
-    def load_s(self) -> float:
-        """What a throttled disk takes for one model."""
-        size_bytes = self.cluster.view.models[self.models[0]].size_bytes
-        return size_bytes / self._shape.ssd_bytes_per_s
-
-    async def fill(self, dram_models: int) -> None:
-        """Have each node hold its part of the models in memory, round robin, and no others."""
-        stores = list(zip(self._stores, self._nodes(), strict=True))
-        for number, (store, _) in enumerate(stores):
-            for model in self.models[number :: len(stores)][:dram_models]:
-                request = store_pb2.LoadModelRequest(model=model)
-                async for _ in store.LoadModel(request, timeout=_WAIT_S):
-                    pass
-        held = min(len(self.models), dram_models * len(stores))
+    async def fill(self) -> None:
+        """Have each node hold its part of the models in memory, and no others."""
+        parts = [self._shape.filled(number) for number in range(len(self._stores))]
+        async with asyncio.timeout(_WAIT_S), asyncio.TaskGroup() as tasks:
+            for store, part in zip(self._stores, parts, strict=True):
+                tasks.create_task(_load_each(store, part))
         async with asyncio.timeout(_WAIT_S):
             async for _ in self.cluster.changes():
-                if sum(len(node.resident) for node in self._nodes()) == held:
+                if sum(len(node.resident) for node in self._nodes()) == sum(map(len, parts)):
                     return
 
     async def probe(self, model: ModelName, prompt_tokens: int, tokens: int) -> tuple[float, float]:
@@ -185,18 +195,24 @@ class RealSite:
         return [view.nodes[name] for name in sorted(view.nodes)]
 
 
+async def _load_each(store: "StoreAsyncStub", models: Sequence[ModelName]) -> None:
+    for model in models:
+        request = store_pb2.LoadModelRequest(model=model)
+        async for _ in store.LoadModel(request, timeout=_WAIT_S):
+            pass
+
+
 @contextlib.asynccontextmanager
 async def running_real_site(home: Path, scratch: Path, shape: Shape) -> AsyncIterator[RealSite]:
     """Start the cluster with all models on every node's disk; `home` keeps the source model."""
     source = _source(home, shape.model_bytes)
-    size_bytes = (source / "model.safetensors").stat().st_size
     settings = LocalClusterSettings(
         runtime_dir=scratch / "run",
         data_dir=scratch / "data",
         rest_listen="127.0.0.1:0",
         grpc_listen="127.0.0.1:0",
         nodes=shape.nodes,
-        dram_bytes=int(size_bytes * (shape.dram_models + 0.5)),
+        dram_bytes=shape.pool_bytes,
         max_replicas=shape.places,
         slots=shape.slots,
         keep_alive_s=shape.keep_alive_s,
@@ -204,7 +220,7 @@ async def running_real_site(home: Path, scratch: Path, shape: Shape) -> AsyncIte
     limits = {
         "GEARFALL_SSD_BYTES_PER_S_LIMIT": str(shape.ssd_bytes_per_s),
         # What is faulted in ahead is memory of three nodes at once.
-        "GEARFALL_SPARE_BYTES": str(size_bytes),
+        "GEARFALL_SPARE_BYTES": str(shape.file_bytes),
     }
     cluster = LocalCluster(settings, commands=_without_scheduler)
     async with contextlib.AsyncExitStack() as stack:

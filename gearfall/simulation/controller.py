@@ -9,6 +9,8 @@ from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.reconcile import Plan, decide
 from gearfall.scheduling.start_costs import Start, StartCosts, StartOutcome, learn_start
 
+NOTHING_LEARNED = StartCosts()
+
 
 class Controller(Protocol):
     """What a world tells of and asks."""
@@ -44,10 +46,15 @@ class NoController:
 class FleetController:
     """Owner of a fleet's records and of what starts have taught."""
 
-    def __init__(self, policy: SchedulerPolicy, step: DecideStep = decide) -> None:
+    def __init__(
+        self,
+        policy: SchedulerPolicy,
+        step: DecideStep = decide,
+        costs: StartCosts = NOTHING_LEARNED,
+    ) -> None:
         """`step` decides; it is the scheduler's own unless another policy is to be compared."""
         self.fleet = Fleet()
-        self.costs = StartCosts()
+        self.costs = costs
         self.outcomes: list[StartOutcome] = []
         """Every start with its prediction."""
         self._policy = policy

@@ -10,6 +10,7 @@ from gearfall.core.memory import estimate_replica_memory
 from gearfall.core.records import AssignmentRecord
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.policies import PlacementPolicy, decide_step
+from gearfall.scheduling.start_costs import StartCosts
 from gearfall.simulation.controller import FleetController, NoController
 from gearfall.simulation.requests import Request, StageOutcome
 from gearfall.simulation.site import Emptying, ModelProfile, Site, WorkerProfile
@@ -37,6 +38,8 @@ class Scenario:
     policy: SchedulerPolicy = field(default_factory=SchedulerPolicy)
     seed: int = 0
     """Of policies that draw."""
+    costs: StartCosts = field(default_factory=StartCosts)
+    """What starts had taught before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ def simulate(scenario: Scenario, policy: str) -> Run:
         tally = world.run()
         return Run(policy, tally, tuple(world.outcomes), ())
     chosen = PlacementPolicy(policy)
-    controller = FleetController(scenario.policy, decide_step(chosen, seed=scenario.seed))
+    step = decide_step(chosen, seed=scenario.seed)
+    controller = FleetController(scenario.policy, step, scenario.costs)
     site = replace(scenario.site, emptying=_EMPTYING.get(chosen, Emptying.FINISH))
     world = World(site, scenario.requests, controller)
     tally = world.run()
