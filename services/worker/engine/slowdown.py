@@ -53,7 +53,9 @@ class Slowdown:
 
 def shape_of(chunks: Sequence[Chunk]) -> Shape:
     """Return what steps that should take the same time have in common."""
-    tokens = sum(chunk.count for chunk in chunks)
-    context = sum(chunk.start for chunk in chunks)
+    tokens = context = 0
+    for chunk in chunks:
+        tokens += chunk.count
+        context += chunk.start
     kind = tokens if tokens <= _EXACT_TOKENS else _EXACT_TOKENS + tokens.bit_length()
     return kind, context.bit_length()
