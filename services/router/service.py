@@ -295,9 +295,11 @@ class RouterService:
         decision: str,
         reason: str,
         *,
+        model: str = "",
+        predicted_s: float = 0.0,
         measured_s: float = 0.0,
     ) -> None:
-        event = RequestEvent(time.time(), decision, reason, measured_s=measured_s)
+        event = RequestEvent(time.time(), decision, reason, model, predicted_s, measured_s)
         self.request_log.add(request_id, event)
 
     def _on_end(self, running: RunningRequest) -> None:
