@@ -1,8 +1,8 @@
 """Which of a plan's writes may go out together, so that a plan of many takes few round trips.
 
 Steps keep their order where it matters to a leader that takes over between two of them: a move is
-written down before its first assignment and forgotten behind its last. Reasons come behind all
-steps, because nothing waits for them.
+written down before its first assignment and forgotten behind its last. Wishes for bytes ahead of
+use come behind all other steps, which somebody may wait for; reasons, for which nobody does, last.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ from gearfall.scheduling.actions import (
 )
 
 MOST_AT_ONCE = 32
+_WISHES = (Wish, Unwish)
 
 
 def in_batches(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
@@ -27,8 +28,10 @@ def in_batches(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
     A batch holds one sort of step, and each key once.
     """
     steps, reasons = parted(actions)
+    wishes = [step for step in steps if isinstance(step, _WISHES)]
+    others = [step for step in steps if not isinstance(step, _WISHES)]
     batch: dict[tuple[str, ...], Action] = {}
-    for action in (*steps, *reasons):
+    for action in (*others, *wishes, *reasons):
         key = key_ids(action)
         is_other = batch and type(action) is not type(next(iter(batch.values())))
         if is_other or key in batch or len(batch) == MOST_AT_ONCE:

@@ -3,9 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearfall.core.ids import ModelName, WorkerId
-from gearfall.core.records import DecisionRecord, MoveRecord
-from gearfall.scheduling.actions import Action, Assign, BeginMove, Decide, EndMove, Unassign
+from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.records import DecisionRecord, MoveRecord, PrefetchRecord, Tier
+from gearfall.scheduling.actions import (
+    Action,
+    Assign,
+    BeginMove,
+    Decide,
+    EndMove,
+    Unassign,
+    Unwish,
+    Wish,
+)
 from services.scheduler.write_order import MOST_AT_ONCE, in_batches, key_ids
 from tests.gearfall.scheduling.clusters import assignment
 
@@ -23,21 +32,21 @@ ACTIONS = st.one_of(
     KEYS.map(lambda key: Unassign(key, "")),
     KEYS.map(lambda key: BeginMove(move(*key))),
     KEYS.map(lambda key: EndMove(key, "")),
+    KEYS.map(lambda key: Unwish((NodeId(key[0]), key[1]), "")),
+    KEYS.map(lambda key: Wish(PrefetchRecord(NodeId(key[0]), key[1], Tier.DRAM, "", 0.0))),
     st.sampled_from(MODELS).map(lambda model: Decide(DecisionRecord(model, 0.0, "start", ""))),
 )
+
+
+def rank(action: Action) -> int:
+    return 2 if isinstance(action, Decide) else int(isinstance(action, Wish | Unwish))
 
 
 @given(st.lists(ACTIONS, max_size=30))
 def test_every_write_comes_once_and_steps_keep_their_order(actions: list[Action]) -> None:
     batches = list(in_batches(actions))
     flat = [action for batch in batches for action in batch]
-    is_reason = [isinstance(action, Decide) for action in flat]
-    assert is_reason == sorted(is_reason)
-    for kept in (
-        lambda each: isinstance(each, Decide),
-        lambda each: not isinstance(each, Decide),
-    ):
-        assert list(filter(kept, flat)) == list(filter(kept, actions))
+    assert flat == sorted(actions, key=rank), "those of one rank keep their order"
     for batch in batches:
         assert len({type(action) for action in batch}) == 1
         assert len({key_ids(action) for action in batch}) == len(batch) <= MOST_AT_ONCE
