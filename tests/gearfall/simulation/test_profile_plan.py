@@ -1,6 +1,7 @@
 """From measured answers to a plan, and what can't be planned from."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from gearfall.core.self_consistency import SelfConsistency
 from gearfall.gears.placement import Host
 from gearfall.gears.plan_build import Target
 from gearfall.gears.profile_answers import beginnings, learning, shuffled
+from gearfall.simulation.answers import Answer, Query
 from gearfall.simulation.cascade_outcomes import Arrival
 from gearfall.simulation.cascade_run import run_cascades
 from gearfall.simulation.profile_plan import PlanRequest, plan_from_profile, queries_of
@@ -217,40 +219,52 @@ def test_an_answer_without_tokens_has_no_beginning_and_is_no_hindrance(profile):
     assert plan.hold_tokens == 2
 
 
-def test_what_a_beginning_costs_is_what_the_simulator_computes_of_it(profile):
-    """All of an accepted answer, of a rejected one the prompt and the held tokens at most."""
-    longer = tuple(
-        replace(model, generations=tuple(_longer(each, 24) for each in model.generations))
+@pytest.mark.parametrize("hold_tokens", [2, 6, 0])
+def test_the_cost_that_is_promised_is_what_the_simulator_computes(profile, hold_tokens):
+    """Of a rejected answer the held tokens, and those of it that the next model would not say."""
+    models = tuple(
+        replace(model, generations=tuple(_said(each, 24) for each in model.generations))
         for model in profile.models
     )
-    lengthened = replace(profile, models=longer)
-    target = replace(REQUEST, target=Target(loss=0.12), loads=(20.0,), is_calibrated=False)
-    plan = plan_from_profile(lengthened, HOSTS, replace(target, hold_tokens=2))
+    known = replace(profile, models=models)
+    asked = replace(REQUEST, target=Target(loss=0.12), loads=(20.0,), is_calibrated=False)
+    plan = plan_from_profile(known, HOSTS, replace(asked, hold_tokens=hold_tokens))
     (gear,) = plan.gears
     assert len(gear.stages) == 2
-    queries = queries_of(beginnings(lengthened, 2), {}, plan.certainty)
-    order = shuffled(lengthened)
+    judged = beginnings(known, hold_tokens)
+    order = shuffled(known)
     tested = order[len(learning(order)) :]
     arrivals = [Arrival(100.0 * at, int(query)) for at, query in enumerate(tested)]
     speed = StepSpeed(((1, 0.01), (16, 0.01)), 0.001)
     replicas = [FixedReplica(stage.model, "n1", speed, 4) for stage in gear.stages]
-    run = run_cascades(replicas, queries, arrivals, [gear])
-    spent = sum(each.cost for each in run.answered) / len(run.answered)
-    small = longer[0].generations[0]
-    saved = small.cost * 22 / 36 * gear.promise.escalated[1]
-    assert spent <= gear.promise.cost + 1e-9
-    # Hopeless ones end at their first token: one token of the two that were held.
-    assert gear.promise.cost - spent <= small.cost / 36 * gear.promise.escalated[1] + 1e-9
-    assert spent < gear.promise.cost + saved
+
+    def spent(queries: Sequence[Query]) -> float:
+        run = run_cascades(replicas, queries, arrivals, [gear], hold_tokens=hold_tokens)
+        return sum(each.cost for each in run.answered) / len(run.answered)
+
+    queries = queries_of(judged, {}, plan.certainty)
+    to_the_end = [
+        {name: _decided_at_the_end(each) for name, each in query.items()} for query in queries
+    ]
+    assert spent(to_the_end) == pytest.approx(gear.promise.cost)
+    assert spent(queries) <= gear.promise.cost  # hopeless drafts end before
 
 
-def _longer(each: Generation, tokens: int) -> Generation:
+def _decided_at_the_end(each: Answer) -> Answer:
+    """The same answer, of which nothing is known before all tokens that decide are there."""
+    return replace(each, reach=(*(1.0,) * (len(each.reach) - 1), each.certainty))
+
+
+def _said(each: Generation, tokens: int) -> Generation:
+    """The answer with so many tokens; right ones are alike, wrong ones from their fourth on."""
     more = tokens - each.output_tokens
+    said = range(tokens) if each.quality else (0, 1, 2, *range(100, 97 + tokens))
     return replace(
         each,
         output_tokens=tokens,
         logprobs=(*each.logprobs, *[-0.01] * more),
         margins=(*each.margins, *[3.0] * more),
+        token_ids=tuple(said),
     )
 
 
