@@ -103,13 +103,17 @@ def print_fidelity(console: Console, checked: "Sequence[Checked]") -> None:
         )
         steps, ways = ([getattr(pace, name) for pace in each.paces] for name in ("steps", "way"))
         table.add_row(
-            "  at the probed speed",
+            "  as probed",
             f"x{median(steps):.2f} x{median(ways):.2f}",
             *_fidelity_row(each.measured, each.at_pace, each.miss_at_pace),
             style="dim",
         )
     console.print(table)
-    console.print("probed: steps, and all of a job that is not its steps, over the profile's.")
+    console.print(
+        "as probed: predicted at the speed right before it; x: of steps, and of all of a job that is "
+        "not its steps, over the profile's.",
+        highlight=False,
+    )
     _print_parts(console, checked)
 
 
@@ -132,7 +136,7 @@ def _print_parts(console: Console, checked: "Sequence[Checked]") -> None:
     """Print where the time went, and where the simulator has it go."""
     table = _table(
         "where the time went: mean ms a request, measured (predicted at the probed speed)",
-        "system", "requests/s", "to and from the queue", "for a worker", "in it", "stages",
+        "system", "requests/s", "way", "until a worker has it", "from there", "stages",
     )  # fmt: skip
     for each in checked:
         seen, said = each.measured, each.at_pace
