@@ -44,8 +44,12 @@ class SchedulerLoop:
         learn_every_s: float = WRITE_EVERY_S,
         make_links: Callable[[Callable[[], None]], Links] = WorkerLinks,
         metrics: SchedulerMetrics | None = None,
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
-        """`make_links` gets what is to be called when a worker's reachability changed."""
+        """`make_links` gets what is to be called when a worker's reachability changed.
+
+        `on_settled` is called behind a term's first decision: what stands then is there to stay.
+        """
         self._metrics = metrics or SchedulerMetrics()
         self._cluster = cluster
         self._policy = policy
@@ -53,6 +57,7 @@ class SchedulerLoop:
         self._clock = clock
         self._lease_ttl_s = lease_ttl_s
         self._learn_every_s = learn_every_s
+        self._on_settled = on_settled
         self._links = make_links(self._note_link)
         self._task: asyncio.Task[None] | None = None
         self._term: Term | None = None
@@ -129,6 +134,7 @@ class SchedulerLoop:
             metrics=self._metrics,
             clock=self._clock,
             learn_every_s=self._learn_every_s,
+            on_settled=self._on_settled,
         )
         tasks = (
             asyncio.create_task(wait_deposed(self._cluster.state, fence, lease)),

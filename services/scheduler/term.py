@@ -61,6 +61,7 @@ class Term:
         metrics: SchedulerMetrics,
         clock: Callable[[], float],
         learn_every_s: float,
+        on_settled: Callable[[], None],
     ) -> None:
         self._cluster = cluster
         self._decide_step = decide
@@ -68,6 +69,7 @@ class Term:
         self._starts = starts
         self._metrics = metrics
         self._clock = clock
+        self._on_settled = on_settled
         self._feed = feed
         self._follower = follower
         self._kept_starts = Keeper(
@@ -99,8 +101,9 @@ class Term:
         await self._cluster.catch_up()
         self._restore(self._cluster.view)
         self._follower.lead()
-        self._feed.wake()
-        decision_due_unix_s: float | None = None
+        self._follower.take_in(self._feed.take())
+        decision_due_unix_s = await self._decide()
+        self._on_settled()
         while True:
             due_unix_s = _earliest(decision_due_unix_s, *self._learned_due_unix_s())
             await self._wait_changed_or(due_unix_s)

@@ -101,7 +101,13 @@ class Fleet:
         return cluster
 
     async def scheduler(
-        self, name="s1", policy=POLICY, decide=decide, cluster=None, learn_every_s=WRITE_EVERY_S
+        self,
+        name="s1",
+        policy=POLICY,
+        decide=decide,
+        cluster=None,
+        learn_every_s=WRITE_EVERY_S,
+        on_settled=lambda: None,
     ) -> SchedulerLoop:
         cluster = await self.follow(cluster or Cluster(MemoryState(self.server)))
 
@@ -116,6 +122,7 @@ class Fleet:
             clock=lambda: self.now,
             learn_every_s=learn_every_s,
             make_links=make_links,
+            on_settled=on_settled,
         )
         loop.start(SchedulerRecord(name, f"127.0.0.1:{name[-1]}"))
         self.stack.push_async_callback(loop.stop)
@@ -153,6 +160,20 @@ async def test_demand_leads_to_one_assignment_with_a_decision(fleet):
     assert list(view.assignments) == [(WORKER, "small")]
     assert view.decisions[ModelName("small")].decision == "start"
     assert view.assignments[WORKER, ModelName("small")].assigned_unix_s == NOW
+
+
+async def test_a_term_says_once_that_its_first_decision_is_made(fleet):
+    heard = []
+
+    def noted(*arguments):
+        heard.append("decided")
+        return decide(*arguments)
+
+    await fleet.scheduler(decide=noted, on_settled=lambda: heard.append("settled"))
+    await fleet.cluster.put_demand(demand("small"), lease=fleet.lease)
+    await fleet.until(lambda view: view.decisions)
+    assert heard[:2] == ["decided", "settled"]
+    assert heard.count("settled") == 1
 
 
 @pytest.fixture
