@@ -110,8 +110,8 @@ def print_fidelity(console: Console, checked: "Sequence[Checked]") -> None:
         )
     console.print(table)
     console.print(
-        "as probed: predicted at the speed right before it; x: of steps, and of all of a job that is "
-        "not its steps, over the profile's.",
+        "as probed: predicted at the speed right before it; x: of steps, and of all of a job that "
+        "is not its steps, over the profile's.",
         highlight=False,
     )
     _print_parts(console, checked)
