@@ -41,6 +41,9 @@ async def start_server(
     server = grpc.aio.server(
         interceptors=(ErrorInterceptor(), *interceptors), options=SERVER_OPTIONS
     )
+    # A method that is registered beside its service is accepted by a task of its own, and with each
+    # call the server begins to wait for all of them anew: that took a tenth of a short call.
+    server.add_registered_method_handlers = _register_nothing  # type: ignore[method-assign]
     add_servicers(server)
     health = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -54,3 +57,7 @@ async def start_server(
     for name in ("", *service_names):
         await health.set(name, health_pb2.HealthCheckResponse.SERVING)
     return GrpcServer(server, health, f"{listen.rsplit(':', 1)[0]}:{port}")
+
+
+def _register_nothing(service_name: str, method_handlers: object) -> None:
+    """Leave a service's methods to its generic handler, which is added beside them."""
