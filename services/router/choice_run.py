@@ -255,9 +255,9 @@ class ChoiceRun:
         self._context.note("replaced", reason, model=model)
 
     def _end(self, effect: Finish) -> ChoiceEnd:
-        answer = self._reports[effect.index] = replace(
-            self._reports[effect.index], is_accepted=True
-        )
+        answer = self._reports[effect.index]
+        if not answer.is_accepted:  # it went up, and comes back
+            answer = self._reports[effect.index] = replace(answer, is_accepted=True)
         if effect.degraded is not None:
             reason = f"{answer.model} answers: {effect.degraded.value}"
             self._context.note("degraded", reason, model=answer.model)
@@ -273,8 +273,9 @@ class ChoiceRun:
             device_s=sum(each.device_s for each in reports),
             start_s=sum(each.start_s for each in reports) + self._way.missed_start_s,
         )
-        end = ChoiceEnd(self._choice, effect.finish, answer.model, reports, usage)
-        return replace(end, degraded=effect.degraded)
+        return ChoiceEnd(
+            self._choice, effect.finish, answer.model, reports, usage, degraded=effect.degraded
+        )
 
 
 def cannot_start(model: str, reason: str) -> Unavailable:
