@@ -135,6 +135,19 @@ class Cluster:
         except TimeoutError:
             raise Unavailable(f"revision {revision} not seen within {timeout_s:g} s") from None
 
+    async def wait_until(
+        self, holds: Callable[[ClusterView], bool], *, timeout_s: float = 10.0
+    ) -> ClusterView:
+        """Return the first view of which `holds` is true; Unavailable if none comes in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for _ in self.changes():
+                    if holds(self.view):
+                        return self.view
+        except TimeoutError:
+            raise Unavailable(f"not seen in cluster state within {timeout_s:g} s") from None
+        raise Unavailable("the cluster view is stopped")
+
     async def catch_up(self) -> None:
         """Return when `view` includes all that was written before, by anybody; else Unavailable."""
         seen, losses = self.revision, self._builder.losses

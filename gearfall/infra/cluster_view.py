@@ -65,6 +65,11 @@ class ClusterView:
     losses: int = 0
     """How often state lost its memory, and was made anew, while this process followed it."""
 
+    def host_of(self, model: ModelName) -> ModelName:
+        """Return the model in whose queue and on whose replicas its jobs are: an adapter's base."""
+        record = self.models.get(model)
+        return ModelName(record.base) if record is not None and record.base else model
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:

@@ -103,7 +103,7 @@ class Catalogue:
         if self._is_model_used(model):
             raise Conflict(f"requests are running on model {name}", param="name")
         await self._cluster.put_model(replace(view.models[model], is_removing=True))
-        await self._until(lambda now: not _is_hosted(model, now), within_s=_DRAINED_S)
+        await self._cluster.wait_until(lambda now: not _is_hosted(model, now), timeout_s=_DRAINED_S)
         try:
             async with asyncio.timeout(_DRAINED_S):
                 for node in view.nodes.values():
@@ -112,7 +112,7 @@ class Catalogue:
             raise Unavailable(f"model {name} is still leased by a worker") from None
         await self._cluster.delete_model(model)
         await self._queue.drop(model)
-        await self._until(lambda now: model not in now.models)
+        await self._cluster.wait_until(lambda now: model not in now.models)
 
     async def _delete_at(self, node: NodeRecord, name: str) -> None:
         """Have a store delete a model once its last lease ends, of which the view does not tell."""
@@ -160,7 +160,7 @@ class Catalogue:
             raise NotFound(f"there is no deployment {name!r}", param="name")
         await self._cluster.delete_gear_plan(DeploymentName(name))
         await self._forget_drift(DeploymentName(name))
-        await self._until(lambda now: DeploymentName(name) not in now.deployments)
+        await self._cluster.wait_until(lambda now: DeploymentName(name) not in now.deployments)
 
     async def _forget_drift(self, name: DeploymentName) -> None:
         for deployment, cascade in tuple(self._cluster.view.drift):
@@ -184,7 +184,7 @@ class Catalogue:
                     yield item
             if errors:
                 raise errors[0]
-            await self._until(lambda now: ModelName(call.name) in now.models)
+            await self._cluster.wait_until(lambda now: ModelName(call.name) in now.models)
         finally:
             for task in tasks:
                 task.cancel()
@@ -205,18 +205,6 @@ class Catalogue:
             merged.put_nowait(_NodeEnd(Unavailable(f"store {node.node_id}: {error}")))
         else:
             merged.put_nowait(_NodeEnd(None))
-
-    async def _until(
-        self, holds: Callable[[ClusterView], bool], *, within_s: float = _SEEN_S
-    ) -> None:
-        """Return when this router's view shows it; Unavailable after `within_s`."""
-        try:
-            async with asyncio.timeout(within_s):
-                async for _ in self._cluster.changes():
-                    if holds(self._cluster.view):
-                        return
-        except TimeoutError:
-            raise Unavailable(f"not seen in cluster state within {within_s:g} s") from None
 
 
 def _names(record: DeploymentRecord, model: ModelName) -> bool:

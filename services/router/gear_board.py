@@ -263,7 +263,7 @@ class GearBoard:
     def _queued(self, following: _Following) -> _Queued:
         """Add up prompts as long as they are, and answers as long as this deployment's lately."""
         waiting, prompt, answer = self._waiting(), 0, 0.0
-        for host in {self._host_of(model) for model in following.models}:
+        for host in {self._cluster.view.host_of(model) for model in following.models}:
             backlog = waiting.get(host, Backlog())
             prompt += backlog.prompt_tokens
             answer += min(backlog.jobs * following.answer_tokens, backlog.output_tokens)
@@ -272,18 +272,13 @@ class GearBoard:
     def _kv_share(self, following: _Following) -> float:
         """Return the share of the fullest replica of the gear in force."""
         stages = following.gears[self._in_force(following)].stages
-        models = {self._host_of(stage.model) for stage in stages}
+        models = {self._cluster.view.host_of(stage.model) for stage in stages}
         shares = (
             replica.kv_share
             for replica in self._cluster.view.replicas.values()
             if replica.model in models and replica.state is ReplicaState.READY
         )
         return max(shares, default=0.0)
-
-    def _host_of(self, model: ModelName) -> ModelName:
-        """Return the model in whose queue and on whose replicas its jobs are: an adapter's base."""
-        record = self._cluster.view.models.get(model)
-        return ModelName(record.base) if record is not None and record.base else model
 
     def _news(self, following: _Following) -> GearVoteRecord | None:
         """Return this router's vote when it is another than the one that stands."""

@@ -140,17 +140,12 @@ class RouterService:
 
     def readiness(self, model: ModelName) -> tuple[bool, bool]:
         """Whether `model`, or an adapter's base, has a ready replica, and whether one is coming."""
-        model = self.host_of(model)
+        model = self._cluster.view.host_of(model)
         replicas = [each for each in self._cluster.view.replicas.values() if each.model == model]
         is_starting = bool(replicas) or any(
             each.model == model for each in self._cluster.view.assignments.values()
         )
         return is_ready(model, replicas), is_starting
-
-    def host_of(self, model: ModelName) -> ModelName:
-        """Return the model whose replicas answer for `model`: of an adapter its base."""
-        record = self._cluster.view.models.get(model)
-        return ModelName(record.base) if record is not None and record.base else model
 
     def is_ready(self, model: ModelName) -> bool:
         """Whether a ready replica of `model` is known."""
@@ -162,7 +157,7 @@ class RouterService:
 
     def hindrance(self, model: ModelName) -> str:
         """Say why `model` must not be asked what can be left out; empty if it may."""
-        host = self.host_of(model)
+        host = self._cluster.view.host_of(model)
         if not self.is_ready(host):
             return "cold"
         is_full = 2 * self.admission.running_choices > self.admission.max_choices
@@ -171,7 +166,7 @@ class RouterService:
     def expected_start_s(self, model: ModelName) -> float:
         """Seconds to the first token if `model` were asked for now; 0 when a replica is ready."""
         view = self._cluster.view
-        model = self.host_of(model)
+        model = self._cluster.view.host_of(model)
         record = view.models.get(model)
         if record is None or self.is_ready(model):
             return 0.0

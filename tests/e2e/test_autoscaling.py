@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -43,13 +43,6 @@ async def cluster(nodes: ClusterHost) -> AsyncIterator[Cluster]:
     await state.close()
 
 
-async def until(cluster: Cluster, holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LATEST_S):
-        async for _ in cluster.changes():
-            if holds():
-                return
-
-
 def ready(cluster: Cluster) -> set[str]:
     """Return the nodes on which the model is up."""
     replicas = cluster.view.replicas.values()
@@ -66,7 +59,7 @@ async def test_a_second_replica_comes_before_anybody_waits(
         await client.deploy(
             DeploymentRecord(BUSY, stage, min_replicas=1, max_replicas=2, target_jobs=1)
         )
-        await until(cluster, lambda: len(ready(cluster)) == 1)
+        await cluster.wait_until(lambda _: len(ready(cluster)) == 1, timeout_s=LATEST_S)
 
         waited: list[object] = []
 
@@ -79,7 +72,7 @@ async def test_a_second_replica_comes_before_anybody_waits(
 
         watching = asyncio.create_task(watch())
         asking = [asyncio.create_task(ask()) for _ in range(6)]
-        await until(cluster, lambda: bool(cluster.view.load))
+        await cluster.wait_until(lambda view: bool(view.load), timeout_s=LATEST_S)
         while len(ready(cluster)) < 2:
             done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
             asking = [each for each in asking if each not in done]
@@ -148,7 +141,7 @@ async def test_a_shift_up_starts_the_plans_replicas_and_a_shift_down_releases_th
             _ = [item async for item in client.register_model(name, path)]
         record = DeploymentRecord(SUMS, (Stage(LOW),), keep_alive_s=0.5)
         await client.deploy(record, gear_plan=plan_text(gear_plan()))
-        await until(cluster, lambda: ("node-1", "low") in places(cluster))
+        await cluster.wait_until(lambda _: ("node-1", "low") in places(cluster), timeout_s=LATEST_S)
         both = {("node-1", "high"), ("node-2", "high")}
 
         async def ask() -> None:
@@ -166,5 +159,7 @@ async def test_a_shift_up_starts_the_plans_replicas_and_a_shift_down_releases_th
         assert sum(ran) == 120
         assert ran[1] / 120 == pytest.approx(SHARES["node-2"], abs=0.1)
 
-        await until(cluster, lambda: places(cluster) == {("node-1", "low")})
+        await cluster.wait_until(
+            lambda _: places(cluster) == {("node-1", "low")}, timeout_s=LATEST_S
+        )
         await client.remove_deployment(SUMS)

@@ -103,9 +103,9 @@ async def _no_replica_of(host: ClusterHost, model: str) -> None:
     cluster = Cluster(state)
     await cluster.start()
     try:
-        async for _ in cluster.changes():
-            if all(hosted != model for _, hosted in cluster.view.replicas):
-                return
+        await cluster.wait_until(
+            lambda view: all(hosted != model for _, hosted in view.replicas), timeout_s=60.0
+        )
     finally:
         await cluster.stop()
         await state.close()

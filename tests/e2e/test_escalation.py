@@ -91,10 +91,13 @@ async def _ready(host: ClusterHost, model: str) -> None:
     cluster = Cluster(state)
     await cluster.start()
     try:
-        async for _ in cluster.changes():
-            replicas = cluster.view.replicas.values()
-            if any(each.model == model and each.state is ReplicaState.READY for each in replicas):
-                return
+        await cluster.wait_until(
+            lambda view: any(
+                each.model == model and each.state is ReplicaState.READY
+                for each in view.replicas.values()
+            ),
+            timeout_s=60.0,
+        )
     finally:
         await cluster.stop()
         await state.close()

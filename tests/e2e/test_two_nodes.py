@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
 from gearfall.demo import catalogue
 from gearfall.demo.migrate import DEPLOYMENT, MODEL, OPTIONS, PROMPT, TOKENS, wait_ready
 from gearfall.infra.cluster import Cluster
+from gearfall.infra.cluster_view import ClusterView
 from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.failpoints import RULES_VARIABLE
 from gearfall.infra.worker_door import WorkerDoor
@@ -119,13 +120,17 @@ async def test_the_second_replica_starts_where_the_model_was_not(
     address = cluster.view.nodes[NodeId("node-2")].address
     async with grpc.aio.insecure_channel(address) as channel:
         await StoreStub(channel).DeleteModel(store_pb2.DeleteModelRequest(model=NAME), timeout=9)
-    await _until(cluster, lambda: cluster.view.models[NAME].nodes == ("node-1",))
+    await cluster.wait_until(
+        lambda view: view.models[NAME].nodes == ("node-1",), timeout_s=LATEST_S
+    )
 
     both = DeploymentRecord(DeploymentName("both"), (Stage(NAME),), min_replicas=2, max_replicas=2)
     await client.deploy(both)
-    await _until(cluster, lambda: len(_ready(cluster)) == 2)
-    assert _ready(cluster) == {"node-1", "node-2"}
-    await _until(cluster, lambda: set(cluster.view.models[NAME].nodes) == {"node-1", "node-2"})
+    await cluster.wait_until(lambda view: len(_ready(view)) == 2, timeout_s=LATEST_S)
+    assert _ready(cluster.view) == {"node-1", "node-2"}
+    await cluster.wait_until(
+        lambda view: set(view.models[NAME].nodes) == {"node-1", "node-2"}, timeout_s=LATEST_S
+    )
 
     worker = next(w for w in cluster.view.workers.values() if w.node_id == "node-2")
     reason = cluster.view.assignments[worker.worker_id, NAME].reason
@@ -161,14 +166,7 @@ async def test_the_answer_goes_on_elsewhere_and_the_exit_status_says_how(
     assert (status, found["migrated_jobs"], len(found["lost_job_ids"])) == (3, 0, 1)
 
 
-def _ready(cluster: Cluster) -> set[str]:
+def _ready(view: ClusterView) -> set[str]:
     """Nodes that have a ready replica."""
-    replicas = cluster.view.replicas.values()
+    replicas = view.replicas.values()
     return {each.node_id for each in replicas if each.state is ReplicaState.READY}
-
-
-async def _until(cluster: Cluster, holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(LATEST_S):
-        async for _ in cluster.changes():
-            if holds():
-                return

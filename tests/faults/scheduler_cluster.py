@@ -264,11 +264,7 @@ class Played:
 
     async def until(self, holds: Callable[[ClusterView], bool]) -> ClusterView:
         """Return the first view that satisfies `holds`."""
-        async with asyncio.timeout(WAIT_S):
-            async for _ in self.cluster.changes():
-                if holds(self.cluster.view):
-                    return self.cluster.view
-        raise AssertionError("the view ended")
+        return await self.cluster.wait_until(holds, timeout_s=WAIT_S)
 
 
 def is_ready(view: ClusterView, model: ModelName) -> bool:

@@ -143,7 +143,4 @@ async def healed(cluster: Cluster) -> None:
             and ready <= view.assignments.keys()
         )
 
-    async with asyncio.timeout(60):
-        async for _ in cluster.changes():
-            if is_whole(cluster.view):
-                return
+    await cluster.wait_until(is_whole, timeout_s=60.0)

@@ -152,16 +152,18 @@ async def judge_fault(members: Members, fault: str) -> None:
         traffic = WarmTraffic(client, MODEL)
         async with traffic.flowing():
             await traffic.after_more(20)
-            view = await until(cluster, lambda view: len(serving(view)) == 1)
+            view = await cluster.wait_until(lambda view: len(serving(view)) == 1, timeout_s=WAIT_S)
             (victim,) = serving(view)
             cut, mend = _fault(fault, view.workers[victim].node_id)
             cut()
-            view = await until(cluster, lambda view: bool(serving(view) - {victim}))
+            view = await cluster.wait_until(
+                lambda view: bool(serving(view) - {victim}), timeout_s=WAIT_S
+            )
             if fault == "from-schedulers":
                 assert (victim, MODEL) in view.assignments, "nothing of its own is deleted"
             await traffic.after_more(20)
             mend()
-            await until(cluster, is_healed)
+            await cluster.wait_until(is_healed, timeout_s=WAIT_S)
             await traffic.after_more(20)
         assert traffic.failures == []
         assert len(traffic.answers[MODEL]) == 1
@@ -203,15 +205,6 @@ def is_healed(view: ClusterView) -> bool:
     """Whether all nodes are there again and one of them alone serves."""
     is_whole = len(view.workers) == len(view.nodes) == len(NODES)
     return is_whole and len(view.replicas) == len(view.assignments) == len(serving(view)) == 1
-
-
-async def until(cluster: Cluster, holds: Callable[[ClusterView], bool]) -> ClusterView:
-    """Return the first view that satisfies `holds`."""
-    async with asyncio.timeout(WAIT_S):
-        async for _ in cluster.changes():
-            if holds(cluster.view):
-                return cluster.view
-    raise AssertionError("the view ended")
 
 
 def main(fault: str, home: str) -> None:

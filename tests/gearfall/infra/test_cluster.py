@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -69,13 +69,6 @@ async def following(state: MemoryState) -> AsyncIterator[Cluster]:
         await cluster.stop()
 
 
-async def until(cluster: Cluster, holds: Callable[[ClusterView], bool]) -> None:
-    async with asyncio.timeout(10):
-        async for _ in cluster.changes():
-            if holds(cluster.view):
-                return
-
-
 async def test_every_kind_is_written_seen_and_deleted():
     server = MemoryStateServer()
     state = MemoryState(server)
@@ -116,7 +109,7 @@ async def test_every_kind_is_written_seen_and_deleted():
         assert not await writer.delete_model(TINY.name)
         await lease.revoke()
         last = ClusterView(revision=server.revision)
-        await until(cluster, lambda view: view == last)
+        await cluster.wait_until(lambda view: view == last)
 
 
 async def test_a_view_that_was_taken_does_not_change():
@@ -231,6 +224,20 @@ async def test_a_loss_of_memory_is_told_from_a_new_listing():
         await cluster.wait_seen(await cluster.put_model(TINY))
         assert cluster.view.losses == 0
         server.wipe()
+        await cluster.wait_until(lambda view: view.losses == 1)
+        assert cluster.view.models == {}
+        await cluster.wait_seen(server.put("incarnation", b"second life", 0))
+        # The next life has come further than the last one when it is seen.
+        server.stop()
+        server.wipe()
+        server.revision = 1000
+        server.put("incarnation", b"third life", 0)
+        server.compact()
+        server.start()
+        await cluster.wait_until(lambda view: view.revision == 1001)
+        assert cluster.view.losses == 2
+
+
 @pytest.mark.parametrize("others", [0, 20], ids=["behind", "beyond"])
 async def test_a_write_right_after_a_loss_is_not_taken_for_seen(others: int):
     """`others`: writes that bring the new life beyond what was seen before the watch looks."""
@@ -263,20 +270,6 @@ async def test_who_catches_up_has_seen_what_others_wrote_even_after_a_loss():
         assert cluster.view.losses == 1
 
 
-        await until(cluster, lambda view: view.losses == 1)
-        assert cluster.view.models == {}
-        await cluster.wait_seen(server.put("incarnation", b"second life", 0))
-        # The next life has come further than the last one when it is seen.
-        server.stop()
-        server.wipe()
-        server.revision = 1000
-        server.put("incarnation", b"third life", 0)
-        server.compact()
-        server.start()
-        await until(cluster, lambda view: view.revision == 1001)
-        assert cluster.view.losses == 2
-
-
 async def test_what_lasts_is_kept_over_a_loss_until_it_is_written_again():
     server = MemoryStateServer()
     cluster = Cluster(MemoryState(server), lasting={"models", "deployments"})
@@ -286,7 +279,7 @@ async def test_what_lasts_is_kept_over_a_loss_until_it_is_written_again():
     await cluster.put_deployment(DEPLOYMENT)
     await cluster.wait_seen(await cluster.put_node(NODE, lease=lease))
     server.wipe()
-    await until(cluster, lambda view: view.losses == 1)
+    await cluster.wait_until(lambda view: view.losses == 1)
     assert (cluster.view.models, cluster.view.deployments) == (
         {TINY.name: TINY},
         {DEPLOYMENT.name: DEPLOYMENT},
@@ -295,7 +288,7 @@ async def test_what_lasts_is_kept_over_a_loss_until_it_is_written_again():
     await cluster.write_back({"deployments"})
     await cluster.write_back({"deployments"})
     assert list(server.entries) == [f"deployments/{DEPLOYMENT.name}"]
-    await until(cluster, lambda view: view.revision == server.revision)
+    await cluster.wait_until(lambda view: view.revision == server.revision)
     server.compact()
     await cluster.wait_seen(await cluster.put_node(NODE, lease=await cluster.grant_lease(10)))
     assert cluster.view.models == {TINY.name: TINY}

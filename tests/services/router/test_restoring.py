@@ -10,7 +10,7 @@ from gearfall.core.gear_records import DriftRecord
 from gearfall.infra.cluster import Cluster
 from gearfall.infra.memory_state import MemoryState, MemoryStateServer
 from services.router.restoring import LASTING, restore_what_is_lost
-from tests.gearfall.infra.test_cluster import DEPLOYMENT, TINY, following, until
+from tests.gearfall.infra.test_cluster import DEPLOYMENT, TINY, following
 
 KEY = f"deployments/{DEPLOYMENT.name}"
 DRIFT = DriftRecord(DEPLOYMENT.name, "small:0.5,large", 1, (0.75,), 1)
@@ -37,7 +37,7 @@ async def server() -> AsyncIterator[MemoryStateServer]:
 async def test_a_wiped_state_gets_back_what_was_deployed_and_no_models(server: MemoryStateServer):
     async with following(MemoryState(server)) as observer:
         server.wipe()
-        await until(observer, lambda view: bool(view.deployments and view.drift))
+        await observer.wait_until(lambda view: bool(view.deployments and view.drift))
         assert observer.view.deployments == {DEPLOYMENT.name: DEPLOYMENT}
         assert list(observer.view.drift.values()) == [DRIFT]
     assert sorted(server.entries) == [KEY, f"drift/{DRIFT.name}/{DRIFT.cascade}"]
