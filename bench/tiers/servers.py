@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 from gearfall.core.errors import NotFound
 from gearfall.core.manifest import manifest_digest
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.local_servers import start_etcd
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
 
 MODEL = "tiers"
 GRPC_METHOD = "/gearfall.bench.Tiers/Read"

@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import xxhash
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 from bench.raw_read import make_ready
 from bench.tiers.servers import GRPC_METHOD, GRPC_OPTIONS, GRPC_REQUEST, MODEL, Places
@@ -19,6 +18,7 @@ from gearfall.core.manifest import Manifest
 from gearfall.infra.bulk_socket import BulkConnection
 from gearfall.infra.grpc_channels import open_channel
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
 from services.store.arrival import ByteSource, bring
 from services.store.neighbour import NeighbourCheckpoint
 from services.store.remote_checkpoint import open_remote
