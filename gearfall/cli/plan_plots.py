@@ -22,7 +22,6 @@ from gearfall.gears.profile_answers import (
 )
 from gearfall.gears.search import front
 from gearfall.gears.signals import compare_signals
-from gearfall.simulation.draft_costs import with_draft_costs
 from gearfall.simulation.plan_day import Moment
 
 
@@ -39,8 +38,7 @@ def write_plan_plots(
     certainties = certainties_of(judged, plan.calibrations, plan.certainty)
     columns = answers_of(profile, certainties, hold_tokens=plan.hold_tokens)
     columns += counted_of(profile, next(iter(counting_of(plan)), None))
-    costed = with_draft_costs(columns, profile, plan.hold_tokens)
-    tested = [each.take(rows) for each in costed]
+    tested = [each.take(rows) for each in columns]
     written = save_figure(_front(plan, tested), directory, "front")
     written += save_figure(_day(plan, day), directory, "gears")
     try:

@@ -1,7 +1,7 @@
 """What each model answered to the same queries: right or not, how certain, at what cost."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,6 @@ class ModelAnswers:
     """Where the model is asked several times: how. All arrays are then about that."""
     cost_up: FloatArray | None = None
     """What is spent on each answer if it goes up; None: `cost`. Above 0 and at most `cost`."""
-    wrong_drafts: Mapping[AskedModel, FloatArray] = field(default_factory=dict)
-    """By the model below: spent beside that on what comes up from it and is wrong; nothing for
-    models that are not there."""
 
     @property
     def asked(self) -> AskedModel:
@@ -52,11 +49,6 @@ class ModelAnswers:
         """Queries."""
         return len(self.correct)
 
-    def cost_above(self, below: "ModelAnswers | None") -> FloatArray:
-        """Of each answer, with a draft of the model below, if any."""
-        wrong = None if below is None else self.wrong_drafts.get(below.asked)
-        return self.cost if wrong is None else self.cost + wrong
-
     def take(self, rows: npt.NDArray[np.intp]) -> "ModelAnswers":
         """Return the answers to some of the queries."""
         return replace(
@@ -65,7 +57,6 @@ class ModelAnswers:
             certainty=self.certainty[rows],
             cost=self.cost[rows],
             cost_up=None if self.cost_up is None else self.cost_up[rows],
-            wrong_drafts={below: each[rows] for below, each in self.wrong_drafts.items()},
         )
 
 
@@ -91,28 +82,28 @@ def _by_cost(answers: ModelAnswers) -> tuple[float, str, int]:
 
 def _check_one(answers: ModelAnswers, count: int) -> None:
     name = answers.model
-    for part, low, high in (("correct", 0.0, 1.0), ("certainty", 0.0, 1.0), ("cost", 0.0, np.inf)):
-        column: FloatArray = getattr(answers, part)
+    for field, low, high in (("correct", 0.0, 1.0), ("certainty", 0.0, 1.0), ("cost", 0.0, np.inf)):
+        column: FloatArray = getattr(answers, field)
         if column.ndim != 1 or len(column) != count:
             raise InvalidRequest(
-                f"{name}: {len(column)} values of {part} for {count} queries; every model needs "
+                f"{name}: {len(column)} values of {field} for {count} queries; every model needs "
                 "one for each query",
-                param=part,
+                param=field,
             )
         broken = np.flatnonzero(~np.isfinite(column))
         if len(broken):
             raise InvalidRequest(
-                f"{name}: {part} of query {broken[0]} is {column[broken[0]]}; it must be a finite "
+                f"{name}: {field} of query {broken[0]} is {column[broken[0]]}; it must be a finite "
                 f"number ({len(broken)} such)",
-                param=part,
+                param=field,
             )
         outside = np.flatnonzero((column < low) | (column > high))
         if len(outside):
             shown: Any = column[outside[0]]
             raise InvalidRequest(
-                f"{name}: {part} of query {outside[0]} is {shown:g}; it must lie in "
+                f"{name}: {field} of query {outside[0]} is {shown:g}; it must lie in "
                 f"{low:g} to {high:g} ({len(outside)} such)",
-                param=part,
+                param=field,
             )
     if not MIN_QUERIES <= count <= MAX_QUERIES:
         raise InvalidRequest(

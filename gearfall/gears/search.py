@@ -89,17 +89,15 @@ def replay(
     """Return cost and quality of each query, and the share that reached each stage."""
     there = np.ones(models[0].count, dtype=bool)
     cost, quality = np.zeros(models[0].count), np.zeros(models[0].count)
-    reached: list[float] = []
-    below: ModelAnswers | None = None
+    reached = []
     for model, threshold in zip(models, (*thresholds, -np.inf), strict=True):
         reached.append(float(there.mean()))
         goes_up = there & (model.certainty < threshold)
         stays = there & ~goes_up
-        own = model.cost_above(below)
-        cost[stays] += own[stays]
-        cost[goes_up] += (own - model.cost + model.spent_up)[goes_up]
+        cost[stays] += model.cost[stays]
+        cost[goes_up] += model.spent_up[goes_up]
         quality[stays] = model.correct[stays]
-        there, below = goes_up, model
+        there = goes_up
     return cost, quality, tuple(reached)
 
 
@@ -129,7 +127,7 @@ def _two_stages(first: ModelAnswers, last: ModelAnswers) -> _Points:
     order = np.argsort(first.certainty, kind="stable")
     breaks = _breaks(first.certainty[order])
     gained = _before(last.correct[order] - first.correct[order])[breaks]
-    spent = _before((first.spent_up - first.cost + last.cost_above(first))[order])[breaks]
+    spent = _before((first.spent_up - first.cost + last.cost)[order])[breaks]
     return _Points(
         (first.asked, last.asked),
         first.certainty[order][breaks][:, None],
@@ -146,15 +144,14 @@ def _three_stages(
     certainty = middle.certainty[order]
     breaks = _breaks(certainty)
     gained = last.correct[order] - middle.correct[order]
-    spent = (middle.spent_up - middle.cost + last.cost_above(middle))[order]
-    began = first.spent_up - first.cost + middle.cost_above(first)
+    spent = (middle.spent_up - middle.cost + last.cost)[order]
     names = (first.asked, middle.asked, last.asked)
     found = []
     for threshold in _grid_of(first.certainty, grid):
         goes_up = first.certainty < threshold
         among = goes_up[order]
         quality = first.correct.sum() + (middle.correct - first.correct)[goes_up].sum()
-        cost = first.cost.sum() + began[goes_up].sum()
+        cost = first.cost.sum() + (first.spent_up - first.cost + middle.cost)[goes_up].sum()
         thresholds = np.stack([np.full(len(breaks), threshold), certainty[breaks]], axis=1)
         points = _Points(
             names,

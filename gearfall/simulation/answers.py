@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gearfall.core.ids import ModelName
-from gearfall.core.profile import Generation
 from gearfall.core.records import Stage
 
 END = -1
@@ -50,13 +49,6 @@ def answer_at(query: Query, stage: Stage) -> Answer:
         return answer
     assert answer.counted is not None, f"how {stage.model} answers several times is not known"
     return answer.counted
-
-
-def tokens_of(each: Generation) -> tuple[int, ...]:
-    """Return an answer's tokens, END among them where they are known and it ended."""
-    # An answer that ended has one token more than its text; no text has a token below 0.
-    is_ended = each.token_ids and len(each.token_ids) < max(1, each.output_tokens)
-    return (*each.token_ids, END) if is_ended else each.token_ids
 
 
 def shared_tokens(draft: tuple[int, ...], answer: tuple[int, ...]) -> int:

@@ -28,8 +28,7 @@ from gearfall.gears.profile_answers import (
     shuffled,
 )
 from gearfall.gears.starts import ALWAYS_WARM, StartTerms, Warmth
-from gearfall.simulation.answers import Answer, Query, tokens_of
-from gearfall.simulation.draft_costs import with_draft_costs
+from gearfall.simulation.answers import END, Answer, Query
 from gearfall.simulation.plan_latency import PlanLatency, ServedModel, tokens_per_s
 from gearfall.simulation.step_engine import StepSpeed
 
@@ -97,10 +96,6 @@ def plan_from_profile(
         name: max(by_device.values(), key=lambda each: each.speed.step_s(1))
         for name, by_device in served.items()
     }
-    columns = (
-        *answers_of(profile, certainties, hold_tokens=request.hold_tokens),
-        *counted_of(profile, several),
-    )
     latency = PlanLatency(
         queries_of(
             judged, calibrations, request.measure, order[:SIMULATED_QUERIES].tolist(), several
@@ -119,7 +114,10 @@ def plan_from_profile(
         target=request.target,
         loads=request.loads or _loads(capacity),
         may_drop_loads=not request.loads,
-        answers=with_draft_costs(columns, profile, request.hold_tokens),
+        answers=(
+            *answers_of(profile, certainties, hold_tokens=request.hold_tokens),
+            *counted_of(profile, several),
+        ),
         tokens=tokens,
         order=order,
         models=tuple(
@@ -253,7 +251,9 @@ def _answer(
     for at, (logprob, margin) in enumerate(zip(each.logprobs, each.margins, strict=True), start=1):
         bound.add(logprob, margin)
         reach.append(bound.most(max(0, decided - at)))
-    token_ids = tokens_of(each)
+    # An answer that ended has one token more than its text; no text has a token below 0.
+    ended = (END,) if each.token_ids and len(each.token_ids) < count else ()
+    token_ids = (*each.token_ids, *ended)
     return Answer(
         max(1, each.prompt_tokens),
         count,

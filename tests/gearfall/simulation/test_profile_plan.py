@@ -221,9 +221,9 @@ def test_an_answer_without_tokens_has_no_beginning_and_is_no_hindrance(profile):
 
 @pytest.mark.parametrize("hold_tokens", [2, 6, 0])
 def test_the_cost_that_is_promised_is_what_the_simulator_computes(profile, hold_tokens):
-    """Of a rejected answer the held tokens, and those of it that the next model would not say."""
+    """Of a rejected answer the prompt and the held tokens, or all of them."""
     models = tuple(
-        replace(model, generations=tuple(_said(each, 24) for each in model.generations))
+        replace(model, generations=tuple(_longer(each, 24) for each in model.generations))
         for model in profile.models
     )
     known = replace(profile, models=models)
@@ -255,16 +255,13 @@ def _decided_at_the_end(each: Answer) -> Answer:
     return replace(each, reach=(*(1.0,) * (len(each.reach) - 1), each.certainty))
 
 
-def _said(each: Generation, tokens: int) -> Generation:
-    """The answer with so many tokens; right ones are alike, wrong ones from their fourth on."""
+def _longer(each: Generation, tokens: int) -> Generation:
     more = tokens - each.output_tokens
-    said = range(tokens) if each.quality else (0, 1, 2, *range(100, 97 + tokens))
     return replace(
         each,
         output_tokens=tokens,
         logprobs=(*each.logprobs, *[-0.01] * more),
         margins=(*each.margins, *[3.0] * more),
-        token_ids=tuple(said),
     )
 
 
