@@ -211,13 +211,17 @@ class _Step:
     def _preemptible_at(self, hosted: Hosted, wanting: Waiting | None) -> float | None:
         """Return from when a busy replica may be stopped for another model's jobs.
 
-        It runs as long as its start took, or nothing else would ever happen; and its own jobs came
-        after those that it is stopped for, or it would take the room back at once.
+        It runs as long as its start took, once it has computed anew what its jobs had, or nothing
+        else would ever happen; and its own jobs came after those that it is stopped for, or it
+        would take the room back at once.
         """
-        own = self.view.waiting.get(hosted.key[1])
-        if wanting is None or (own is not None and own.since_unix_s <= wanting.since_unix_s):
+        own, replica = self.view.waiting.get(hosted.key[1]), hosted.replica
+        is_later = own is None or (wanting is not None and own.since_unix_s > wanting.since_unix_s)
+        if wanting is None or replica is None or not is_later:
             return None
-        return hosted.assignment.assigned_unix_s + 2 * hosted.start_s
+        tokens = sum(job.prompt_tokens + job.output_tokens for job in replica.jobs)
+        anew_s = tokens * replica.move_s_per_token
+        return hosted.assignment.assigned_unix_s + 2 * hosted.start_s + anew_s
 
     def _assign(self, model: ModelRecord, option: Option) -> None:
         reason = f"{self.rule.name}: worker {option.worker_id}"

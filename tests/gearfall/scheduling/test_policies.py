@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from gearfall.core.ids import ModelName, NodeId, WorkerId
+from gearfall.core.ids import JobId, ModelName, NodeId, WorkerId
+from gearfall.core.records import RunningJob
 from gearfall.scheduling.actions import Assign, Unassign
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
@@ -93,6 +94,16 @@ def test_a_job_that_came_first_is_not_preempted_for_one_that_came_later():
     waiting = (demand("a", since=NOW_S), demand("b", since=NOW_S - 1.0))
     plan = decide(PlacementPolicy.PREEMPT, replace(snapshot, demand=waiting))
     assert taken_back(plan) == []
+
+
+@pytest.mark.parametrize(("tokens", "leaves"), [(900, [("w-near", "b")]), (1100, [])])
+def test_a_job_is_not_preempted_before_it_went_on_from_where_it_was(tokens, leaves):
+    snapshot = cluster(busy=True)
+    started = {B_NEAR: replace(snapshot.assignments[B_NEAR], assigned_unix_s=NOW_S - 3.0)}
+    running = RunningJob(JobId("job"), tokens - 100, 100, 5000)
+    told = replace(snapshot.replicas[B_NEAR], jobs=(running,), move_s_per_token=1e-3)
+    snapshot = replace(snapshot, assignments=started, replicas={B_NEAR: told})
+    assert taken_back(decide(PlacementPolicy.PREEMPT, snapshot)) == leaves, "up for 2 s of 3"
 
 
 @pytest.mark.parametrize("policy", SIMPLE)
