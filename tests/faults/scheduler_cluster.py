@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gearfall.core.history import Led, ProcessHistory, Refused
+from gearfall.core.history import ProcessHistory, Refused
 from gearfall.core.ids import JobId, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.ports import ClusterState, Lease
 from gearfall.core.records import (
@@ -109,10 +109,6 @@ class SchedulerCluster:
     def refused_of(self, pid: int) -> int:
         """Return how many writes of a process met another leader's fence."""
         return sum(isinstance(event, Refused) for event in self._events(pid))
-
-    def terms_of(self, pid: int) -> int:
-        """Return how often a process began to lead."""
-        return sum(isinstance(event, Led) for event in self._events(pid))
 
     def _events(self, pid: int) -> list[Any]:
         histories = [each for each in self.read_histories() if each.start.pid == pid]

@@ -9,6 +9,7 @@ import torch
 from gearfall.infra import cpu_kernels
 from gearfall.infra.cpu_decoder import AdapterTokens, Decoder, Layer, Linear, LowRank, Step
 from gearfall.infra.cpu_kernels import Activation
+from tests.gearfall.infra.tensors import same_bits
 
 WIDTH, HEADS, KV_HEADS, SIZE, INNER, VOCABULARY, BLOCK = 40, 4, 2, 20, 70, 33, 4
 
@@ -25,10 +26,6 @@ class Sizes:
 
 # Work for several threads and tiles of tokens; heads are packed as they are computed.
 WIDE = Sizes(width=168, head_size=32, inner=330, blocks=24)
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
 class Model:

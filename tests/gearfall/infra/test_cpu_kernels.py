@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gearfall.infra import cpu_kernels
 from gearfall.infra.cpu_kernels import Activation
+from tests.gearfall.infra.tensors import random, same_bits
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROPERTY = settings(max_examples=40, deadline=None)
@@ -26,14 +27,6 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def random(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
 # Linear layers

@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 
 from gearfall.infra import cpu_kernels
 from gearfall.infra.cpu_kernels import Activation
+from tests.gearfall.infra.tensors import random, same_bits
 
 PROPERTY = settings(max_examples=40, deadline=None)
-
-
-def random(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def bits(seed: int, *shape: int) -> torch.Tensor:
@@ -33,10 +30,6 @@ def rounded(
     variant: str = "",
 ) -> torch.Tensor:
     return cpu_kernels.linear(x, weight, bias, is_rounded=True, threads=threads, variant=variant)
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
 @pytest.mark.parametrize("variant", cpu_kernels.variants())
