@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -136,8 +138,9 @@ def sampling_of(
 ) -> SamplingParams:
     """Return the sampling of a stage's answer `number`: all but the first are drawn as it says.
 
-    Choices of one prompt differ; the same choice of another prompt draws the same. A greedy request
-    without a seed has the same answers whenever it comes.
+    Choices of one prompt differ; the same choice of another prompt draws the same, but for answers
+    that are drawn to be counted: numbers that all prompts shared would make the same mistakes
+    everywhere. A greedy request without a seed has the same answers whenever it comes.
     """
     several, seed = plan.stage.self_consistency, seed + choice % request.n
     if several is None or number == 0:
@@ -145,4 +148,10 @@ def sampling_of(
     if request.temperature == 0.0 and request.seed is None:
         seed = 0
     drawn = replace(request, temperature=several.temperature)
-    return plan.sampling(drawn, (seed + number * _SEEDS_APART) % 2**64)
+    own = seed + number * _SEEDS_APART + _seed_of(plan.prompt_token_ids)
+    return plan.sampling(drawn, own % 2**64)
+
+
+def _seed_of(token_ids: Sequence[int]) -> int:
+    content = array("Q", token_ids).tobytes()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
