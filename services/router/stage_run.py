@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -83,8 +83,7 @@ class StageRun:
             stop_token_ids=() if request.ignore_eos else plan.record.eos_token_ids,
             with_logprobs=request.logprobs,
         )
-        self._is_cut = bool(request.stop) or watch is not None
-        """Whether the answer may end before the job's last token."""
+        self._has_stops = bool(request.stop)
         self._shows_tokens = request.logprobs
         self.token_ids: list[int] = []
         """Of the answer so far."""
@@ -148,26 +147,26 @@ class StageRun:
         self._cached_tokens = max(self._cached_tokens, run.cached_tokens)
         self.draft_tokens += run.draft_tokens
         self.accepted_draft_tokens += run.accepted_draft_tokens
-        for part in _one_by_one(run) if self._is_cut else (run,):
-            self._take(part)
-            if self.ended.done():
-                return
+        rest: TokenRun | None = run
+        while rest is not None and not self.ended.done():
+            rest = self._take(rest)
 
-    def _take(self, run: TokenRun) -> None:
+    def _take(self, whole: TokenRun) -> TokenRun | None:
+        """Take in a run up to where it may end the answer, or decide on it; return what follows."""
+        count, sign = self._take_numbers(whole)
+        run, rest = _cut(whole, count)
         self.token_ids.extend(run.token_ids)
-        # Rounding can leave a hair above 0, and no bound on what may follow would hold then.
-        self._logprobs.extend(min(each, 0.0) for each in run.logprobs)
-        self._margins.extend(max(each, 0.0) for each in run.margins)
         self._last_s = time.perf_counter()
         self._first_s = self._first_s or self._last_s - run.held_s
         if self._forecast is not None and self._forecast.look(self._logprobs, self._margins):
             self._on_falling()
         piece = self._text.feed(run)
-        sign = self._look(is_whole=run.finish is not None or self._text.stop_found)
+        if self._has_stops or not run.token_ids:
+            sign = self._look(is_whole=run.finish is not None or self._text.stop_found)
         if isinstance(sign, StageStopped):
             self._close_job(self._job_id, "the answer goes up")
             self._end(sign)
-            return
+            return None
         if piece is not None:
             self._on_piece(piece)
         if sign is not None:
@@ -178,6 +177,23 @@ class StageRun:
             self._end(StageDone(FinishReason.STOP, self._certainty()))
         elif run.finish is not None:
             self._end(StageDone(run.finish, self._certainty()))
+        return rest
+
+    def _take_numbers(self, run: TokenRun) -> tuple[int, BeginningDecided | StageStopped | None]:
+        """Take in tokens' numbers up to where the watch speaks; return how many, and what it says.
+
+        Only the first token's where a stop string may end the answer: the text is looked at first.
+        """
+        last = len(run.token_ids) - 1
+        for place in range(1 if self._has_stops and run.token_ids else last + 1):
+            # Rounding can leave a hair above 0, and no bound on what may follow would hold then.
+            self._logprobs.append(min(run.logprobs[place], 0.0))
+            self._margins.append(max(run.margins[place], 0.0))
+            if not self._has_stops:
+                sign = self._look(is_whole=run.finish is not None and place == last)
+                if sign is not None:
+                    return place + 1, sign
+        return (1 if self._has_stops else last + 1), None
 
     def on_failed(self, error: GearfallError) -> None:
         """The job ended without an answer."""
@@ -263,20 +279,24 @@ class StageRun:
             self.ended.set_result(verdict)
 
 
-def _one_by_one(run: TokenRun) -> Iterator[TokenRun]:
-    """Yield a run's tokens one by one, as if no draft had brought several at once."""
-    last = len(run.token_ids) - 1
-    if last <= 0:
-        yield run
-        return
-    for place in range(last + 1):
-        part = slice(place, place + 1)
-        yield replace(
-            run,
-            index=run.index + place,
-            token_ids=run.token_ids[part],
-            logprobs=run.logprobs[part],
-            margins=run.margins[part],
-            alternatives=run.alternatives[part],
-            finish=run.finish if place == last else None,
-        )
+def _cut(run: TokenRun, count: int) -> tuple[TokenRun, TokenRun | None]:
+    """Return the first `count` tokens of a run, and the others if there are any."""
+    if count >= len(run.token_ids):
+        return run, None
+    first = replace(
+        run,
+        token_ids=run.token_ids[:count],
+        logprobs=run.logprobs[:count],
+        margins=run.margins[:count],
+        alternatives=run.alternatives[:count],
+        finish=None,
+    )
+    rest = replace(
+        run,
+        index=run.index + count,
+        token_ids=run.token_ids[count:],
+        logprobs=run.logprobs[count:],
+        margins=run.margins[count:],
+        alternatives=run.alternatives[count:],
+    )
+    return first, rest
