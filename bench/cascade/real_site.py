@@ -76,8 +76,8 @@ class Settings:
             "--companions",
             choices=tuple(COMPANIONS),
             default="usual",
-            help="Sizes: up to 255 million parameters, or four times as many. These have few "
-            "requests a second: ask for longer replays.",
+            help="Up to 255 or 680 million parameters; the large ones serve fewer requests a "
+            "second: ask for longer replays.",
         )
         return parser
 
