@@ -114,7 +114,8 @@ class RouterService:
             gear.hold_tokens if gear else 0,
         )
         check_stream_mode(deployment.stages, streaming.mode, "stream_mode")
-        deployment = replace(deployment, streaming=streaming)
+        if streaming != deployment.streaming:
+            deployment = replace(deployment, streaming=streaming)
         request_id = RequestId(request.request_id or self._draw_id())
         if request_id in self._running:
             raise Conflict(f"request {request_id} is running already", param="request_id")
