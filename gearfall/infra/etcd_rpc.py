@@ -113,6 +113,8 @@ def etcd_errors() -> Iterator[None]:
         raise error_from_etcd(error) from error
     except grpc.aio.UsageError as error:
         raise Unavailable("the connection to etcd is closed") from error
+    except asyncio.InvalidStateError as error:  # a write on a stream that ended while it was idle
+        raise Unavailable("etcd ended the stream before the call") from error
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling():

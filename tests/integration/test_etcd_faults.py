@@ -67,9 +67,12 @@ async def test_a_lease_and_its_keys_outlive_a_restart_of_etcd(etcd_server: Local
     async with connected(etcd_server.url, "/restart/") as state:
         lease = await state.grant_lease(10)
         await state.put("x", b"1", lease=lease)
+        assert await lease._is_renewed()
         etcd_server.kill()
+        await lease._call.code()
         etcd_server.start()
-        await lease._renew(5.0)
+        assert not await lease._is_renewed(), "the stream has ended, the lease has not"
+        assert await lease._is_renewed()
         assert not lease.is_lost
         entry = await state.get("x")
         assert entry is not None
