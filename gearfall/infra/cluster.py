@@ -28,7 +28,6 @@ from gearfall.core.records import (
 from gearfall.infra.change_feed import Change, ChangeFeed, Changes
 from gearfall.infra.cluster_keys import (
     ALL_KINDS,
-    LEADER_KEY,
     Record,
     encode_record,
     key_of,
@@ -148,12 +147,13 @@ class Cluster:
             raise Unavailable(f"not seen in cluster state within {timeout_s:g} s") from None
         raise Unavailable("the cluster view is stopped")
 
-    async def catch_up(self) -> None:
-        """Return when `view` includes all that was written before, by anybody; else Unavailable."""
-        seen, losses = self.revision, self._builder.losses
-        now = await self.state.list(LEADER_KEY)
-        self._compare_life(now.revision, seen, losses)
-        await self.wait_seen(now.revision)
+    async def catch_up(self, record: SchedulerRecord, *, lease: Lease) -> None:
+        """Return when `view` includes all that was written before, by anybody; else Unavailable.
+
+        Puts the scheduler's own record again and waits for it: cluster state may count writes of
+        strangers, which this view never sees.
+        """
+        await self.wait_seen(await self.put_scheduler(record, lease=lease))
 
     async def write_back(self, kinds: Collection[str]) -> None:
         """Create what a state that lost its memory no longer has and this view kept."""

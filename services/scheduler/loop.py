@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.history import Led
@@ -101,7 +102,8 @@ class SchedulerLoop:
                 self.fence = await self._campaign(record, lease, standby)
                 record_history(Led, self.fence.create_revision)
                 _log.info("leads", extra={"fence": self.fence.create_revision})
-                await self._lead(self.fence, lease, standby)
+                catch_up = partial(self._cluster.catch_up, record, lease=lease)
+                await self._lead(self.fence, lease, standby, catch_up)
         finally:
             self.fence = None
             with contextlib.suppress(Unavailable):
@@ -121,13 +123,20 @@ class SchedulerLoop:
             standing_by.cancel()
             await asyncio.gather(won, standing_by, return_exceptions=True)
 
-    async def _lead(self, fence: Fence, lease: Lease, standby: Standby) -> None:
+    async def _lead(
+        self,
+        fence: Fence,
+        lease: Lease,
+        standby: Standby,
+        catch_up: Callable[[], Awaitable[None]],
+    ) -> None:
         """Decide until deposed; raises Conflict when a write met another leader's fence."""
         term = self._term = Term(
             self._cluster,
             fence,
             standby.feed,
             standby.follower,
+            catch_up=catch_up,
             decide=self._decide,
             policy=self._policy,
             starts=self.starts,

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -55,6 +55,7 @@ class Term:
         feed: ChangeFeed,
         follower: FleetFollower,
         *,
+        catch_up: Callable[[], Awaitable[None]],
         decide: DecideStep,
         policy: SchedulerPolicy,
         starts: StartLearning,
@@ -63,7 +64,9 @@ class Term:
         learn_every_s: float,
         on_settled: Callable[[], None],
     ) -> None:
+        """`catch_up` returns when the cluster's view includes all that was written before."""
         self._cluster = cluster
+        self._catch_up = catch_up
         self._decide_step = decide
         self._policy = policy
         self._starts = starts
@@ -98,7 +101,7 @@ class Term:
 
     async def run(self) -> None:
         """Decide for ever. Raises Conflict when a write met another leader's fence."""
-        await self._cluster.catch_up()
+        await self._catch_up()
         self._restore(self._cluster.view)
         self._follower.lead()
         self._follower.take_in(self._feed.take())
@@ -150,7 +153,7 @@ class Term:
     async def _begin_anew(self) -> None:
         """Go on from what really stands: the fleet counts what was decided as looked at.
 
-        A write that was not answered may have been taken, so a read comes first that is behind it.
+        A write that was not answered may have been taken, so one comes first that is behind it.
         """
         with contextlib.suppress(Unavailable):
             await self._writer.settled()
@@ -160,7 +163,7 @@ class Term:
         while True:
             await asyncio.sleep(RETRY_S)
             try:
-                await self._cluster.catch_up()
+                await self._catch_up()
             except Unavailable as error:
                 _log.info("cluster state can't be read", extra={"error": error.message})
                 continue

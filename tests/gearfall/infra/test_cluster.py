@@ -261,13 +261,22 @@ async def test_who_catches_up_has_seen_what_others_wrote_even_after_a_loss():
     async with following(MemoryState(server)) as cluster:
         for _ in range(8):
             server.put("models/tiny", encode_record(TINY), 0)
-        await cluster.catch_up()
+        await cluster.catch_up(SCHEDULER, lease=await cluster.grant_lease(10))
         assert cluster.view.models == {TINY.name: TINY}
         server.wipe()
         server.put("nodes/n", encode_record(NODE), 0)
-        await cluster.catch_up()
+        await cluster.catch_up(SCHEDULER, lease=await cluster.grant_lease(10))
         assert (cluster.view.models, cluster.view.nodes) == ({}, {NODE.node_id: NODE})
         assert cluster.view.losses == 1
+
+
+async def test_who_catches_up_waits_for_no_write_of_a_stranger():
+    server = MemoryStateServer()
+    async with following(MemoryState(server)) as cluster:
+        lease = await cluster.grant_lease(10)
+        server.revision += 1  # below a prefix that is not watched
+        await cluster.catch_up(SCHEDULER, lease=lease)
+        assert cluster.view.schedulers == {SCHEDULER.scheduler_id: SCHEDULER}
 
 
 async def test_what_lasts_is_kept_over_a_loss_until_it_is_written_again():
