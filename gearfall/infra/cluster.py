@@ -314,7 +314,8 @@ class Cluster:
 
         It has lost its memory then, and the watch has not told yet. `losses`: when it was asked.
         """
-        is_news = revision < least and losses == self._builder.losses
+        is_known = self._builder.is_loss_expected or losses != self._builder.losses
+        is_news = revision < least and not is_known
         if is_news and self._task is not None and not self._is_stopped:
             self._builder.is_loss_expected = True
             self._task.cancel()

@@ -256,6 +256,21 @@ async def test_a_write_right_after_a_loss_is_not_taken_for_seen(others: int):
         assert (cluster.view.deployments, cluster.view.losses) == ({}, 1)
 
 
+async def test_writes_while_it_is_listed_anew_do_not_begin_the_listing_again():
+    server = MemoryStateServer()
+    async with following(MemoryState(server)) as cluster:
+        for _ in range(8):
+            revision = await cluster.put_deployment(DEPLOYMENT)
+        await cluster.wait_seen(revision)
+        server.wipe()
+        await cluster.put_model(TINY)
+        listing = cluster._task
+        revision = await cluster.put_model(TINY)
+        assert cluster._task is listing
+        await cluster.wait_seen(revision)
+        assert cluster.view.losses == 1
+
+
 async def test_who_catches_up_has_seen_what_others_wrote_even_after_a_loss():
     server = MemoryStateServer()
     async with following(MemoryState(server)) as cluster:
