@@ -30,7 +30,7 @@ def pytest_configure() -> None:
 def scratch(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """TMPDIR of this session; what is left over in it at the end fails the run."""
+    """TMPDIR of this session; what is left over in it at the end of a whole run fails it."""
     directory = tmp_path_factory.getbasetemp()
     request.config.stash[_DIRECTORY] = directory
     remove_what_the_dead_left(directory.parent)
@@ -42,13 +42,25 @@ def scratch(
         # torch makes it by the way, below TMPDIR.
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(directory / "inductor"))
         yield temporary
+    if request.session.exitstatus == pytest.ExitCode.INTERRUPTED:
+        return
     left = sorted(path.name for path in temporary.iterdir())
     assert not left, f"left over in TMPDIR: {left}"
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Remove what pytest itself keeps after anything but a success: all of it, or what is large."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    """Remove what pytest itself keeps after anything but a success: all of it, or what is large.
+
+    Also where a fixture of the session fails while it is torn down, which is inside.
+    """
+    try:
+        return (yield)
+    finally:
+        _remove_what_is_kept(session, exitstatus)
+
+
+def _remove_what_is_kept(session: pytest.Session, exitstatus: int) -> None:
     directory = session.config.stash.get(_DIRECTORY, None)
     if directory is None or not directory.is_dir():
         return

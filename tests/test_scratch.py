@@ -22,6 +22,8 @@ def shared(tmp_path_factory):
     place = tmp_path_factory.mktemp("shared")
     (place / "model").write_bytes(bytes({large}))
     (place / "log").write_text("what happened")
+    yield place
+    assert (place / "log").exists()
 
 def test_one(shared, tmp_path):
     (tmp_path / "model").write_bytes(bytes({large}))
@@ -83,14 +85,23 @@ def test_a_session_that_failed_leaves_what_is_small(place: Path) -> None:
     assert files_below(place) == {"log"}
 
 
-def test_a_session_that_is_ended_leaves_nothing(place: Path) -> None:
-    session = start(place, "print('here', flush=True); import time; time.sleep(100)")
+@pytest.mark.parametrize(
+    ("begun", "status"),
+    [
+        ("", pytest.ExitCode.INTERRUPTED),
+        ("tempfile.mkdtemp(prefix='half-'); ", pytest.ExitCode.INTERRUPTED),
+        ("(shared / 'log').unlink(); ", pytest.ExitCode.TESTS_FAILED),
+    ],
+    ids=["at rest", "amid something", "with a fixture that fails to end"],
+)
+def test_a_session_that_is_ended_leaves_nothing(place: Path, begun: str, status: int) -> None:
+    session = start(place, f"{begun}print('here', flush=True); import time; time.sleep(100)")
     assert session.stdout is not None
     assert any("here" in line for line in session.stdout)
-    assert files_below(place) == {"model", "log"}
+    assert "model" in files_below(place)
     session.terminate()
     said = end_of(session)
-    assert session.returncode == pytest.ExitCode.INTERRUPTED, said
+    assert session.returncode == status, said
     assert directories_of(place) == []
 
 
