@@ -2,7 +2,7 @@
 
 Whatever a test starts gets its temporary directories inside of it, too. After a run in which all
 passed, and after one that was ended from outside, it is gone; after a failure what is small in it
-stays, such as logs, until another run fails.
+stays, such as logs, until three newer runs that failed or still go on are there.
 """
 
 import contextlib

@@ -116,6 +116,24 @@ def test_a_killed_session_is_cleared_away_by_the_next(place: Path) -> None:
     assert files_below(place) == set()
 
 
+def test_what_a_failure_left_outlives_sessions_beside_each_other(place: Path) -> None:
+    end_of(start(place, "assert False"))
+    go = place.parent / "go"
+    os.mkfifo(go)
+    first = start(place, f"print('here', flush=True); open({str(go)!r}).read()")
+    assert first.stdout is not None
+    assert any("here" in line for line in first.stdout)
+    second = start(place, "print('here', flush=True); import time; time.sleep(100)")
+    assert second.stdout is not None
+    assert any("here" in line for line in second.stdout)
+    go.write_text("")
+    said = end_of(first)
+    assert first.returncode == 0, said
+    second.terminate()
+    end_of(second)
+    assert files_below(place) == {"log"}
+
+
 def test_what_is_left_over_in_tmpdir_fails_the_session(place: Path) -> None:
     session = start(place, "tempfile.mkdtemp(prefix='forgotten-')")
     said = end_of(session)
