@@ -54,7 +54,8 @@ class AsyncClient:
     async def generate(self, model: str, prompt: Prompt, **options: Unpack[Options]) -> Answer:
         """Return the whole answer of a model or deployment.
 
-        `prompt` is text, token ids or chat messages. Cancelling the task stops the work.
+        `prompt` is text, token ids or chat messages. Cancelling the task stops the work. Raises
+        InvalidRequest for an answer above 64 MiB, logprobs included: `stream` returns one.
         """
         request = GenerateCall(model, prompt, options).to_pb()
         call = self._router.Answer(request, timeout=_GENERATE_TIMEOUT_S, metadata=self._metadata)

@@ -1,12 +1,14 @@
 """The Router gRPC door: converts, calls one service method, converts back."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, TypeAlias
 
 import grpc
 
+from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.infra.convert import deployment_from_pb, deployment_to_pb, model_to_pb
+from gearfall.infra.grpc_channels import MAX_MESSAGE_BYTES
 from gearfall.pb import common_pb2, router_pb2_grpc, scheduler_pb2, store_pb2
 from gearfall.pb import router_pb2 as pb
 from services.router.catalogue import Catalogue
@@ -22,6 +24,10 @@ from services.router.router_convert import (
     start_to_pb,
 )
 from services.router.service import RouterService
+
+_FRAME_BYTES = 5
+"""At most, of one event in an answer's message besides the event: its tag and its length."""
+_TOO_LARGE = f"the answer is larger than {MAX_MESSAGE_BYTES >> 20} MiB: ask for it as a stream"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -55,12 +61,22 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
             running.close()
 
     async def Answer(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateAnswer:
-        """Return one request's events at its end; a client that goes away stops the work."""
+        """Return one request's events at its end; a client that goes away stops the work.
+
+        So does an answer that no message holds.
+        """
         running = await self._service.start(request_from_pb(request, is_whole=True))
         events = [start_to_pb(running)]
+        size_bytes = _size_bytes(events)
         try:
             async for batch in running.batches():
-                events += map(event_to_pb, batch)
+                further = [event_to_pb(event) for event in batch]
+                size_bytes += _size_bytes(further)
+                if size_bytes > MAX_MESSAGE_BYTES:
+                    error = InvalidRequest(_TOO_LARGE)
+                    running.fail(error)
+                    raise error
+                events += further
         finally:
             running.close()
         return pb.GenerateAnswer(events=events)
@@ -151,3 +167,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         if is_starting:
             return common_pb2.MODEL_READINESS_STARTING
         return common_pb2.MODEL_READINESS_COLD
+
+
+def _size_bytes(events: Sequence[pb.GenerateEvent]) -> int:
+    return sum(event.ByteSize() + _FRAME_BYTES for event in events)

@@ -1,6 +1,7 @@
 """The gRPC door, with the public client and with bare stubs."""
 
 import asyncio
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -14,15 +15,18 @@ from gearfall.core.errors import (
     Unavailable,
 )
 from gearfall.core.escalation import AtDeadline, AtOverload, EscalationPolicy, WhileLoading
-from gearfall.core.ids import DeploymentName, ModelName, WorkerId
+from gearfall.core.ids import DeploymentName, ModelName, RequestId, WorkerId
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.core.streaming import Streaming, StreamMode
 from gearfall.infra.bearer import bearer_metadata
 from gearfall.infra.convert import deployment_from_pb
-from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.grpc_channels import MAX_MESSAGE_BYTES, open_channel
 from gearfall.infra.grpc_errors import error_from_rpc
 from gearfall.pb import common_pb2, router_pb2_grpc
 from gearfall.pb import router_pb2 as pb
+from services.router.generation import Delta
+from services.router.running_request import RunningRequest
+from services.router.servicer import RouterServicer
 from tests.services.router.rig import Answer, running_rig
 
 
@@ -131,6 +135,27 @@ async def test_a_whole_answer_that_nobody_waits_for_any_more_is_not_computed_on(
     waiting.cancel()
     await worker.replied.wait()
     assert worker.stops
+
+
+async def test_a_whole_answer_that_no_message_holds_is_refused_while_it_is_computed():
+    ended: list[RunningRequest] = []
+    running = RunningRequest(
+        RequestId("r"), deployment="small", seed=0, choices=1, on_end=ended.append
+    )
+
+    class Service:
+        async def start(self, _: object) -> RunningRequest:
+            return running
+
+    unused: Any = None
+    servicer = RouterServicer(cast("Any", Service()), unused, unused, unused)
+    running.emit(Delta(0, "x" * MAX_MESSAGE_BYTES))
+    asking = pb.GenerateRequest(model="small", text="hi")
+    with pytest.raises(InvalidRequest, match="as a stream") as refused:
+        async with asyncio.timeout(10):
+            await servicer.Answer(asking, unused)
+    assert running.error is refused.value
+    assert ended == [running]
 
 
 BAD_DEPLOYMENTS = [
