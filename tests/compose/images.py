@@ -66,6 +66,11 @@ class Docker:
         return ran.returncode == 0
 
 
+def has_images(environment: Mapping[str, str]) -> bool:
+    """Whether the engine that `environment` leads to has both, though maybe of older code."""
+    return Docker(environment).succeeds("image", "inspect", SERVERS_IMAGE, SERVICE_IMAGE)
+
+
 def build_images(environment: Mapping[str, str], *, keep_stages: bool) -> None:
     """Build both images in the engine that `environment` leads to.
 

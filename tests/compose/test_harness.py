@@ -100,14 +100,20 @@ def test_a_run_without_docker_has_a_status_of_its_own(
     assert capsys.readouterr().out.startswith("SKIPPED: ")
 
 
+@pytest.mark.parametrize(
+    ("images", "needed_bytes"),
+    [("exit 1", run.NEEDED_BYTES), ("exit 0", run.CLUSTER_BYTES)],
+    ids=["images to build", "images there"],
+)
 def test_a_run_without_room_says_what_it_needs_and_what_there_is(
-    bare_path: Path, capsys: pytest.CaptureFixture[str]
+    bare_path: Path, capsys: pytest.CaptureFixture[str], images: str, needed_bytes: int
 ) -> None:
-    _put(bare_path, "docker", "echo /proc")  # where nothing is ever free
+    # /proc: where nothing is ever free
+    _put(bare_path, "docker", f'if [ "$1" = image ]; then {images}; fi; echo /proc')
     assert run.main([]) == run.EXIT_SKIPPED
     said = capsys.readouterr().out
     assert said.startswith("SKIPPED: ")
-    assert f"needs {run.NEEDED_BYTES / 1e9:.1f} GB, 0.0 GB are free" in said
+    assert f"needs {needed_bytes / 1e9:.1f} GB, 0.0 GB are free" in said
 
 
 def test_an_engine_with_room_is_let_through(bare_path: Path) -> None:
