@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -147,9 +147,11 @@ class StageRun:
         self._cached_tokens = max(self._cached_tokens, run.cached_tokens)
         self.draft_tokens += run.draft_tokens
         self.accepted_draft_tokens += run.accepted_draft_tokens
-        rest: TokenRun | None = run
-        while rest is not None and not self.ended.done():
-            rest = self._take(rest)
+        # A stop string may end the answer at any token: the text is looked at after each.
+        for part in _single(run) if self._has_stops else (run,):
+            rest: TokenRun | None = part
+            while rest is not None and not self.ended.done():
+                rest = self._take(rest)
 
     def _take(self, whole: TokenRun) -> TokenRun | None:
         """Take in a run up to where it may end the answer, or decide on it; return what follows."""
@@ -182,10 +184,10 @@ class StageRun:
     def _take_numbers(self, run: TokenRun) -> tuple[int, BeginningDecided | StageStopped | None]:
         """Take in tokens' numbers up to where the watch speaks; return how many, and what it says.
 
-        Only the first token's where a stop string may end the answer: the text is looked at first.
+        Where a stop string may end the answer, the text is looked at first.
         """
         last = len(run.token_ids) - 1
-        for place in range(1 if self._has_stops and run.token_ids else last + 1):
+        for place in range(last + 1):
             # Rounding can leave a hair above 0, and no bound on what may follow would hold then.
             self._logprobs.append(min(run.logprobs[place], 0.0))
             self._margins.append(max(run.margins[place], 0.0))
@@ -193,7 +195,7 @@ class StageRun:
                 sign = self._look(is_whole=run.finish is not None and place == last)
                 if sign is not None:
                     return place + 1, sign
-        return (1 if self._has_stops else last + 1), None
+        return last + 1, None
 
     def on_failed(self, error: GearfallError) -> None:
         """The job ended without an answer."""
@@ -279,24 +281,32 @@ class StageRun:
             self.ended.set_result(verdict)
 
 
+def _single(run: TokenRun) -> Iterator[TokenRun]:
+    """Yield a run of several tokens as runs of one, any other as it is."""
+    tokens = len(run.token_ids)
+    if tokens < 2:
+        yield run
+        return
+    for place in range(tokens):
+        yield _part(run, place, place + 1)
+
+
 def _cut(run: TokenRun, count: int) -> tuple[TokenRun, TokenRun | None]:
     """Return the first `count` tokens of a run, and the others if there are any."""
-    if count >= len(run.token_ids):
+    tokens = len(run.token_ids)
+    if count >= tokens:
         return run, None
-    first = replace(
+    return _part(run, 0, count), _part(run, count, tokens)
+
+
+def _part(run: TokenRun, start: int, end: int) -> TokenRun:
+    """Return the tokens from `start` to before `end` of a run; its finish is the last one's."""
+    return replace(
         run,
-        token_ids=run.token_ids[:count],
-        logprobs=run.logprobs[:count],
-        margins=run.margins[:count],
-        alternatives=run.alternatives[:count],
-        finish=None,
+        index=run.index + start,
+        token_ids=run.token_ids[start:end],
+        logprobs=run.logprobs[start:end],
+        margins=run.margins[start:end],
+        alternatives=run.alternatives[start:end],
+        finish=run.finish if end == len(run.token_ids) else None,
     )
-    rest = replace(
-        run,
-        index=run.index + count,
-        token_ids=run.token_ids[count:],
-        logprobs=run.logprobs[count:],
-        margins=run.margins[count:],
-        alternatives=run.alternatives[count:],
-    )
-    return first, rest
