@@ -5,7 +5,7 @@ import contextlib
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -138,15 +138,6 @@ def prefix_end(prefix: bytes) -> bytes:
     """Return the first key after all that start with `prefix` (etcd's range_end)."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\0"
-
-
-@contextlib.asynccontextmanager
-async def ending(call: Any) -> AsyncGenerator[Any]:
-    """Cancel a streaming call on the way out, whatever happened."""
-    try:
-        yield call
-    finally:
-        call.cancel()
 
 
 def _host_port(endpoint: str) -> tuple[str, int]:
