@@ -43,7 +43,7 @@ def _misnamed(text: str, directory: Path) -> Iterator[str]:
         words = [word.strip("(),;:'\"") for word in code.split()]
         files = (word for word in words if _FILE.fullmatch(word))
         yield from (file for file in files if not _is_file(file, directory))
-        yield from (name for name in re.findall(r"GEARFALL_\w+", code) if name not in _sources())
+        yield from (name for name in re.findall(r"GEARFALL_\w+", code) if name not in _words())
         yield from (name for name in re.findall(r"gearfall_\w+", code) if not _is_metric(name))
         flags = (word.partition("=")[0] for word in words if word.startswith("--"))
         yield from (flag for flag in flags if not _is_flag(flag))
@@ -113,6 +113,12 @@ def _sources() -> str:
 
 
 @functools.cache
+def _words() -> set[str]:
+    """Return every name in the sources, and every flag as a quotation begins with it."""
+    return set(re.findall(r"\w+|(?<=\")--[\w-]+", _sources()))
+
+
+@functools.cache
 def _makefile() -> str:
     return (ROOT / "Makefile").read_text()
 
@@ -125,17 +131,22 @@ def _is_file(name: str, directory: Path) -> bool:
 
 def _is_module(name: str, inside: str = "") -> bool:
     module = ROOT / name.replace(".", "/")
-    if re.fullmatch("[a-z][a-z-]*", inside) and name in {"bench.cascade", "bench.scheduler"}:
-        return (module / f"{inside.replace('-', '_')}.py").exists()
-    return module.with_suffix(".py").exists() or (module / "__main__.py").exists()
+    if re.fullmatch("[a-z][a-z_-]*", inside) and name in {"bench.cascade", "bench.scheduler"}:
+        return _has(module / f"{inside.replace('-', '_')}.py", "\ndef main(")
+    runs = '\nif __name__ == "__main__":'
+    return _has(module.with_suffix(".py"), runs) or (module / "__main__.py").exists()
+
+
+def _has(path: Path, line: str) -> bool:
+    return path.exists() and line in path.read_text()
 
 
 def _is_metric(name: str) -> bool:
-    return re.sub("_(total|bucket|sum|count)$", "", name) in _sources()
+    return not {name, re.sub("_(total|bucket|sum|count)$", "", name)}.isdisjoint(_words())
 
 
 def _is_flag(flag: str) -> bool:
-    return flag in _flags() or f'"{flag}' in _sources()
+    return flag in _flags() or flag in _words()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -150,13 +161,18 @@ def test_a_document_names_what_there_is(path: Path):
         ("none*.py", "none*.py"),
         ("python -m bench.none --rounds 3", "-m bench.none --rounds"),
         ("python -m bench.scheduler none", "-m bench.scheduler none"),
+        ("python -m bench.scheduler start_errors", "-m bench.scheduler start_errors"),
+        ("python -m bench.start.run", "-m bench.start.run"),
         ("gearfall none", "gearfall none"),
         ("gearfall demo none", "gearfall none"),
         ("gearfall ps --rounds 3", "gearfall --rounds"),
         ("--none-such", "--none-such"),
+        ("--round", "--round"),
         ("make none", "make none"),
         ("GEARFALL_NONE", "GEARFALL_NONE"),
+        ("GEARFALL_REDI", "GEARFALL_REDI"),
         ("gearfall_none_total", "gearfall_none_total"),
+        ("gearfall_request", "gearfall_request"),
     ],
 )
 def test_a_name_of_nothing_is_found(code: str, wrong: str):
