@@ -46,10 +46,12 @@ class SchedulerLoop:
         make_links: Callable[[Callable[[], None]], Links] = WorkerLinks,
         metrics: SchedulerMetrics | None = None,
         on_settled: Callable[[], None] = lambda: None,
+        on_left: Callable[[], None] = lambda: None,
     ) -> None:
         """`make_links` gets what is to be called when a worker's reachability changed.
 
         `on_settled` is called behind a term's first decision: what stands then is there to stay.
+        `on_left` is called behind a term, whether it led or not, once nothing holds what it had.
         """
         self._metrics = metrics or SchedulerMetrics()
         self._cluster = cluster
@@ -59,6 +61,7 @@ class SchedulerLoop:
         self._lease_ttl_s = lease_ttl_s
         self._learn_every_s = learn_every_s
         self._on_settled = on_settled
+        self._on_left = on_left
         self._links = make_links(self._note_link)
         self._task: asyncio.Task[None] | None = None
         self._term: Term | None = None
@@ -90,6 +93,9 @@ class SchedulerLoop:
             except Unavailable as error:
                 _log.warning("cluster state can't be reached", extra={"error": error.message})
                 await asyncio.sleep(RETRY_S)
+            finally:
+                # What woke this task up still holds how the term ended, until its turn is over.
+                asyncio.get_running_loop().call_soon(self._on_left)
 
     async def _one_term(self, record: SchedulerRecord) -> None:
         """Campaign once and lead until deposed."""

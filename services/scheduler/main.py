@@ -117,6 +117,7 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         # The fleet's index is there to stay: a full collection over it takes tens of milliseconds,
         # hundreds for 10,000 nodes, and nobody is decided for meanwhile.
         on_settled=gc.freeze,
+        on_left=let_go,
     )
     log = DecisionLog()
     service = SchedulerService(cluster, loop, log, scheduler_id)
@@ -139,6 +140,12 @@ async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
         await server.stop()
         await cluster.stop()
         await state.close()
+
+
+def let_go() -> None:
+    """Free what was there to stay and is there no more, before a next term has its own stay."""
+    gc.unfreeze()
+    gc.collect()
 
 
 async def until_stopped(stop: asyncio.Event, loop: SchedulerLoop) -> None:

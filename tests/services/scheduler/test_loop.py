@@ -108,6 +108,7 @@ class Fleet:
         cluster=None,
         learn_every_s=WRITE_EVERY_S,
         on_settled=lambda: None,
+        on_left=lambda: None,
     ) -> SchedulerLoop:
         cluster = await self.follow(cluster or Cluster(MemoryState(self.server)))
 
@@ -123,6 +124,7 @@ class Fleet:
             learn_every_s=learn_every_s,
             make_links=make_links,
             on_settled=on_settled,
+            on_left=on_left,
         )
         loop.start(SchedulerRecord(name, f"127.0.0.1:{name[-1]}"))
         self.stack.push_async_callback(loop.stop)
