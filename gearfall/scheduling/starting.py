@@ -33,6 +33,7 @@ def place_all(step: Step, wants: list[Want], scope: Scope) -> None:
         chunk, later = _next_chunk(left)
         settled = _place_together(step, chunk, scope)
         left = [want for want in later if _is_open(want, settled.get(want.model.name))]
+    step.fetch_nowhere_else()
 
 
 def _next_chunk(wants: list[Want]) -> tuple[list[Want], list[Want]]:
@@ -189,10 +190,10 @@ def _take(step: Step, contender: Contender, best: Option | None) -> set[WorkerId
 
 
 def _fetch(step: Step, want: Want, option: Option) -> None:
-    """Have the bytes come to the place that is waited for, and to no other once there is one."""
+    """Have the bytes come to the place that is waited for; note where there is one."""
     node_id = step.fleet.records.workers[option.workers[0]].node_id
     if option.way is Way.FREE:
-        step.fetch_nowhere_else(want.model.name, node_id)
+        step.started_on.setdefault(want.model.name, set()).add(node_id)
     elif option.fetches_ahead and option.prediction.load_s > 0.0:
         early_s = option.wait_s - FETCH_AHEAD * option.prediction.loaded_s
         if early_s > 0.0:

@@ -40,6 +40,8 @@ class Step:
     fleet: Fleet
     actions: list[Action] = field(default_factory=list)
     due_unix_s: dict[ModelName, float] = field(default_factory=dict)
+    started_on: dict[ModelName, set[NodeId]] = field(default_factory=dict)
+    """Nodes on which models got a place in this step."""
 
     @property
     def now_unix_s(self) -> float:
@@ -84,12 +86,18 @@ class Step:
             self.fleet.assume("prefetch", wish)
             self.actions.append(Wish(wish))
 
-    def fetch_nowhere_else(self, model: ModelName, node_id: NodeId) -> None:
-        """Take back that a model's bytes are brought to other nodes than where it starts."""
-        wishes = self.fleet.records.prefetch
-        for key in sorted(each for each in wishes if each[1] == model and each[0] != node_id):
-            self.fleet.assume_gone("prefetch", key)
-            self.actions.append(Unwish(key, f"starts on node {node_id}"))
+    def fetch_nowhere_else(self) -> None:
+        """Take back that bytes are brought to other nodes than where their model starts.
+
+        Those of a model that waits for one more replica still come to where it waits.
+        """
+        wishes = self.fleet.records.prefetch if self.started_on else ()
+        for node_id, model in sorted(wishes):
+            nodes = self.started_on.get(model, {node_id})
+            if node_id not in nodes and model not in self.fleet.blocked:
+                self.fleet.assume_gone("prefetch", (node_id, model))
+                reason = f"starts on node {', '.join(sorted(nodes))}"
+                self.actions.append(Unwish((node_id, model), reason))
 
     def start_move_target(self, move: MoveRecord) -> bool:
         """Start a moving model at its target; False when it has no room there."""

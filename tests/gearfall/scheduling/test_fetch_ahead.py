@@ -15,6 +15,7 @@ from tests.gearfall.scheduling.clusters import (
     MIB,
     assignment,
     demand,
+    deployment,
     model,
     node,
     replica,
@@ -114,3 +115,29 @@ def test_what_waits_keeps_its_wish_when_wishes_are_looked_at():
     fleet.prefetch_due_unix_s = 0.0
     plan = step(fleet)
     assert not [a for a in plan.actions if isinstance(a, Unwish)]
+
+
+def with_a_third(fleet: Fleet, *, seconds: float = LOAD_S) -> None:
+    """Another node comes with a worker, which has the bytes of who waits on disk."""
+    nodes = tuple(map(NodeId, (*NODES, "n3")))
+    fleet.put("models", replace(model("small", size_bytes=SIZE), nodes=nodes))
+    fleet.put("nodes", node("n3", on_ssd=["small"], ssd_bytes_per_s=SIZE / seconds))
+    fleet.put("workers", worker("c", node_id="n3", max_replicas=1))
+
+
+def put_wishes(fleet: Fleet, plan: Plan) -> None:
+    for action in plan.actions:
+        if isinstance(action, Wish):
+            fleet.put("prefetch", action.prefetch)
+
+
+def test_bytes_still_come_for_one_replica_when_another_has_its_place():
+    fleet = full((2.5, 19.0))
+    fleet.put("deployments", deployment("small", min_replicas=2, max_replicas=2))
+    fleet.put("demand", demand("small", jobs=50, since=NOW))
+    put_wishes(fleet, step(fleet))
+    with_a_third(fleet)
+    plan = step(fleet, now=NOW + 0.5)
+    assert [a.assignment.worker_id for a in plan.actions if isinstance(a, Assign)] == ["c"]
+    assert not [a for a in plan.actions if isinstance(a, Wish | Unwish)]
+    fleet.check()
