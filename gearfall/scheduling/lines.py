@@ -25,6 +25,10 @@ class Lines:
             if not line:
                 del self._since_unix_s[worker_id]
 
+    def place_of(self, model: ModelName) -> WorkerId | None:
+        """Return the worker in whose line a model waits; None for one that waits in none."""
+        return self._at.get(model)
+
     def is_first(self, model: ModelName, worker_id: WorkerId, since_unix_s: float) -> bool:
         """Whether nobody else there has waited as long as a model that came at that time."""
         line = self._since_unix_s.get(worker_id, {})

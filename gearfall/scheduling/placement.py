@@ -151,13 +151,13 @@ def _by_coming_back(scene: Scene, want: Want) -> list[Option]:
     options = []
     for worker_id in sorted(scene.fleet.index.holders.get(model, ())):
         key = (worker_id, model)
-        if key in records.assignments or not _may_host(scene, want, worker_id):
+        if key in records.assignments or not may_host(scene, want, worker_id):
             continue
         options.append(assess(scene, want, (worker_id,)))
     return [each for each in options if each is not None]
 
 
-def _may_host(scene: Scene, want: Want, worker_id: WorkerId) -> bool:
+def may_host(scene: Scene, want: Want, worker_id: WorkerId) -> bool:
     """Whether a worker takes replicas, and this one among them."""
     records = scene.fleet.records
     worker = records.workers.get(worker_id)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, MoveRecord
 from gearfall.scheduling.contention import ALIKE_S, Contender, choose_together
-from gearfall.scheduling.placement import Option, assess, find_options, with_nearer
+from gearfall.scheduling.placement import Option, assess, find_options, may_host, with_nearer
 from gearfall.scheduling.placement_reasons import Rejected, rejected_by, why_chosen
 from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.promises import behind_own_s, has_patience, is_promise_kept, promise
@@ -100,6 +100,9 @@ def _contender(
         options = find_options(step.scene, want, search, rivals, below_s)
         is_promised = not options and below_s < _NEVER_S
         return Contender(want, _worth_it(step, want, options), search, behind_s, is_promised)
+    line = step.fleet.lines.place_of(want.model.name)
+    if line is not None and may_host(step.scene, want, line):
+        workers = sorted({*workers, line})  # it leaves the line for what is better only
     there = step.fleet.index.workers.get(want.node_id, set()) if want.node_id else set(workers)
     there = there - step.fleet.index.holders.get(want.model.name, set())
     found = [assess(step.scene, want, (each,)) for each in workers if each in there]
@@ -167,6 +170,7 @@ def _take(step: Step, contender: Contender, best: Option | None) -> set[WorkerId
     model = want.model.name
     if best is None and contender.is_limited:
         return _block(step, want)
+    step.fleet.lines.leave(model)
     if best is None and contender.is_served:
         promise(step, contender)
     if best is not None:
@@ -265,7 +269,6 @@ def _wait(step: Step, contender: Contender, option: Option | None) -> None:
 
 def _block(step: Step, want: Want) -> set[WorkerId]:
     """Remember who waits, and when it may do more as it waited long; touches no worker."""
-    step.fleet.lines.leave(want.model.name)
     known = step.fleet.blocked.get(want.model.name, want)
     # Wanted on several nodes, it waits for room on any of them.
     is_same = known.node_id == want.node_id

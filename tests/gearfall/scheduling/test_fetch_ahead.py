@@ -117,11 +117,11 @@ def test_what_waits_keeps_its_wish_when_wishes_are_looked_at():
     assert not [a for a in plan.actions if isinstance(a, Unwish)]
 
 
-def with_a_third(fleet: Fleet, *, seconds: float = LOAD_S) -> None:
+def with_a_third(fleet: Fleet) -> None:
     """Another node comes with a worker, which has the bytes of who waits on disk."""
     nodes = tuple(map(NodeId, (*NODES, "n3")))
     fleet.put("models", replace(model("small", size_bytes=SIZE), nodes=nodes))
-    fleet.put("nodes", node("n3", on_ssd=["small"], ssd_bytes_per_s=SIZE / seconds))
+    fleet.put("nodes", node("n3", on_ssd=["small"], ssd_bytes_per_s=SIZE / LOAD_S))
     fleet.put("workers", worker("c", node_id="n3", max_replicas=1))
 
 
@@ -141,3 +141,20 @@ def test_bytes_still_come_for_one_replica_when_another_has_its_place():
     assert [a.assignment.worker_id for a in plan.actions if isinstance(a, Assign)] == ["c"]
     assert not [a for a in plan.actions if isinstance(a, Wish | Unwish)]
     fleet.check()
+
+
+@pytest.mark.parametrize("left_s", [None, 30.0])
+def test_a_worker_that_is_no_better_leaves_who_waits_in_its_line(left_s):
+    fleet = full((2.5, 19.0))
+    put_wishes(fleet, step(fleet))
+    held, running = busy("z", "c", left_s or 0.0)
+    fleet.put("models", replace(model("z", size_bytes=SIZE), nodes=(NodeId("n3"),)))
+    fleet.put("nodes", node("n3", on_ssd=["z"], remote_bytes_per_s=SIZE / LOAD_S))
+    fleet.put("workers", worker("c", node_id="n3", max_replicas=1))
+    fleet.put("assignments", held)
+    running = running if left_s else replica("z", "c", slots=1)
+    fleet.put("replicas", replace(running, node_id=NodeId("n3")))
+    put_wishes(fleet, step(fleet, now=NOW + 0.1))
+    assert fleet.lines.place_of(SMALL) == "a"
+    fleet.put("demand", demand("other", since=NOW + 0.2))
+    assert fetched(step(fleet, now=NOW + 0.2)) == []
