@@ -108,4 +108,9 @@ def is_decided(found: Consensus, *, asked: int, pending: int, threshold: float) 
         return True
     if found.certainty >= threshold:
         return found.lead > pending
-    return (found.agreeing + pending) / asked < threshold
+    return most_certainty(found, asked=asked, pending=pending) < threshold
+
+
+def most_certainty(found: Consensus, *, asked: int, pending: int) -> float:
+    """Return the certainty that no answer still to come can bring the stage above."""
+    return (found.agreeing + pending) / asked

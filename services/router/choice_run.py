@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
+from gearfall.core.escalation import Outcome
 from gearfall.core.ids import JobId
 from gearfall.core.usage import StageReport, Usage
 from services.router.answer_text import AnswerPiece
@@ -133,6 +134,7 @@ class ChoiceRun:
             threshold=plan.stage.threshold or 0.0,
             on_piece=self._on_piece,
             close_job=self._context.jobs.close,
+            judge_stop=self._judge_stop,
         )
         return counted, [(each.job_id, each.run) for each in samples]
 
@@ -170,9 +172,12 @@ class ChoiceRun:
             threshold=threshold,
             max_tokens=plan.max_tokens,
             judge=lambda certainty: self._way.judge(self._state, certainty),
-            judge_stop=lambda certainty: self._way.judge_stop(self._state, certainty),
+            judge_stop=self._judge_stop,
             is_worth_a_token=self._way.draft_worth(self._state.index),
         )
+
+    def _judge_stop(self, certainty: float) -> Outcome:
+        return self._way.judge_stop(self._state, certainty)
 
     def _forecast(self, plan: StageReady, yardstick: Yardstick) -> StageForecast | None:
         threshold, prospects = plan.stage.threshold, self._context.prospects

@@ -4,6 +4,7 @@
 | ------------------------------------------ | -------------------------------------------------- |
 | the others can't change what becomes of it | they are cancelled, the stage is done              |
 | others may change it                       | nothing                                            |
+| none can be certain, nor can it go up      | nothing: the largest group of all is to be given   |
 | it failed, others may come                 | nothing: it agrees with none                       |
 | it was the last that could come            | the stage is done, or failed as the first one did  |
 """
@@ -14,9 +15,17 @@ from dataclasses import dataclass, field, replace
 
 from gearfall.core.agreement import answer_key
 from gearfall.core.errors import GearfallError
+from gearfall.core.escalation import GoUp, Outcome
 from gearfall.core.ids import JobId
 from gearfall.core.model_pace import Timing
-from gearfall.core.self_consistency import MEASURE, Consensus, Vote, consensus, is_decided
+from gearfall.core.self_consistency import (
+    MEASURE,
+    Consensus,
+    Vote,
+    consensus,
+    is_decided,
+    most_certainty,
+)
 from gearfall.core.usage import StageReport
 from services.router.answer_text import AnswerPiece
 from services.router.cascade import StageDone, StageFailed, Verdict
@@ -56,8 +65,10 @@ class CountedRun:
         threshold: float,
         on_piece: Callable[[AnswerPiece], None],
         close_job: Callable[[JobId, str], None],
+        judge_stop: Callable[[float], Outcome],
     ) -> None:
-        """`rule`: by which answers are the same. `on_piece` gets the shown answer's, at the end."""
+        """`rule`: by which answers are the same. `on_piece` gets the shown answer's, at the end.
+        `judge_stop`: what becomes of the stage if it stops where it can't be more certain."""
         self.ended: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self.start_s = 0.0
         """Expected, of the start that the stage caused."""
@@ -66,6 +77,7 @@ class CountedRun:
         self._threshold = threshold
         self._on_piece = on_piece
         self._close_job = close_job
+        self._judge_stop = judge_stop
         self._found: Consensus | None = None
         for each in samples:
             each.run.ended.add_done_callback(self._look)
@@ -150,6 +162,10 @@ class CountedRun:
         asked, left = len(self._samples), len(pending)
         if not is_decided(found, asked=asked, pending=left, threshold=self._threshold):
             return
+        if pending and found.certainty < self._threshold:
+            most = most_certainty(found, asked=asked, pending=left)
+            if not isinstance(self._judge_stop(most), GoUp):
+                return
         self._found = found
         for each in pending:
             self._close_job(each.job_id, "the other answers decided")

@@ -117,6 +117,20 @@ async def test_three_answers_of_which_two_differ_need_not_be_waited_for(rig: Rig
     assert outcome.ends[0].stages[0].other_completion_tokens < 4 + len("never told")
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (1, 0, 2)])
+async def test_an_answer_that_can_not_go_up_is_the_one_that_most_of_all_say(rig: Rig, order):
+    """Two that differ are hopeless, but the larger model takes longer than is left."""
+    await deploy(rig, threshold=0.9)
+    rig.router.service.prospects.learn((DeploymentName("both"), LARGE), Timing(3, 90.0, 0, 0.0), 1)
+    likely, right = Answer("wrong", logprob=-0.001), Answer("right", logprob=-0.2)
+    said = (likely, right, right)
+    rig.worker(small=Several(answers=tuple(said[at] for at in order)), large=Answer("never"))
+    outcome = await ask(rig, timeout_s=60)
+    assert outcome.text() == "right"
+    assert outcome.ends[0].degraded is Degraded.DEADLINE
+    assert outcome.ends[0].stages[0].agreeing == 2
+
+
 async def test_an_answer_that_failed_agrees_with_none(rig: Rig):
     await deploy(rig)
     fine = several("yes", "yes", "yes")
