@@ -94,3 +94,9 @@ def is_crowded(fleet: FleetState, model: ModelName, node_id: NodeId) -> bool:
     """Whether a node has a replica of the model."""
     workers = fleet.index.workers.get(node_id, set())
     return not workers.isdisjoint(fleet.index.holders.get(model, ()))
+
+
+def is_coming(fleet: FleetState, model: ModelName, node_id: NodeId) -> bool:
+    """Whether a node's store was told to bring a model's bytes to memory."""
+    wish = fleet.records.prefetch.get((node_id, model))
+    return wish is not None and wish.tier is Tier.DRAM

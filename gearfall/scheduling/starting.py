@@ -10,7 +10,7 @@ from gearfall.scheduling.placement_reasons import Rejected, rejected_by, why_cho
 from gearfall.scheduling.placement_search import Search
 from gearfall.scheduling.promises import behind_own_s, has_patience, is_promise_kept, promise
 from gearfall.scheduling.room_making import EVICTION_S, Way
-from gearfall.scheduling.scene import predict
+from gearfall.scheduling.scene import is_coming, predict
 from gearfall.scheduling.scope import Scope
 from gearfall.scheduling.step import CLAIM_S, Step
 from gearfall.scheduling.wants import Urgency, Want
@@ -131,7 +131,11 @@ def _worth_it(step: Step, want: Want, options: list[Option]) -> list[Option]:
     free_in_s = max(each.began_unix_s + each.predicted_s for each in moves) - step.now_unix_s
     worker = step.fleet.records.workers.get(moves[0].worker_id)
     start = predict(step.scene, want.model, worker.node_id) if worker else None
-    ready_in_s = max(EVICTION_S, free_in_s) + (start.total_s if start else float("inf"))
+    ready_in_s = _NEVER_S
+    if worker is not None and start is not None:
+        room_in_s = max(EVICTION_S, free_in_s)
+        comes = is_coming(step.fleet, want.model.name, worker.node_id)
+        ready_in_s = start.after_s(room_in_s) if comes else room_in_s + start.total_s
     return [each for each in options if each.way is Way.FREE and each.score < ready_in_s]
 
 
@@ -200,7 +204,8 @@ def _fetch(step: Step, want: Want, option: Option) -> None:
         step.started_on.setdefault(want.model.name, set()).add(node_id)
     elif option.fetches_ahead and option.prediction.load_s > 0.0:
         early_s = option.wait_s - FETCH_AHEAD * option.prediction.loaded_s
-        if early_s > 0.0:
+        # A move is left for free room only: no later look comes back to where it makes room.
+        if early_s > 0.0 and option.way is not Way.MOVE:
             step.look_again(want.model.name, step.now_unix_s + early_s)
         else:
             step.fetch_ahead(want.model.name, node_id, "waits for a place there")

@@ -6,7 +6,7 @@ import pytest
 
 from gearfall.core.ids import JobId, ModelName, NodeId
 from gearfall.core.records import PrefetchRecord, RunningJob, Tier
-from gearfall.scheduling.actions import Assign, Unwish, Wish
+from gearfall.scheduling.actions import Assign, BeginMove, Unwish, Wish
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.reconcile import Plan, decide
@@ -117,11 +117,11 @@ def test_what_waits_keeps_its_wish_when_wishes_are_looked_at():
     assert not [a for a in plan.actions if isinstance(a, Unwish)]
 
 
-def with_a_third(fleet: Fleet) -> None:
+def with_a_third(fleet: Fleet, load_s: float = LOAD_S) -> None:
     """Another node comes with a worker, which has the bytes of who waits on disk."""
     nodes = tuple(map(NodeId, (*NODES, "n3")))
     fleet.put("models", replace(model("small", size_bytes=SIZE), nodes=nodes))
-    fleet.put("nodes", node("n3", on_ssd=["small"], ssd_bytes_per_s=SIZE / LOAD_S))
+    fleet.put("nodes", node("n3", on_ssd=["small"], ssd_bytes_per_s=SIZE / load_s))
     fleet.put("workers", worker("c", node_id="n3", max_replicas=1))
 
 
@@ -158,3 +158,46 @@ def test_a_worker_that_is_no_better_leaves_who_waits_in_its_line(left_s):
     assert fleet.lines.place_of(SMALL) == "a"
     fleet.put("demand", demand("other", since=NOW + 0.2))
     assert fetched(step(fleet, now=NOW + 0.2)) == []
+
+
+def moving() -> Fleet:
+    """One place, which somebody leaves who has to start elsewhere first: it takes eight seconds."""
+    fleet = Fleet()
+    there = (NodeId("n1"), NodeId("n2"))
+    fleet.put("models", replace(model("small", size_bytes=SIZE), nodes=there[:1]))
+    fleet.put("models", replace(model("x", size_bytes=8 * SIZE), nodes=there))
+    fleet.put("nodes", node("n1", on_ssd=["small", "x"], ssd_bytes_per_s=SIZE / LOAD_S))
+    fleet.put("nodes", node("n2", on_ssd=["x"], ssd_bytes_per_s=SIZE, remote_bytes_per_s=1e5))
+    for worker_id, node_id in zip("ab", there, strict=True):
+        fleet.put("workers", worker(worker_id, node_id=node_id, max_replicas=1))
+    held, running = busy("x", "a", 60.0)
+    fleet.put("assignments", held)
+    fleet.put("replicas", replace(running, node_id=there[0]))
+    fleet.put("demand", demand("small", since=NOW))
+    return fleet
+
+
+def test_bytes_come_at_once_to_the_place_that_a_move_makes():
+    plan = step(moving())
+    assert [each for each in plan.actions if isinstance(each, BeginMove)]
+    assert fetched(plan) == [("n1", "small", Tier.DRAM)]
+
+
+@pytest.mark.parametrize(("load_s", "is_better"), [(10.3, False), (5.0, True)])
+def test_a_move_is_left_for_what_starts_sooner_than_behind_it_with_the_bytes_there(
+    load_s, is_better
+):
+    fleet = moving()
+    plan = step(fleet)
+    put_wishes(fleet, plan)
+    for action in plan.actions:
+        if isinstance(action, BeginMove):
+            fleet.put("moves", action.move)
+        elif isinstance(action, Assign):
+            fleet.put("assignments", action.assignment)
+    step(fleet, now=NOW + 0.1)
+    with_a_third(fleet, load_s)
+    plan = step(fleet, now=NOW + 0.2)
+    assert ["c"] * is_better == [
+        each.assignment.worker_id for each in plan.actions if isinstance(each, Assign)
+    ]
