@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import MoveRecord, ReplicaState
-from gearfall.scheduling.actions import Action, Unwish
+from gearfall.scheduling.actions import Action, Unwish, Wish
 from gearfall.scheduling.autoscaler import ScaleDecision, SchedulerPolicy, scale_model
 from gearfall.scheduling.autoscaler_load import ModelLoad, advance_load
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.gear_step import follow_gears
 from gearfall.scheduling.gear_wishes import missing_on
 from gearfall.scheduling.moves import MOST_S, MoveStep, next_step
+from gearfall.scheduling.prefetch import WishKey
 from gearfall.scheduling.prefetch_step import prefetch_step
 from gearfall.scheduling.reopening import reopen
 from gearfall.scheduling.scene import Scene
@@ -70,9 +71,16 @@ def decide(fleet: Fleet, costs: StartCosts, policy: SchedulerPolicy, now_unix_s:
     fleet.retract()
     wishes, look_unix_s = prefetch_step(fleet, policy.prefetch, now_unix_s)
     times = [each for each in (fleet.next_due_unix_s(), look_unix_s) if each is not None]
-    taken_back = {each.key for each in step.actions if isinstance(each, Unwish)}
-    left = (w for w in wishes if not (isinstance(w, Unwish) and w.key in taken_back))
+    settled = {_wish_key(each) for each in step.actions} - {None}
+    left = (each for each in wishes if _wish_key(each) not in settled)
     return Plan((*step.actions, *left), min(times, default=None))
+
+
+def _wish_key(action: Action) -> WishKey | None:
+    """Return the wish that an action writes or takes back."""
+    if isinstance(action, Wish):
+        return action.prefetch.node_id, action.prefetch.model
+    return action.key if isinstance(action, Unwish) else None
 
 
 def _drop_what_cannot_hold(step: Step, model: ModelName) -> None:

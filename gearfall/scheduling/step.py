@@ -24,7 +24,7 @@ from gearfall.scheduling.actions import (
 from gearfall.scheduling.claims import Claim, Site
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.placement_reasons import Rejected
-from gearfall.scheduling.scene import Scene, claimed_bytes, needed_bytes, predict
+from gearfall.scheduling.scene import Scene, claimed_bytes, is_coming, needed_bytes, predict
 from gearfall.scheduling.snapshot import ReplicaKey
 from gearfall.scheduling.wants import Urgency, Want
 
@@ -80,8 +80,8 @@ class Step:
         self.actions.append(EndMove(key, reason))
 
     def fetch_ahead(self, model: ModelName, node_id: NodeId, reason: str) -> None:
-        """Have a node's store bring a model's bytes, unless it was told to."""
-        if (node_id, model) not in self.fleet.records.prefetch:
+        """Have a node's store bring a model's bytes to memory, unless it was told to."""
+        if not is_coming(self.fleet, model, node_id):
             wish = PrefetchRecord(node_id, model, Tier.DRAM, reason, self.now_unix_s)
             self.fleet.assume("prefetch", wish)
             self.actions.append(Wish(wish))

@@ -201,3 +201,16 @@ def test_a_move_is_left_for_what_starts_sooner_than_behind_it_with_the_bytes_the
     assert ["c"] * is_better == [
         each.assignment.worker_id for each in plan.actions if isinstance(each, Assign)
     ]
+
+
+@pytest.mark.parametrize("is_fulfilled", [False, True])
+def test_bytes_come_from_the_disk_that_they_were_only_wished_to(is_fulfilled):
+    fleet = full()
+    names = ["small", "x"] if is_fulfilled else ["x"]
+    fleet.put("nodes", node("n1", on_ssd=names, remote_bytes_per_s=SIZE, ssd_bytes_per_s=SIZE))
+    fleet.put("prefetch", PrefetchRecord(NodeId("n1"), SMALL, Tier.SSD, "test", NOW))
+    fleet.prefetch_due_unix_s = 0.0
+    plan = step(fleet)
+    assert fetched(plan) == [("n1", "small", Tier.DRAM)]
+    assert not [each for each in plan.actions if isinstance(each, Unwish)]
+    fleet.check()
