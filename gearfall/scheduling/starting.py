@@ -21,6 +21,8 @@ SWAP_S = 1.0
 """For so long nobody leaves room that is being made for room that would have to be made."""
 FETCH_AHEAD = 1.5
 """Times the load before its room is free that bytes are brought where a model waits."""
+SOON_S = 1e-3
+"""What is that near is now: a look exactly on time would add up to less than a clock can tell."""
 _NEVER_S = float("inf")
 TOGETHER = 64
 """Models that are placed together; of more, the longest wait first."""
@@ -205,7 +207,7 @@ def _fetch(step: Step, want: Want, option: Option) -> None:
     elif option.fetches_ahead and option.prediction.load_s > 0.0:
         early_s = option.wait_s - FETCH_AHEAD * option.prediction.loaded_s
         # A move is left for free room only: no later look comes back to where it makes room.
-        if early_s > 0.0 and option.way is not Way.MOVE:
+        if early_s > SOON_S and option.way is not Way.MOVE:
             step.look_again(want.model.name, step.now_unix_s + early_s)
         else:
             step.fetch_ahead(want.model.name, node_id, "waits for a place there")

@@ -214,3 +214,11 @@ def test_bytes_come_from_the_disk_that_they_were_only_wished_to(is_fulfilled):
     assert fetched(plan) == [("n1", "small", Tier.DRAM)]
     assert not [each for each in plan.actions if isinstance(each, Unwish)]
     fleet.check()
+
+
+@pytest.mark.parametrize("left_s", [3.5, 3.87, 4.24, 4.61, 4.98])
+def test_a_look_exactly_when_it_was_due_has_the_bytes_brought(left_s):
+    fleet = full((left_s, 19.0))
+    due_unix_s = step(fleet).next_due_unix_s
+    assert due_unix_s is not None
+    assert fetched(step(fleet, now=due_unix_s)) == [("n1", "small", Tier.DRAM)]
