@@ -122,7 +122,8 @@ def _begun_cost(each: Generation, tokens: int) -> float:
     """Return the cost of a prompt and the first tokens of its answer."""
     whole = max(1, each.prompt_tokens) + max(1, each.output_tokens)
     begun = max(1, each.prompt_tokens) + min(max(1, each.output_tokens), tokens)
-    return each.cost * begun / whole
+    # Rounding may bring a whole answer's a hair above it.
+    return min(each.cost, each.cost * begun / whole)
 
 
 def _certainty(each: Generation, calibration: Calibration | None, measure: str) -> float:
