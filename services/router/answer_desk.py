@@ -4,7 +4,7 @@ The service opens a request here, asks what to run in place of its own way, and 
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gearfall.core.drift import cascade_name
@@ -85,17 +85,22 @@ class AnswerDesk:
 
     def begin(
         self, running: RunningRequest, context: RunContext, plans: Sequence[Sequence[StagePlan]]
-    ) -> None:
-        """The request takes its own way: see to it that its answer is there when it ended."""
+    ) -> RunContext:
+        """The request takes its own way: see to it that its answer is there when it ended.
+
+        Returns the context to run it in.
+        """
         held = self._open.get(running.request_id)
         if held is None:  # cancelled while its prompt was read
-            return
+            return context
         stages = len(held.deployment.stages)
         is_fit = is_comparable(held.request, stages) and _is_promised(held.deployment, held.gear)
         if is_fit and is_drawn(running.request_id, held.deployment, has_plan=held.gear is not None):
+            context = replace(context, counts_all=True)
             held.context, held.last = context, plans[0][-1]
         if held.context is not None or held.ticket is not None:
             held.answer = running.answer = AnswerRecord()
+        return context
 
     def ended(self, running: RunningRequest) -> None:
         """The request ended, one way or another."""

@@ -135,6 +135,7 @@ class ChoiceRun:
             on_piece=self._on_piece,
             close_job=self._context.jobs.close,
             judge_stop=self._judge_stop,
+            counts_all=self._context.counts_all,
         )
         return counted, [(each.job_id, each.run) for each in samples]
 
@@ -201,7 +202,8 @@ class ChoiceRun:
         """End the stage a little before the deadline where a lower answer can be given then, or one
         of several that it has."""
         may_have = self._state.draft is not None or isinstance(stage_run, CountedRun)
-        if not (may_have and self._way.gives_lower_at_deadline):
+        may_wait = self._context.counts_all and isinstance(stage_run, CountedRun)
+        if not (may_wait or (may_have and self._way.gives_lower_at_deadline)):
             yield
             return
         loop, error = asyncio.get_running_loop(), DeadlineExceeded("no answer before the deadline")
@@ -213,7 +215,9 @@ class ChoiceRun:
             timer.cancel()
 
     def _end_for_lower(self, stage_run: AnyRun, error: GearfallError) -> None:
-        if self._state.draft is not None or stage_run.has_answer:
+        is_certain = isinstance(stage_run, CountedRun) and stage_run.is_certain
+        has_lower = self._state.draft is not None or stage_run.has_answer
+        if is_certain or (has_lower and self._way.gives_lower_at_deadline):
             stage_run.on_failed(error)
 
     def _conclude(self, verdict: Verdict, report: Callable[[bool], StageReport]) -> None:

@@ -66,9 +66,11 @@ class CountedRun:
         on_piece: Callable[[AnswerPiece], None],
         close_job: Callable[[JobId, str], None],
         judge_stop: Callable[[float], Outcome],
+        counts_all: bool = False,
     ) -> None:
         """`rule`: by which answers are the same. `on_piece` gets the shown answer's, at the end.
-        `judge_stop`: what becomes of the stage if it stops where it can't be more certain."""
+        `judge_stop`: what becomes of the stage if it stops where it can't be more certain.
+        `counts_all`: an answer that is certain enough is given when all came."""
         self.ended: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
         self.start_s = 0.0
         """Expected, of the start that the stage caused."""
@@ -78,6 +80,9 @@ class CountedRun:
         self._on_piece = on_piece
         self._close_job = close_job
         self._judge_stop = judge_stop
+        self._counts_all = counts_all
+        self.is_certain = False
+        """Whether an answer is to be given, whatever else comes."""
         self._found: Consensus | None = None
         for each in samples:
             each.run.ended.add_done_callback(self._look)
@@ -162,7 +167,10 @@ class CountedRun:
         asked, left = len(self._samples), len(pending)
         if not is_decided(found, asked=asked, pending=left, threshold=self._threshold):
             return
-        if pending and found.certainty < self._threshold:
+        self.is_certain = found.certainty >= self._threshold
+        if pending and self.is_certain and self._counts_all:
+            return
+        if pending and not self.is_certain:
             most = most_certainty(found, asked=asked, pending=left)
             if not isinstance(self._judge_stop(most), GoUp):
                 return

@@ -28,6 +28,9 @@ class RunContext:
     """Of an answer, the first ones that its certainty is measured on; 0: all."""
     agreement_rule: str
     """By which answers are the same, where a stage counts equal ones."""
+    counts_all: bool
+    """Whether such a stage waits for all of them also where some decide: the certainty of what is
+    to be compared is that of plans."""
     seed: int
     deadline_s: float
     """On the loop's clock."""

@@ -236,7 +236,7 @@ class RouterService:
         if asyncio.get_running_loop().time() >= context.deadline_s:
             raise InvalidRequest("the timeout is too short to read the prompt", param="timeout_s")
         running.expected_start_s = self.expected_start_s(deployment.stages[0].model)
-        self.desk.begin(running, context, plans)
+        context = self.desk.begin(running, context, plans)
         return [
             ChoiceRun(context, choice, plans[choice // request.n])
             for choice in range(request.choices)
@@ -260,6 +260,7 @@ class RouterService:
             calibrations=gear.calibrations if gear else {},
             judged_tokens=gear.hold_tokens if gear else 0,
             agreement_rule=gear.agreement_rule if gear else EXACT,
+            counts_all=False,
             seed=running.seed,
             deadline_s=asyncio.get_running_loop().time() + timeout_s,
             deadline_unix_s=time.time() + timeout_s,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.escalation import Degraded
+from gearfall.core.escalation import AtDeadline, Degraded, EscalationPolicy
 from gearfall.core.ids import DeploymentName, JobId, ModelName
 from gearfall.core.job import FinishReason, Job, TokenRun
 from gearfall.core.model_pace import Timing
@@ -163,6 +163,30 @@ async def test_log_probabilities_are_those_of_the_answer_that_is_shown(rig: Rig)
     assert "".join(each.token for each in shown) == "yes"
     assert [each.logprob for each in shown] == pytest.approx([-0.01] * 3)
     assert len(outcome.ends[0].stages[0].token_logprobs) == 4
+
+
+async def test_what_is_compared_later_has_the_certainty_of_all_answers(rig: Rig):
+    """As the plan's thresholds are chosen by; two that are equal would be enough to give one."""
+    await deploy(rig, threshold=0.4, shadow_share=1.0)
+    rig.worker(small=several("same", "same", "same"), large=Answer("same"))
+    outcome = await ask(rig)
+    (report,) = outcome.ends[0].stages
+    assert report.agreeing == 3
+    assert report.certainty == pytest.approx((2 + probability(-0.01, 5)) / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("at_deadline", AtDeadline)
+async def test_what_is_certain_and_waits_for_the_rest_is_given_at_the_deadline(
+    rig: Rig, at_deadline
+):
+    policy = EscalationPolicy(at_deadline=at_deadline)
+    await deploy(rig, threshold=0.4, shadow_share=1.0, escalation=policy)
+    worker = rig.worker(small=several("ab", "ab", "abcdefgh"), large=Answer("never"))
+    worker.hold_at = 7
+    outcome = await ask(rig, timeout_s=0.4)
+    assert outcome.text() == "ab"
+    assert outcome.ends[0].degraded is None
+    assert outcome.ends[0].stages[0].agreeing == 2
 
 
 async def test_a_draft_is_shown_when_it_is_decided_and_replaced(rig: Rig):
