@@ -83,6 +83,8 @@ class PrefetchScene:
     """Models that drafts on their way are likely to ask for."""
     waiting: Collection[ModelName] = ()
     """Models that somebody waits for: their bytes go where their place will be."""
+    placed: Collection[ModelName] = ()
+    """Of those, the ones of which it is known where that is."""
 
 
 def plan_prefetch(
@@ -146,7 +148,7 @@ class _Look:
             if self.scene.model(name) is not None
             and self.use(name) >= self.policy.least_use
             and name not in wished
-            and name not in self.scene.waiting
+            and not self._comes_to_its_place(name)
             and not self.scene.resident(name)
             and not self.scene.hosting(name)
         ]
@@ -155,6 +157,12 @@ class _Look:
             if is_full or len(self.wishes) >= self.policy.most_wishes:
                 return
             self._wish_for(self._known(name))
+
+    def _comes_to_its_place(self, name: ModelName) -> bool:
+        """Whether a model waits and its bytes go only where its place is; a hint is for before."""
+        if name not in self.scene.waiting:
+            return False
+        return name not in self.scene.hinted or name in self.scene.placed
 
     def _known(self, name: ModelName) -> ModelRecord:
         model = self.scene.model(name)

@@ -54,6 +54,11 @@ def _next_candidates(fleet: FleetState, most: int) -> list[ModelName]:
     return [fleet.prefetch_turns.popleft() for _ in range(min(most, len(fleet.prefetch_turns)))]
 
 
+def _knows_its_place(fleet: FleetState, model: ModelName) -> bool:
+    """Whether it is known where a model that waits will start: in a line, or where room is made."""
+    return fleet.lines.place_of(model) is not None or bool(fleet.claims.workers_of(model))
+
+
 def _scene(fleet: FleetState, candidates: list[ModelName]) -> PrefetchScene:
     records = fleet.records
 
@@ -76,4 +81,5 @@ def _scene(fleet: FleetState, candidates: list[ModelName]) -> PrefetchScene:
         resident=lambda model: fleet.index.resident.get(model, ()),
         hinted=frozenset(fleet.index.hinted),
         waiting=fleet.index.waiting.keys(),
+        placed=frozenset(each for each in fleet.index.hinted if _knows_its_place(fleet, each)),
     )

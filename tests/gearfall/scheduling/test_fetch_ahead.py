@@ -222,3 +222,9 @@ def test_a_look_exactly_when_it_was_due_has_the_bytes_brought(left_s):
     due_unix_s = step(fleet).next_due_unix_s
     assert due_unix_s is not None
     assert fetched(step(fleet, now=due_unix_s)) == [("n1", "small", Tier.DRAM)]
+
+
+def test_what_is_hinted_at_comes_no_sooner_to_a_place_that_it_waits_for():
+    fleet = full((3.5, 19.0))
+    fleet.put("demand", replace(demand("small", since=NOW), hinted_jobs=1))
+    assert fetched(step(fleet)) == []

@@ -70,11 +70,13 @@ def test_what_came_is_wished_for_and_looked_at_again_in_time():
     assert step(fleet, NOW + 20.0)[0] == []
 
 
-def test_what_is_hinted_at_is_wished_for_at_once_where_it_has_no_room_to_start():
+@pytest.mark.parametrize("waiting_jobs", [0, 1])
+def test_what_is_hinted_at_is_wished_for_at_once_where_it_has_no_room_to_start(waiting_jobs):
     fleet = fleet_of_one()
     fleet.put("load", load(0, NOW))
     assert step(fleet, NOW) == ([], NOW + 10.0)
-    fleet.put("demand", DemandRecord(NAME, RouterId("router-a"), 0, 0.0, hinted_jobs=1))
+    hint = DemandRecord(NAME, RouterId("router-a"), waiting_jobs, NOW, hinted_jobs=1)
+    fleet.put("demand", hint)
     plan = decide(fleet, StartCosts(), POLICY, NOW + 1.0)
     (wish,) = (each for each in plan.actions if isinstance(each, Wish))
     assert not any(isinstance(each, Assign) for each in plan.actions)
