@@ -9,7 +9,7 @@ from gearfall.core.sampling import SamplingParams
 from services.worker.engine.batch import Batch, Chunk, Sequence
 from services.worker.engine.engine import Engine
 from services.worker.engine.kv_blocks import KvBlocks
-from services.worker.engine.slowdown import NEWEST, WINDOW, Slowdown, shape_of
+from services.worker.engine.slowdown import MAX_SHAPES, NEWEST, WINDOW, Slowdown, shape_of
 from services.worker.engine_link.messages import SubmitJob
 from tests.services.worker.counting_model import CountingModel
 
@@ -62,10 +62,13 @@ def test_larger_steps_are_compared_with_their_like():
     [
         (chunks(1, jobs=2), chunks(2), False),  # twice the context
         (chunks(1), chunks(2), False),
-        (chunks(40), chunks(50), True),
+        (chunks(40), chunks(43), True),
+        (chunks(40), chunks(44), False),
         (chunks(60), chunks(70), False),
-        (chunks(1, start=40), chunks(1, start=60), True),
-        (chunks(1, start=40), chunks(1, start=90), False),
+        (chunks(1, start=1024), chunks(1, start=1151), True),
+        (chunks(1, start=1024), chunks(1, start=1152), False),
+        (chunks(1, start=14), chunks(1, start=15), True),
+        (chunks(1, start=15), chunks(1, start=16), False),
     ],
 )
 def test_shapes(one, other, is_same):
@@ -78,6 +81,32 @@ def test_a_machine_that_stays_as_fast_as_it_is_has_no_slowdown(sizes, speed):
     for tokens in sizes:
         slowdown.note(chunks(tokens), tokens / speed)
     assert slowdown.ratio in (0.0, pytest.approx(1.0))
+
+
+@given(st.integers(1, 10**7), st.integers(0, 10**7))
+def test_steps_of_one_shape_differ_by_less_than_an_eighth(least, more):
+    one, other = ([Chunk(chunks(1)[0].sequence, 0, count)] for count in (least, least + more))
+    if shape_of(one) == shape_of(other):
+        assert more * 8 < least
+
+
+def test_a_context_that_grows_makes_no_engine_slow():
+    """A quarter of a step's time is in proportion to the context at 1,024 tokens."""
+    slowdown, ratios = Slowdown(), list[float]()
+    for context in range(1024, 8190):
+        slowdown.note(chunks(1, start=context), 0.0257 + 0.0000062 * context)
+        ratios.append(slowdown.ratio)
+    assert max(ratios) < 1.125
+
+
+def test_of_many_shapes_the_latest_are_remembered():
+    slowdown = Slowdown()
+    noted(slowdown, 0.01, WINDOW, chunks(1))
+    for number in range(MAX_SHAPES):
+        slowdown.note(chunks(1 + number % 16, start=64 * 2 ** (number // 16)), 0.01)
+    ratio = slowdown.ratio
+    assert noted(slowdown, 0.05, WINDOW - 1, chunks(1)) == ratio
+    assert len(slowdown._seen) == MAX_SHAPES
 
 
 class DriftingModel(CountingModel):
