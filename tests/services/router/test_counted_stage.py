@@ -9,7 +9,7 @@ import pytest
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.escalation import AtDeadline, Degraded, EscalationPolicy
-from gearfall.core.ids import DeploymentName, JobId, ModelName
+from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId
 from gearfall.core.job import FinishReason, Job, TokenRun
 from gearfall.core.model_pace import Timing
 from gearfall.core.records import DeploymentRecord, Stage
@@ -97,7 +97,7 @@ async def test_two_equal_answers_decide_before_the_third(rig: Rig):
 async def test_answers_that_differ_go_up_with_the_most_probable_as_draft(rig: Rig):
     await deploy(rig)
     worker = rig.worker(small=several("one", "two", "six"), large=Answer("seven"))
-    outcome = await ask(rig)
+    outcome = await ask(rig, request_id="r1")
     assert outcome.text() == "seven"
     first, second = outcome.ends[0].stages
     assert (first.agreeing, first.is_accepted, second.is_accepted) == (1, False, True)
@@ -105,8 +105,8 @@ async def test_answers_that_differ_go_up_with_the_most_probable_as_draft(rig: Ri
     assert first.certainty < 1 / 3
     (large,) = (job for job in worker.jobs if job.model == LARGE)
     assert large.draft_token_ids[:3] == ids_of("six")
-    events = rig.router.service.request_log
-    assert events is not None
+    log = rig.router.service.request_log.events(RequestId("r1"))
+    assert [each.decision for each in log].count("escalated") == 1
 
 
 async def test_three_answers_of_which_two_differ_need_not_be_waited_for(rig: Rig):
