@@ -17,6 +17,7 @@ from gearfall.scheduling.room_making import Way, drained_in_s, room_on
 from gearfall.scheduling.scene import (
     Scene,
     claimed_bytes,
+    is_coming,
     is_crowded,
     may_fetch_ahead,
     needed_bytes,
@@ -62,6 +63,8 @@ class Option:
     """Models whose jobs will have ended soonest."""
     fetches_ahead: bool = False
     """Whether the bytes come while room is waited for."""
+    is_coming: bool = False
+    """Whether its node was told to bring them already; the one of equals is taken."""
 
     @property
     def seconds(self) -> float:
@@ -76,9 +79,16 @@ class Option:
         return self.seconds + self.cost_s
 
     @property
-    def rank(self) -> tuple[bool, float, int, float, tuple[WorkerId, ...]]:
+    def rank(self) -> tuple[bool, float, int, bool, float, tuple[WorkerId, ...]]:
         """Best first."""
-        return (self.is_crowded, self.score, self.way, -self.free_bytes, self.workers)
+        return (
+            self.is_crowded,
+            self.score,
+            self.way,
+            not self.is_coming,
+            -self.free_bytes,
+            self.workers,
+        )
 
     @property
     def touches(self) -> set[WorkerId]:
@@ -219,6 +229,7 @@ def assess(
         transfers=tuple(each for room in found for each in room.transfers if gives),
         ending=tuple(name for room in found for name in room.ending),
         fetches_ahead=fetches_ahead,
+        is_coming=is_coming(fleet, want.model.name, node_id),
     )
 
 

@@ -228,3 +228,15 @@ def test_what_is_hinted_at_comes_no_sooner_to_a_place_that_it_waits_for():
     fleet = full((3.5, 19.0))
     fleet.put("demand", replace(demand("small", since=NOW), hinted_jobs=1))
     assert fetched(step(fleet)) == []
+
+
+@pytest.mark.parametrize(("wished", "taken"), [((), "a"), (("n1",), "a"), (("n2",), "b")])
+def test_of_equal_places_the_one_is_taken_that_the_bytes_are_on_their_way_to(wished, taken):
+    fleet = full(wished=wished)
+    for name, worker_id in zip("xy", "ab", strict=True):
+        held, _ = busy(name, worker_id, 0.0)
+        fleet.remove("assignments", (held.worker_id, held.model))
+        fleet.remove("replicas", (held.worker_id, held.model))
+    plan = step(fleet)
+    assert [a.assignment.worker_id for a in plan.actions if isinstance(a, Assign)] == [taken]
+    assert not [a for a in plan.actions if isinstance(a, Unwish)]
