@@ -21,8 +21,8 @@ NEWEST = 64
 MAX_SHAPES = 1024
 """That are remembered; beyond, the one that was met least lately is forgotten."""
 _EXACT_BITS = 3
-"""After a number's first: what follows these makes no other shape, so that each eighth of a power of
-two begins one."""
+"""After a number's first one: the bits behind them make no other shape, so that each eighth of a
+power of two begins one."""
 _CONTEXT_TOKENS = WINDOW
 """Of context that one job goes through while its steps are looked at once."""
 
