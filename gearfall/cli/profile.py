@@ -111,8 +111,14 @@ async def measure_models(
                 advance = partial(bars.advance, bar)
                 found.append(await profile_model(client, name, queries, settings, advance))
     names = tuple(query.name for query in queries)
-    rule = agreement_rule(queries)
-    return Profile(time.time(), "FLOP", names, tuple(found), agreement_rule=rule)
+    return Profile(
+        time.time(),
+        "FLOP",
+        names,
+        tuple(found),
+        agreement_rule=agreement_rule(queries),
+        drawn_temperature=settings.temperature,
+    )
 
 
 def _write(path: Path, content: bytes) -> None:

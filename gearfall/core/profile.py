@@ -11,7 +11,7 @@ import msgspec
 
 from gearfall.core.agreement import parse_rule
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.self_consistency import DEFAULT_TEMPERATURE
+from gearfall.core.self_consistency import DEFAULT_TEMPERATURE, check_temperature
 
 FORMAT_VERSION = 1
 MAX_PROFILE_BYTES = 1 << 30
@@ -144,6 +144,7 @@ def check_profile(profile: Profile) -> None:
     if not profile.models:
         raise _broken("models", "there is none")
     parse_rule(profile.agreement_rule, param="profile.agreement_rule")
+    check_temperature(profile.drawn_temperature, "profile.drawn_temperature")
     _check_unique("queries", profile.queries)
     _check_unique("models", [each.name for each in profile.models])
     for model in profile.models:

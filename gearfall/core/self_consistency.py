@@ -66,11 +66,16 @@ def check_self_consistency(asked: SelfConsistency, where: str) -> None:
             "answers of which the stage counts those that are the same",
             param=f"{where}.samples",
         )
-    if not (math.isfinite(asked.temperature) and 0.0 < asked.temperature <= MAX_TEMPERATURE):
+    check_temperature(asked.temperature, f"{where}.temperature")
+
+
+def check_temperature(temperature: float, where: str) -> None:
+    """Raise InvalidRequest for one that answers can't be drawn at to be counted."""
+    if not (math.isfinite(temperature) and 0.0 < temperature <= MAX_TEMPERATURE):
         raise InvalidRequest(
-            f"{where}.temperature {asked.temperature:g} must be above 0, where all answers would "
+            f"{where} {temperature:g} must be above 0, where all answers would "
             f"be the same, and at most {MAX_TEMPERATURE:g}",
-            param=f"{where}.temperature",
+            param=where,
         )
 
 

@@ -51,6 +51,9 @@ def test_a_profile_is_read_as_it_was_written():
     [
         (replace(PROFILE, format_version=9), "format_version: 9"),
         (replace(PROFILE, agreement_rule="roughly"), "agreement_rule 'roughly'"),
+        (replace(PROFILE, drawn_temperature=0.0), "drawn_temperature 0 must be above 0"),
+        (replace(PROFILE, drawn_temperature=math.nan), "drawn_temperature nan"),
+        (replace(PROFILE, drawn_temperature=2.5), "at most 2"),
         (replace(PROFILE, models=()), "there is none"),
         (replace(PROFILE, models=(SMALL, SMALL)), "small is there twice"),
         (replace(PROFILE, queries=("q1", "q1")), "q1 is there twice"),
