@@ -80,8 +80,12 @@ class FleetState:
 
     def touch_node(self, node_id: NodeId) -> None:
         """Have the rows of all workers of a node made anew."""
-        self.node_touches[node_id] = self.node_touches.get(node_id, 0) + 1
-        self.dirty_workers |= self.index.workers.get(node_id, set())
+        workers = self.index.workers.get(node_id, set())
+        self.dirty_workers |= workers
+        if workers or node_id in self.records.nodes:
+            self.node_touches[node_id] = self.node_touches.get(node_id, 0) + 1
+        else:
+            self.node_touches.pop(node_id, None)
 
     def needed_bytes(self, model: ModelRecord, slots: int, accelerators: int) -> int:
         """Return what a replica reserves on a worker of so many slots; see `replica_bytes`."""

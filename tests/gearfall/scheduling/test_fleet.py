@@ -178,3 +178,14 @@ def test_what_is_put_again_unchanged_makes_no_work():
     fleet.put("models", model())
     assert not fleet.dirty_models
     assert not fleet.dirty_workers
+
+
+def test_nothing_is_kept_of_nodes_that_are_gone():
+    fleet = Fleet()
+    for name in ("n0", "n1"):
+        fleet.put("nodes", node(name))
+        fleet.put("workers", worker(f"of-{name}", node_id=name))
+        fleet.remove("nodes", name)
+        assert name in fleet.node_touches, "its worker is still there"
+        fleet.remove("workers", f"of-{name}")
+    assert not fleet.node_touches
