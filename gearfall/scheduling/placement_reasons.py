@@ -47,7 +47,11 @@ def why_not(option: Option) -> tuple[str, str]:
         return place, f"starts in {terms}"
     how = why_chosen(option)
     cost = f", costs others {option.cost_s:.2f} s" if option.cost_s else ""
-    return place, f"{how}: room in {option.wait_s:.2f} s, then {terms}{cost}"
+    room = f"{how}: room in {option.wait_s:.2f} s"
+    if option.fetches_ahead and option.prediction.load_s:
+        ready = f"ready in {option.seconds:.2f} s"
+        return place, f"{room} and its bytes meanwhile, {ready}; without a wait {terms}{cost}"
+    return place, f"{room}, then {terms}{cost}"
 
 
 def rejected_by(

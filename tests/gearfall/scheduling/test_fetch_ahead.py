@@ -6,7 +6,7 @@ import pytest
 
 from gearfall.core.ids import JobId, ModelName, NodeId
 from gearfall.core.records import PrefetchRecord, RunningJob, Tier
-from gearfall.scheduling.actions import Assign, BeginMove, Unwish, Wish
+from gearfall.scheduling.actions import Assign, BeginMove, Decide, Unwish, Wish
 from gearfall.scheduling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.fleet import Fleet
 from gearfall.scheduling.reconcile import Plan, decide
@@ -240,3 +240,12 @@ def test_of_equal_places_the_one_is_taken_that_the_bytes_are_on_their_way_to(wis
     plan = step(fleet)
     assert [a.assignment.worker_id for a in plan.actions if isinstance(a, Assign)] == [taken]
     assert not [a for a in plan.actions if isinstance(a, Unwish)]
+
+
+def test_what_was_not_taken_says_that_the_bytes_come_meanwhile():
+    (decided,) = (a.decision for a in step(full((2.5, 1.0))).actions if isinstance(a, Decide))
+    (worker_id, why_not), *_ = decided.rejected
+    assert (decided.worker_id, worker_id) == ("b", "worker a")
+    assert (
+        "room in 2.59 s and its bytes meanwhile, ready in 3.59 s; without a wait 3.00 s" in why_not
+    )
