@@ -86,6 +86,7 @@ class FaultCluster:
         wanderer().save_pretrained(self.source)
         shutil.copy(catalogue.checkpoint_path("arith-small") / "tokenizer.json", self.source)
         self.log = HistoryLog(self.histories, "client")
+        self._struck_before = 0
         environment = {
             DIRECTORY_VARIABLE: str(self.points),
             HISTORY_VARIABLE: str(self.histories),
@@ -108,7 +109,21 @@ class FaultCluster:
 
     def arm(self, *rules: str) -> None:
         """Put these rules in force in all processes, in place of those before."""
+        self._struck_before = len(self._lines())
         self.host.arm(*rules)
+
+    async def struck(self, point: str) -> int:
+        """Wait until a rule in force fired, which must be at `point`; return who passed it.
+
+        A job's release comes up to a tenth of a second behind its answer's end.
+        """
+
+        async def look() -> list[str]:
+            return self._lines()[self._struck_before :]
+
+        line: dict[str, str] = json.loads((await until(look, bool))[-1])
+        assert line["point"] == point
+        return int(line["pid"])
 
     def last_struck(self) -> int:
         """Return the process that passed the point of the last rule that fired."""
@@ -120,15 +135,16 @@ class FaultCluster:
 
     def has_struck(self, point: str, job_id: str) -> bool:
         """Whether a rule fired for a job at a point."""
-        path = self.points / REACHED_FILE
-        lines = path.read_text().splitlines() if path.exists() else []
-        facts = map(json.loads, lines)
+        facts = map(json.loads, self._lines())
         return any((each["point"], each["job"]) == (point, job_id) for each in facts)
 
     def _last_line(self) -> dict[str, str]:
-        lines = (self.points / REACHED_FILE).read_text().splitlines()
-        line: dict[str, str] = json.loads(lines[-1])
+        line: dict[str, str] = json.loads(self._lines()[-1])
         return line
+
+    def _lines(self) -> list[str]:
+        path = self.points / REACHED_FILE
+        return path.read_text().splitlines() if path.exists() else []
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator["FaultClient"]:
