@@ -111,7 +111,7 @@ def overhead_share(parts: dict[str, float]) -> float:
 def print_summaries(summaries: Sequence[EngineSummary], console: Console) -> None:
     """Print one row for each engine and batch."""
     table = Table(title="Generated tokens/s, medians over the rounds", box=box.SIMPLE_HEAD)
-    columns = ("batch", "engine", "way", "tokens/s", "gearfall / it", "read bound", "same token")
+    columns = ("batch", "engine", "way", "tokens/s", "gearfall / it", "read bound", "as our bf16")
     for column in columns:
         table.add_column(column, justify="left" if column in {"engine", "way"} else "right")
     for each in summaries:
