@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Its own step, so that pip takes the build that fits the machine; therefore not in the lock.
 TORCH := torch>=2.6,<2.14
-NATIVE := CMakeLists.txt $(wildcard cuda_ext/src/*)
+NATIVE := CMakeLists.txt $(wildcard cuda_ext/src/*.*pp cuda_ext/src/*/*)
 
 .PHONY: venv gen fmt check test properties test-gpu faults faults-scheduler compose-up compose-down \
 	compose-test demo up bench bench-gpu ext lock clean

@@ -113,7 +113,7 @@ void read_device(const DeviceBuffer &self, std::uint64_t offset_bytes,
 }  // namespace
 
 NB_MODULE(_cuda_ext, module) {
-    module.doc() = "Native reads, device access and kernels; use gearfall.infra.native instead.";
+    module.doc() = "Native reads, device access and kernels; use gearfall.infra.memory.native instead.";
     nb::exception<gearfall::OutOfRange>(module, "OutOfRange", PyExc_ValueError);
     nb::exception<gearfall::Truncated>(module, "Truncated", PyExc_EOFError);
     nb::exception<gearfall::CorruptChunk>(module, "CorruptChunk", PyExc_ValueError);

@@ -7,13 +7,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "cuda_ext" / "driver_double.cpp"
-TESTS = ("tests/gearfall/infra/test_device.py", "tests/services/worker/engine/test_device.py")
+TESTS = (
+    "tests/gearfall/infra/memory/test_device.py",
+    "tests/services/worker/engine/test_device.py",
+)
 
 
 def build_double(directory: Path, *flags: str) -> Path:
     """Build the driver's double as libcuda.so.1 in `directory`; return the directory."""
     library = directory / "libcuda.so.1"
-    command = ["c++", "-std=c++17", "-shared", "-fPIC", *flags, f"-I{ROOT}/cuda_ext/src"]
+    command = ["c++", "-std=c++17", "-shared", "-fPIC", *flags, f"-I{ROOT}/cuda_ext/src/loading"]
     done = subprocess.run(
         [*command, str(SOURCE), "-o", str(library), "-lrt"],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-// Binds the decoder: weights once, as tuples of tensors in the order of gearfall.infra.cpu_decoder.
+// Binds the decoder: weights once, as tuples of tensors in the order of gearfall.infra.kernels.cpu_decoder.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>

@@ -7,7 +7,7 @@
 
 namespace gearfall::cpu {
 
-// Reads the tuple that gearfall.infra.cpu_kernels makes; ranks beyond the largest are refused here.
+// Reads the tuple that gearfall.infra.kernels.cpu_kernels makes; ranks beyond the largest are refused here.
 inline TensorView tensor(const char *name, const nanobind::tuple &view) {
     namespace nb = nanobind;
     require(view.size() == 4, "a tensor is (address, dtype, shape, strides)");
