@@ -22,9 +22,9 @@ from bench.measuring.entry import run_bench
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import Spread, rotated, spread
 from bench.raw_read import GIB, prepare, raw_read, write_partition
-from gearfall.core.manifest import PartitionEntry
-from gearfall.infra.device import DeviceBuffer
-from gearfall.infra.native import PoolFile, cuda_device_count, read_chunks
+from gearfall.core.checkpoint.manifest import PartitionEntry
+from gearfall.infra.memory.device import DeviceBuffer
+from gearfall.infra.memory.native import PoolFile, cuda_device_count, read_chunks
 
 RESULTS = Path(__file__).parent / "results" / "device_read.json"
 _DISK, _BUS, _LOAD = "disk to pool, raw", "pool to device", "disk to device, verified"

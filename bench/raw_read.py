@@ -27,15 +27,15 @@ from rich.table import Table
 from bench.measuring.entry import run_bench
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import Spread, rotated, spread
-from gearfall.core.manifest import PartitionEntry
-from gearfall.infra.native import (
+from gearfall.core.checkpoint.manifest import PartitionEntry
+from gearfall.infra.memory.native import (
     DEFAULT_CHUNK_BYTES,
     PoolFile,
     page_cached_bytes,
     read_chunks,
     read_method,
 )
-from services.store.pool_memory import load_partition
+from services.store.tiers.pool_memory import load_partition
 
 RESULTS = Path(__file__).parent / "results" / "raw_read.json"
 GIB = 2**30

@@ -30,7 +30,7 @@ from bench.measuring.machine import machine_facts
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.request import Options
 from gearfall.demo import catalogue
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
 from gearfall.pb import common_pb2
 from gearfall.simulation.figures import quantile
 

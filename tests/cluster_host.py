@@ -14,9 +14,9 @@ import pytest
 from gearfall.cli.connection import run_dir
 from gearfall.cli.demo import prepare
 from gearfall.client import AsyncClient
-from gearfall.infra.cluster_file import ClusterFile, ServiceFacts, read_cluster_file
 from gearfall.infra.failpoints import DIRECTORY_VARIABLE, RULES_FILE
-from gearfall.infra.tether import tethered
+from gearfall.infra.local.cluster_file import ClusterFile, ServiceFacts, read_cluster_file
+from gearfall.infra.local.tether import tethered
 
 
 class ClusterHost:

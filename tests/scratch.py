@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gearfall.infra.ctrl_c import take_sigterm_as_ctrl_c
+from gearfall.infra.local.ctrl_c import take_sigterm_as_ctrl_c
 
 LARGE_BYTES = 2**20
 """From here on a file is a model or a state, not something to read after a failure."""

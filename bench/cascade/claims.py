@@ -28,12 +28,12 @@ from rich.table import Table
 from bench.measuring.cpu_time import cpu_seconds
 from bench.measuring.machine import machine_facts, our_versions
 from gearfall.client import AsyncClient
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gears.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo.catalogue import MODELS, checkpoint_path
-from gearfall.infra.cluster_file import ServiceFacts
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.infra.local.cluster_file import ServiceFacts
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
 from gearfall.pb import common_pb2
 
 RESULTS = Path(__file__).parents[1] / "results" / "cascade_claims.json"

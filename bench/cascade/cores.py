@@ -42,8 +42,8 @@ from gearfall.demo.catalogue import (
     demo_questions,
     deployment_path,
 )
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings, service_commands
-from gearfall.infra.supervised_process import ProcessSpec
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings, service_commands
+from gearfall.infra.local.supervised_process import ProcessSpec
 
 HERE, THERE = "here", "against"
 CASCADE = "arith"

@@ -28,7 +28,7 @@ from bench.cascade.real_systems import LARGE, OURS
 from bench.cascade.simulated import check_simulator, fidelity_json
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import rotated
-from gearfall.core.gear_plan import Gear, plan_text
+from gearfall.core.gears.gear_plan import Gear, plan_text
 from gearfall.core.profile import ProfiledModel
 
 RESULTS = Path(__file__).parents[1] / "results" / "cascade_real.json"

@@ -17,12 +17,12 @@ from bench.measuring.cpu_time import cpu_seconds
 from gearfall.cli.deploy import deployment_of_plan
 from gearfall.client import AsyncClient
 from gearfall.core.errors import Unavailable
-from gearfall.core.gear_plan import GearPlan, plan_text
+from gearfall.core.gears.gear_plan import GearPlan, plan_text
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo.catalogue import checkpoint_paths
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings, service_commands
-from gearfall.infra.supervised_process import ProcessSpec
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings, service_commands
+from gearfall.infra.local.supervised_process import ProcessSpec
 from gearfall.pb import common_pb2
 
 WORKERS = 2

@@ -11,7 +11,7 @@ from bench.cascade.real_work import MAX_TOKENS, Ask
 from gearfall.client.request import GenerateCall
 from gearfall.core.errors import Unavailable
 from gearfall.demo.arithmetic import Question, is_correct
-from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import router_pb2, router_pb2_grpc
 
 TIMEOUT_S = 60.0

@@ -6,17 +6,17 @@ from statistics import fmean
 
 from bench.cascade.real_figures import Outcome, Run
 from bench.cascade.real_work import Window
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas
-from gearfall.core.gear_shift import ShiftPolicy
+from gearfall.core.gears.gear_plan import Gear, GearPlan, PlacedReplicas
+from gearfall.core.gears.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Profile
 from gearfall.gears.profile_answers import beginnings
-from gearfall.simulation.answers import Query
-from gearfall.simulation.cascade_outcomes import Arrival
-from gearfall.simulation.cascade_run import run_cascades
-from gearfall.simulation.plan_latency import tokens_per_s
-from gearfall.simulation.profile_plan import mean_tokens, queries_of, served_on
-from gearfall.simulation.seats import FixedReplica
+from gearfall.simulation.cascades.answers import Query
+from gearfall.simulation.cascades.cascade_outcomes import Arrival
+from gearfall.simulation.cascades.cascade_run import run_cascades
+from gearfall.simulation.cascades.plan_latency import tokens_per_s
+from gearfall.simulation.cascades.profile_plan import mean_tokens, queries_of, served_on
+from gearfall.simulation.cascades.seats import FixedReplica
 
 DEVICE = "cpu"
 SHADOW_SHARE = 0.01

@@ -13,7 +13,7 @@ from bench.cascade.real_prediction import DEVICE
 from gearfall.client import AsyncClient
 from gearfall.core.profile import Profile, Speed
 from gearfall.profiling.speed import Served, SpeedSettings, time_first_token, time_step
-from gearfall.simulation.profile_plan import served_on
+from gearfall.simulation.cascades.profile_plan import served_on
 
 BATCHES = (1, 4)
 """Streams at once on each replica."""

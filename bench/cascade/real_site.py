@@ -29,7 +29,7 @@ from bench.cascade.real_work import (
     window_of,
 )
 from gearfall.cli.simulate import read_trace
-from gearfall.core.gear_plan import GearPlan
+from gearfall.core.gears.gear_plan import GearPlan
 from gearfall.core.profile import Profile, parse_profile
 from gearfall.demo.arithmetic import Question
 

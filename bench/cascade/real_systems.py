@@ -24,13 +24,13 @@ from bench.cascade.real_cluster import RealCluster
 from bench.cascade.real_console import console
 from bench.cascade.real_prediction import Predictor, one_gear, placed_everywhere
 from gearfall.core.errors import Internal
-from gearfall.core.gear_plan import Gear, GearPlan, Promise
-from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.gears.gear_plan import Gear, GearPlan, Promise
+from gearfall.core.gears.gear_plan_checks import parse_plan
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.gears.plan_build import TRIGGERS
+from gearfall.simulation.cascades.plan_latency import PlanLatency
 from gearfall.simulation.figures import quantile
-from gearfall.simulation.plan_latency import PlanLatency
 
 OURS, STATIC, LARGE, ONE, SWITCHING = "ours", "static", "always-large", "one-model", "switching"
 LOSSES = (0.02, 0.03, 0.04, 0.06)

@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.measuring.machine import machine_facts, our_versions
-from gearfall.core.gear_plan import Gear, Promise
-from gearfall.core.gear_shift import GearState, LoadSample, ShiftPolicy, shift
+from gearfall.core.gears.gear_plan import Gear, Promise
+from gearfall.core.gears.gear_shift import GearState, LoadSample, ShiftPolicy, shift
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 
 import uvloop
 
-from gearfall.core.gear_shift import ShiftPolicy
+from gearfall.core.gears.gear_shift import ShiftPolicy
 from gearfall.core.ids import DeploymentName
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.redis_queue import RedisQueue
+from gearfall.infra.queue.redis_queue import RedisQueue
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
+from services.router.cluster.restoring import LASTING
 from services.router.main import Router, RouterSettings
-from services.router.restoring import LASTING
 
 NAME = DeploymentName("shifting")
 QUICK = ShiftPolicy(smoothing_s=0.05, dwell_s=0.3)
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--etcd", required=True)
     parser.add_argument("--redis", required=True)
     settings = parser.parse_args(argv)
-    logging.getLogger("services.router.gear_board").addHandler(_Wishes())
-    logging.getLogger("services.router.gear_board").setLevel(logging.INFO)
+    logging.getLogger("services.router.gears.gear_board").addHandler(_Wishes())
+    logging.getLogger("services.router.gears.gear_board").setLevel(logging.INFO)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 

@@ -21,13 +21,13 @@ from rich.console import Console
 
 from bench.cascade.shift_router import NAME
 from bench.measuring.machine import machine_facts, our_versions
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
-from gearfall.core.gear_records import GearPlanRecord
+from gearfall.core.gears.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gears.gear_records import GearPlanRecord
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import Stage, WorkerRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.local_servers import start_etcd, start_redis
+from gearfall.infra.local.local_servers import start_etcd, start_redis
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 
 RESULTS = Path(__file__).parents[1] / "results" / "cascade_shift_time.json"
 TARGET_MS = 200.0

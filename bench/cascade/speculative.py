@@ -31,10 +31,10 @@ from bench.cascade.draft_work import Timed, Worth, break_even, draft_with_prefix
 from bench.engine.model import LLAMA_135M, LLAMA_360M, VOCABULARY, convert_model, write_model
 from bench.engine.ours import OurEngine, our_engine
 from bench.measuring.machine import machine_facts, our_versions
-from gearfall.core.arithmetic import Arithmetic
+from gearfall.core.generation.arithmetic import Arithmetic
+from gearfall.core.generation.job import TokenRun
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import TokenRun
-from gearfall.core.sampling import SamplingParams
 from gearfall.demo.answering import MAX_ANSWER_TOKENS
 from gearfall.demo.catalogue import MODELS, checkpoint_path, demo_questions, deployment_path
 from gearfall.demo.tokenizer import BOS_ID, EOS_ID

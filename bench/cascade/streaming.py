@@ -25,11 +25,11 @@ from bench.measuring.machine import machine_facts, our_versions
 from gearfall.cli.demo import prepare
 from gearfall.client import AsyncClient, Finished, Replaced, TextDelta
 from gearfall.client.request import Options
+from gearfall.core.generation.streaming import Streaming, StreamMode
 from gearfall.core.ids import DeploymentName
-from gearfall.core.streaming import Streaming, StreamMode
 from gearfall.demo.arithmetic import Question
 from gearfall.demo.catalogue import demo_questions
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
 
 RESULTS = Path(__file__).parents[1] / "results" / "cascade_streaming.json"
 BASE, STOPPING = DeploymentName("arith-whole"), DeploymentName("arith-stopping")

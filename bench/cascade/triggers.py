@@ -22,16 +22,16 @@ from statistics import median
 from rich.console import Console
 
 from bench.measuring.machine import machine_facts, our_versions
-from gearfall.core.gear_plan import Gear, Promise
+from gearfall.core.gears.gear_plan import Gear, Promise
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.gears.plan_build import TRIGGERS, WORTH
-from gearfall.simulation.answers import Answer, Query
-from gearfall.simulation.cascade_outcomes import Arrival
-from gearfall.simulation.cascade_run import run_cascades
+from gearfall.simulation.cascades.answers import Answer, Query
+from gearfall.simulation.cascades.cascade_outcomes import Arrival
+from gearfall.simulation.cascades.cascade_run import run_cascades
+from gearfall.simulation.cascades.seats import FixedReplica
+from gearfall.simulation.cascades.step_engine import StepSpeed
 from gearfall.simulation.figures import quantile
-from gearfall.simulation.seats import FixedReplica
-from gearfall.simulation.step_engine import StepSpeed
 
 RESULTS = Path(__file__).parents[1] / "results" / "cascade_triggers.json"
 SMALL, LARGE = ModelName("small"), ModelName("large")

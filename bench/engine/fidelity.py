@@ -28,14 +28,14 @@ from bench.measuring.entry import run_bench
 from bench.measuring.machine import machine_facts, our_versions
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
-from gearfall.core.arithmetic import Arithmetic
+from gearfall.core.generation.arithmetic import Arithmetic
 from gearfall.demo.arithmetic import Split, draw_distinct
 from gearfall.demo.catalogue import CHECKPOINTS, MODELS
 from gearfall.demo.tokenizer import EOS_ID, build_tokenizer
-from services.worker.engine.kv_blocks import blocks_for
-from services.worker.engine.model import EngineModel, build_model
-from services.worker.engine.ops import NativeOps
-from services.worker.engine.packing import PackedStep
+from services.worker.engine.batching.kv_blocks import blocks_for
+from services.worker.engine.batching.packing import PackedStep
+from services.worker.engine.model.engine_model import EngineModel, build_model
+from services.worker.engine.model.ops import NativeOps
 
 RESULTS = Path(__file__).parents[1] / "results" / "engine_fidelity.json"
 BUILD = Path(__file__).parents[2] / "build"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from gearfall.infra import cpu_kernels
+from gearfall.infra.kernels import cpu_kernels
 
 WIDTHS = (192, 1024, 4096)
 TOKENS = (1, 8, 32, 512)

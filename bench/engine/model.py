@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
-from gearfall.core.canary import canary_bytes
-from services.store.canary_process import CanaryRequest
-from services.store.canary_reference import compute_canary
+from gearfall.core.generation.canary import canary_bytes
+from services.store.models.canary_process import CanaryRequest
+from services.store.models.canary_reference import compute_canary
 
 VOCABULARY = 49152
 CONTEXT_TOKENS = 2048

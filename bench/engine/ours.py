@@ -9,11 +9,11 @@ from pathlib import Path
 
 from bench.engine.model import CANARY_FILE
 from bench.engine.work import Request, Work
-from gearfall.core.arithmetic import Arithmetic
+from gearfall.core.checkpoint.manifest import parse_manifest
+from gearfall.core.generation.arithmetic import Arithmetic
+from gearfall.core.generation.job import TokenRun
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import TokenRun
-from gearfall.core.manifest import parse_manifest
-from gearfall.core.sampling import SamplingParams
 from services.worker.engine_link.messages import StartEngine, StopEngine, SubmitJob
 from services.worker.processes.zygote_client import EngineProcess, Zygote
 

@@ -20,13 +20,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.sampling import SamplingParams
-from services.worker.engine.batch import Batch
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.kv_blocks import BLOCK_TOKENS, KvBlocks
+from services.worker.engine.batching.packing import PackedStep, pack_step
 from services.worker.engine.engine import Engine
-from services.worker.engine.kv_blocks import BLOCK_TOKENS, KvBlocks
-from services.worker.engine.packing import PackedStep, pack_step
-from services.worker.engine.sampler import Draw, Logits, sample_rows
+from services.worker.engine.model.sampler import Draw, Logits, sample_rows
 from services.worker.engine_link.messages import SubmitJob
 
 VOCABULARY = 49_152

@@ -34,7 +34,7 @@ from bench.engine.peers import CONTINUOUS, GENERATE, PeerProcess, llama_cpp, sta
 from bench.engine.work import Work, make_work
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import Spread
-from gearfall.core.arithmetic import Arithmetic
+from gearfall.core.generation.arithmetic import Arithmetic
 
 RESULTS = Path(__file__).parents[1] / "results" / "engine.json"
 BUILD = Path(__file__).parents[2] / "build"

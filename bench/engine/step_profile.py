@@ -21,21 +21,21 @@ import torch
 from bench.engine.model import CANARY_FILE, VOCABULARY
 from bench.engine.ours import KV_TOKENS
 from bench.engine.work import Work, make_work
-from gearfall.core.arithmetic import Arithmetic
-from gearfall.core.canary import parse_canary
+from gearfall.core.checkpoint.manifest import parse_manifest
+from gearfall.core.generation.arithmetic import Arithmetic
+from gearfall.core.generation.canary import parse_canary
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.manifest import parse_manifest
-from gearfall.core.sampling import SamplingParams
 from services.worker.engine import engine as engine_module
-from services.worker.engine.batch import Batch
-from services.worker.engine.canary import run_canary
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.kv_blocks import KvBlocks, blocks_for
+from services.worker.engine.batching.packing import pack_step
 from services.worker.engine.engine import Engine
-from services.worker.engine.kv_blocks import KvBlocks, blocks_for
 from services.worker.engine.main import STEP_TOKENS
-from services.worker.engine.model import EngineModel, build_model
-from services.worker.engine.ops import ops_for
-from services.worker.engine.packing import pack_step
-from services.worker.engine.sampler import Rows
+from services.worker.engine.model.engine_model import EngineModel, build_model
+from services.worker.engine.model.ops import ops_for
+from services.worker.engine.model.sampler import Rows
+from services.worker.engine.starting.canary import run_canary
 from services.worker.engine.stream import EngineStream
 from services.worker.engine_link.messages import SubmitJob
 

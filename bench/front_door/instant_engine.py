@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from gearfall.core.generation.job import FinishReason, TokenRun
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import FinishReason, TokenRun
-from services.worker.engine.gathering import Gathering
+from services.worker.engine.batching.gathering import Gathering
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.engine_link.messages import (
     CancelJob,

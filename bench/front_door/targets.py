@@ -13,9 +13,9 @@ from bench.front_door.peers import Peers, litellm_spec
 from bench.front_door.tiny_checkpoint import write_tiny_checkpoint
 from gearfall.client import AsyncClient
 from gearfall.demo.tokenizer import VOCABULARY
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings, service_commands
-from gearfall.infra.local_servers import free_ports
-from gearfall.infra.supervised_process import ProcessSpec, SupervisedProcess
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings, service_commands
+from gearfall.infra.local.local_servers import free_ports
+from gearfall.infra.local.supervised_process import ProcessSpec, SupervisedProcess
 
 GEARFALL = "gearfall"
 LITELLM = "litellm"

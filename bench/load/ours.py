@@ -17,19 +17,19 @@ import torch
 
 from bench.load.peer import digest, memory_kib, reset_peak, touch
 from bench.raw_read import raw_read
-from gearfall.core.canary import Canary
+from gearfall.core.checkpoint.manifest import PartitionEntry
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.generation.canary import Canary
 from gearfall.core.ids import ModelName, NodeId
-from gearfall.core.manifest import PartitionEntry
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.memory_state import MemoryState
-from gearfall.infra.pool_lease import map_partition, take_lease
-from services.store.canary_process import CanaryRequest
+from gearfall.infra.memory.pool_lease import map_partition, take_lease
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState
 from services.store.main import SWITCH_INTERVAL_S
+from services.store.models.canary_process import CanaryRequest
 from services.store.service import StoreService
 from services.store.settings import StoreSettings
-from services.store.spare_memory import SpareMemory
-from services.worker.engine.weights import StoredTensors
+from services.store.tiers.spare_memory import SpareMemory
+from services.worker.engine.model.weights import StoredTensors
 
 POOL_BYTES = 64 * 2**30
 """No limit in practice: one model at a time is resident."""

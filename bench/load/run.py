@@ -35,7 +35,7 @@ from bench.load.report import FRESH, OURS, RAW, Sample, of_ceiling, phase_lines,
 from bench.load.targets import verdicts
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import rotated
-from gearfall.infra.native import page_cached_bytes
+from gearfall.infra.memory.native import page_cached_bytes
 
 RESULTS = Path(__file__).parents[1] / "results" / "load.json"
 PEER_SCRIPT = Path(__file__).with_name("peer.py")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from gearfall.infra.ctrl_c import take_sigterm_as_ctrl_c
+from gearfall.infra.local.ctrl_c import take_sigterm_as_ctrl_c
 
 
 def run_bench(main: Callable[[], int | None]) -> NoReturn:

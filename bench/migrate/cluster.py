@@ -16,8 +16,8 @@ from gearfall.client import AsyncClient, Started, TextDelta
 from gearfall.core.errors import NotFound
 from gearfall.core.ids import DeploymentName, JobId, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
-from gearfall.infra.worker_door import WorkerDoor
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
+from gearfall.infra.net.worker_door import WorkerDoor
 from gearfall.pb import common_pb2
 
 MODEL = ModelName("bench-llama")

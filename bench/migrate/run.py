@@ -55,7 +55,7 @@ from bench.migrate.figures import (
     summarize,
 )
 from gearfall.core.errors import NotFound, Unavailable
-from gearfall.infra.worker_door import WorkerDoor
+from gearfall.infra.net.worker_door import WorkerDoor
 from gearfall.pb import worker_pb2 as pb
 
 RESULTS = Path(__file__).parents[1] / "results" / "migrate.json"

@@ -31,11 +31,11 @@ from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, tr
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import ReplicaState, StartTimeline, Tier
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.figures import quantile
-from gearfall.simulation.requests import Request
-from gearfall.simulation.scenario import Run, Scenario, simulate
-from gearfall.simulation.site import (
+from gearfall.simulation.fleet.requests import Request
+from gearfall.simulation.fleet.scenario import Run, Scenario, simulate
+from gearfall.simulation.fleet.site import (
     EngineSpeed,
     ModelProfile,
     NodeProfile,

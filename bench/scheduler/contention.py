@@ -20,12 +20,12 @@ from scipy.optimize import linear_sum_assignment
 from gearfall.core.ids import ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.records import DemandRecord, ModelRecord, NodeRecord, WorkerRecord
 from gearfall.scheduling.actions import Assign
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.contention import NOWHERE_S
-from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.placement.contention import NOWHERE_S
 from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.scene import Scene, predict
-from gearfall.scheduling.start_costs import StartCosts
 
 _GB = 10**9
 _POLICY = SchedulerPolicy()

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.scheduler.decision_fleet import WORKERS_PER_NODE, Change, Stream, make_fleet
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.reconcile import Plan, decide
-from gearfall.scheduling.start_costs import StartCosts
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 
 SIZES = ((100, 1_000), (1_000, 3_000), (10_000, 10_000))
 _SETTLE_EVENTS = 300

@@ -21,7 +21,7 @@ from gearfall.core.records import (
     WorkerRecord,
 )
 from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
-from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.reconcile import Plan
 from gearfall.scheduling.snapshot import ReplicaKey
 

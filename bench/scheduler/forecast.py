@@ -21,7 +21,7 @@ from bench.scheduler.forecast_fleet import AZURE, KINDS, MOONCAKE, TRACES, make_
 from bench.scheduler.forecast_replay import Replay, Site, Tally
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import ModelRecord
-from gearfall.scheduling.forecast import Forecast
+from gearfall.scheduling.prefetching.forecast import Forecast
 
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_forecast.json"
 POLICIES: tuple[Forecast | None, ...] = (None, *Forecast)

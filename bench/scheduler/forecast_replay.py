@@ -3,7 +3,7 @@
 A node has a pool, one loader (demand before prefetch) and room for any number of replicas; a model
 is up from its first request until its keep-alive ends. What makes room in the pool is what the
 store does it by (`gearfall.core.tiers`), what is fetched ahead is what the scheduler wishes for
-(`gearfall.scheduling.prefetch`): both are the real rules.
+(`gearfall.scheduling.prefetching.prefetch`): both are the real rules.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from gearfall.core.origin import source_tier
 from gearfall.core.records import ModelRecord, NodeRecord, PrefetchRecord
 from gearfall.core.tiers import Candidate, UseCount, choose_victims
 from gearfall.scheduling.actions import Wish
-from gearfall.scheduling.forecast import ArrivalHistory, Forecast, note_arrivals
-from gearfall.scheduling.prefetch import PrefetchPolicy, PrefetchScene, plan_prefetch
+from gearfall.scheduling.prefetching.forecast import ArrivalHistory, Forecast, note_arrivals
+from gearfall.scheduling.prefetching.prefetch import PrefetchPolicy, PrefetchScene, plan_prefetch
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -23,18 +24,17 @@ from bench.scheduler.starts_cluster import environment
 from gearfall.client import AsyncClient, TextDelta
 from gearfall.core.ids import ModelName
 from gearfall.core.records import NodeRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.grpc_channels import open_channel
-from gearfall.infra.launcher import (
+from gearfall.infra.local.launcher import (
     LocalCluster,
     LocalClusterSettings,
     service_commands,
 )
-from gearfall.infra.supervised_process import ProcessSpec, SupervisedProcess
+from gearfall.infra.local.supervised_process import ProcessSpec, SupervisedProcess
+from gearfall.infra.net.grpc_channels import open_channel
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2
-from gearfall.pb.store_pb2_grpc import StoreStub
-from gearfall.simulation.requests import Request
+from gearfall.simulation.fleet.requests import Request
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub

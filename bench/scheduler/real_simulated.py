@@ -22,11 +22,11 @@ from bench.scheduler.real_cluster import Shape
 from bench.scheduler.real_traces import TRACES, Trace, add_trace_flags, requests_of, trace_of
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import ModelRecord, StartTimeline, Tier, WorkerRecord
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.start_costs import Start, StartCosts, learn_start
+from gearfall.scheduling.estimates.start_costs import Start, StartCosts, learn_start
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.figures import quantile
-from gearfall.simulation.scenario import Scenario, simulate
-from gearfall.simulation.site import (
+from gearfall.simulation.fleet.scenario import Scenario, simulate
+from gearfall.simulation.fleet.site import (
     EngineSpeed,
     ModelProfile,
     NodeProfile,

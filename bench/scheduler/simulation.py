@@ -21,12 +21,12 @@ from rich.table import Table
 
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import spread
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
 from gearfall.simulation.figures import Figures, figures_of
-from gearfall.simulation.fleet_setting import FleetShape, fleet_site
-from gearfall.simulation.scenario import Scenario, simulate
-from gearfall.simulation.serverlessllm import serverlessllm
+from gearfall.simulation.fleet.fleet_setting import FleetShape, fleet_site
+from gearfall.simulation.fleet.scenario import Scenario, simulate
+from gearfall.simulation.fleet.serverlessllm import serverlessllm
 
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_simulation.json"
 POLICIES = ("ours", "random", "least-loaded", "locality", "preempt")

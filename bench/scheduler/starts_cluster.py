@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -26,13 +27,12 @@ from gearfall.core.records import (
     StartTimeline,
     Tier,
 )
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_keys import Record, decode_entry
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.grpc_channels import open_channel
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
+from gearfall.infra.net.grpc_channels import open_channel
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_keys import Record, decode_entry
+from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub

@@ -16,8 +16,8 @@ from rich.table import Table
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.ports import KeyPut, Snapshot, StateEntry
 from gearfall.core.records import ReplicaRecord, ReplicaState
-from gearfall.infra.cluster_keys import encode_record
-from gearfall.infra.cluster_view import ViewBuilder
+from gearfall.infra.state.cluster_keys import encode_record
+from gearfall.infra.state.cluster_view import ViewBuilder
 
 _REPLICA = ReplicaRecord(
     worker_id=WorkerId("w0"),

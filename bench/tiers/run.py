@@ -41,7 +41,7 @@ from bench.tiers.ways import (
 )
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
-from gearfall.core.manifest import Manifest
+from gearfall.core.checkpoint.manifest import Manifest
 
 RESULTS = Path(__file__).parents[1] / "results" / "tiers.json"
 TRANSPORT, LOAD = "transport", "load"

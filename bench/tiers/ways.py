@@ -9,19 +9,19 @@ from pathlib import Path
 import grpc
 import numpy as np
 import xxhash
+from gearfall.pb.store_pb2_grpc import StoreStub
 
 from bench.raw_read import make_ready
 from bench.tiers.servers import GRPC_METHOD, GRPC_OPTIONS, GRPC_REQUEST, MODEL, Places
+from gearfall.core.checkpoint.manifest import Manifest
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.core.manifest import Manifest
-from gearfall.infra.bulk_socket import BulkConnection
-from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.net.bulk_socket import BulkConnection
+from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import store_pb2
-from gearfall.pb.store_pb2_grpc import StoreStub
-from services.store.arrival import ByteSource, bring
-from services.store.neighbour import NeighbourCheckpoint
-from services.store.remote_checkpoint import open_remote
+from services.store.sources.arrival import ByteSource, bring
+from services.store.sources.neighbour import NeighbourCheckpoint
+from services.store.sources.remote_checkpoint import open_remote
 
 CONNECTIONS = 4
 IN_FLIGHT = 12

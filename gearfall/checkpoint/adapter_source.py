@@ -20,10 +20,10 @@ from gearfall.checkpoint.source import (
     read_small_files,
 )
 from gearfall.checkpoint.tensor_parallel import SplitRules
+from gearfall.core.checkpoint.manifest import AdapterFacts, Manifest, TensorEntry
+from gearfall.core.checkpoint.manifest_split import Split
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.manifest import AdapterFacts, Manifest, TensorEntry
-from gearfall.core.manifest_split import Split
-from gearfall.core.safetensors_header import SourceTensor
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 _ADAPTER_FILE = "adapter_model.safetensors"

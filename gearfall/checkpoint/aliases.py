@@ -4,8 +4,8 @@ import os
 
 from gearfall.checkpoint.layout import load_order
 from gearfall.checkpoint.source import Source, SourceFile
-from gearfall.core.manifest import checksum
-from gearfall.core.safetensors_header import SourceTensor
+from gearfall.core.checkpoint.manifest import checksum
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
 
 _SAMPLE_BYTES = 4096
 _PIECE_BYTES = 2**20

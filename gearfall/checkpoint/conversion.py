@@ -18,8 +18,7 @@ from gearfall.checkpoint.plan_reader import read_into, read_plan
 from gearfall.checkpoint.reshard import Part, TensorPlan, plan_slice
 from gearfall.checkpoint.source import Source, SourceFile
 from gearfall.checkpoint.tensor_parallel import check_ranks
-from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import (
+from gearfall.core.checkpoint.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     MAX_PARTITIONS,
@@ -35,8 +34,9 @@ from gearfall.core.manifest import (
     manifest_bytes,
     parse_manifest,
 )
-from gearfall.core.manifest_split import Split
-from gearfall.core.safetensors_header import SourceTensor
+from gearfall.core.checkpoint.manifest_split import Split
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 
 Report = Callable[[int, int], None]
 """Told (done_bytes, total_bytes) after each block, from the converting thread."""

@@ -11,9 +11,9 @@ from gearfall.checkpoint.plan_reader import read_plan
 from gearfall.checkpoint.reading import Checkpoint
 from gearfall.checkpoint.reshard import TensorPlan, plan_rank
 from gearfall.checkpoint.verification import verify
+from gearfall.core.checkpoint.manifest import SOURCE_HEADERS_FILE, SourceFileEntry
+from gearfall.core.checkpoint.safetensors_header import LENGTH_BYTES, parse_header
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import SOURCE_HEADERS_FILE, SourceFileEntry
-from gearfall.core.safetensors_header import LENGTH_BYTES, parse_header
 
 Report = Callable[[int, int], None]
 """Told (done_bytes, total_bytes); half of the bytes are read to be verified, half written."""

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from gearfall.core.manifest import PAGE_BYTES, TENSOR_ALIGNMENT_BYTES, TensorEntry
-from gearfall.core.manifest_split import Split
-from gearfall.core.safetensors_header import SourceTensor
+from gearfall.core.checkpoint.manifest import PAGE_BYTES, TENSOR_ALIGNMENT_BYTES, TensorEntry
+from gearfall.core.checkpoint.manifest_split import Split
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
 
 CHUNK_BYTES = 4 * 2**20
 LARGE_TENSOR_BYTES = 2**20

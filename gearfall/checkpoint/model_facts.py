@@ -6,9 +6,9 @@ of its own is refused.
 
 from collections.abc import Mapping, Sequence
 
+from gearfall.core.checkpoint.manifest import ModelFacts
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.manifest import ModelFacts
-from gearfall.core.safetensors_header import SourceTensor
 
 _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel")
 _CONTEXT = (

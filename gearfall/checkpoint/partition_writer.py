@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from gearfall.core.manifest import PartitionEntry, checksum
+from gearfall.core.checkpoint.manifest import PartitionEntry, checksum
 
 _ZEROS = memoryview(bytes(4096))
 

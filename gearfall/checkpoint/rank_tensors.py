@@ -6,8 +6,8 @@ from mmap import mmap
 import torch
 
 from gearfall.checkpoint.reshard import TensorPlan, plan_rank
+from gearfall.core.checkpoint.manifest import Manifest
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.manifest import Manifest
 
 Memory = mmap | bytearray | memoryview | torch.Tensor
 """A partition's bytes: in host memory, or a tensor of uint8 on any device."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import (
+from gearfall.core.checkpoint.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
     FileEntry,
@@ -17,6 +16,7 @@ from gearfall.core.manifest import (
     manifest_digest,
     parse_manifest,
 )
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gearfall.core.dtypes import DTYPE_BYTES
+from gearfall.core.checkpoint.dtypes import DTYPE_BYTES
+from gearfall.core.checkpoint.manifest import MAX_PARTITIONS, Manifest, TensorEntry
+from gearfall.core.checkpoint.manifest_split import Ranges
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.manifest import MAX_PARTITIONS, Manifest, TensorEntry
-from gearfall.core.manifest_split import Ranges
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 import msgspec
 
+from gearfall.core.checkpoint.manifest import MAX_TENSORS, is_file_name
 from gearfall.core.errors import CorruptCheckpoint
-from gearfall.core.manifest import MAX_TENSORS, is_file_name
 
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARDS = 4096

@@ -20,15 +20,15 @@ import msgspec
 from gearfall.checkpoint.model_facts import read_facts
 from gearfall.checkpoint.shard_index import INDEX_FILE, parse_shard_index
 from gearfall.checkpoint.tensor_parallel import SplitRules, find_splits
-from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import AdapterFacts, ModelFacts
-from gearfall.core.safetensors_header import (
+from gearfall.core.checkpoint.manifest import AdapterFacts, ModelFacts
+from gearfall.core.checkpoint.safetensors_header import (
     LENGTH_BYTES,
     SafetensorsHeader,
     SourceTensor,
     header_bytes,
     parse_header,
 )
+from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest
 
 CONFIG_FILE = "config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"

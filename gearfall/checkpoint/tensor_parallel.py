@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gearfall.core.checkpoint.manifest import ModelFacts
+from gearfall.core.checkpoint.manifest_split import Section, Split
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.manifest import ModelFacts
-from gearfall.core.manifest_split import Section, Split
-from gearfall.core.safetensors_header import SourceTensor
 
 _Cut = Callable[[int, ModelFacts], tuple[Section, ...] | None]
 """Sections of a dimension of that length; None where the length is not what the facts ask for."""

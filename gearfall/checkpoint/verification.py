@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import xxhash
 
 from gearfall.checkpoint.reading import Checkpoint, open_regular
+from gearfall.core.checkpoint.manifest import PartitionEntry
 from gearfall.core.errors import CorruptCheckpoint
-from gearfall.core.manifest import PartitionEntry
 
 Report = Callable[[int, int], None]
 """Told (done_bytes, total_bytes), from the verifying thread."""

@@ -8,7 +8,7 @@ import typer
 
 from gearfall.client import Client
 from gearfall.core.errors import InvalidRequest, Unavailable
-from gearfall.infra.launcher import read_cluster_file
+from gearfall.infra.local.launcher import read_cluster_file
 
 Server = Annotated[
     str,

@@ -15,8 +15,8 @@ from gearfall.checkpoint.source import Source, open_source
 from gearfall.cli.connection import AsJson
 from gearfall.cli.progress import bytes_bar
 from gearfall.cli.render import bytes_text, console, print_json
+from gearfall.core.checkpoint.manifest import Manifest, manifest_bytes, manifest_digest
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.manifest import Manifest, manifest_bytes, manifest_digest
 
 
 def convert(

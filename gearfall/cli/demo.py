@@ -22,13 +22,13 @@ from gearfall.cli.profile import measure_models
 from gearfall.cli.render import console, print_json
 from gearfall.client import Client
 from gearfall.core.errors import NotFound
-from gearfall.core.gear_plan import GearPlan, plan_text
+from gearfall.core.gears.gear_plan import GearPlan, plan_text
 from gearfall.core.profile import Profile
 from gearfall.core.records import DeploymentRecord
 from gearfall.demo import catalogue
 from gearfall.demo.measure import MAX_TOKENS, DemoReport, Planned, measure, print_report
-from gearfall.infra.ctrl_c import take_sigterm_as_ctrl_c
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.infra.local.ctrl_c import take_sigterm_as_ctrl_c
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
 from gearfall.profiling.measure import MeasureSettings
 from gearfall.profiling.queries import LabelledQuery
 
@@ -143,7 +143,7 @@ async def _profile(grpc_address: str, asked: _Settings) -> Profile:
 def _plan(grpc_address: str, profile: Profile, asked: _Settings) -> GearPlan:
     """Plan the cascade and deploy the plan."""
     from gearfall.gears.plan_build import Target
-    from gearfall.simulation.profile_plan import PlanRequest, plan_from_profile
+    from gearfall.simulation.cascades.profile_plan import PlanRequest, plan_from_profile
 
     target = Target(loss=asked.loss)
     request = PlanRequest(DEPLOYMENT, 1, time.time(), target, loads=(PLANNED_LOAD,))

@@ -17,7 +17,7 @@ from gearfall.client import AsyncClient, Client
 from gearfall.demo import catalogue
 from gearfall.demo.migrate import MODEL, MOVES_AT, PROMPT, MigrationDemo, Move, run
 from gearfall.infra.failpoints import RULES_VARIABLE
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
 
 WIDTH = 48
 DIFFERENT_EXIT = 1

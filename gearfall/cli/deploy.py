@@ -11,26 +11,26 @@ import typer
 
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import as_dict, console, print_json, stages_text
-from gearfall.core.errors import InvalidRequest
-from gearfall.core.escalation import (
+from gearfall.core.certainty.escalation import (
     AtDeadline,
     AtOverload,
     EscalationPolicy,
     WhileLoading,
     choice_of,
 )
-from gearfall.core.gear_plan import GearPlan
-from gearfall.core.gear_plan_checks import parse_plan
-from gearfall.core.ids import DeploymentName, ModelName
-from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.core.self_consistency import DEFAULT_TEMPERATURE, SelfConsistency
-from gearfall.core.streaming import (
+from gearfall.core.certainty.self_consistency import DEFAULT_TEMPERATURE, SelfConsistency
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.gears.gear_plan import GearPlan
+from gearfall.core.gears.gear_plan_checks import parse_plan
+from gearfall.core.generation.streaming import (
     DEFAULT_HOLD_TOKENS,
     Streaming,
     StreamMode,
     parse_stream_mode,
 )
-from gearfall.infra.convert import deployment_to_pb
+from gearfall.core.ids import DeploymentName, ModelName
+from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.infra.net.convert import deployment_to_pb
 
 
 def deploy(

@@ -10,7 +10,7 @@ import typer
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import as_dict, console, print_json, print_table, seconds_text
 from gearfall.core.errors import GearfallError, NotFound
-from gearfall.infra.worker_door import WorkerDoor
+from gearfall.infra.net.worker_door import WorkerDoor
 from gearfall.pb import worker_pb2 as pb
 
 LOST_EXIT = 3

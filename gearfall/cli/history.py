@@ -9,7 +9,7 @@ import typer
 from gearfall.cli.connection import AsJson
 from gearfall.cli.render import console, print_json
 from gearfall.core.errors import NotFound
-from gearfall.core.verdict import Verdict, judge
+from gearfall.core.generation.verdict import Verdict, judge
 from gearfall.infra.history_log import alive_pids, ask_what_is_held, read_histories
 
 _ANSWER_TIMEOUT_S = 5.0

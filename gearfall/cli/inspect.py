@@ -10,7 +10,7 @@ import typer
 from gearfall.checkpoint.reading import Checkpoint, open_checkpoint
 from gearfall.cli.connection import AsJson
 from gearfall.cli.render import bytes_text, console, print_json, print_table
-from gearfall.core.manifest import Manifest, TensorEntry
+from gearfall.core.checkpoint.manifest import Manifest, TensorEntry
 
 
 def inspect(

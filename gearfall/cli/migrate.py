@@ -11,7 +11,7 @@ from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import as_dict, console, print_json, seconds_text
 from gearfall.core.errors import NotFound
 from gearfall.core.ids import JobId
-from gearfall.infra.worker_door import WorkerDoor
+from gearfall.infra.net.worker_door import WorkerDoor
 from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
 

@@ -12,13 +12,13 @@ from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import console, print_json, print_table, seconds_text
 from gearfall.client import Client
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.gear_plan import Gear, GearPlan, plan_diff, plan_text
-from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.gears.gear_plan import Gear, GearPlan, plan_diff, plan_text
+from gearfall.core.gears.gear_plan_checks import parse_plan
 from gearfall.core.profile import Profile, parse_profile
 
 if TYPE_CHECKING:  # the extra `planner` brings its libraries; the other commands do without
     from gearfall.gears.placement import Host
-    from gearfall.simulation.profile_plan import PlanRequest
+    from gearfall.simulation.cascades.profile_plan import PlanRequest
 
 
 def plan(
@@ -81,7 +81,7 @@ def plan(
     if profile is None:
         raise InvalidRequest("name a profile, or --show, or --diff")
     from gearfall.gears.plan_build import Target
-    from gearfall.simulation.profile_plan import PlanRequest, plan_from_profile
+    from gearfall.simulation.cascades.profile_plan import PlanRequest, plan_from_profile
 
     target = Target(quality=quality, loss=loss, p95_s=p95_s, delta=delta)
     version = parse_plan(out.read_bytes()).version + 1 if out and out.exists() else 1
@@ -118,7 +118,7 @@ def _plot(
     """Draw a plan that was just made."""
     from gearfall.cli.plan_plots import write_plan_plots
     from gearfall.cli.simulate import read_trace
-    from gearfall.simulation.plan_day import made_up_day, moments, run_day, scaled_trace
+    from gearfall.simulation.cascades.plan_day import made_up_day, moments, run_day, scaled_trace
 
     if trace is None:
         times_s = made_up_day(plan, profile, cv=cv)
@@ -153,7 +153,7 @@ def print_plan(plan: GearPlan, *, as_json: bool) -> None:
 
 def _print_without(profile: Profile, hosts: "dict[Host, str]", request: "PlanRequest") -> None:
     """Print what the plan would be if no stage counted equal answers."""
-    from gearfall.simulation.profile_plan import plan_from_profile
+    from gearfall.simulation.cascades.profile_plan import plan_from_profile
 
     title = "the same without stages that count equal answers"
     try:

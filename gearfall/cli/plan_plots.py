@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from gearfall.cli.figure_files import save_figure
 from gearfall.cli.reliability_plots import write_reliability
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.gear_plan import GearPlan
-from gearfall.core.gear_plan_checks import counting_of
+from gearfall.core.gears.gear_plan import GearPlan
+from gearfall.core.gears.gear_plan_checks import counting_of
 from gearfall.core.profile import Profile
 from gearfall.gears.answers import ModelAnswers
 from gearfall.gears.counted_answers import counted_of
@@ -22,7 +22,7 @@ from gearfall.gears.profile_answers import (
 )
 from gearfall.gears.search import front
 from gearfall.gears.signals import compare_signals
-from gearfall.simulation.plan_day import Moment
+from gearfall.simulation.cascades.plan_day import Moment
 
 
 def write_plan_plots(

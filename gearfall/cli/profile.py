@@ -15,10 +15,10 @@ from rich.progress import Progress
 from gearfall.cli.connection import AsJson, Server, api_key, connect
 from gearfall.cli.render import console, print_json, print_table, seconds_text
 from gearfall.client import AsyncClient
-from gearfall.core.certainty import measure_certainty
+from gearfall.core.certainty.certainty import measure_certainty
+from gearfall.core.certainty.self_consistency import MAX_SAMPLES
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import Generation, Profile, ProfiledModel, parse_profile, profile_text
-from gearfall.core.self_consistency import MAX_SAMPLES
 from gearfall.profiling.csv_import import import_csv
 from gearfall.profiling.measure import MeasureSettings, profile_model
 from gearfall.profiling.queries import LabelledQuery, agreement_rule, parse_queries

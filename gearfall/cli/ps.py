@@ -2,7 +2,7 @@
 
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import as_dict, bytes_text, console, print_json, print_table, seconds_text
-from gearfall.infra.convert import timeline_from_pb
+from gearfall.infra.net.convert import timeline_from_pb
 from gearfall.pb import common_pb2
 
 

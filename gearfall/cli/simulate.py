@@ -15,12 +15,12 @@ from gearfall.cli.connection import AsJson
 from gearfall.cli.render import console, print_json
 from gearfall.cli.simulate_table import figures_table
 from gearfall.core.errors import InvalidRequest
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.arrivals import Bursts, TraceRow, spread_trace
 from gearfall.simulation.figures import Figures, figures_of
-from gearfall.simulation.fleet_setting import FleetShape, fleet_site
-from gearfall.simulation.scenario import Run, Scenario, policy_names, simulate
-from gearfall.simulation.serverlessllm import LENGTHS, SIZES, serverlessllm
+from gearfall.simulation.fleet.fleet_setting import FleetShape, fleet_site
+from gearfall.simulation.fleet.scenario import Run, Scenario, policy_names, simulate
+from gearfall.simulation.fleet.serverlessllm import LENGTHS, SIZES, serverlessllm
 
 
 def simulate_command(

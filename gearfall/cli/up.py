@@ -14,9 +14,9 @@ from gearfall.cli.deploy import deployment_of_plan
 from gearfall.cli.render import console, print_json
 from gearfall.client import AsyncClient
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.gear_plan import GearPlan
-from gearfall.core.gear_plan_checks import parse_plan
-from gearfall.infra.launcher import LocalCluster, LocalClusterSettings
+from gearfall.core.gears.gear_plan import GearPlan
+from gearfall.core.gears.gear_plan_checks import parse_plan
+from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
 from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -12,8 +12,8 @@ from gearfall.client.values import (
     TokenLogprob,
     Waiting,
 )
-from gearfall.core.streaming import StreamMode
-from gearfall.core.usage import StageReport, Usage
+from gearfall.core.generation.streaming import StreamMode
+from gearfall.core.generation.usage import StageReport, Usage
 
 __all__ = [
     "Answer",

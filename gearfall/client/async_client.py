@@ -10,10 +10,10 @@ from gearfall.client.request import GenerateCall, Options, Prompt
 from gearfall.client.values import Answer, Event, answer_from_events, event_from_pb
 from gearfall.core.deployment import check_deployment_shape
 from gearfall.core.records import DeploymentRecord
-from gearfall.infra.bearer import bearer_metadata
-from gearfall.infra.convert import deployment_from_pb, deployment_to_pb
-from gearfall.infra.grpc_channels import open_channel
-from gearfall.infra.grpc_errors import error_from_rpc
+from gearfall.infra.net.bearer import bearer_metadata
+from gearfall.infra.net.convert import deployment_from_pb, deployment_to_pb
+from gearfall.infra.net.grpc_channels import open_channel
+from gearfall.infra.net.grpc_errors import error_from_rpc
 from gearfall.pb import router_pb2, router_pb2_grpc, scheduler_pb2, store_pb2
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"

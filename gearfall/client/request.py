@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.job import Priority
-from gearfall.core.streaming import StreamMode
-from gearfall.infra.convert import priority_to_pb
+from gearfall.core.generation.job import Priority
+from gearfall.core.generation.streaming import StreamMode
+from gearfall.infra.net.convert import priority_to_pb
 from gearfall.pb import router_pb2 as pb
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from gearfall.core.certainty.escalation import Degraded, parse_degraded
 from gearfall.core.errors import Internal
-from gearfall.core.escalation import Degraded, parse_degraded
-from gearfall.core.job import FinishReason
-from gearfall.core.usage import StageReport, Usage
-from gearfall.infra.convert import finish_from_pb
+from gearfall.core.generation.job import FinishReason
+from gearfall.core.generation.usage import StageReport, Usage
+from gearfall.infra.net.convert import finish_from_pb
 from gearfall.pb import router_pb2 as pb
 
 

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 
-from gearfall.core.certainty import parse_measure
+from gearfall.core.certainty.certainty import parse_measure
+from gearfall.core.certainty.escalation import check_policy
+from gearfall.core.certainty.self_consistency import check_self_consistency
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.escalation import check_policy
+from gearfall.core.generation.streaming import StreamMode, check_hold_tokens
 from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.core.self_consistency import check_self_consistency
-from gearfall.core.streaming import StreamMode, check_hold_tokens
 
 MAX_STAGES = 8
 MAX_REPLICAS = 1024

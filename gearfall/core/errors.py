@@ -12,7 +12,7 @@
     ├── CorruptCheckpoint     bytes on disk or from a peer are not what their manifest says
     └── Internal              a defect of gearfall
 
-`gearfall.infra.grpc_errors` maps the tree to gRPC status and back, `services.router.openai_errors`
+`infra.net.grpc_errors` maps the tree to gRPC status and back, `services.router.doors.openai_errors`
 to OpenAI error bodies; a test walks the tree and fails on a class without a mapping.
 """
 

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gearfall.core.generation.job import Job
 from gearfall.core.ids import ModelName
-from gearfall.core.job import Job
 
 
 @dataclass(frozen=True, slots=True)

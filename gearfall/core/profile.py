@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 
 import msgspec
 
-from gearfall.core.agreement import parse_rule
+from gearfall.core.certainty.agreement import parse_rule
+from gearfall.core.certainty.self_consistency import DEFAULT_TEMPERATURE, check_temperature
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.self_consistency import DEFAULT_TEMPERATURE, check_temperature
 
 FORMAT_VERSION = 1
 MAX_PROFILE_BYTES = 1 << 30

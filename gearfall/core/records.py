@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from gearfall.core.escalation import EscalationPolicy
+from gearfall.core.certainty.escalation import EscalationPolicy
+from gearfall.core.certainty.self_consistency import SelfConsistency
+from gearfall.core.generation.job import Priority
+from gearfall.core.generation.streaming import Streaming
 from gearfall.core.ids import DeploymentName, JobId, ModelName, NodeId, RouterId, WorkerId
-from gearfall.core.job import Priority
-from gearfall.core.self_consistency import SelfConsistency
-from gearfall.core.streaming import Streaming
 
 
 class Tier(Enum):

@@ -15,7 +15,7 @@ from random import Random
 import numpy as np
 from rich.console import Console
 
-from gearfall.core.certainty import MEASURES
+from gearfall.core.certainty.certainty import MEASURES
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.demo.answering import Answer, answer_all, load_model

@@ -14,7 +14,7 @@ from gearfall.client.request import Options
 from gearfall.core.errors import Internal, NotFound, Unavailable
 from gearfall.core.ids import DeploymentName, JobId, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.infra.worker_door import WorkerDoor
+from gearfall.infra.net.worker_door import WorkerDoor
 from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gearfall.core.gear_plan import Gear, GearPlan
+from gearfall.core.gears.gear_plan import Gear, GearPlan
 from gearfall.core.records import AskedModel, Stage
 from gearfall.gears.answers import FloatArray
 

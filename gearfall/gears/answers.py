@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gearfall.core.certainty.self_consistency import SelfConsistency
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.records import AskedModel
-from gearfall.core.self_consistency import SelfConsistency
 
 FloatArray = npt.NDArray[np.float64]
 MIN_QUERIES = 20

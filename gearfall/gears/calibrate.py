@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from gearfall.core.calibration import MAX_KNOTS, Calibration
-from gearfall.core.certainty_features import USUAL_FEATURES, features_of
+from gearfall.core.certainty.calibration import MAX_KNOTS, Calibration
+from gearfall.core.certainty.certainty_features import USUAL_FEATURES, features_of
 from gearfall.core.errors import InvalidRequest
 from gearfall.gears.answers import MIN_QUERIES, FloatArray
 

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gearfall.core.certainty import answer_probability
-from gearfall.core.errors import InvalidRequest
-from gearfall.core.ids import ModelName
-from gearfall.core.profile import Generation, Profile
-from gearfall.core.self_consistency import (
+from gearfall.core.certainty.certainty import answer_probability
+from gearfall.core.certainty.self_consistency import (
     MAX_SAMPLES,
     MIN_SAMPLES,
     SelfConsistency,
     Vote,
     consensus,
 )
+from gearfall.core.errors import InvalidRequest
+from gearfall.core.ids import ModelName
+from gearfall.core.profile import Generation, Profile
 from gearfall.gears.answers import ModelAnswers
 
 

@@ -24,7 +24,7 @@ from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.gear_plan import PlacedReplicas
+from gearfall.core.gears.gear_plan import PlacedReplicas
 
 TIME_LIMIT_S = 20.0
 _TIDY = 1e-3

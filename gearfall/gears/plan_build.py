@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from gearfall.core.calibration import Calibration
+from gearfall.core.certainty.calibration import Calibration
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.gear_plan import Gear, GearPlan, Promise, Variant
+from gearfall.core.gears.gear_plan import Gear, GearPlan, Promise, Variant
 from gearfall.gears.answers import ModelAnswers
 from gearfall.gears.placement import Host, Placeable, Placement, place_models
 from gearfall.gears.rungs import QualityTarget, Rung, find_rungs

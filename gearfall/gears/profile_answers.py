@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from gearfall.core.calibration import Calibration, calibrated
-from gearfall.core.certainty import measure_certainty
+from gearfall.core.certainty.calibration import Calibration, calibrated
+from gearfall.core.certainty.certainty import measure_certainty
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.generation.streaming import check_hold_tokens
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile
-from gearfall.core.streaming import check_hold_tokens
 from gearfall.gears.answers import ModelAnswers
 from gearfall.gears.choice import LEARN_SHARE
 from gearfall.gears.stoppable import fit_stoppable

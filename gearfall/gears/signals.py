@@ -14,13 +14,13 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from gearfall.core.calibration import Calibration, calibrated
-from gearfall.core.certainty import measure_certainty
-from gearfall.core.certainty_features import features_of
+from gearfall.core.certainty.calibration import Calibration, calibrated
+from gearfall.core.certainty.certainty import measure_certainty
+from gearfall.core.certainty.certainty_features import features_of
+from gearfall.core.certainty.self_consistency import MIN_SAMPLES, SelfConsistency
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile, ProfiledModel
-from gearfall.core.self_consistency import MIN_SAMPLES, SelfConsistency
 from gearfall.gears.answers import FloatArray, ModelAnswers
 from gearfall.gears.calibrate import LINE, Reliability, reliability
 from gearfall.gears.counted_answers import counted_columns, known_answers

@@ -2,7 +2,7 @@
 
 The least log-probability, their sum and the least margin only fall while an answer grows. Where all
 weights on them are positive, so does the calibrated certainty, and a draft below its threshold is
-known to be rejected at that token (`gearfall/core/certainty_bounds.py`). Means and quantiles can
+known to be rejected at that token (`core/certainty/certainty_bounds.py`). Means and quantiles can
 rise again with every token that may follow: by them nearly every draft runs to its end. So these
 three are taken unless the usual features tell right from wrong clearly better.
 """
@@ -15,8 +15,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gearfall.core.calibration import Calibration
-from gearfall.core.certainty_features import USUAL_FEATURES, features_of
+from gearfall.core.certainty.calibration import Calibration
+from gearfall.core.certainty.certainty_features import USUAL_FEATURES, features_of
 from gearfall.gears.answers import FloatArray
 from gearfall.gears.calibrate import FOLDS, fit_calibration
 

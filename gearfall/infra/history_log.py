@@ -16,7 +16,7 @@ from typing import ParamSpec
 import msgspec
 
 from gearfall.core.errors import DeadlineExceeded, InvalidRequest
-from gearfall.core.history import (
+from gearfall.core.generation.history import (
     AnyEvent,
     Event,
     Holding,

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from gearfall.client import Answer, AsyncClient, Choice
-from gearfall.core.agreement import answer_key
-from gearfall.core.certainty import answer_probability
-from gearfall.core.certainty_features import FLOOR
+from gearfall.core.certainty.agreement import answer_key
+from gearfall.core.certainty.certainty import answer_probability
+from gearfall.core.certainty.certainty_features import FLOOR
+from gearfall.core.certainty.self_consistency import DEFAULT_TEMPERATURE
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import DrawnAnswer, Generation, ProfiledModel
-from gearfall.core.self_consistency import DEFAULT_TEMPERATURE
 from gearfall.pb import common_pb2
 from gearfall.profiling.queries import LabelledQuery, agreement_rule
 from gearfall.profiling.speed import Served, SpeedSettings, measure_speed

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gearfall.core.agreement import EXACT, NORMALISED
+from gearfall.core.certainty.agreement import EXACT, NORMALISED
 from gearfall.core.errors import InvalidRequest
 
 MATCHES = ("exact", "contains", "regex")

@@ -13,7 +13,7 @@ from gearfall.client import AsyncClient
 from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage, Tier
-from gearfall.infra.convert import TIER_FROM_PB
+from gearfall.infra.net.convert import TIER_FROM_PB
 from gearfall.pb import common_pb2
 
 KEEP_ALIVE_S = 1.0

@@ -7,8 +7,8 @@ and with one that stops running requests where it would move them (after SHEPHER
 
 from enum import Enum
 
-from gearfall.scheduling.baseline import DecideStep, simple_step
-from gearfall.scheduling.baseline_rules import RULES
+from gearfall.scheduling.baselines.baseline import DecideStep, simple_step
+from gearfall.scheduling.baselines.baseline_rules import RULES
 from gearfall.scheduling.reconcile import decide
 
 

@@ -11,22 +11,22 @@ from dataclasses import dataclass, replace
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import MoveRecord, ReplicaState
 from gearfall.scheduling.actions import Action, Unwish, Wish
-from gearfall.scheduling.autoscaler import ScaleDecision, SchedulerPolicy, scale_model
-from gearfall.scheduling.autoscaler_load import ModelLoad, advance_load
-from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.gear_step import follow_gears
-from gearfall.scheduling.gear_wishes import missing_on
-from gearfall.scheduling.moves import MOST_S, MoveStep, next_step
-from gearfall.scheduling.prefetch import WishKey
-from gearfall.scheduling.prefetch_step import prefetch_step
-from gearfall.scheduling.reopening import reopen
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.placement.moves import MOST_S, MoveStep, next_step
+from gearfall.scheduling.placement.reopening import reopen
+from gearfall.scheduling.placement.starting import place_all
+from gearfall.scheduling.placement.wants import Urgency, Want
+from gearfall.scheduling.prefetching.prefetch import WishKey
+from gearfall.scheduling.prefetching.prefetch_step import prefetch_step
+from gearfall.scheduling.scaling.autoscaler import ScaleDecision, SchedulerPolicy, scale_model
+from gearfall.scheduling.scaling.autoscaler_load import ModelLoad, advance_load
+from gearfall.scheduling.scaling.gear_step import follow_gears
+from gearfall.scheduling.scaling.gear_wishes import missing_on
 from gearfall.scheduling.scene import Scene
 from gearfall.scheduling.scope import Scope
 from gearfall.scheduling.snapshot import ReplicaKey
-from gearfall.scheduling.start_costs import StartCosts
-from gearfall.scheduling.starting import place_all
 from gearfall.scheduling.step import Step
-from gearfall.scheduling.wants import Urgency, Want
 
 
 @dataclass(frozen=True, slots=True)

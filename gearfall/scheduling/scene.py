@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import ModelRecord, Tier
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.estimator import StartPrediction, predict_start
-from gearfall.scheduling.fleet_state import FleetState
-from gearfall.scheduling.start_costs import ANY_NODE, StartCosts, fixed_s
-from gearfall.scheduling.wants import Urgency, Want
+from gearfall.scheduling.estimates.estimator import StartPrediction, predict_start
+from gearfall.scheduling.estimates.start_costs import ANY_NODE, StartCosts, fixed_s
+from gearfall.scheduling.fleet.fleet_state import FleetState
+from gearfall.scheduling.placement.wants import Urgency, Want
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 
 PUSH_OUT_WEIGHT = 0.5
 """Of a load, for those whose bytes leave memory for it; fitted, see docs/decisions/0019."""

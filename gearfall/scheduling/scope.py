@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from gearfall.core.ids import ModelName, WorkerId
-from gearfall.scheduling.fleet_state import FleetState
-from gearfall.scheduling.wants import Want
+from gearfall.scheduling.fleet.fleet_state import FleetState
+from gearfall.scheduling.placement.wants import Want
 
 
 @dataclass(frozen=True, slots=True)

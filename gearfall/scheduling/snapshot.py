@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
+from gearfall.core.gears.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.records import (
     AssignmentRecord,

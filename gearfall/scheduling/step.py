@@ -21,12 +21,12 @@ from gearfall.scheduling.actions import (
     Unwish,
     Wish,
 )
-from gearfall.scheduling.claims import Claim, Site
-from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.placement_reasons import Rejected
+from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.placement.claims import Claim, Site
+from gearfall.scheduling.placement.placement_reasons import Rejected
+from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.scene import Scene, claimed_bytes, is_coming, needed_bytes, predict
 from gearfall.scheduling.snapshot import ReplicaKey
-from gearfall.scheduling.wants import Urgency, Want
 
 CLAIM_S = 60.0
 """Room that is being made is kept for the model that it is made for at most this long."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from gearfall.simulation.scenario import Run
+from gearfall.simulation.fleet.scenario import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from gearfall.core.escalation import Degraded
+from gearfall.core.certainty.escalation import Degraded
 from gearfall.core.ids import DeploymentName, ModelName
 
 MAX_TENANTS = 64

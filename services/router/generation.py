@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
+from gearfall.core.certainty.escalation import Degraded
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.escalation import Degraded
-from gearfall.core.job import FinishReason, Priority
-from gearfall.core.sampling import MAX_TOP_LOGPROBS
-from gearfall.core.streaming import StreamMode, check_hold_tokens
-from gearfall.core.usage import StageReport, Usage
+from gearfall.core.generation.job import FinishReason, Priority
+from gearfall.core.generation.sampling import MAX_TOP_LOGPROBS
+from gearfall.core.generation.streaming import StreamMode, check_hold_tokens
+from gearfall.core.generation.usage import StageReport, Usage
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64

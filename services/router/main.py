@@ -11,45 +11,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
-
-from gearfall.core.gear_shift import ShiftPolicy
-from gearfall.core.ids import ModelName, RouterId
-from gearfall.core.ports import ClusterState, JobQueue, Lease
-from gearfall.core.records import RouterRecord
-from gearfall.infra.bearer import SECRET_VARIABLE, BearerInterceptor
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.grpc_server import GrpcServer, start_server
-from gearfall.infra.history_log import count_held
-from gearfall.infra.http_server import start_http_server
-from gearfall.infra.redis_queue import RedisQueue
-from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.router_pb2_grpc import (
     add_RouterServicer_to_server,
     add_TokenSinkServicer_to_server,
 )
-from services.router.answer_cache import AnswerCache
-from services.router.answer_desk import AnswerDesk
+
+from gearfall.core.gears.gear_shift import ShiftPolicy
+from gearfall.core.ids import ModelName, RouterId
+from gearfall.core.ports import ClusterState, JobQueue, Lease
+from gearfall.core.records import RouterRecord
+from gearfall.infra.history_log import count_held
+from gearfall.infra.net.bearer import SECRET_VARIABLE, BearerInterceptor
+from gearfall.infra.net.grpc_server import GrpcServer, start_server
+from gearfall.infra.net.http_server import start_http_server
+from gearfall.infra.queue.redis_queue import RedisQueue
+from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
+from services.router.answers.answer_cache import AnswerCache
+from services.router.answers.answer_desk import AnswerDesk
 from services.router.background import Background
-from services.router.catalogue import Catalogue
-from services.router.cluster_status import ClusterStatus
-from services.router.demand import DemandBoard
-from services.router.gear_board import GearBoard
-from services.router.jobs import JobTable
-from services.router.load_board import LoadBoard
+from services.router.cluster.catalogue import Catalogue
+from services.router.cluster.cluster_status import ClusterStatus
+from services.router.cluster.peers import Peers
+from services.router.cluster.presence import Presence
+from services.router.cluster.restoring import LASTING, restore_what_is_lost
+from services.router.doors.rest import MAX_BODY_BYTES, RestDoor
+from services.router.doors.servicer import RouterServicer
+from services.router.doors.token_sink import GATHER_S, TokenSinkServicer
+from services.router.gears.gear_board import GearBoard
+from services.router.gears.quality_metrics import CacheMetrics, QualityMetrics
+from services.router.gears.quality_watch import QualityWatch
+from services.router.gears.shadow import Shadow
+from services.router.jobs.demand import DemandBoard
+from services.router.jobs.job_table import JobTable
+from services.router.jobs.load_board import LoadBoard
+from services.router.jobs.starts import is_ready
 from services.router.metrics import RouterMetrics
-from services.router.peers import Peers
-from services.router.presence import Presence
-from services.router.quality_metrics import CacheMetrics, QualityMetrics
-from services.router.quality_watch import QualityWatch
-from services.router.rest import MAX_BODY_BYTES, RestDoor
-from services.router.restoring import LASTING, restore_what_is_lost
 from services.router.service import RouterLimits, RouterService
-from services.router.servicer import RouterServicer
-from services.router.shadow import Shadow
-from services.router.starts import is_ready
-from services.router.token_sink import GATHER_S, TokenSinkServicer
-from services.router.tokenizing import FileSource, TokenizerCache
+from services.router.text.tokenizing import FileSource, TokenizerCache
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
+from gearfall.core.generation.job import FinishReason
+from gearfall.core.generation.usage import StageReport, Usage
 from gearfall.core.ids import RequestId
-from gearfall.core.job import FinishReason
-from gearfall.core.usage import StageReport, Usage
-from services.router.answer_cache import Ticket
-from services.router.answer_record import AnswerRecord
-from services.router.gear_board import PinnedGear
+from services.router.answers.answer_cache import Ticket
+from services.router.answers.answer_record import AnswerRecord
+from services.router.gears.gear_board import PinnedGear
 from services.router.generation import ChoiceEnd, Delta, GenerationEvent, Replace
 
 _log = logging.getLogger(__name__)

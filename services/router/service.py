@@ -7,29 +7,29 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from gearfall.core.agreement import EXACT
+from gearfall.core.certainty.agreement import EXACT
 from gearfall.core.deployment import check_stream_mode
 from gearfall.core.errors import Conflict, GearfallError, InvalidRequest, NotFound, Overloaded
+from gearfall.core.generation.job import Priority
+from gearfall.core.generation.streaming import resolve_streaming
 from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, RouterId
-from gearfall.core.job import Priority
 from gearfall.core.records import DeploymentRecord
-from gearfall.core.streaming import resolve_streaming
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.cluster import Cluster
 from services.router.admission import Admission
-from services.router.answer_desk import AnswerDesk
-from services.router.choice_run import ChoiceRun, cannot_start
-from services.router.gear_board import GearBoard, PinnedGear
+from services.router.answers.answer_desk import AnswerDesk
+from services.router.cluster.resolving import resolve
+from services.router.gears.gear_board import GearBoard, PinnedGear
 from services.router.generation import GenerationRequest
-from services.router.jobs import JobTable
+from services.router.jobs.job_table import JobTable
+from services.router.jobs.starts import StartHistory, expected_start_s, is_ready
 from services.router.metrics import RouterMetrics
-from services.router.prospects import Prospects, ScheduleWishes
 from services.router.request_log import RequestEvent, RequestLog
-from services.router.resolving import resolve
-from services.router.run_context import RunContext
 from services.router.running_request import RunningRequest
-from services.router.stage_plan import StagePlan, StageReady, plan_stages
-from services.router.starts import StartHistory, expected_start_s, is_ready
-from services.router.tokenizing import TokenizerCache
+from services.router.stages.choice_run import ChoiceRun, cannot_start
+from services.router.stages.prospects import Prospects, ScheduleWishes
+from services.router.stages.run_context import RunContext
+from services.router.stages.stage_plan import StagePlan, StageReady, plan_stages
+from services.router.text.tokenizing import TokenizerCache
 
 _log = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from gearfall.core.errors import Conflict, GearfallError, Unavailable
-from gearfall.core.history import Refused, Wrote
+from gearfall.core.generation.history import Refused, Wrote
 from gearfall.core.ports import Fence
 from gearfall.core.records import DecisionRecord, LearnedRecord
-from gearfall.infra.cluster import Cluster
 from gearfall.infra.failpoints import failpoint_async
 from gearfall.infra.history_log import record
+from gearfall.infra.state.cluster import Cluster
 from gearfall.scheduling.actions import (
     Action,
     Assign,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import DecisionRecord, ReplicaRecord, ReplicaState
-from gearfall.infra.change_feed import Changes
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.change_feed import Changes
+from gearfall.infra.state.cluster import Cluster
 
 KEPT_DECISIONS = 16
 """Of one model."""

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gearfall.infra.change_feed import Change
+from gearfall.infra.state.change_feed import Change
 from gearfall.scheduling.actions import Action, Assign, Unwish, Wish
-from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.fleet.fleet import Fleet
 
 INDEPENDENT = Assign | Wish | Unwish
 """Steps that nothing which stands depends on, so that the next decision need not wait for them."""

@@ -10,12 +10,12 @@ from typing import Any
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, WorkerRecord
-from gearfall.infra.change_feed import Change, Changes
-from gearfall.infra.cluster_view import ClusterView
+from gearfall.infra.state.change_feed import Change, Changes
+from gearfall.infra.state.cluster_view import ClusterView
 from gearfall.scheduling.actions import Action, Assign
-from gearfall.scheduling.autoscaler_load import ModelLoad
-from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.forecast import ArrivalHistory
+from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.prefetching.forecast import ArrivalHistory
+from gearfall.scheduling.scaling.autoscaler_load import ModelLoad
 from gearfall.scheduling.snapshot import ClusterSnapshot
 from services.scheduler.expected import INDEPENDENT, ExpectedRecords
 from services.scheduler.reachability import LEASE_GRACE_S, note_absent

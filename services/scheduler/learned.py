@@ -7,10 +7,10 @@ from typing import Generic, TypeVar
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
 from gearfall.core.records import LearnedRecord
-from gearfall.infra.cluster_view import ClusterView
-from gearfall.scheduling.arrivals_json import arrivals_from_json
-from gearfall.scheduling.forecast import ArrivalHistory
-from gearfall.scheduling.start_costs_json import costs_from_json
+from gearfall.infra.state.cluster_view import ClusterView
+from gearfall.scheduling.estimates.start_costs_json import costs_from_json
+from gearfall.scheduling.prefetching.arrivals_json import arrivals_from_json
+from gearfall.scheduling.prefetching.forecast import ArrivalHistory
 from services.scheduler.start_learning import StartLearning
 
 STARTS = "starts"

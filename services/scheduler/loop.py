@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from gearfall.core.errors import Conflict, Unavailable
-from gearfall.core.history import Led
+from gearfall.core.generation.history import Led
 from gearfall.core.ports import Fence, Lease
 from gearfall.core.records import SchedulerRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.election import campaign, resign, wait_deposed
 from gearfall.infra.history_log import record as record_history
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.baseline import DecideStep
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.election import campaign, resign, wait_deposed
+from gearfall.scheduling.baselines.baseline import DecideStep
 from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.snapshot import waiting_by_model
 from services.scheduler.fleet_follower import FleetFollower
 from services.scheduler.learned import WRITE_EVERY_S

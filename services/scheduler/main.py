@@ -6,16 +6,17 @@ import gc
 import uuid
 from collections.abc import Sequence
 
-from gearfall.core.records import SchedulerRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.grpc_server import start_server
-from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
-from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+
+from gearfall.core.records import SchedulerRecord
+from gearfall.infra.net.grpc_server import start_server
+from gearfall.infra.net.metrics_server import add_metrics_setting, serving_metrics
+from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy, decide_step
-from gearfall.scheduling.prefetch import PrefetchPolicy
+from gearfall.scheduling.prefetching.prefetch import PrefetchPolicy
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.scheduler.decision_log import DecisionLog
 from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.loop import LEASE_TTL_S, SchedulerLoop

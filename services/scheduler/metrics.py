@@ -16,7 +16,7 @@ from prometheus_client import (
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
-from gearfall.scheduling.start_costs import StartCosts, StartOutcome, error_quantile
+from gearfall.scheduling.estimates.start_costs import StartCosts, StartOutcome, error_quantile
 
 DECISIONS = ("start", "stop", "keep", "wait")
 _DECISION_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)

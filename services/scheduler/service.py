@@ -11,7 +11,7 @@ from gearfall.core.records import (
     ReplicaRecord,
     ReplicaState,
 )
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.cluster import Cluster
 from services.scheduler.decision_log import Decided, DecisionLog
 from services.scheduler.loop import SchedulerLoop
 

@@ -2,7 +2,7 @@
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
-from gearfall.infra.grpc_errors import Context
+from gearfall.infra.net.grpc_errors import Context
 from gearfall.pb import scheduler_pb2 as pb
 from gearfall.pb import scheduler_pb2_grpc
 from services.scheduler.service import Explanation, SchedulerService

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from gearfall.infra.change_feed import ChangeFeed
-from gearfall.infra.cluster import Cluster
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.infra.state.change_feed import ChangeFeed
+from gearfall.infra.state.cluster import Cluster
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.scheduler.fleet_follower import FleetFollower
 
 

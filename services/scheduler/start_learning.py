@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection
 
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, ReplicaState
+from gearfall.scheduling.estimates.start_costs import Start, StartCosts, StartOutcome, learn_start
 from gearfall.scheduling.snapshot import ReplicaKey
-from gearfall.scheduling.start_costs import Start, StartCosts, StartOutcome, learn_start
 
 
 class StartLearning:

@@ -14,15 +14,15 @@ from typing import Any
 
 from gearfall.core.errors import Unavailable
 from gearfall.core.ports import Fence
-from gearfall.infra.change_feed import ChangeFeed
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_view import ClusterView
+from gearfall.infra.state.change_feed import ChangeFeed
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_view import ClusterView
 from gearfall.scheduling.actions import Action
-from gearfall.scheduling.arrivals_json import arrivals_to_json
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.baseline import DecideStep
-from gearfall.scheduling.start_costs import StartCosts
-from gearfall.scheduling.start_costs_json import costs_to_json
+from gearfall.scheduling.baselines.baseline import DecideStep
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.estimates.start_costs_json import costs_to_json
+from gearfall.scheduling.prefetching.arrivals_json import arrivals_to_json
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.scheduler.action_writer import ActionWriter
 from services.scheduler.fleet_follower import FleetFollower
 from services.scheduler.learned import (

@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gearfall.core.ids import WorkerId
-from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.net.grpc_channels import open_channel
 from services.scheduler.reachability import REACHABLE, LinkEvent, LinkState, next_state
 
 CONNECT_TIMEOUT_S = 1.0

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from gearfall.core.errors import GearfallError, InvalidRequest
 from gearfall.core.ids import ModelName
-from gearfall.infra.attach_protocol import (
+from gearfall.infra.memory.attach_protocol import (
     AttachReply,
     FillNews,
     pack_frame,
     read_request,
     write_frame,
 )
-from services.store.filling import Filling
-from services.store.pool import Pool, Resident
+from services.store.tiers.filling import Filling
+from services.store.tiers.pool import Pool, Resident
 
 _HANDSHAKE_TIMEOUT_S = 5.0
 _MAX_SOCKET_PATH_BYTES = 107

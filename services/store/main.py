@@ -8,21 +8,22 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
+
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import NodeId, parse_name
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.grpc_server import start_server
 from gearfall.infra.history_log import count_held
-from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
-from gearfall.infra.native import read_chunks
+from gearfall.infra.memory.native import read_chunks
+from gearfall.infra.net.grpc_server import start_server
+from gearfall.infra.net.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
-from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from services.store.service import StoreService
 from services.store.servicer import StoreServicer
 from services.store.settings import StoreSettings
-from services.store.spare_memory import SPARE_BYTES
-from services.store.throttle import PacedRead
+from services.store.tiers.spare_memory import SPARE_BYTES
+from services.store.tiers.throttle import PacedRead
 
 _DEFAULT_DATA_DIR = "~/.local/share/gearfall/store"
 _DEFAULT_DRAM_BYTES = 2 * 2**30

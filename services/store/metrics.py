@@ -13,8 +13,8 @@ from prometheus_client import (
 )
 
 from gearfall.core.records import Tier
-from services.store.load import LoadEnd, LoadOutcome
-from services.store.wishes import WishOutcome
+from services.store.loading.load import LoadEnd, LoadOutcome
+from services.store.loading.wishes import WishOutcome
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TIERS = (Tier.REMOTE, Tier.SSD, Tier.DRAM)

@@ -9,9 +9,9 @@ from gearfall.core.errors import Conflict, GearfallError
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import Lease
 from gearfall.core.records import NodeRecord
-from gearfall.infra.cluster import Cluster
-from services.store.model_registry import ModelRegistry
-from services.store.stored_model import StoredModel
+from gearfall.infra.state.cluster import Cluster
+from services.store.models.model_registry import ModelRegistry
+from services.store.tiers.stored_model import StoredModel
 
 LEASE_TTL_S = 5.0
 TOLD_TIMEOUT_S = 1.0

@@ -8,30 +8,30 @@ from weakref import WeakValueDictionary
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound
 from gearfall.core.ids import ModelName, parse_name
 from gearfall.core.records import NodeRecord, Tier
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.native import read_chunks
+from gearfall.infra.memory.native import read_chunks
+from gearfall.infra.state.cluster import Cluster
 from services.store.attach_server import AttachServer
-from services.store.canaries import Canaries, ComputeCanary
-from services.store.canary_process import CanaryProcess
-from services.store.catalogue import Catalogue
-from services.store.elsewhere import ClusterCopies, Elsewhere
-from services.store.ledger import Ledger
-from services.store.load import LoadFlight
-from services.store.loader import Loader
+from services.store.loading.load import LoadFlight
+from services.store.loading.loader import Loader
+from services.store.loading.wishes import Wishes
 from services.store.metrics import StoreFigures, StoreMetrics
-from services.store.model_registry import ModelRegistry
-from services.store.pool import Pool
-from services.store.pool_memory import ReadChunks
+from services.store.models.canaries import Canaries, ComputeCanary
+from services.store.models.canary_process import CanaryProcess
+from services.store.models.catalogue import Catalogue
+from services.store.models.ledger import Ledger
+from services.store.models.model_registry import ModelRegistry
+from services.store.models.registration import RegisterFlight, Registrations
+from services.store.models.side_files import SideFiles
 from services.store.presence import Presence
-from services.store.registration import RegisterFlight, Registrations
 from services.store.settings import StoreSettings
-from services.store.side_files import SideFiles
-from services.store.spare_memory import SpareMemory
-from services.store.ssd_room import SsdRoom
-from services.store.ssd_tier import SsdTier
-from services.store.stored_model import StoredModel
-from services.store.transfers import Transfers
-from services.store.wishes import Wishes
+from services.store.sources.elsewhere import ClusterCopies, Elsewhere
+from services.store.sources.transfers import Transfers
+from services.store.tiers.pool import Pool
+from services.store.tiers.pool_memory import ReadChunks
+from services.store.tiers.spare_memory import SpareMemory
+from services.store.tiers.ssd_room import SsdRoom
+from services.store.tiers.ssd_tier import SsdTier
+from services.store.tiers.stored_model import StoredModel
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gearfall.core.ids import NodeId
-from services.store.spare_memory import SPARE_BYTES
+from services.store.tiers.spare_memory import SPARE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gearfall.core.errors import GearfallError, InvalidRequest, PermissionDenied, Unauthenticated
-from gearfall.infra.bearer import HEADER, SECRET_VARIABLE, check_bearer
+from gearfall.infra.net.bearer import HEADER, SECRET_VARIABLE, check_bearer
 from services.worker.service import WorkerService
 from services.worker.servicer import drain_reply_to_pb
 

@@ -1,10 +1,10 @@
 """What the gears in force ask of this worker's claims, read from cluster state as it changes."""
 
-from gearfall.core.claim_rule import ClaimRule, claim_rule
-from gearfall.core.gear_plan import Gear
-from gearfall.core.gears_in_force import PlanShelf
+from gearfall.core.gears.claim_rule import ClaimRule, claim_rule
+from gearfall.core.gears.gear_plan import Gear
+from gearfall.core.gears.gears_in_force import PlanShelf
 from gearfall.core.ids import ModelName, WorkerId
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.cluster import Cluster
 
 
 class GearRules:

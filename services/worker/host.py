@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from gearfall.core.errors import NotFound, Unavailable
 from gearfall.core.ids import JobId, ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, WorkerRecord
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.cluster import Cluster
 from services.worker.migration.evacuation import Departure
 from services.worker.registration import Registration
 from services.worker.replicas.draining import DrainOutcome

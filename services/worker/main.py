@@ -9,21 +9,21 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc
+from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 
-from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.generation.arithmetic import Arithmetic
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import WorkerRecord
-from gearfall.infra.bearer import SECRET_VARIABLE
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.grpc_server import start_server
 from gearfall.infra.history_log import count_held
-from gearfall.infra.metrics_server import add_metrics_setting, serving_metrics
-from gearfall.infra.pool_lease import take_lease
-from gearfall.infra.redis_queue import RedisQueue
+from gearfall.infra.memory.pool_lease import take_lease
+from gearfall.infra.net.bearer import SECRET_VARIABLE
+from gearfall.infra.net.grpc_server import start_server
+from gearfall.infra.net.metrics_server import add_metrics_setting, serving_metrics
+from gearfall.infra.queue.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
-from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from services.worker.drain_door import drain_route
 from services.worker.engine_link.messages import EngineKind
 from services.worker.gear_rules import GearRules

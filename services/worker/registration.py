@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from gearfall.core.errors import Conflict, GearfallError, Unavailable
 from gearfall.core.ports import Lease
 from gearfall.core.records import WorkerRecord
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.cluster import Cluster
 
 LEASE_TTL_S = 5.0
 RETRY_S = 0.5

@@ -3,8 +3,8 @@
 from collections.abc import AsyncIterator
 
 from gearfall.core.ids import Epoch, JobId
-from gearfall.infra.convert import priority_to_pb, replica_to_pb
-from gearfall.infra.grpc_errors import Context
+from gearfall.infra.net.convert import priority_to_pb, replica_to_pb
+from gearfall.infra.net.grpc_errors import Context
 from gearfall.pb import worker_pb2 as pb
 from gearfall.pb import worker_pb2_grpc
 from services.worker.host import DrainReport

@@ -8,7 +8,7 @@ import pytest
 import xxhash
 
 from bench.raw_read import Sample, main, prepare, summarize, write_partition
-from gearfall.infra.native import page_cached_bytes, read_method
+from gearfall.infra.memory.native import page_cached_bytes, read_method
 
 
 def sample(target: str, round_index: int, seconds: float) -> Sample:

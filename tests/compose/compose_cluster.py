@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gearfall.demo.catalogue import CHECKPOINTS
-from gearfall.infra.local_servers import free_ports
+from gearfall.infra.local.local_servers import free_ports
 from tests.compose.docker_engine import MissingError
 from tests.compose.images import ROOT, SERVERS_IMAGE, SERVICE_IMAGE
 

@@ -8,13 +8,13 @@ import httpx
 import pytest
 
 from gearfall.client import AsyncClient
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gears.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
 from gearfall.demo import catalogue
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.failpoints import RULES_VARIABLE
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from tests.cluster_host import ClusterHost
 
 NAME = ModelName("arith")

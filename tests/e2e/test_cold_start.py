@@ -11,8 +11,8 @@ from gearfall.client import AsyncClient, Waiting
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo import catalogue
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import common_pb2
 from tests.cluster_host import ClusterHost
 

@@ -9,12 +9,12 @@ import httpx
 import pytest
 
 from gearfall.client import AsyncClient
-from gearfall.core.escalation import Degraded, EscalationPolicy, WhileLoading
+from gearfall.core.certainty.escalation import Degraded, EscalationPolicy, WhileLoading
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
 from gearfall.demo import catalogue
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from tests.cluster_host import ClusterHost
 from tests.gearfall.infra.metric_samples import Samples, samples_of
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from gearfall.pb.worker_pb2_grpc import WorkerStub
 from google.protobuf.json_format import ParseDict
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,12 +18,11 @@ from gearfall.client.request import Options
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
 from gearfall.demo import catalogue
-from gearfall.infra.bearer import SECRET_VARIABLE
 from gearfall.infra.failpoints import DIRECTORY_VARIABLE, RULES_VARIABLE
-from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.net.bearer import SECRET_VARIABLE
+from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
-from gearfall.pb.worker_pb2_grpc import WorkerStub
 from tests.cluster_host import ClusterHost
 from tests.services.worker.tiny_adapters import save_adapter
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gearfall.client import Client
 from gearfall.demo import catalogue
-from gearfall.infra.local_servers import start_etcd, start_redis
+from gearfall.infra.local.local_servers import start_etcd, start_redis
 from tests.cluster_host import ClusterHost
 
 

@@ -14,14 +14,14 @@ import pytest
 
 from gearfall.client import AsyncClient
 from gearfall.core.errors import Conflict
-from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.gears.gear_plan_checks import parse_plan
 from gearfall.core.ids import DeploymentName
 from gearfall.core.profile import parse_profile
 from gearfall.core.records import DeploymentRecord
 from gearfall.demo import catalogue
 from gearfall.demo.arithmetic import ask
 from gearfall.profiling.starts import measure_starts
-from services.router.shadow import is_drawn
+from services.router.gears.shadow import is_drawn
 from tests.cluster_host import ClusterHost
 
 MODELS = ("arith-small", "arith-medium")

@@ -9,7 +9,7 @@ import pytest
 
 from gearfall.client import AsyncClient, TextDelta
 from gearfall.client.request import Options
-from gearfall.core.job import Priority
+from gearfall.core.generation.job import Priority
 from gearfall.demo import catalogue
 from tests.cluster_host import ClusterHost
 from tests.e2e.test_migration import wanderer

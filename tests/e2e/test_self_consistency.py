@@ -6,11 +6,11 @@ import httpx
 import pytest
 
 from gearfall.client import AsyncClient
+from gearfall.core.certainty.self_consistency import SelfConsistency
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.generation.streaming import StreamMode
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.core.self_consistency import SelfConsistency
-from gearfall.core.streaming import StreamMode
 
 pytestmark = pytest.mark.usefixtures("demo_family")
 

@@ -7,9 +7,9 @@ import pytest
 from openai import AsyncOpenAI
 
 from gearfall.client import AsyncClient
+from gearfall.core.generation.streaming import Streaming, StreamMode
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.core.streaming import Streaming, StreamMode
 
 pytestmark = pytest.mark.usefixtures("demo_family")
 

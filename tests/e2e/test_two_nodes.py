@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from gearfall.pb.store_pb2_grpc import StoreStub
 from typer.testing import CliRunner
 
 from gearfall.cli.main import app
@@ -15,13 +16,12 @@ from gearfall.core.ids import DeploymentName, ModelName, NodeId
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
 from gearfall.demo import catalogue
 from gearfall.demo.migrate import DEPLOYMENT, MODEL, OPTIONS, PROMPT, TOKENS, wait_ready
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_view import ClusterView
-from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.failpoints import RULES_VARIABLE
-from gearfall.infra.worker_door import WorkerDoor
+from gearfall.infra.net.worker_door import WorkerDoor
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_view import ClusterView
+from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2
-from gearfall.pb.store_pb2_grpc import StoreStub
 from tests.cluster_host import ClusterHost
 
 NAME = ModelName("arith")

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from gearfall.client import AsyncClient, TextDelta
 from gearfall.demo import catalogue
 from gearfall.demo.arithmetic import Question
-from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.net.grpc_channels import open_channel
 from tests.cluster_host import ClusterHost
 
 pytestmark = pytest.mark.usefixtures("demo_family")

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from gearfall.pb.worker_pb2_grpc import WorkerStub
+
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.request import Options
 from gearfall.core.errors import GearfallError
-from gearfall.core.history import Answered
+from gearfall.core.generation.history import Answered
+from gearfall.core.generation.streaming import Streaming
+from gearfall.core.generation.usage import StageReport
+from gearfall.core.generation.verdict import Verdict, judge
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.core.streaming import Streaming
-from gearfall.core.usage import StageReport
-from gearfall.core.verdict import Verdict, judge
 from gearfall.demo import catalogue
 from gearfall.infra.failpoints import DIRECTORY_VARIABLE, REACHED_FILE
-from gearfall.infra.grpc_channels import open_channel
 from gearfall.infra.history_log import (
     HISTORY_VARIABLE,
     HistoryLog,
@@ -30,9 +31,9 @@ from gearfall.infra.history_log import (
     ask_what_is_held,
     read_histories,
 )
+from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
-from gearfall.pb.worker_pb2_grpc import WorkerStub
 from tests.cluster_host import ClusterHost
 from tests.e2e.test_migration import wanderer
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gearfall.core.history import ProcessHistory, Refused, Wrote
+from gearfall.core.generation.history import ProcessHistory, Refused, Wrote
 from gearfall.core.ids import ModelName, RouterId, WorkerId
 from gearfall.core.records import (
     AssignmentRecord,

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gearfall.core.history import ProcessHistory, Refused
+from gearfall.core.generation.history import ProcessHistory, Refused
 from gearfall.core.ids import JobId, ModelName, NodeId, RouterId, WorkerId
 from gearfall.core.ports import ClusterState, Lease
 from gearfall.core.records import (
@@ -32,14 +32,14 @@ from gearfall.core.records import (
     Tier,
     WorkerRecord,
 )
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_view import ClusterView
-from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.failpoints import DIRECTORY_VARIABLE, REACHED_FILE, RULES_FILE
-from gearfall.infra.grpc_server import start_server
 from gearfall.infra.history_log import HISTORY_VARIABLE, read_histories
-from gearfall.infra.local_servers import LocalServer, start_etcd
-from gearfall.infra.tether import tethered
+from gearfall.infra.local.local_servers import LocalServer, start_etcd
+from gearfall.infra.local.tether import tethered
+from gearfall.infra.net.grpc_server import start_server
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_view import ClusterView
+from gearfall.infra.state.etcd_state import EtcdState
 from tests.faults.placement_verdict import PlacementVerdict, judge_placement
 from tests.faults.state_recorder import Recorded, catch_up, recording
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from gearfall.core.ports import ClusterState, KeyPut, Snapshot, StateEntry, WatchItem
-from gearfall.infra.cluster_keys import INCARNATION_KEY, decode_entry
+from gearfall.infra.state.cluster_keys import INCARNATION_KEY, decode_entry
 from tests.faults.placement_verdict import StateChange, StateListed
 
 Recorded = list[StateChange | StateListed]

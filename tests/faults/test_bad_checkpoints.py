@@ -316,7 +316,7 @@ FULL_DISK = """
 import sys
 from pathlib import Path
 from gearfall.core.errors import Overloaded
-from services.store.ssd_tier import SsdTier
+from services.store.tiers.ssd_tier import SsdTier
 
 disk, good, *bad = map(Path, sys.argv[1:])
 tier = SsdTier(disk)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from gearfall.core.manifest import checksum, manifest_bytes, parse_manifest
+from gearfall.core.checkpoint.manifest import checksum, manifest_bytes, parse_manifest
 from gearfall.core.ports import QueueDepth
 from gearfall.core.records import AssignmentRecord, ReplicaRecord, ReplicaState
-from gearfall.infra.memory_queue import MemoryQueue
-from gearfall.infra.pool_lease import take_lease
-from services.store.canary_process import CanaryProcess
-from services.store.model_registry import record_of
+from gearfall.infra.memory.pool_lease import take_lease
+from gearfall.infra.queue.memory_queue import MemoryQueue
+from services.store.models.canary_process import CanaryProcess
+from services.store.models.model_registry import record_of
 from services.worker.jobs.job_board import JobBoard
 from services.worker.jobs.push_stream import PushStream
 from services.worker.jobs.settlement import Settlement

@@ -17,12 +17,12 @@ from gearfall.client import AsyncClient
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import ReplicaState
 from gearfall.demo import catalogue
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_view import ClusterView
-from gearfall.infra.etcd_rpc import invoke, rpc
-from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.history_log import HISTORY_VARIABLE, read_histories
-from gearfall.infra.local_servers import LocalServer, start_etcd
+from gearfall.infra.local.local_servers import LocalServer, start_etcd
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_view import ClusterView
+from gearfall.infra.state.etcd_rpc import invoke, rpc
+from gearfall.infra.state.etcd_state import EtcdState
 from tests.cluster_host import ClusterHost
 from tests.faults.fault_cluster import until
 from tests.faults.placement_verdict import judge_placement

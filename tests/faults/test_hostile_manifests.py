@@ -23,11 +23,11 @@ from gearfall.checkpoint.reshard import plan_rank
 from gearfall.checkpoint.shard_index import parse_shard_index
 from gearfall.checkpoint.verification import verify
 from gearfall.cli.main import app
+from gearfall.core.checkpoint.manifest import MAX_MANIFEST_BYTES, parse_manifest
+from gearfall.core.checkpoint.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header
 from gearfall.core.errors import CorruptCheckpoint, GearfallError
 from gearfall.core.ids import ModelName
-from gearfall.core.manifest import MAX_MANIFEST_BYTES, parse_manifest
-from gearfall.core.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header
-from services.store.ssd_tier import SsdTier
+from services.store.tiers.ssd_tier import SsdTier
 from tests.gearfall.checkpoint.conversions import LLAMA, convert_source, llama_weights, save_source
 
 MAX_GROWTH_BYTES = 64 * 2**20

@@ -15,9 +15,9 @@ import pytest
 from gearfall.client import AsyncClient
 from gearfall.core.ids import ModelName
 from gearfall.demo import catalogue
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.history_log import read_histories
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from tests.faults.fault_cluster import FaultCluster, thaw
 from tests.faults.placement_verdict import judge_placement
 from tests.faults.state_recorder import recording

@@ -18,7 +18,7 @@ import pytest
 
 from gearfall.client.request import Options
 from gearfall.core.errors import GearfallError
-from gearfall.core.verdict import Verdict
+from gearfall.core.generation.verdict import Verdict
 from tests.faults.fault_cluster import (
     GREEDY,
     MODEL,

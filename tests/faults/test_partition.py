@@ -20,12 +20,12 @@ from gearfall.client import AsyncClient
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
 from gearfall.demo import catalogue
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_view import ClusterView
-from gearfall.infra.etcd_state import EtcdState
 from gearfall.infra.history_log import HISTORY_VARIABLE, read_histories
-from gearfall.infra.local_servers import LocalServer, ServerSpec, etcd_spec, redis_spec
-from gearfall.infra.tether import tethered
+from gearfall.infra.local.local_servers import LocalServer, ServerSpec, etcd_spec, redis_spec
+from gearfall.infra.local.tether import tethered
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_view import ClusterView
+from gearfall.infra.state.etcd_state import EtcdState
 from tests.faults.namespaces import HUB, Namespaces, address, why_not
 from tests.faults.placement_verdict import judge_placement
 from tests.faults.state_recorder import recording

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gearfall.core.history import ProcessHistory, ProcessStarted, Refused, Wrote
+from gearfall.core.generation.history import ProcessHistory, ProcessStarted, Refused, Wrote
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import MoveRecord, ReplicaState, SchedulerRecord
 from tests.faults.placement_verdict import StateChange, StateListed, judge_placement

@@ -18,7 +18,7 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ModelRecord
-from gearfall.infra.cluster_view import ClusterView
+from gearfall.infra.state.cluster_view import ClusterView
 from tests.faults.fault_cluster import thaw, until
 from tests.faults.placement_verdict import StateChange
 from tests.faults.scheduler_cluster import (

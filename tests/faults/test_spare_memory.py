@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gearfall.core.errors import Conflict, NotFound, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.infra.pool_lease import map_partition, take_lease
-from services.store.spare_memory import SpareMemory
+from gearfall.infra.memory.pool_lease import map_partition, take_lease
+from services.store.tiers.spare_memory import SpareMemory
 from tests.faults.memory_groups import MemoryGroup, memory_group
 from tests.services.store.checkpoints import many_tensors
 from tests.services.store.sources import write_source
@@ -20,8 +20,8 @@ MIB = 2**20
 FILLING = textwrap.dedent(
     """
     import signal
-    from gearfall.infra.native import PoolFile
-    from services.store.spare_memory import SpareMemory
+    from gearfall.infra.memory.native import PoolFile
+    from services.store.tiers.spare_memory import SpareMemory
 
     class Told(PoolFile):
         def fault_in(self, step_bytes, stop=None):
@@ -38,7 +38,7 @@ LOADING = textwrap.dedent(
     """
     import os, resource, sys
     from pathlib import Path
-    from services.store.spare_memory import SpareMemory
+    from services.store.tiers.spare_memory import SpareMemory
 
     beyond_bytes = int(sys.argv[1])
     if beyond_bytes:

@@ -14,7 +14,7 @@ import pytest
 
 from gearfall.core.errors import InvalidRequest, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.infra.memory_state import MemoryStateServer
+from gearfall.infra.state.memory_state import MemoryStateServer
 from gearfall.pb import common_pb2
 from gearfall.pb import store_pb2 as pb
 from tests.gearfall.infra.web_servers import WebServer, web_server
@@ -29,9 +29,9 @@ FULL_DISK = textwrap.dedent(
     import asyncio, os, sys
     from pathlib import Path
     from gearfall.core.errors import Overloaded
-    from services.store.arrival import bring
-    from services.store.catalogue import Catalogue
-    from services.store.remote_checkpoint import open_remote
+    from services.store.sources.arrival import bring
+    from services.store.models.catalogue import Catalogue
+    from services.store.sources.remote_checkpoint import open_remote
 
     disk, url = Path(sys.argv[1]), sys.argv[2]
 

@@ -18,17 +18,17 @@ import pytest_asyncio
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gearfall.core.canary import Canary
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
+from gearfall.core.generation.canary import Canary
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId, ModelName
 from gearfall.core.records import ModelRecord
-from gearfall.core.sampling import SamplingParams
-from gearfall.infra.attach_protocol import FillNews, pack_frame
-from gearfall.infra.memory_state import MemoryStateServer
-from gearfall.infra.pool_lease import take_lease
-from services.store.canary_process import CanaryRequest
-from services.store.canary_reference import compute_canary
-from services.store.model_registry import record_of
+from gearfall.infra.memory.attach_protocol import FillNews, pack_frame
+from gearfall.infra.memory.pool_lease import take_lease
+from gearfall.infra.state.memory_state import MemoryStateServer
+from services.store.models.canary_process import CanaryRequest
+from services.store.models.canary_reference import compute_canary
+from services.store.models.model_registry import record_of
 from services.worker.engine_link.messages import ProbeEngine, StartEngine, SubmitJob
 from services.worker.ports import EngineProcess
 from services.worker.processes.zygote_client import Zygote

@@ -9,12 +9,12 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import ClusterState, JobQueue
-from gearfall.infra.etcd_rpc import invoke, rpc
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.local_servers import LocalServer, start_etcd, start_redis
-from gearfall.infra.memory_queue import MemoryQueue, MemoryQueueServer
-from gearfall.infra.memory_state import MemoryState, MemoryStateServer
-from gearfall.infra.redis_queue import RedisQueue
+from gearfall.infra.local.local_servers import LocalServer, start_etcd, start_redis
+from gearfall.infra.queue.memory_queue import MemoryQueue, MemoryQueueServer
+from gearfall.infra.queue.redis_queue import RedisQueue
+from gearfall.infra.state.etcd_rpc import invoke, rpc
+from gearfall.infra.state.etcd_state import EtcdState
+from gearfall.infra.state.memory_state import MemoryState, MemoryStateServer
 
 _numbers = itertools.count()
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from gearfall.core.generation.job import Job, Priority
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId, ModelName, RequestId, RouterId
-from gearfall.core.job import Job, Priority
 from gearfall.core.ports import JobQueue, QueuedJob
-from gearfall.core.sampling import SamplingParams
 
 MODEL = ModelName("tiny")
 

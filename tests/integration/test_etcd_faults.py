@@ -9,10 +9,10 @@ import pytest
 from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.ids import RouterId
 from gearfall.core.records import RouterRecord, SchedulerRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.election import campaign, wait_deposed
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.local_servers import LocalServer, free_ports
+from gearfall.infra.local.local_servers import LocalServer, free_ports
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.election import campaign, wait_deposed
+from gearfall.infra.state.etcd_state import EtcdState
 
 A = SchedulerRecord("a", "127.0.0.1:1")
 B = SchedulerRecord("b", "127.0.0.1:2")

@@ -7,11 +7,11 @@ import pytest
 from redis.asyncio import Redis
 
 from gearfall.core.errors import Unavailable
-from gearfall.core.job import Priority
-from gearfall.infra.local_servers import LocalServer
-from gearfall.infra.redis_lanes import stream_key
-from gearfall.infra.redis_queue import RedisQueue
-from gearfall.infra.redis_reads import GROUP
+from gearfall.core.generation.job import Priority
+from gearfall.infra.local.local_servers import LocalServer
+from gearfall.infra.queue.redis_lanes import stream_key
+from gearfall.infra.queue.redis_queue import RedisQueue
+from gearfall.infra.queue.redis_reads import GROUP
 from tests.integration.queue_jobs import MODEL, chat, claim, ids, job
 
 PREFIX = "doubts:"

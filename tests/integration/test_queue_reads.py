@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from gearfall.infra.redis_queue import RedisQueue
+from gearfall.infra.queue.redis_queue import RedisQueue
 from tests.integration.queue_jobs import MODEL, chat, job
 
 

@@ -6,7 +6,7 @@ import pytest
 from redis import exceptions
 from redis.asyncio import Redis
 
-from gearfall.infra.redis_wire import Wires
+from gearfall.infra.queue.redis_wire import Wires
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gearfall.pb.store_pb2_grpc import StoreStub
 
 from gearfall.core.errors import Unavailable
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.etcd_state import EtcdState
-from gearfall.infra.grpc_channels import open_channel
-from gearfall.infra.local_servers import LocalServer
-from gearfall.infra.pool_lease import map_partition, take_lease
+from gearfall.infra.local.local_servers import LocalServer
+from gearfall.infra.memory.pool_lease import map_partition, take_lease
+from gearfall.infra.net.grpc_channels import open_channel
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2 as pb
-from gearfall.pb.store_pb2_grpc import StoreStub
 from tests.services.store.sources import write_source
 from tests.services.store.stores import collect
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, NotFound, PermissionDenied, Unavailable
-from gearfall.infra.remote import RemoteDirectory
+from gearfall.infra.net.remote import RemoteDirectory
 from gearfall.pb import common_pb2
-from services.store.remote_checkpoint import open_remote
+from services.store.sources.remote_checkpoint import open_remote
 from tests.gearfall.infra.partial_content import partial_content
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
 from tests.services.store.stores import running_store

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from typing import Protocol
 
-from services.worker.engine.batch import Batch
-from services.worker.engine.packing import PackedStep, pack_step
-from services.worker.engine.sequence import Chunk, SequenceKey
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.packing import PackedStep, pack_step
+from services.worker.engine.batching.sequence import Chunk, SequenceKey
 
 CHUNK_TOKENS = 64
 """Most tokens of one pass: with more its products gain nothing, and who waits for its end waits

@@ -5,8 +5,8 @@ from mmap import mmap
 
 import torch
 
-from gearfall.infra.device import DeviceBuffer, DeviceCopy
-from services.worker.engine.units import Arrival
+from gearfall.infra.memory.device import DeviceBuffer, DeviceCopy
+from services.worker.engine.model.units import Arrival
 
 
 class DeviceTier:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gearfall.infra.native import PoolFile
-from services.worker.engine.kv_blocks import BLOCK_TOKENS
+from gearfall.infra.memory.native import PoolFile
+from services.worker.engine.batching.kv_blocks import BLOCK_TOKENS
 from services.worker.engine_link.kv_layout import KvLayer, KvLayout
 
 _HUGE_PAGE_BYTES = 2 << 20

@@ -12,25 +12,25 @@ from mmap import mmap
 import msgspec
 import torch
 
-from gearfall.core.canary import parse_canary
+from gearfall.core.checkpoint.manifest import Manifest, parse_manifest
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal
-from gearfall.core.manifest import Manifest, parse_manifest
+from gearfall.core.generation.canary import parse_canary
 from gearfall.infra.failpoints import arm_failpoints
 from gearfall.infra.history_log import close_history, count_held, open_history
 from gearfall.infra.logs import configure_logging
-from gearfall.infra.pool_lease import map_partition
-from services.worker.engine.arrival import LoadNews
-from services.worker.engine.batch import Batch
-from services.worker.engine.check import PROVEN, try_unproven
+from gearfall.infra.memory.pool_lease import map_partition
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.kv_blocks import KvBlocks, blocks_for
 from services.worker.engine.device import DeviceTier
-from services.worker.engine.dock import AdapterDock
 from services.worker.engine.engine import Engine
-from services.worker.engine.first_pass import run_first_pass
-from services.worker.engine.kv_blocks import KvBlocks, blocks_for
 from services.worker.engine.kv_memory import EngineKvMemory
 from services.worker.engine.loop import EngineLoop
-from services.worker.engine.model import build_model
-from services.worker.engine.ops import ops_for
+from services.worker.engine.model.check import PROVEN, try_unproven
+from services.worker.engine.model.engine_model import build_model
+from services.worker.engine.model.ops import ops_for
+from services.worker.engine.starting.arrival import LoadNews
+from services.worker.engine.starting.dock import AdapterDock
+from services.worker.engine.starting.first_pass import run_first_pass
 from services.worker.engine.stream import EngineStream
 from services.worker.engine_link.frames import receive_frame
 from services.worker.engine_link.messages import (

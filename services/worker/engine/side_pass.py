@@ -1,7 +1,7 @@
 """What runs beside the steps: a thread of its own, which gives way to whoever else computes.
 
 The thread runs a second decoder over the same weights and caches, on one core. Keys and values that
-it computes have the bits that a step would have given them (`gearfall.infra.cpu_kernels`), so a
+it computes have the bits that a step would have given them (`infra.kernels.cpu_kernels`), so a
 sequence may go from one to the other at any token.
 """
 
@@ -13,9 +13,9 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from functools import partial
 
-from gearfall.infra.cpu_decoder import Step
-from services.worker.engine.decoder import NativePass
-from services.worker.engine.packing import PackedStep
+from gearfall.infra.kernels.cpu_decoder import Step
+from services.worker.engine.batching.packing import PackedStep
+from services.worker.engine.model.decoder import NativePass
 
 NICENESS = 10
 """Of the thread: a tenth of a core that somebody wants, all of one that nobody wants."""

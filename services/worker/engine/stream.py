@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from services.worker.engine.gathering import Gathering
+from services.worker.engine.batching.gathering import Gathering
 from services.worker.engine_link.frames import FrameDecoder, encode_frame, receive_some, send_header
 from services.worker.engine_link.messages import EngineMessage, StepDone, WorkerMessage
 

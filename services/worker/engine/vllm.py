@@ -32,11 +32,11 @@ import msgspec
 from safetensors.torch import save_file
 
 from gearfall.checkpoint.rank_tensors import rank_tensors
-from gearfall.core.canary import Canary, check_answer, parse_canary
+from gearfall.core.checkpoint.manifest import Manifest
 from gearfall.core.errors import InvalidRequest, Unavailable
-from gearfall.core.job import Priority
-from gearfall.core.manifest import Manifest
-from gearfall.core.sampling import SamplingParams
+from gearfall.core.generation.canary import Canary, check_answer, parse_canary
+from gearfall.core.generation.job import Priority
+from gearfall.core.generation.sampling import SamplingParams
 from services.worker.engine.vllm_jobs import VllmJobs
 from services.worker.engine.vllm_values import VllmClient, VllmRequest, VllmToken
 from services.worker.engine_link.frames import FrameDecoder, encode_frame

@@ -22,11 +22,11 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 
-from gearfall.core.job import FinishReason, TokenRun
-from services.worker.engine.adapter_jobs import AdapterJobs, NoAdapters
-from services.worker.engine.job_limits import JobLimits
-from services.worker.engine.sequence import Sequence, SequenceKey
-from services.worker.engine.time_shares import TimeShares
+from gearfall.core.generation.job import FinishReason, TokenRun
+from services.worker.engine.batching.adapter_jobs import AdapterJobs, NoAdapters
+from services.worker.engine.batching.job_limits import JobLimits
+from services.worker.engine.batching.sequence import Sequence, SequenceKey
+from services.worker.engine.batching.time_shares import TimeShares
 from services.worker.engine.vllm_values import (
     VllmClient,
     VllmRequest,

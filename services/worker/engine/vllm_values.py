@@ -5,9 +5,9 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
-from gearfall.core.job import FinishReason, Priority, TokenAlternative, TokenRun
-from gearfall.core.sampling import SamplingParams
-from services.worker.engine.sequence import Sequence
+from gearfall.core.generation.job import FinishReason, Priority, TokenAlternative, TokenRun
+from gearfall.core.generation.sampling import SamplingParams
+from services.worker.engine.batching.sequence import Sequence
 from services.worker.engine_link.messages import SubmitJob
 
 

@@ -13,10 +13,10 @@ from enum import Enum
 
 import msgspec
 
-from gearfall.core.arithmetic import Arithmetic
+from gearfall.core.generation.arithmetic import Arithmetic
+from gearfall.core.generation.job import Priority, TokenRun
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import Priority, TokenRun
-from gearfall.core.sampling import SamplingParams
 from services.worker.engine_link.kv_layout import KvLayout
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from gearfall.core.history import Cancelled, Settled, Submitted
+from gearfall.core.generation.history import Cancelled, Settled, Submitted
+from gearfall.core.generation.job import Job
 from gearfall.core.ids import ModelName
-from gearfall.core.job import Job
 from gearfall.infra.failpoints import failpoint
 from gearfall.infra.history_log import record
 from services.worker.engine_link.messages import CancelJob

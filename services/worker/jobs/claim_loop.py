@@ -6,8 +6,8 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 
-from gearfall.core.claim_rule import ClaimRule
 from gearfall.core.errors import GearfallError
+from gearfall.core.gears.claim_rule import ClaimRule
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.ports import JobQueue, QueuedJob
 from gearfall.infra.failpoints import failpoint, failpoint_async

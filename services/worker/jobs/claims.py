@@ -34,8 +34,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from gearfall.core.generation.job import Job, Priority, TokenRun
 from gearfall.core.ids import Epoch, JobId, ModelName
-from gearfall.core.job import Job, Priority, TokenRun
 from gearfall.core.ports import QueuedJob
 
 

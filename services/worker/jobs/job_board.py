@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 
 from gearfall.core.errors import Conflict, NotFound
-from gearfall.core.history import Claimed, Held, Released
+from gearfall.core.generation.history import Claimed, Held, Released
+from gearfall.core.generation.job import Job, Priority, TokenRun
 from gearfall.core.ids import Epoch, JobId, ModelName, RouterId, WorkerId
-from gearfall.core.job import Job, Priority, TokenRun
 from gearfall.core.ports import QueuedJob
 from gearfall.infra.failpoints import failpoint
 from gearfall.infra.history_log import record

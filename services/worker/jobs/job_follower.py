@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from gearfall.core.job import Job, TokenRun
+from gearfall.core.generation.job import Job, TokenRun
 from services.worker.engine_link.messages import JobReport, SubmitJob
 from services.worker.jobs.claims import ClaimEvent
 

@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
+from gearfall.pb.router_pb2_grpc import TokenSinkStub
 
+from gearfall.core.generation.job import Job, TokenRun
 from gearfall.core.ids import Epoch, JobId, NodeId, RouterId, WorkerId
-from gearfall.core.job import Job, TokenRun
-from gearfall.infra.bearer import bearer_metadata
-from gearfall.infra.convert import token_run_to_pb
-from gearfall.infra.grpc_channels import open_channel
+from gearfall.infra.net.bearer import bearer_metadata
+from gearfall.infra.net.convert import token_run_to_pb
+from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import common_pb2 as pb_common
 from gearfall.pb import router_pb2 as pb
-from gearfall.pb.router_pb2_grpc import TokenSinkStub
 
 RECONNECT_FOR_S = 10.0
 HELLO_TIMEOUT_S = 3.0

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from gearfall.core.claim_rule import ClaimRule
+from gearfall.core.gears.claim_rule import ClaimRule
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import Arrivals, JobQueue
 from services.worker.jobs.share_credit import ShareCredit

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
-from gearfall.infra.convert import job_from_pb
-from gearfall.infra.token_listener import Guest, TokenListener
+from gearfall.infra.net.convert import job_from_pb
+from gearfall.infra.net.token_listener import Guest, TokenListener
 from gearfall.pb import worker_pb2 as pb
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.jobs.claims import Claim

@@ -7,8 +7,8 @@ would cost most to compute again.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
-from gearfall.core.job import Priority
 from gearfall.core.records import ReplicaRecord, ReplicaState, WorkerRecord
 
 MOST_ATTEMPTS = 2

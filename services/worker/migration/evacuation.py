@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gearfall.core.errors import GearfallError, NotFound
 from gearfall.core.ids import JobId, ModelName, WorkerId
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.cluster import Cluster
 from services.worker.migration.call import Moved
 from services.worker.migration.desk import MigrationDesk
 from services.worker.migration.drain_plan import Leaving, by_value, choose_room, rooms_for

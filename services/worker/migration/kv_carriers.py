@@ -15,9 +15,9 @@ from typing import Protocol
 import grpc
 
 from gearfall.core.errors import PermissionDenied
-from gearfall.infra.grpc_channels import CHANNEL_OPTIONS
-from gearfall.infra.grpc_errors import Context
-from gearfall.infra.token_listener import TIMEOUT_S, TOKEN_BYTES, Guest, cut, receive
+from gearfall.infra.net.grpc_channels import CHANNEL_OPTIONS
+from gearfall.infra.net.grpc_errors import Context
+from gearfall.infra.net.token_listener import TIMEOUT_S, TOKEN_BYTES, Guest, cut, receive
 from services.worker.migration.cost import DataPath
 from services.worker.migration.kv_groups import ANSWER
 from services.worker.migration.kv_inlet import KvInlet

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import xxhash
 
 from gearfall.core.errors import GearfallError, Unavailable
-from gearfall.infra.token_listener import TIMEOUT_S, cut, receive
+from gearfall.infra.net.token_listener import TIMEOUT_S, cut, receive
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.migration.kv_groups import ANSWER, HEADER, check_group, parts_of, unpack_group
 

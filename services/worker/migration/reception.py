@@ -6,9 +6,9 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.generation.job import Job
 from gearfall.core.ids import WorkerId
-from gearfall.core.job import Job
-from gearfall.infra.token_listener import TokenListener
+from gearfall.infra.net.token_listener import TokenListener
 from gearfall.pb import worker_pb2 as pb
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.jobs.job_board import JobBoard

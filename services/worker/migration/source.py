@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from gearfall.core.errors import Unavailable
+from gearfall.core.generation.job import Job, TokenRun
 from gearfall.core.ids import WorkerId
-from gearfall.core.job import Job, TokenRun
 from gearfall.infra.failpoints import failpoint
-from services.worker.engine.kv_blocks import BLOCK_TOKENS
+from services.worker.engine.batching.kv_blocks import BLOCK_TOKENS
 from services.worker.engine_link.messages import (
     FreezeJob,
     JobPhase,

@@ -7,7 +7,7 @@ the source; it may lose everything at any time.
 from typing import Protocol
 
 from gearfall.core.errors import GearfallError
-from gearfall.core.job import Job, TokenRun
+from gearfall.core.generation.job import Job, TokenRun
 from gearfall.infra.failpoints import failpoint
 from services.worker.engine_link.messages import (
     FeedJob,

@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from gearfall.core.errors import GearfallError
+from gearfall.core.generation.job import FinishReason, TokenRun
 from gearfall.core.ids import Epoch, JobId, ModelName
-from gearfall.core.job import FinishReason, TokenRun
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.engine_link.messages import (
     AdapterReport,

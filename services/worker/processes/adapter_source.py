@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gearfall.core.checkpoint.manifest import parse_manifest
 from gearfall.core.errors import Unavailable
 from gearfall.core.ids import ModelName, WorkerId
-from gearfall.core.manifest import parse_manifest
 from services.worker.ports import LeaseTaker, StoreClient
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"

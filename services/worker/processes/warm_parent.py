@@ -18,7 +18,7 @@ from typing import Self
 import msgspec
 
 from gearfall.core.errors import Unavailable
-from gearfall.infra.own_programs import python_path
+from gearfall.infra.local.own_programs import python_path
 from services.worker.engine_link.frames import FrameDecoder, send_header
 from services.worker.processes.zygote_messages import (
     EngineExited,

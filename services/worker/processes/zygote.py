@@ -50,7 +50,7 @@ WARM_MODULES = (
     "transformers.models.mistral.modeling_mistral",
     "transformers.models.gpt2.modeling_gpt2",
     "services.worker.engine.main",
-    "services.worker.engine.rehearsal",
+    "services.worker.engine.starting.rehearsal",
 )
 """Imported before the first fork. Another family's module is imported by its own engine."""
 
@@ -184,7 +184,7 @@ class Zygote:
 
 def _rehearsed(control: socket.socket) -> socket.socket | None:
     """Do what every engine does first, then wait for the socket of the one to become."""
-    from services.worker.engine.rehearsal import rehearse
+    from services.worker.engine.starting.rehearsal import rehearse
 
     rehearse()
     return wait_for_engine_socket(control)
@@ -205,7 +205,7 @@ def warm_up() -> None:
         importlib.import_module(name)
     import torch
 
-    from services.worker.engine.weights import warm_renamings
+    from services.worker.engine.model.weights import warm_renamings
 
     torch.set_num_threads(1)
     warm_renamings()

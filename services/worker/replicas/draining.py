@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gearfall.core.errors import DeadlineExceeded
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import JobId, ModelName
-from gearfall.core.job import Priority
 from services.worker.jobs.claim_loop import ClaimLoop
 from services.worker.jobs.job_board import JobBoard
 from services.worker.migration.evacuation import Departure, Evacuation

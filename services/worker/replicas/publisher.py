@@ -15,7 +15,7 @@ from gearfall.core.errors import Conflict, GearfallError
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.ports import Lease
 from gearfall.core.records import ReplicaRecord
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.cluster import Cluster
 from services.worker.replicas.workload import KV_INTERVAL_S, KV_STEP
 
 COALESCE_S = 1.0

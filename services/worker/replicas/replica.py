@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from gearfall.core.claim_rule import ClaimRule
 from gearfall.core.errors import DeadlineExceeded, GearfallError
+from gearfall.core.gears.claim_rule import ClaimRule
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import JobQueue
 from gearfall.core.records import (

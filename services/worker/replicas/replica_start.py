@@ -16,8 +16,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gearfall.core.arithmetic import Arithmetic
 from gearfall.core.errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable
+from gearfall.core.generation.arithmetic import Arithmetic
 from gearfall.core.ids import NodeId, WorkerId
 from gearfall.core.memory import kv_capacity_tokens
 from gearfall.core.records import AssignmentRecord, ModelRecord

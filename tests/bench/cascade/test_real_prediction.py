@@ -8,8 +8,8 @@ from bench.cascade.real_figures import figures_of
 from bench.cascade.real_prediction import Predictor, one_gear, placed_everywhere
 from bench.cascade.real_systems import Singles
 from bench.cascade.real_work import Window
-from gearfall.core.gear_plan import Gear, GearPlan, Promise, plan_text
-from gearfall.core.gear_plan_checks import parse_plan
+from gearfall.core.gears.gear_plan import Gear, GearPlan, Promise, plan_text
+from gearfall.core.gears.gear_plan_checks import parse_plan
 from gearfall.core.ids import ModelName
 from gearfall.core.profile import Generation, Profile, ProfiledModel, Speed, check_profile
 from gearfall.core.records import Stage

@@ -2,7 +2,7 @@
 
 from bench.cascade.triggers import SMALL, Setting
 from gearfall.gears.plan_build import WORTH
-from gearfall.simulation.step_engine import StepSpeed
+from gearfall.simulation.cascades.step_engine import StepSpeed
 
 SMALL_STEPS, LARGE_STEPS = (StepSpeed(((1, each), (16, each)), each / 10) for each in (0.01, 0.1))
 

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from bench.front_door.instant_engine import InstantEngine, InstantSpawner
+from gearfall.core.generation.job import FinishReason, TokenRun
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import FinishReason, TokenRun
-from gearfall.core.sampling import SamplingParams
 from services.worker.engine_link.messages import (
     CancelJob,
     StartEngine,

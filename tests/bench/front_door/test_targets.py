@@ -8,7 +8,7 @@ from bench.front_door.targets import instant_commands
 from bench.front_door.tiny_checkpoint import CONTEXT_TOKENS, write_tiny_checkpoint
 from gearfall.checkpoint.source import open_source
 from gearfall.demo.tokenizer import VOCABULARY, build_tokenizer
-from gearfall.infra.launcher import LocalClusterSettings, service_commands
+from gearfall.infra.local.launcher import LocalClusterSettings, service_commands
 
 
 def test_only_the_worker_is_replaced(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from bench.scheduler.forecast import make_models, replay_all
 from bench.scheduler.forecast_fleet import AZURE, KINDS, TRACES, make_arrivals, read_times
 from bench.scheduler.forecast_replay import Replay, Site
 from gearfall.core.ids import ModelName
-from gearfall.scheduling.forecast import Forecast
+from gearfall.scheduling.prefetching.forecast import Forecast
 
 NAMES = [ModelName(f"model-{n}") for n in range(8)]
 

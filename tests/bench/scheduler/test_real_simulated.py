@@ -7,7 +7,7 @@ import pytest
 from bench.scheduler.real_simulated import Speeds, scenario_of
 from bench.scheduler.real_traces import TRACES
 from gearfall.core.records import Tier
-from gearfall.simulation.scenario import simulate
+from gearfall.simulation.fleet.scenario import simulate
 
 SPEEDS = Speeds(start_s=0.1, step_s=0.014)
 TRACE = replace(TRACES["skewed"], duration_s=20.0)

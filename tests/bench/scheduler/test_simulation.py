@@ -6,8 +6,8 @@ import pytest
 
 from bench.scheduler.simulation import Cell
 from gearfall.simulation.figures import Figures, figures_of
-from gearfall.simulation.scenario import simulate
-from gearfall.simulation.serverlessllm import serverlessllm
+from gearfall.simulation.fleet.scenario import simulate
+from gearfall.simulation.fleet.serverlessllm import serverlessllm
 
 
 def figures(policy: str) -> Figures:

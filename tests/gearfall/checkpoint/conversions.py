@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
-from gearfall.core.manifest import Manifest
+from gearfall.core.checkpoint.manifest import Manifest
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

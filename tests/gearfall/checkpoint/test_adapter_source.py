@@ -13,8 +13,8 @@ from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.export import export
 from gearfall.checkpoint.rank_tensors import rank_tensors
 from gearfall.checkpoint.reading import open_checkpoint
+from gearfall.core.checkpoint.manifest import AdapterFacts, Manifest, manifest_bytes, parse_manifest
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
-from gearfall.core.manifest import AdapterFacts, Manifest, manifest_bytes, parse_manifest
 from tests.gearfall.checkpoint.conversions import (
     GPT2,
     LLAMA,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from gearfall.core.checkpoint.manifest import manifest_bytes
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.manifest import manifest_bytes
 from tests.gearfall.checkpoint.conversions import (
     GPT2,
     LLAMA,

@@ -11,9 +11,9 @@ import torch
 from gearfall.checkpoint.directory import new_directory
 from gearfall.checkpoint.export import export
 from gearfall.checkpoint.reading import open_checkpoint
-from gearfall.core.dtypes import DTYPE_BYTES, DTYPE_OF_SAFETENSORS
+from gearfall.core.checkpoint.dtypes import DTYPE_BYTES, DTYPE_OF_SAFETENSORS
+from gearfall.core.checkpoint.manifest import checksum
 from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest, Overloaded
-from gearfall.core.manifest import checksum
 from tests.gearfall.checkpoint.conversions import (
     GPT2,
     LLAMA,

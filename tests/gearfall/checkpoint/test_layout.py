@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.checkpoint.layout import LARGE_TENSOR_BYTES, load_order, place
-from gearfall.core.manifest import PAGE_BYTES, TENSOR_ALIGNMENT_BYTES
-from gearfall.core.safetensors_header import SourceTensor
+from gearfall.core.checkpoint.manifest import PAGE_BYTES, TENSOR_ALIGNMENT_BYTES
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
 
 
 def test_layers_come_by_number_between_embeddings_and_head():

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from gearfall.checkpoint.model_facts import read_facts
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.safetensors_header import SourceTensor
 from tests.services.store.sources import CONFIG
 
 TENSORS = [

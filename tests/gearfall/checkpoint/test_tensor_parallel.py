@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from gearfall.checkpoint.rank_tensors import rank_tensors
 from gearfall.checkpoint.tensor_parallel import find_splits
-from gearfall.core.manifest import ModelFacts
-from gearfall.core.safetensors_header import SourceTensor
+from gearfall.core.checkpoint.manifest import ModelFacts
+from gearfall.core.checkpoint.safetensors_header import SourceTensor
 from tests.gearfall.checkpoint.conversions import Converted, convert_source
 from tests.services.worker.tiny_checkpoints import CONFIGS, random_model
 

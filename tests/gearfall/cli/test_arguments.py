@@ -18,13 +18,13 @@ from gearfall.cli.deploy import (
 from gearfall.cli.main import app
 from gearfall.cli.render import bytes_text
 from gearfall.cli.up import parse_bytes, real_policy
+from gearfall.core.certainty.escalation import AtOverload, EscalationPolicy, WhileLoading
+from gearfall.core.certainty.self_consistency import SelfConsistency
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.escalation import AtOverload, EscalationPolicy, WhileLoading
-from gearfall.core.gear_plan import plan_text
+from gearfall.core.gears.gear_plan import plan_text
+from gearfall.core.generation.streaming import Streaming, StreamMode
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
-from gearfall.core.self_consistency import SelfConsistency
-from gearfall.core.streaming import Streaming, StreamMode
 from gearfall.scheduling.policies import PlacementPolicy
 from tests.gearfall.scheduling.plans import plan
 

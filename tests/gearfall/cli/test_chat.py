@@ -4,9 +4,9 @@ import pytest
 
 from gearfall.cli.chat import show
 from gearfall.client import Finished, Replaced, TextDelta
-from gearfall.core.escalation import Degraded
-from gearfall.core.job import FinishReason
-from gearfall.core.usage import Usage
+from gearfall.core.certainty.escalation import Degraded
+from gearfall.core.generation.job import FinishReason
+from gearfall.core.generation.usage import Usage
 
 
 def test_a_replaced_draft_is_said_to_be_void(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 from gearfall.cli.main import app
 from gearfall.core.errors import NotFound
-from gearfall.core.history import Accepted, Appended, Bound, Ended, Event
+from gearfall.core.generation.history import Accepted, Appended, Bound, Ended, Event
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.infra.history_log import HistoryLog
 

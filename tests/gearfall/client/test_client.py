@@ -9,10 +9,10 @@ import pytest
 
 from gearfall.client import AsyncClient, Client, Finished, Started, TextDelta, Waiting
 from gearfall.core.errors import Conflict, Internal, InvalidRequest, NotFound
+from gearfall.core.generation.job import FinishReason, Priority
 from gearfall.core.ids import DeploymentName, ModelName
-from gearfall.core.job import FinishReason, Priority
 from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.infra.grpc_server import GrpcServer, start_server
+from gearfall.infra.net.grpc_server import GrpcServer, start_server
 from gearfall.pb import common_pb2, router_pb2, router_pb2_grpc, store_pb2
 
 

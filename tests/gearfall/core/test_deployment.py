@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 
+from gearfall.core.certainty.escalation import AtOverload, EscalationPolicy, check_has_target
+from gearfall.core.certainty.self_consistency import SelfConsistency
 from gearfall.core.deployment import check_deployment_shape
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.escalation import AtOverload, EscalationPolicy, check_has_target
+from gearfall.core.generation.streaming import MAX_HOLD_TOKENS, Streaming, StreamMode
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
-from gearfall.core.self_consistency import SelfConsistency
-from gearfall.core.streaming import MAX_HOLD_TOKENS, Streaming, StreamMode
 
 NAN = float("nan")
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from gearfall.core.certainty import MEASURES, measure_certainty
+from gearfall.core.certainty.certainty import MEASURES, measure_certainty
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import (
     LOGPROBS,

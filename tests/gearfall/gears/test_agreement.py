@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant
+from gearfall.core.gears.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant
 from gearfall.core.ids import ModelName
 from gearfall.core.records import AskedModel, Stage
 from gearfall.gears.agreement import KeyedAnswers, agreement_of, with_agreement

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gearfall.core.calibration import calibrated, check_calibration
+from gearfall.core.certainty.calibration import calibrated, check_calibration
 from gearfall.core.errors import InvalidRequest
 from gearfall.gears.calibrate import CURVE_FROM, LINE, fit_calibration, reliability
 

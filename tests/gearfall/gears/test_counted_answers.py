@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from gearfall.core.certainty.self_consistency import SelfConsistency
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import DrawnAnswer, Generation, Profile, ProfiledModel
-from gearfall.core.self_consistency import SelfConsistency
 from gearfall.gears.counted_answers import asked_several, counted, counted_columns, counted_of
 
 OWN = Generation(0.0, 10.0, 4, 2, (-0.5, -0.5), (1.0, 1.0), answer_key="wrong", token_ids=(1,))

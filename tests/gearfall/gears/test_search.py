@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from gearfall.core.certainty.self_consistency import SelfConsistency
 from gearfall.core.errors import InvalidRequest
-from gearfall.core.self_consistency import SelfConsistency
 from gearfall.gears.search import evaluate, front
 from tests.gearfall.gears.answers import answers, family
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from gearfall.core.calibration import calibrated
-from gearfall.core.certainty_bounds import bound_of
-from gearfall.core.certainty_features import USUAL_FEATURES
+from gearfall.core.certainty.calibration import calibrated
+from gearfall.core.certainty.certainty_bounds import bound_of
+from gearfall.core.certainty.certainty_features import USUAL_FEATURES
 from gearfall.core.errors import InvalidRequest
 from gearfall.gears.stoppable import FALLING_FEATURES, fit_stoppable
 

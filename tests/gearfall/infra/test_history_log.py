@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from gearfall.core.errors import DeadlineExceeded, InvalidRequest
-from gearfall.core.history import Claimed, Holding, ProcessEnded, ProcessStarted, Settled
+from gearfall.core.generation.history import Claimed, Holding, ProcessEnded, ProcessStarted, Settled
 from gearfall.core.ids import Epoch, JobId
 from gearfall.infra.history_log import (
     HISTORY_VARIABLE,
@@ -29,7 +29,7 @@ from gearfall.infra.history_log import (
 ROOT = Path(__file__).parents[3]
 WRITER = """
 import os, signal, sys
-from gearfall.core.history import Claimed
+from gearfall.core.generation.history import Claimed
 from gearfall.infra.history_log import close_history, count_held, open_history, record
 open_history("writer", os.environ)
 count_held("claims", lambda: 3)

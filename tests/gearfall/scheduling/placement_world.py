@@ -2,19 +2,19 @@
 
 from dataclasses import replace
 
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import JobId, ModelName
-from gearfall.core.job import Priority
 from gearfall.core.records import RunningJob
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.placement import (
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.placement.options import (
     find_options,
 )
-from gearfall.scheduling.placement_reasons import rejected_by
-from gearfall.scheduling.placement_search import Search
+from gearfall.scheduling.placement.placement_reasons import rejected_by
+from gearfall.scheduling.placement.placement_search import Search
+from gearfall.scheduling.placement.wants import Urgency, Want
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.scene import Scene
-from gearfall.scheduling.start_costs import StartCosts
-from gearfall.scheduling.wants import Urgency, Want
 from tests.gearfall.scheduling.clusters import (
     MIB,
     assignment,

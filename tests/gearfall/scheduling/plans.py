@@ -2,8 +2,15 @@
 
 from dataclasses import replace
 
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, Variant, plan_text
-from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
+from gearfall.core.gears.gear_plan import (
+    Gear,
+    GearPlan,
+    PlacedReplicas,
+    Promise,
+    Variant,
+    plan_text,
+)
+from gearfall.core.gears.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, ModelName, RouterId
 from gearfall.core.records import Stage
 

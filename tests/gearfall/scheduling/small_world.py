@@ -7,8 +7,8 @@ code promises, and holds every plan against what may never happen.
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import JobId, ModelName, RouterId, WorkerId
-from gearfall.core.job import Priority
 from gearfall.core.records import (
     AssignmentRecord,
     DemandRecord,
@@ -18,12 +18,12 @@ from gearfall.core.records import (
     StartTimeline,
 )
 from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.moves import MOST_S
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.placement.moves import MOST_S
 from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.snapshot import ReplicaKey, rooms_of
-from gearfall.scheduling.start_costs import StartCosts
 
 START_S = 2.0
 STEP_S = 0.1

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import JobId, ModelName, RouterId, WorkerId
-from gearfall.core.job import Priority
 from gearfall.core.origin import source_tier
 from gearfall.core.records import LoadRecord, ReplicaState, RunningJob
 from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.fleet_records import id_of
-from gearfall.scheduling.moves import MOST_S
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.fleet.fleet_records import id_of
+from gearfall.scheduling.placement.moves import MOST_S
+from gearfall.scheduling.placement.room_making import EVICTION_S
 from gearfall.scheduling.reconcile import decide
-from gearfall.scheduling.room_making import EVICTION_S
-from gearfall.scheduling.start_costs import StartCosts
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from tests.gearfall.scheduling.clusters import (
     MIB,
     assignment,

@@ -7,12 +7,12 @@ import pytest
 from gearfall.core.ids import JobId, ModelName, NodeId, WorkerId
 from gearfall.core.records import RunningJob
 from gearfall.scheduling.actions import Assign, Unassign
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.policies import PlacementPolicy, decide_step
 from gearfall.scheduling.reconcile import Plan
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.snapshot import ClusterSnapshot
-from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import assignment, demand, model, node, replica, worker
 
 MODELS = {m: model(m, nodes=("near", "far")) for m in map(ModelName, ("a", "b"))}

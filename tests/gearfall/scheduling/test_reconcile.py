@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from gearfall.core.records import ReplicaState, StartTimeline
 from gearfall.scheduling.actions import Assign, Decide, Unassign
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.snapshot import ClusterSnapshot, rooms_of
-from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import (
     MIB,
     assignment,

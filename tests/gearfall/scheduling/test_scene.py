@@ -4,11 +4,11 @@ import pytest
 
 from gearfall.core.ids import NodeId
 from gearfall.core.records import AssignmentRecord, NodeRecord, WorkerRecord
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.estimator import StartPrediction
-from gearfall.scheduling.fleet import Fleet
+from gearfall.scheduling.estimates.estimator import StartPrediction
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.scene import Scene, predict
-from gearfall.scheduling.start_costs import StartCosts
 from tests.gearfall.scheduling.clusters import MIB, assignment, model, node, worker
 
 NOW = 1_000.0

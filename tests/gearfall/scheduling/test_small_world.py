@@ -6,13 +6,13 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.job import Priority
 from gearfall.scheduling.actions import Assign
-from gearfall.scheduling.fleet import Fleet
-from gearfall.scheduling.gear_wishes import missing_on
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.reconcile import decide
-from gearfall.scheduling.start_costs import StartCosts
+from gearfall.scheduling.scaling.gear_wishes import missing_on
 from tests.gearfall.scheduling.clusters import MIB, demand, deployment, model, node, worker
 from tests.gearfall.scheduling.plans import plan, plan_record, vote
 from tests.gearfall.scheduling.small_world import POLICY, SmallWorld

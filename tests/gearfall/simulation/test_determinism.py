@@ -7,8 +7,8 @@ import sys
 import pytest
 
 SCRIPT = """
-from gearfall.simulation.scenario import simulate
-from gearfall.simulation.serverlessllm import serverlessllm
+from gearfall.simulation.fleet.scenario import simulate
+from gearfall.simulation.fleet.serverlessllm import serverlessllm
 import sys
 run = simulate(serverlessllm(per_s=0.8, duration_s=120.0, seed=2), sys.argv[1])
 print(run.tally, run.outcomes)

@@ -9,8 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from gearfall.pb.router_pb2_grpc import TokenSinkStub
+
+from gearfall.core.generation.job import FinishReason, Job, TokenAlternative, TokenRun
+from gearfall.core.generation.streaming import Streaming
 from gearfall.core.ids import DeploymentName, ModelName, WorkerId
-from gearfall.core.job import FinishReason, Job, TokenAlternative, TokenRun
 from gearfall.core.ports import QueuedJob
 from gearfall.core.records import (
     DeploymentRecord,
@@ -18,14 +21,12 @@ from gearfall.core.records import (
     ReplicaState,
     Stage,
 )
-from gearfall.core.streaming import Streaming
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.convert import token_run_to_pb
-from gearfall.infra.grpc_channels import open_channel
-from gearfall.infra.memory_queue import MemoryQueue, MemoryQueueServer
-from gearfall.infra.memory_state import MemoryState, MemoryStateServer
+from gearfall.infra.net.convert import token_run_to_pb
+from gearfall.infra.net.grpc_channels import open_channel
+from gearfall.infra.queue.memory_queue import MemoryQueue, MemoryQueueServer
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState, MemoryStateServer
 from gearfall.pb import router_pb2 as pb
-from gearfall.pb.router_pb2_grpc import TokenSinkStub
 from services.router import background
 from services.router.generation import (
     ChoiceEnd,

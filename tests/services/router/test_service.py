@@ -11,8 +11,8 @@ from gearfall.core.errors import (
     NotFound,
     Overloaded,
 )
+from gearfall.core.generation.job import FinishReason
 from gearfall.core.ids import ModelName
-from gearfall.core.job import FinishReason
 from gearfall.core.records import ModelRecord
 from services.router.generation import GenerationRequest, TextPrompt, TokenPrompt
 from services.router.service import RouterLimits

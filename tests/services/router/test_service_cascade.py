@@ -8,7 +8,7 @@ from gearfall.core.errors import (
     InvalidRequest,
     Unavailable,
 )
-from gearfall.core.job import FinishReason
+from gearfall.core.generation.job import FinishReason
 from gearfall.core.records import ReplicaState
 from tests.services.router.rig import (
     Answer,

@@ -12,7 +12,7 @@ from gearfall.core.errors import Conflict, Internal, PermissionDenied, Unavailab
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import Fence
 from gearfall.core.records import AssignmentRecord, DecisionRecord
-from gearfall.infra.cluster import Cluster
+from gearfall.infra.state.cluster import Cluster
 from gearfall.scheduling.actions import Action, Assign, Decide
 from services.scheduler.action_writer import ActionWriter
 from tests.gearfall.scheduling.clusters import assignment

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import DecisionRecord, ReplicaState
-from gearfall.infra.change_feed import Change, Changes
-from gearfall.infra.cluster_view import ClusterView
+from gearfall.infra.state.change_feed import Change, Changes
+from gearfall.infra.state.cluster_view import ClusterView
 from services.scheduler.decision_log import KEPT_DECISIONS, DecisionLog
 from tests.gearfall.scheduling.clusters import WORKER, by_key, replica
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import PrefetchRecord, Tier
-from gearfall.infra.change_feed import Change, ChangeFeed
-from gearfall.infra.cluster_view import ClusterView
+from gearfall.infra.state.change_feed import Change, ChangeFeed
+from gearfall.infra.state.cluster_view import ClusterView
 from gearfall.scheduling.actions import Assign, Unwish, Wish
 from services.scheduler.fleet_follower import FleetFollower
 from tests.gearfall.scheduling.clusters import assignment

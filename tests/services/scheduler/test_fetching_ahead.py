@@ -7,11 +7,11 @@ from pathlib import Path
 
 from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.records import SchedulerRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.memory_state import MemoryState, MemoryStateServer
-from gearfall.scheduling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.prefetch import PrefetchPolicy
-from services.router.load_board import LoadBoard
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState, MemoryStateServer
+from gearfall.scheduling.prefetching.prefetch import PrefetchPolicy
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
+from services.router.jobs.load_board import LoadBoard
 from services.scheduler.loop import SchedulerLoop
 from tests.gearfall.infra.metric_samples import samples_of
 from tests.services.store.sources import write_source

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import MoveRecord
-from gearfall.infra.change_feed import Change, Changes
-from gearfall.infra.cluster_view import ClusterView
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.infra.state.change_feed import Change, Changes
+from gearfall.infra.state.cluster_view import ClusterView
+from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.reconcile import decide
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.snapshot import ClusterSnapshot
-from gearfall.scheduling.start_costs import StartCosts
 from services.scheduler.fleet_follower import FleetFollower
 from services.scheduler.reachability import LEASE_GRACE_S
 from services.scheduler.start_learning import StartLearning

@@ -10,12 +10,12 @@ import pytest
 from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.ports import Fence
 from gearfall.core.records import LearnedRecord, LoadRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.cluster_view import ClusterView
-from gearfall.infra.memory_state import MemoryState
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_view import ClusterView
+from gearfall.infra.state.memory_state import MemoryState
+from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.scheduling.estimates.start_costs_json import costs_from_json, costs_to_json
 from gearfall.scheduling.reconcile import decide
-from gearfall.scheduling.start_costs import StartCosts
-from gearfall.scheduling.start_costs_json import costs_from_json, costs_to_json
 from services.scheduler.learned import (
     ARRIVALS,
     STARTS,

@@ -8,14 +8,14 @@ import pytest
 from gearfall.core.errors import Conflict
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState, SchedulerRecord
-from gearfall.infra.change_feed import Changes
-from gearfall.infra.cluster import Cluster
 from gearfall.infra.failpoints import RULES_VARIABLE, arm_failpoints
-from gearfall.infra.memory_state import MemoryState, MemoryStateServer
+from gearfall.infra.state.change_feed import Changes
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState, MemoryStateServer
 from gearfall.scheduling.actions import Assign
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.scheduling.estimates.start_costs import error_quantile
 from gearfall.scheduling.reconcile import decide
-from gearfall.scheduling.start_costs import error_quantile
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.scheduler.decision_log import DecisionLog
 from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.loop import SchedulerLoop

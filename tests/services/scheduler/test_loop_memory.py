@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from gearfall.infra.memory_state import MemoryStateServer
+from gearfall.infra.state.memory_state import MemoryStateServer
 from gearfall.scheduling.reconcile import decide
 from services.scheduler.main import let_go
 from tests.services.scheduler.test_loop import Fleet

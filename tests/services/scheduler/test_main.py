@@ -6,10 +6,10 @@ import pytest
 
 from gearfall.core.errors import Internal
 from gearfall.core.records import SchedulerRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.memory_state import MemoryState
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState
 from gearfall.scheduling.policies import PlacementPolicy
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.main import parse_settings, until_stopped
 

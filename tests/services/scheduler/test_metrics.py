@@ -8,7 +8,7 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
-from gearfall.scheduling.start_costs import StartCosts, StartOutcome
+from gearfall.scheduling.estimates.start_costs import StartCosts, StartOutcome
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from tests.gearfall.infra.metric_samples import samples_of
 from tests.gearfall.scheduling.clusters import WORKER, demand, replica

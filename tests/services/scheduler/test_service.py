@@ -9,8 +9,8 @@ from gearfall.core.errors import NotFound
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.ports import Fence
 from gearfall.core.records import MoveRecord, PrefetchRecord, SchedulerRecord, Tier
-from gearfall.infra.election import campaign
-from gearfall.scheduling.autoscaler import SchedulerPolicy
+from gearfall.infra.state.election import campaign
+from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.service import SchedulerService
 from tests.gearfall.scheduling.clusters import NODE, WORKER, demand

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.records import ReplicaState
-from gearfall.scheduling.start_costs import StartOutcome
+from gearfall.scheduling.estimates.start_costs import StartOutcome
 from services.scheduler.start_learning import StartLearning
 from tests.gearfall.scheduling.clusters import assignment, model, replica
 

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from gearfall.core.ids import WorkerId
-from gearfall.infra.grpc_server import start_server
+from gearfall.infra.net.grpc_server import start_server
 from services.scheduler.worker_links import WorkerLinks
 
 A, B = WorkerId("a"), WorkerId("b")

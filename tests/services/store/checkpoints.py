@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
-from gearfall.core.manifest import Manifest
+from gearfall.core.checkpoint.manifest import Manifest
 from tests.services.store.sources import Tensors, random_tensor, write_source
 
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gearfall.infra.native import read_chunks
+from gearfall.infra.memory.native import read_chunks
 
 TIMEOUT_S = 30.0
 

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from gearfall.core.dtypes import DTYPE_BYTES, DTYPE_OF_SAFETENSORS
+from gearfall.core.checkpoint.dtypes import DTYPE_BYTES, DTYPE_OF_SAFETENSORS
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
 

@@ -8,27 +8,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from gearfall.pb.store_pb2_grpc import StoreStub, add_StoreServicer_to_server
 
-from gearfall.core.canary import Canary
 from gearfall.core.errors import InvalidRequest
+from gearfall.core.generation.canary import Canary
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import ModelRecord, NodeRecord
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.grpc_channels import open_channel
-from gearfall.infra.grpc_errors import error_from_rpc
-from gearfall.infra.grpc_server import start_server
-from gearfall.infra.memory_state import MemoryState, MemoryStateServer
-from gearfall.infra.native import read_chunks
-from gearfall.infra.pool_lease import PoolLease, take_lease
+from gearfall.infra.memory.native import read_chunks
+from gearfall.infra.memory.pool_lease import PoolLease, take_lease
+from gearfall.infra.net.grpc_channels import open_channel
+from gearfall.infra.net.grpc_errors import error_from_rpc
+from gearfall.infra.net.grpc_server import start_server
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState, MemoryStateServer
 from gearfall.pb import store_pb2 as pb
-from gearfall.pb.store_pb2_grpc import StoreStub, add_StoreServicer_to_server
-from services.store.canaries import ComputeCanary
-from services.store.canary_process import CanaryRequest
-from services.store.pool_memory import ReadChunks
+from services.store.models.canaries import ComputeCanary
+from services.store.models.canary_process import CanaryRequest
 from services.store.service import StoreService
 from services.store.servicer import StoreServicer
 from services.store.settings import StoreSettings
-from services.store.spare_memory import SPARE_BYTES
+from services.store.tiers.pool_memory import ReadChunks
+from services.store.tiers.spare_memory import SPARE_BYTES
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub

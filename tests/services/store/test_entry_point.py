@@ -12,7 +12,7 @@ def main():
     import asyncio, json, os
     from pathlib import Path
     import uvloop
-    from gearfall.infra.grpc_server import start_server
+    from gearfall.infra.net.grpc_server import start_server
 
     async def fork_while_serving():
         server = await start_server("127.0.0.1:0", lambda server: None, ())

@@ -9,9 +9,9 @@ from gearfall.core.errors import CorruptCheckpoint
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
 from gearfall.pb import store_pb2 as pb
-from services.store.load import LoadEnd, LoadOutcome
+from services.store.loading.load import LoadEnd, LoadOutcome
+from services.store.loading.wishes import WishOutcome
 from services.store.metrics import StoreFigures, StoreMetrics
-from services.store.wishes import WishOutcome
 from tests.gearfall.infra.metric_samples import Samples, samples_of
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
 from tests.services.store.sources import write_source

@@ -10,9 +10,9 @@ import pytest
 
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from gearfall.core.ids import ModelName, NodeId
-from gearfall.infra.memory_state import MemoryStateServer
-from gearfall.infra.native import read_chunks
-from gearfall.infra.pool_lease import map_partition
+from gearfall.infra.memory.native import read_chunks
+from gearfall.infra.memory.pool_lease import map_partition
+from gearfall.infra.state.memory_state import MemoryStateServer
 from gearfall.pb import common_pb2
 from gearfall.pb import store_pb2 as pb
 from tests.services.store.sources import CONFIG, llama_tensors, write_source

@@ -5,7 +5,7 @@ It fails loudly when a step's packing is wrong: what it reads was written by the
 
 import numpy as np
 
-from services.worker.engine.kv_blocks import BLOCK_TOKENS
+from services.worker.engine.batching.kv_blocks import BLOCK_TOKENS
 
 VOCABULARY = 31
 

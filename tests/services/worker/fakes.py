@@ -8,11 +8,11 @@ import grpc
 import msgspec
 
 from gearfall.core.errors import GearfallError, NotFound, Unavailable
+from gearfall.core.generation.job import FinishReason, Job, Priority, TokenRun
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId, ModelName, NodeId, RequestId, RouterId, WorkerId
-from gearfall.core.job import FinishReason, Job, Priority, TokenRun
 from gearfall.core.records import ModelRecord, StartTimeline, Tier, WorkerRecord
-from gearfall.core.sampling import SamplingParams
-from gearfall.infra.grpc_server import start_server
+from gearfall.infra.net.grpc_server import start_server
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb import router_pb2_grpc
 from services.worker.engine_link.kv_memory import KvMemory

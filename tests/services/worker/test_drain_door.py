@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import httpx
 import pytest
 
-from gearfall.infra.metrics_server import serving_metrics
+from gearfall.infra.net.metrics_server import serving_metrics
 from services.worker.drain_door import drain_route
 from services.worker.service import WorkerService
 from tests.services.worker.worker_site import Site

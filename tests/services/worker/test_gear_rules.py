@@ -2,13 +2,13 @@
 
 from contextlib import AsyncExitStack
 
-from gearfall.core.claim_rule import ClaimRule
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
-from gearfall.core.gear_records import GearPlanRecord, GearVoteRecord
+from gearfall.core.gears.claim_rule import ClaimRule
+from gearfall.core.gears.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gears.gear_records import GearPlanRecord, GearVoteRecord
 from gearfall.core.ids import DeploymentName, RouterId
 from gearfall.core.records import ReplicaRecord, ReplicaState, Stage
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.memory_state import MemoryState
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState
 from services.worker.gear_rules import GearRules
 from tests.services.worker.fakes import MODEL, NODE, WORKER, worker_record
 

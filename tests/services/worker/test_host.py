@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import ModelName, WorkerId
-from gearfall.core.job import Priority
 from gearfall.core.memory import kv_capacity_tokens
 from gearfall.core.records import (
     AssignmentRecord,
@@ -15,7 +15,7 @@ from gearfall.core.records import (
     SchedulerRecord,
     Tier,
 )
-from gearfall.infra.election import campaign
+from gearfall.infra.state.election import campaign
 from services.worker.engine_link.messages import StopEngine
 from services.worker.migration.cost import DataPath, Sample
 from tests.services.worker.fakes import (

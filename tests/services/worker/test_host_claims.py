@@ -4,17 +4,17 @@ import asyncio
 from dataclasses import replace
 
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
-from gearfall.core.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
-from gearfall.core.gear_records import GearPlanRecord
+from gearfall.core.gears.gear_plan import Gear, GearPlan, PlacedReplicas, Promise, plan_text
+from gearfall.core.gears.gear_records import GearPlanRecord
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import DeploymentName, NodeId, RouterId, WorkerId
-from gearfall.core.job import Priority
 from gearfall.core.ports import QueueDepth
 from gearfall.core.records import (
     ReplicaRecord,
     ReplicaState,
     Stage,
 )
-from gearfall.infra.memory_queue import MemoryQueue
+from gearfall.infra.queue.memory_queue import MemoryQueue
 from services.worker.jobs.job_follower import submission
 from tests.services.worker.fakes import (
     FINISH,

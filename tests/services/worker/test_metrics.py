@@ -2,8 +2,8 @@
 
 import pytest
 
+from gearfall.core.generation.job import FinishReason, TokenRun
 from gearfall.core.ids import Epoch, JobId, ModelName, NodeId, WorkerId
-from gearfall.core.job import FinishReason, TokenRun
 from gearfall.core.records import ReplicaRecord, ReplicaState, StartTimeline
 from services.worker.engine_link.messages import StepDone
 from services.worker.metrics import WorkerMetrics

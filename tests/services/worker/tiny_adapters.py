@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gearfall.checkpoint.adapter_source import open_adapter
 from gearfall.checkpoint.conversion import convert
-from gearfall.core.manifest import Manifest, manifest_bytes, manifest_digest
-from gearfall.infra.pool_lease import map_partition
+from gearfall.core.checkpoint.manifest import Manifest, manifest_bytes, manifest_digest
+from gearfall.infra.memory.pool_lease import map_partition
 
 RANK = 3
 ALPHA = 12.0

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
-from gearfall.core.canary import canary_bytes
-from gearfall.core.manifest import Manifest, manifest_bytes
-from gearfall.infra.pool_lease import map_partition
-from services.store.canary_process import CanaryRequest
-from services.store.canary_reference import compute_canary
+from gearfall.core.checkpoint.manifest import Manifest, manifest_bytes
+from gearfall.core.generation.canary import canary_bytes
+from gearfall.infra.memory.pool_lease import map_partition
+from services.store.models.canary_process import CanaryRequest
+from services.store.models.canary_reference import compute_canary
 
 VOCABULARY = 67
 CONTEXT_TOKENS = 256

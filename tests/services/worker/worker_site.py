@@ -11,10 +11,10 @@ from gearfall.core.records import (
     RouterRecord,
     SchedulerRecord,
 )
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.election import campaign
-from gearfall.infra.memory_queue import MemoryQueue
-from gearfall.infra.memory_state import MemoryState
+from gearfall.infra.queue.memory_queue import MemoryQueue
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.election import campaign
+from gearfall.infra.state.memory_state import MemoryState
 from services.worker.gear_rules import GearRules
 from services.worker.host import WorkerHost
 from services.worker.jobs.job_board import JobBoard

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from gearfall.core.arithmetic import Arithmetic
-from gearfall.core.canary import Canary, CanaryToken
+from gearfall.core.generation.arithmetic import Arithmetic
+from gearfall.core.generation.canary import Canary, CanaryToken
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.sampling import SamplingParams
-from services.worker.engine.batch import Batch
-from services.worker.engine.canary import canary_step, run_canary
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.kv_blocks import KvBlocks
+from services.worker.engine.batching.packing import PackedStep
 from services.worker.engine.engine import Engine
-from services.worker.engine.first_pass import run_first_pass
-from services.worker.engine.kv_blocks import KvBlocks
-from services.worker.engine.model import build_model
-from services.worker.engine.ops import NativeOps, TorchOps
-from services.worker.engine.packing import PackedStep
+from services.worker.engine.model.engine_model import build_model
+from services.worker.engine.model.ops import NativeOps, TorchOps
+from services.worker.engine.starting.canary import canary_step, run_canary
+from services.worker.engine.starting.first_pass import run_first_pass
 from services.worker.engine_link.messages import SubmitJob
 from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
 

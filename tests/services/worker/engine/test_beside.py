@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import Epoch, JobId
-from services.worker.engine.batch import Batch
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.held_share import FIRST_TOKENS
+from services.worker.engine.batching.kv_blocks import KvBlocks
 from services.worker.engine.beside import CHUNK_TOKENS
 from services.worker.engine.engine import Engine
-from services.worker.engine.held_share import FIRST_TOKENS
-from services.worker.engine.kv_blocks import KvBlocks
 from services.worker.engine_link.messages import CancelJob, FeedJob, HoldJob, JobPhase, ReleaseJob
 from tests.services.worker.counting_model import CountingModel, answer
-from tests.services.worker.engine.test_migrating_jobs import JOB, NEW, Host, draft_of, job
+from tests.services.worker.engine.batching.test_migrating_jobs import JOB, NEW, Host, draft_of, job
 
 
 class LatePass:

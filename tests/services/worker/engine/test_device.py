@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 
 from gearfall.core.errors import CorruptCheckpoint
-from gearfall.infra import native
+from gearfall.infra.memory import native
 from services.worker.engine.device import DeviceTier
 
 MIB = 1 << 20

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.core.generation.job import FinishReason, Priority
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import FinishReason, Priority
-from gearfall.core.sampling import SamplingParams
-from services.worker.engine.batch import Batch
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.kv_blocks import BLOCK_TOKENS, KvBlocks
 from services.worker.engine.engine import Engine
-from services.worker.engine.kv_blocks import BLOCK_TOKENS, KvBlocks
 from services.worker.engine_link.messages import CancelJob, SubmitJob
 from tests.services.worker.counting_model import VOCABULARY, CountingModel, answer
 

@@ -4,12 +4,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from gearfall.core.generation.job import Priority
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import Priority
-from gearfall.core.sampling import SamplingParams
-from services.worker.engine.batch import Batch
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.kv_blocks import KvBlocks
 from services.worker.engine.engine import Engine
-from services.worker.engine.kv_blocks import KvBlocks
 from services.worker.engine_link.messages import (
     CancelJob,
     FeedJob,

@@ -6,11 +6,11 @@ import threading
 import msgspec
 import pytest
 
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.sampling import SamplingParams
-from services.worker.engine.batch import Batch
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.kv_blocks import KvBlocks
 from services.worker.engine.engine import Engine
-from services.worker.engine.kv_blocks import KvBlocks
 from services.worker.engine.loop import EngineLoop
 from services.worker.engine.stream import EngineStream
 from services.worker.engine_link.frames import encode_frame, receive_frame

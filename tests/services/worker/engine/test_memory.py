@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from gearfall.core.canary import Canary, CanaryToken
-from services.worker.engine.canary import run_canary
-from services.worker.engine.model import build_model
-from services.worker.engine.ops import NativeOps
+from gearfall.core.generation.canary import Canary, CanaryToken
+from services.worker.engine.model.engine_model import build_model
+from services.worker.engine.model.ops import NativeOps
+from services.worker.engine.starting.canary import run_canary
 from tests.services.worker.tiny_checkpoints import hold_in_memory
 
 SIZE_BYTES = 150 * 2**20

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from gearfall.core.arithmetic import Arithmetic
+from gearfall.core.generation.arithmetic import Arithmetic
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.sampling import SamplingParams
-from services.worker.engine.batch import Batch, Sequence
-from services.worker.engine.kv_blocks import KvBlocks
-from services.worker.engine.ops import NativeOps, TorchOps
-from services.worker.engine.packing import PackedStep, pack_step
-from services.worker.engine.sequence import Chunk
+from services.worker.engine.batching.batch import Batch, Sequence
+from services.worker.engine.batching.kv_blocks import KvBlocks
+from services.worker.engine.batching.packing import PackedStep, pack_step
+from services.worker.engine.batching.sequence import Chunk
+from services.worker.engine.model.ops import NativeOps, TorchOps
 from services.worker.engine.side_pass import NICENESS
-from tests.services.worker.engine.test_decoder import build, first_step
+from tests.services.worker.engine.model.test_decoder import build, first_step
 from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
 
 LIMIT_S = 60.0

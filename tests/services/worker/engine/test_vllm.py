@@ -12,8 +12,8 @@ import msgspec
 import pytest
 import torch
 
-from gearfall.core.canary import Canary, CanaryToken, parse_canary
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
+from gearfall.core.generation.canary import Canary, CanaryToken, parse_canary
 from services.worker.engine.vllm import (
     VllmEngine,
     engine_arguments,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from gearfall.core.generation.job import FinishReason, Priority, TokenRun
 from gearfall.core.ids import JobId
-from gearfall.core.job import FinishReason, Priority, TokenRun
 from services.worker.engine.vllm import (
     VllmEngine,
 )

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.sampling import SamplingParams
 from services.worker.engine_link.messages import (
     SubmitJob,
 )

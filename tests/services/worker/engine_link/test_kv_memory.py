@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.errors import Internal
-from services.worker.engine.kv_blocks import BLOCK_TOKENS
+from services.worker.engine.batching.kv_blocks import BLOCK_TOKENS
 from services.worker.engine.kv_memory import EngineKvMemory
 from services.worker.engine_link.kv_memory import KvMemory
 

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from gearfall.core.claim_rule import ClaimRule
 from gearfall.core.errors import Unavailable
+from gearfall.core.gears.claim_rule import ClaimRule
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import QueuedJob
-from gearfall.infra.memory_queue import MemoryQueue
+from gearfall.infra.queue.memory_queue import MemoryQueue
 from services.worker.jobs.claim_loop import DOUBT_S, ClaimLoop
 from services.worker.jobs.job_board import JobBoard
 from tests.services.worker.fakes import MODEL, WORKER, Watched, job

@@ -5,8 +5,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import Priority
 from gearfall.core.ports import QueuedJob
 from services.worker.jobs import claims
 from services.worker.jobs.claims import TRANSITIONS, ClaimBook, ClaimEvent, ClaimState, Effect

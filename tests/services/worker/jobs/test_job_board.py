@@ -4,9 +4,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import RouterId
-from gearfall.core.job import Priority
-from gearfall.infra.memory_queue import MemoryQueue
+from gearfall.infra.queue.memory_queue import MemoryQueue
 from services.worker.jobs.job_board import JobBoard
 from services.worker.jobs.push_stream import CLAIM_WAIT_S, PushStream
 from services.worker.jobs.settlement import Settlement

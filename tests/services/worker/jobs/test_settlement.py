@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from gearfall.infra.memory_queue import MemoryQueue
+from gearfall.infra.queue.memory_queue import MemoryQueue
 from services.worker.jobs.settlement import Settlement
 from tests.services.worker.fakes import MODEL, WORKER, Watched, job
 

@@ -12,8 +12,8 @@ from random import Random
 
 import pytest
 
-from gearfall.core.claim_rule import ClaimRule
-from gearfall.infra.memory_queue import MemoryQueue, MemoryQueueServer
+from gearfall.core.gears.claim_rule import ClaimRule
+from gearfall.infra.queue.memory_queue import MemoryQueue, MemoryQueueServer
 from services.worker.jobs.turns import GRACE_S, Turns
 from tests.services.router.virtual_time import run_virtually
 from tests.services.worker.fakes import MODEL, job

@@ -7,14 +7,14 @@ both workers' job boards, engines with their paged caches, and both ends of each
 import asyncio
 from dataclasses import dataclass, field
 
+from gearfall.core.generation.job import Job, TokenRun
+from gearfall.core.generation.sampling import SamplingParams
+from gearfall.core.generation.token_log import LogState
 from gearfall.core.ids import Epoch, ModelName, RequestId, WorkerId
-from gearfall.core.job import Job, TokenRun
-from gearfall.core.sampling import SamplingParams
-from gearfall.core.token_log import LogState
-from gearfall.infra.memory_queue import MemoryQueue, MemoryQueueServer
+from gearfall.infra.queue.memory_queue import MemoryQueue, MemoryQueueServer
 from services.router.background import Background
-from services.router.backlog import Backlog
-from services.router.jobs import JobTable
+from services.router.jobs.backlog import Backlog
+from services.router.jobs.job_table import JobTable
 from services.worker.migration.terms import Terms
 from tests.services.worker.counting_model import answer
 from tests.services.worker.migration.played_worker import MODEL, Site

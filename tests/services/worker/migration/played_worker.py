@@ -4,9 +4,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from gearfall.core.ids import ModelName, WorkerId
-from services.worker.engine.batch import Batch
+from services.worker.engine.batching.batch import Batch
+from services.worker.engine.batching.kv_blocks import KvBlocks
 from services.worker.engine.engine import Engine
-from services.worker.engine.kv_blocks import KvBlocks
 from services.worker.engine_link.messages import CancelJob, StepDone, SubmitJob
 from services.worker.jobs.job_board import JobBoard
 from tests.services.worker.counting_model import CountingModel

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import Epoch, JobId, ModelName, NodeId, WorkerId
-from gearfall.core.job import Priority
 from gearfall.core.records import ReplicaRecord, ReplicaState
 from services.worker.migration.drain_plan import Leaving, Room, by_value, choose_room, rooms_for
 from tests.services.worker.fakes import MODEL, worker_record

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 from gearfall.core.errors import GearfallError, NotFound, Unavailable
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import Epoch, JobId, NodeId, WorkerId
-from gearfall.core.job import Priority
 from gearfall.core.records import ReplicaRecord, ReplicaState
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.memory_state import MemoryState
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState
 from services.worker.jobs.claims import Claim, ClaimState
 from services.worker.migration.call import Moved
 from services.worker.migration.cost import DataPath

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from gearfall.infra.grpc_server import start_server
-from gearfall.infra.token_listener import TokenListener
+from gearfall.infra.net.grpc_server import start_server
+from gearfall.infra.net.token_listener import TokenListener
 from services.worker.engine_link.kv_layout import KvLayer, KvLayout
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.migration.cost import DataPath

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gearfall.core.ids import Epoch, JobId
-from services.worker.engine.kv_blocks import BLOCK_TOKENS
+from services.worker.engine.batching.kv_blocks import BLOCK_TOKENS
 from services.worker.migration.source_table import SourceState
 from services.worker.migration.target_table import TargetState
 from tests.services.worker.migration.migration_world import World

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from gearfall.core.generation.job import Job, TokenRun
 from gearfall.core.ids import Epoch, JobId, RouterId, WorkerId
-from gearfall.core.job import Job, TokenRun
-from services.router.running_job import Finished, Granted, Kept, Stop, WorkerLink
-from services.worker.engine.kv_blocks import BLOCK_TOKENS
+from services.router.jobs.running_job import Finished, Granted, Kept, Stop, WorkerLink
+from services.worker.engine.batching.kv_blocks import BLOCK_TOKENS
 from services.worker.migration.events import (
     Aborted,
     Accepted,

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, NotFound, Unavailable
+from gearfall.core.generation.job import FinishReason, TokenRun
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId, ModelName
-from gearfall.core.job import FinishReason, TokenRun
-from gearfall.core.sampling import SamplingParams
 from services.worker.engine_link.messages import (
     AdapterReport,
     AttachAdapter,
@@ -25,7 +25,7 @@ from services.worker.processes.adapter_engine import AdapterEngine, adapting
 from services.worker.processes.adapter_leases import AdapterLimits
 from services.worker.processes.adapter_source import RETRY_DELAYS_S, Brought, StoreAdapters
 from services.worker.processes.zygote_client import Zygote
-from tests.services.worker.engine.test_adapters import Bench
+from tests.services.worker.engine.model.test_adapters import Bench
 from tests.services.worker.fakes import WORKER, FakeEngine, Watched
 from tests.services.worker.processes.test_zygote import start_message
 

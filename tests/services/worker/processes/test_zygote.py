@@ -10,9 +10,9 @@ import pytest_asyncio
 import torch
 
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
+from gearfall.core.generation.job import FinishReason
+from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId
-from gearfall.core.job import FinishReason
-from gearfall.core.sampling import SamplingParams
 from services.worker.engine_link.messages import (
     CancelJob,
     EngineKind,

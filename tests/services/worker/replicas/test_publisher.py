@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.records import ReplicaRecord, ReplicaState
-from gearfall.infra.cluster import Cluster
-from gearfall.infra.memory_state import MemoryState
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.memory_state import MemoryState
 from services.worker.replicas.publisher import ReplicaPublisher
 from services.worker.replicas.workload import KV_INTERVAL_S, KV_STEP
 from tests.services.worker.fakes import MODEL, NODE, WORKER

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gearfall.core.job import Priority
+from gearfall.core.generation.job import Priority
 from gearfall.core.ports import QueuedJob
 from gearfall.core.records import RunningJob
 from services.worker.engine_link.messages import StepDone

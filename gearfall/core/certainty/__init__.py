@@ -1,0 +1,1 @@
+"""How sure an answer is, and whether it is given or goes up."""

@@ -1,0 +1,1 @@
+"""Gear plans, the gear in force, and whether its promise is kept."""

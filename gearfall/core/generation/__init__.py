@@ -1,0 +1,1 @@
+"""One generation: what is asked, its tokens, its history, what it took."""

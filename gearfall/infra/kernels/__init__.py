@@ -1,0 +1,1 @@
+"""The engine's CPU kernels, over torch tensors and numpy arrays."""

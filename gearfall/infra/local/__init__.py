@@ -1,0 +1,1 @@
+"""A whole cluster as child processes on one machine."""

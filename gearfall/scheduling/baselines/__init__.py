@@ -1,0 +1,1 @@
+"""The simpler policies that ours is compared with."""

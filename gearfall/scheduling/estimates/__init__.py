@@ -1,0 +1,1 @@
+"""What a start costs, learned from starts."""

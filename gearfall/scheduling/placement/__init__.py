@@ -1,0 +1,1 @@
+"""Where replicas start, and who makes room for them."""

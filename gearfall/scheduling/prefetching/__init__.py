@@ -1,0 +1,1 @@
+"""What is brought near before anybody asks."""

@@ -1,0 +1,1 @@
+"""How many replicas there are: by load, by keep-alive, by gear plans."""

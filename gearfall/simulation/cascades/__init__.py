@@ -1,0 +1,1 @@
+"""Cascades under load: fixed replicas, gears that shift, answers from a profile."""

@@ -1,0 +1,1 @@
+"""A cluster under the scheduler's own rules."""

@@ -1,0 +1,1 @@
+"""Whole answers: recorded, kept for requests that come again, followed up."""

@@ -1,0 +1,1 @@
+"""Models, deployments and the cluster around this router."""

@@ -1,0 +1,122 @@
+"""Server-sent events of one running request, written once per decode step, without middlemen."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gearfall.core.errors import GearfallError, Internal
+from services.router.doors.answer_facts import gearfall_of
+from services.router.doors.openai_errors import error_body
+from services.router.doors.rest_answers import DONE, AnswerShape
+from services.router.generation import ChoiceEnd, GenerationEvent
+from services.router.running_request import RunningRequest
+
+_log = logging.getLogger(__name__)
+
+
+class EventStream(Response):
+    """Streams a running request; a client that goes away closes it."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        running: RunningRequest,
+        batches: AsyncIterator[list[GenerationEvent]],
+        first: Sequence[GenerationEvent],
+        shape: AnswerShape,
+        *,
+        n: int,
+        wants_usage: bool,
+        headers: Mapping[str, str],
+    ) -> None:
+        """`first`: the batch already taken from `batches`. `n`: choices of each prompt."""
+        super().__init__(None, 200, {"cache-control": "no-cache", **headers})
+        del self.headers["content-length"]
+        self._running = running
+        self._batches = batches
+        self._first = first
+        self._shape = shape
+        self._n = n
+        self._wants_usage = wants_usage
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the stream to its end, or until the client is gone."""
+        watch = asyncio.create_task(close_when_gone(receive, self._running), name="client-watch")
+        try:
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await send(start)
+            async for chunk in self._chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            watch.cancel()
+            self._running.close()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        try:
+            if chunk := self._chunk(self._first):
+                yield chunk
+            async for batch in self._batches:
+                if chunk := self._chunk(batch):
+                    yield chunk
+        except GearfallError as error:
+            yield b"data: " + orjson.dumps(error_body(error)) + b"\n\n" + DONE
+        except Exception:
+            _log.exception("a stream failed", extra={"request_id": self._running.request_id})
+            body = error_body(Internal("internal error"))
+            yield b"data: " + orjson.dumps(body) + b"\n\n" + DONE
+
+    def _chunk(self, batch: Sequence[GenerationEvent]) -> bytes:
+        parts = [self._shape.chunks(batch)]
+        ended = [event for event in batch if isinstance(event, ChoiceEnd)]
+        if not ended:
+            return parts[0]
+        is_over = len(self._running.ends) == self._running.choices
+        for position, end in enumerate(ended):
+            is_last = is_over and position == len(ended) - 1
+            extra = self._described() if is_last and not self._wants_usage else None
+            parts.append(self._shape.end_chunk(end, extra))
+        if is_over:
+            if self._wants_usage:
+                usage = self._shape.usage_chunk(self._ends(), self._n, self._described())
+                parts.append(usage)
+            parts.append(DONE)
+        return b"".join(parts)
+
+    def _ends(self) -> list[ChoiceEnd]:
+        return ends_in_order(self._running)
+
+    def _described(self) -> dict[str, Any]:
+        return {"gearfall": described(self._running)}
+
+
+def ends_in_order(running: RunningRequest) -> list[ChoiceEnd]:
+    """Return the ends of all choices that ended, by choice."""
+    return [running.ends[choice] for choice in sorted(running.ends)]
+
+
+def described(running: RunningRequest) -> dict[str, Any]:
+    """Return the `gearfall` object of a request that ended."""
+    described = gearfall_of(
+        ends_in_order(running),
+        request_id=running.request_id,
+        deployment=running.deployment,
+        seed=running.seed,
+        expected_s=running.expected_start_s,
+    )
+    if running.cache:
+        described["cache"] = running.cache
+    return described | ({"gear": running.gear.label} if running.gear else {})
+
+
+async def close_when_gone(receive: Receive, running: RunningRequest) -> None:
+    """Close `running` when the client disconnects."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    running.close()

@@ -1,0 +1,1 @@
+"""One choice's way through the stages of its cascade."""

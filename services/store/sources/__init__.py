@@ -1,0 +1,1 @@
+"""Where bytes come from when this node has none: neighbours and URLs."""

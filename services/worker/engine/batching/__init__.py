@@ -1,0 +1,1 @@
+"""Which jobs run, and which of their tokens a step computes. Pure."""

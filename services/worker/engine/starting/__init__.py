@@ -1,0 +1,1 @@
+"""From a fork to the first token."""

@@ -1,0 +1,84 @@
+"""Prompts to tokens: special tokens once, templates, broken files, one fetch for all."""
+
+import asyncio
+
+import pytest
+
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, Unavailable
+from services.router.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
+from services.router.text.tokenizing import ModelTokenizer, TokenizerCache, encode_prompt
+from tests.services.router.char_models import (
+    BOS_ID,
+    EOS_ID,
+    Files,
+    char_tokenizer_files,
+    ids_of,
+    model_record,
+)
+
+TOKENIZER = ModelTokenizer("small", char_tokenizer_files())
+
+
+@pytest.mark.parametrize("text", ["hi", "<bos>hi"])
+def test_special_tokens_are_not_doubled(text):
+    assert TOKENIZER.encode(TextPrompt(text)) == (BOS_ID, *ids_of("hi"))
+
+
+def test_chat_takes_special_tokens_from_the_template_alone():
+    prompt = ChatPrompt((ChatMessage("user", "hi"),))
+    assert TOKENIZER.encode(prompt) == (BOS_ID, *ids_of("u:hi;a:"))
+
+
+def test_token_prompts_stay():
+    assert TOKENIZER.encode(TokenPrompt((9, 8))) == (9, 8)
+
+
+def test_text_of_tokens():
+    assert TOKENIZER.decode((BOS_ID, *ids_of("hi"), EOS_ID)) == "hi"
+    assert TOKENIZER.token_text(EOS_ID) == ("<eos>", b"<eos>")
+
+
+def test_without_a_template_chat_is_refused():
+    plain = ModelTokenizer("small", char_tokenizer_files(template=None))
+    with pytest.raises(InvalidRequest, match="completions"):
+        plain.encode(ChatPrompt((ChatMessage("user", "hi"),)))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"tokenizer.json": b"{"},
+        {"tokenizer.json": b"[]"},
+        char_tokenizer_files() | {"tokenizer_config.json": b"no json"},
+        char_tokenizer_files() | {"tokenizer_config.json": b"[]"},
+    ],
+)
+def test_broken_files(files):
+    with pytest.raises(CorruptCheckpoint):
+        ModelTokenizer("small", files)
+
+
+async def test_long_prompts_are_the_same_in_a_thread():
+    text = "long " * 1000
+    assert await encode_prompt(TOKENIZER, TextPrompt(text)) == (BOS_ID, *ids_of(text))
+
+
+async def test_a_failed_fetch_is_tried_again():
+    class Flaky(Files):
+        is_down = True
+
+        async def read_file(self, model, file):
+            if self.is_down:
+                raise Unavailable("down")
+            return await super().read_file(model, file)
+
+    source = Flaky()
+    cache = TokenizerCache(source)
+    record = model_record("small")
+    with pytest.raises(Unavailable):
+        await cache.get(record)
+    source.is_down = False
+    first, second = await asyncio.gather(cache.get(record), cache.get(record))
+    assert first is second
+    await cache.stop()

@@ -1,0 +1,74 @@
+"""This node's part of the models' records, while others write and read them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from gearfall.core.ids import ModelName, NodeId
+from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_keys import key_of
+from gearfall.infra.state.memory_state import MemoryState
+from services.store.models.ledger import Ledger
+from services.store.models.model_registry import ModelRegistry
+from services.store.tiers.ssd_tier import SsdTier
+from services.store.tiers.stored_model import StoredModel
+from tests.services.store.sources import write_source
+
+NAME = ModelName("tiny")
+
+
+class SlowState(MemoryState):
+    """Answers a read of the model's record only when the test says so, with what stood there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_slow = False
+        self.was_asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+
+    async def get(self, key):
+        found = await super().get(key)
+        if self.is_slow and key == key_of("models", NAME):
+            self.is_slow = False
+            self.was_asked.set()
+            await self.may_answer.wait()
+        return found
+
+
+@asynccontextmanager
+async def site(path: Path) -> AsyncIterator[tuple[Cluster, ModelRegistry, StoredModel]]:
+    state, tier, ledger = SlowState(), SsdTier(path / "data"), Ledger(path / "data")
+    tier.open()
+    ledger.open()
+    model = tier.register(NAME, str(write_source(path / "src")), lambda done, total: None)
+    cluster = Cluster(state)
+    await cluster.start()
+    yield cluster, ModelRegistry(cluster, NodeId("node-1"), ledger), model
+    await cluster.stop()
+    await state.close()
+    tier.close()
+
+
+async def test_a_model_whose_record_is_being_written_was_not_removed(tmp_path: Path):
+    """It is on disk and not yet in state: whoever looks meanwhile must not take it away."""
+    async with site(tmp_path) as (cluster, registry, model):
+        state = cluster.state
+        assert isinstance(state, SlowState)
+        state.is_slow = True
+        looking = asyncio.create_task(registry.reconcile({NAME: model}))
+        await state.was_asked.wait()
+        await registry.publish(model)
+        state.may_answer.set()
+        assert await looking == []
+        assert await state.get(key_of("models", NAME)) is not None
+
+
+async def test_a_model_that_was_published_and_is_gone_was_removed(tmp_path: Path):
+    async with site(tmp_path) as (cluster, registry, model):
+        await registry.publish(model)
+        await cluster.delete_model(NAME)
+        async for _ in cluster.changes():
+            if NAME not in cluster.view.models:
+                break
+        assert await registry.reconcile({NAME: model}) == [NAME]
