@@ -32,7 +32,7 @@ from gearfall.client.request import Options
 from gearfall.demo import catalogue
 from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
 from gearfall.pb import common_pb2
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 MODEL = "arith-large"
 PROMPT = "31415+27182="

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 from statistics import fmean, median
 
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 
 @dataclass(frozen=True, slots=True)

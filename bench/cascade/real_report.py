@@ -18,7 +18,7 @@ from bench.cascade.real_figures import (
     loss_of,
     over_rounds,
 )
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 if TYPE_CHECKING:
     from bench.cascade.simulated import Checked

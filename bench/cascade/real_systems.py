@@ -30,7 +30,7 @@ from gearfall.core.ids import ModelName
 from gearfall.core.records import Stage
 from gearfall.gears.plan_build import TRIGGERS
 from gearfall.simulation.cascades.plan_latency import PlanLatency
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 OURS, STATIC, LARGE, ONE, SWITCHING = "ours", "static", "always-large", "one-model", "switching"
 LOSSES = (0.02, 0.03, 0.04, 0.06)

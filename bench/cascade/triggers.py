@@ -31,7 +31,7 @@ from gearfall.simulation.cascades.cascade_outcomes import Arrival
 from gearfall.simulation.cascades.cascade_run import run_cascades
 from gearfall.simulation.cascades.seats import FixedReplica
 from gearfall.simulation.cascades.step_engine import StepSpeed
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 RESULTS = Path(__file__).parents[1] / "results" / "cascade_triggers.json"
 SMALL, LARGE = ModelName("small"), ModelName("large")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 TOKENS, KV, AUTO = "tokens", "kv", "auto"
 """How a migration was asked for: by one path, or by what the cost model expects to be faster."""

@@ -32,10 +32,10 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import ReplicaState, StartTimeline, Tier
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
-from gearfall.simulation.figures import quantile
-from gearfall.simulation.fleet.requests import Request
+from gearfall.simulation.fleet.figures import quantile
 from gearfall.simulation.fleet.scenario import Run, Scenario, simulate
-from gearfall.simulation.fleet.site import (
+from gearfall.simulation.requests import Request
+from gearfall.simulation.site import (
     EngineSpeed,
     ModelProfile,
     NodeProfile,

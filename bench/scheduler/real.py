@@ -25,7 +25,7 @@ from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import rotated
 from bench.scheduler.real_cluster import Answer, RealSite, running_real_site
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_real.json"
 POLICIES = ("ours", "random", "locality")

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -34,7 +33,8 @@ from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2
-from gearfall.simulation.fleet.requests import Request
+from gearfall.pb.store_pb2_grpc import StoreStub
+from gearfall.simulation.requests import Request
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub

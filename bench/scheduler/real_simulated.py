@@ -24,9 +24,9 @@ from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import ModelRecord, StartTimeline, Tier, WorkerRecord
 from gearfall.scheduling.estimates.start_costs import Start, StartCosts, learn_start
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 from gearfall.simulation.fleet.scenario import Scenario, simulate
-from gearfall.simulation.fleet.site import (
+from gearfall.simulation.site import (
     EngineSpeed,
     ModelProfile,
     NodeProfile,

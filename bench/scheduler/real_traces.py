@@ -25,7 +25,7 @@ import numpy as np
 from bench.scheduler.real_cluster import Shape
 from gearfall.core.ids import ModelName
 from gearfall.simulation.arrivals import Lengths, Load, bursty_requests
-from gearfall.simulation.fleet.requests import Request
+from gearfall.simulation.requests import Request
 
 PAPER_CV, PAPER_PLACES = 8.0, 16
 

@@ -23,7 +23,7 @@ from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import spread
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
-from gearfall.simulation.figures import Figures, figures_of
+from gearfall.simulation.fleet.figures import Figures, figures_of
 from gearfall.simulation.fleet.fleet_setting import FleetShape, fleet_site
 from gearfall.simulation.fleet.scenario import Scenario, simulate
 from gearfall.simulation.fleet.serverlessllm import serverlessllm

@@ -33,7 +33,7 @@ from bench.scheduler.starts_cluster import (
 )
 from gearfall.core.ids import ModelName
 from gearfall.core.records import Tier
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_starts.json"
 TARGET_P50, TARGET_P95, TARGET_CONTROL_S = 0.10, 0.25, 0.020

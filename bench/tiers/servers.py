@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 from gearfall.core.checkpoint.manifest import manifest_digest
 from gearfall.core.errors import NotFound
 from gearfall.infra.local.local_servers import start_etcd
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
 
 MODEL = "tiers"
 GRPC_METHOD = "/gearfall.bench.Tiers/Read"

@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import xxhash
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 from bench.raw_read import make_ready
 from bench.tiers.servers import GRPC_METHOD, GRPC_OPTIONS, GRPC_REQUEST, MODEL, Places
@@ -19,9 +18,10 @@ from gearfall.core.ids import ModelName
 from gearfall.infra.net.bulk_socket import BulkConnection
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
+from services.store.models.remote_checkpoint import open_remote
 from services.store.sources.arrival import ByteSource, bring
 from services.store.sources.neighbour import NeighbourCheckpoint
-from services.store.sources.remote_checkpoint import open_remote
 
 CONNECTIONS = 4
 IN_FLIGHT = 12

@@ -13,7 +13,7 @@ from gearfall.cli.render import console, print_json, print_table, seconds_text
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.request import Options
 from gearfall.core.errors import GearfallError, Unavailable
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from gearfall.cli.simulate_table import figures_table
 from gearfall.core.errors import InvalidRequest
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.arrivals import Bursts, TraceRow, spread_trace
-from gearfall.simulation.figures import Figures, figures_of
+from gearfall.simulation.fleet.figures import Figures, figures_of
 from gearfall.simulation.fleet.fleet_setting import FleetShape, fleet_site
 from gearfall.simulation.fleet.scenario import Run, Scenario, policy_names, simulate
 from gearfall.simulation.fleet.serverlessllm import LENGTHS, SIZES, serverlessllm

@@ -6,8 +6,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gearfall.cli.figure_files import save_figure
-from gearfall.simulation.fleet.requests import StageOutcome
 from gearfall.simulation.fleet.scenario import Run
+from gearfall.simulation.requests import StageOutcome
 
 _LEAST_SHOWN_S = 0.001
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from gearfall.simulation.figures import Figures
+from gearfall.simulation.fleet.figures import Figures
 
 
 def figures_table(figures: Sequence[Figures], slo_s: float) -> Table:

@@ -13,19 +13,19 @@ from gearfall.core.records import MoveRecord, ReplicaState
 from gearfall.scheduling.actions import Action, Unwish, Wish
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.fleet.wants import Urgency, Want
+from gearfall.scheduling.gear_step import follow_gears
 from gearfall.scheduling.placement.moves import MOST_S, MoveStep, next_step
 from gearfall.scheduling.placement.reopening import reopen
-from gearfall.scheduling.placement.starting import place_all
-from gearfall.scheduling.placement.wants import Urgency, Want
+from gearfall.scheduling.prefetch_step import prefetch_step
 from gearfall.scheduling.prefetching.prefetch import WishKey
-from gearfall.scheduling.prefetching.prefetch_step import prefetch_step
 from gearfall.scheduling.scaling.autoscaler import ScaleDecision, SchedulerPolicy, scale_model
 from gearfall.scheduling.scaling.autoscaler_load import ModelLoad, advance_load
-from gearfall.scheduling.scaling.gear_step import follow_gears
 from gearfall.scheduling.scaling.gear_wishes import missing_on
 from gearfall.scheduling.scene import Scene
 from gearfall.scheduling.scope import Scope
 from gearfall.scheduling.snapshot import ReplicaKey
+from gearfall.scheduling.starting import place_all
 from gearfall.scheduling.step import Step
 
 

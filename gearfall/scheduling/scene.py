@@ -7,7 +7,7 @@ from gearfall.core.records import ModelRecord, Tier
 from gearfall.scheduling.estimates.estimator import StartPrediction, predict_start
 from gearfall.scheduling.estimates.start_costs import ANY_NODE, StartCosts, fixed_s
 from gearfall.scheduling.fleet.fleet_state import FleetState
-from gearfall.scheduling.placement.wants import Urgency, Want
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 
 PUSH_OUT_WEIGHT = 0.5

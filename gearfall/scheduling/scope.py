@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.scheduling.fleet.fleet_state import FleetState
-from gearfall.scheduling.placement.wants import Want
+from gearfall.scheduling.fleet.wants import Want
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from gearfall.scheduling.actions import (
     Unwish,
     Wish,
 )
+from gearfall.scheduling.fleet.claims import Claim, Site
 from gearfall.scheduling.fleet.fleet import Fleet
-from gearfall.scheduling.placement.claims import Claim, Site
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.placement_reasons import Rejected
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.scene import Scene, claimed_bytes, is_coming, needed_bytes, predict
 from gearfall.scheduling.snapshot import ReplicaKey
 

@@ -7,7 +7,7 @@ from enum import Enum
 import numpy as np
 
 from gearfall.core.ids import ModelName
-from gearfall.simulation.fleet.requests import Request, StageWork
+from gearfall.simulation.requests import Request, StageWork
 
 
 @dataclass(frozen=True, slots=True)

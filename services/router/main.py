@@ -11,10 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
-from gearfall.pb.router_pb2_grpc import (
-    add_RouterServicer_to_server,
-    add_TokenSinkServicer_to_server,
-)
 
 from gearfall.core.gears.gear_shift import ShiftPolicy
 from gearfall.core.ids import ModelName, RouterId
@@ -28,8 +24,12 @@ from gearfall.infra.queue.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.etcd_state import EtcdState
-from services.router.answers.answer_cache import AnswerCache
-from services.router.answers.answer_desk import AnswerDesk
+from gearfall.pb.router_pb2_grpc import (
+    add_RouterServicer_to_server,
+    add_TokenSinkServicer_to_server,
+)
+from services.router.answer_cache import AnswerCache
+from services.router.answer_desk import AnswerDesk
 from services.router.background import Background
 from services.router.cluster.catalogue import Catalogue
 from services.router.cluster.cluster_status import ClusterStatus

@@ -10,8 +10,8 @@ from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal
 from gearfall.core.generation.job import FinishReason
 from gearfall.core.generation.usage import StageReport, Usage
 from gearfall.core.ids import RequestId
-from services.router.answers.answer_cache import Ticket
-from services.router.answers.answer_record import AnswerRecord
+from services.router.answer_cache import Ticket
+from services.router.answer_record import AnswerRecord
 from services.router.gears.gear_board import PinnedGear
 from services.router.generation import ChoiceEnd, Delta, GenerationEvent, Replace
 

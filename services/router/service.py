@@ -16,7 +16,7 @@ from gearfall.core.ids import DeploymentName, JobId, ModelName, RequestId, Route
 from gearfall.core.records import DeploymentRecord
 from gearfall.infra.state.cluster import Cluster
 from services.router.admission import Admission
-from services.router.answers.answer_desk import AnswerDesk
+from services.router.answer_desk import AnswerDesk
 from services.router.cluster.resolving import resolve
 from services.router.gears.gear_board import GearBoard, PinnedGear
 from services.router.generation import GenerationRequest

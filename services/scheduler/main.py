@@ -6,14 +6,13 @@ import gc
 import uuid
 from collections.abc import Sequence
 
-from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
-
 from gearfall.core.records import SchedulerRecord
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.infra.net.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.etcd_state import EtcdState
+from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy, decide_step
 from gearfall.scheduling.prefetching.prefetch import PrefetchPolicy
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy

@@ -22,7 +22,7 @@ from gearfall.infra.memory.attach_protocol import (
     read_request,
     write_frame,
 )
-from services.store.tiers.filling import Filling
+from services.store.loading.filling import Filling
 from services.store.tiers.pool import Pool, Resident
 
 _HANDSHAKE_TIMEOUT_S = 5.0

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
-
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import NodeId, parse_name
 from gearfall.infra.history_log import count_held
@@ -19,6 +17,7 @@ from gearfall.infra.net.metrics_server import add_metrics_setting, serving_metri
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.etcd_state import EtcdState
+from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from services.store.service import StoreService
 from services.store.servicer import StoreServicer
 from services.store.settings import StoreSettings

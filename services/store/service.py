@@ -21,10 +21,10 @@ from services.store.models.catalogue import Catalogue
 from services.store.models.ledger import Ledger
 from services.store.models.model_registry import ModelRegistry
 from services.store.models.registration import RegisterFlight, Registrations
-from services.store.models.side_files import SideFiles
 from services.store.presence import Presence
 from services.store.settings import StoreSettings
 from services.store.sources.elsewhere import ClusterCopies, Elsewhere
+from services.store.sources.side_files import SideFiles
 from services.store.sources.transfers import Transfers
 from services.store.tiers.pool import Pool
 from services.store.tiers.pool_memory import ReadChunks

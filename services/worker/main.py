@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc
-from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.generation.arithmetic import Arithmetic
@@ -24,6 +23,7 @@ from gearfall.infra.queue.redis_queue import RedisQueue
 from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.etcd_state import EtcdState
+from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 from services.worker.drain_door import drain_route
 from services.worker.engine_link.messages import EngineKind
 from services.worker.gear_rules import GearRules

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 from gearfall.core.errors import DeadlineExceeded, Internal, Unavailable
 from gearfall.core.ids import ModelName
@@ -15,6 +14,7 @@ from gearfall.infra.net.convert import timeline_from_pb
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.net.grpc_errors import error_from_rpc
 from gearfall.pb import store_pb2 as pb
+from gearfall.pb.store_pb2_grpc import StoreStub
 from services.worker.ports import LeasableModel, LoadedModel, OnLeasable
 
 if TYPE_CHECKING:

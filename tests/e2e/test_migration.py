@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from gearfall.pb.worker_pb2_grpc import WorkerStub
 from google.protobuf.json_format import ParseDict
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -23,6 +22,7 @@ from gearfall.infra.net.bearer import SECRET_VARIABLE
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
+from gearfall.pb.worker_pb2_grpc import WorkerStub
 from tests.cluster_host import ClusterHost
 from tests.services.worker.tiny_adapters import save_adapter
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import grpc
 import pytest
-from gearfall.pb.store_pb2_grpc import StoreStub
 from typer.testing import CliRunner
 
 from gearfall.cli.main import app
@@ -22,6 +21,7 @@ from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.cluster_view import ClusterView
 from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
 from tests.cluster_host import ClusterHost
 
 NAME = ModelName("arith")

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from gearfall.pb.worker_pb2_grpc import WorkerStub
-
 from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.request import Options
 from gearfall.core.errors import GearfallError
@@ -34,6 +32,7 @@ from gearfall.infra.history_log import (
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import common_pb2
 from gearfall.pb import worker_pb2 as pb
+from gearfall.pb.worker_pb2_grpc import WorkerStub
 from tests.cluster_host import ClusterHost
 from tests.e2e.test_migration import wanderer
 

@@ -18,7 +18,7 @@ from gearfall.core.errors import (
     InvalidRequest,
     Overloaded,
 )
-from tests.services.store.sources import (
+from tests.services.store.source_directories import (
     CONFIG,
     llama_tensors,
     random_tensor,

@@ -13,7 +13,7 @@ from gearfall.infra.memory.pool_lease import map_partition, take_lease
 from services.store.tiers.spare_memory import SpareMemory
 from tests.faults.memory_groups import MemoryGroup, memory_group
 from tests.services.store.checkpoints import many_tensors
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import TIMEOUT_S, RunningStore, running_store
 
 MIB = 2**20

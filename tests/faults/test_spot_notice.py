@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from gearfall.pb.worker_pb2_grpc import WorkerStub
 
 from gearfall.client import AsyncClient
 from gearfall.core.ids import DeploymentName, ModelName
@@ -16,6 +15,7 @@ from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import worker_pb2 as pb
+from gearfall.pb.worker_pb2_grpc import WorkerStub
 from tests.faults.fault_cluster import GREEDY, MODEL, FaultClient, FaultCluster
 from tests.faults.placement_verdict import StateChange, judge_placement
 from tests.faults.state_recorder import Recorded, recording

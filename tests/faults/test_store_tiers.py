@@ -19,7 +19,7 @@ from gearfall.pb import common_pb2
 from gearfall.pb import store_pb2 as pb
 from tests.gearfall.infra.web_servers import WebServer, web_server
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import TIMEOUT_S, RunningStore, running_store
 
 MIB = 2**20
@@ -31,7 +31,7 @@ FULL_DISK = textwrap.dedent(
     from gearfall.core.errors import Overloaded
     from services.store.sources.arrival import bring
     from services.store.models.catalogue import Catalogue
-    from services.store.sources.remote_checkpoint import open_remote
+    from services.store.models.remote_checkpoint import open_remote
 
     disk, url = Path(sys.argv[1]), sys.argv[2]
 

@@ -6,12 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 from gearfall.core.errors import Unavailable
 from gearfall.infra.local.local_servers import LocalServer
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import store_pb2 as pb
+from gearfall.pb.store_pb2_grpc import StoreStub
 from tests.gearfall.infra.web_servers import web_server
 from tests.integration.test_store_process import TIMEOUT_S, StoreProcess, store_process
 from tests.services.store.checkpoints import many_tensors, write_checkpoint

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 from gearfall.core.errors import Unavailable
 from gearfall.infra.local.local_servers import LocalServer
@@ -21,7 +20,8 @@ from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2 as pb
-from tests.services.store.sources import write_source
+from gearfall.pb.store_pb2_grpc import StoreStub
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import collect
 
 TIMEOUT_S = 30.0

@@ -13,7 +13,7 @@ import pytest
 from gearfall.core.errors import CorruptCheckpoint, NotFound, PermissionDenied, Unavailable
 from gearfall.infra.net.remote import RemoteDirectory
 from gearfall.pb import common_pb2
-from services.store.sources.remote_checkpoint import open_remote
+from services.store.models.remote_checkpoint import open_remote
 from tests.gearfall.infra.partial_content import partial_content
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
 from tests.services.store.stores import running_store

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from gearfall.core.origin import bandwidth_out_of
 from gearfall.core.records import NodeRecord, Tier, WorkerRecord
 from gearfall.scheduling.fleet.fleet_state import FleetState
+from gearfall.scheduling.fleet.victims import Victim, VictimKind, victim_of
 from gearfall.scheduling.fleet.worker_rows import WorkerRow
-from gearfall.scheduling.placement.victims import Victim, VictimKind, victim_of
 from gearfall.scheduling.snapshot import Hosted, ReplicaKey
 
 

@@ -8,14 +8,14 @@ from gearfall.core.gears.gears_in_force import PlanShelf
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import ModelRecord, Tier
 from gearfall.scheduling.due_times import DueTimes
+from gearfall.scheduling.fleet.claims import Claims
 from gearfall.scheduling.fleet.fleet_index import FleetIndex
 from gearfall.scheduling.fleet.fleet_records import FleetRecords
 from gearfall.scheduling.fleet.label_masks import LabelMasks
 from gearfall.scheduling.fleet.lines import Lines
+from gearfall.scheduling.fleet.victims import Victim
+from gearfall.scheduling.fleet.wants import PlacementRules, Want, replica_bytes, rules_of
 from gearfall.scheduling.fleet.worker_rows import WorkerRows
-from gearfall.scheduling.placement.claims import Claims
-from gearfall.scheduling.placement.victims import Victim
-from gearfall.scheduling.placement.wants import PlacementRules, Want, replica_bytes, rules_of
 from gearfall.scheduling.scaling.autoscaler import ModelLimits, SchedulerPolicy, limits_by_model
 from gearfall.scheduling.scaling.autoscaler_load import ModelLoad
 from gearfall.scheduling.scaling.gear_wishes import GearWish, kept_replicas

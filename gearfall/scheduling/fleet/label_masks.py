@@ -3,8 +3,8 @@
 import numpy as np
 
 from gearfall.core.records import WorkerRecord
+from gearfall.scheduling.fleet.wants import PlacementRules
 from gearfall.scheduling.fleet.worker_rows import Mask
-from gearfall.scheduling.placement.wants import PlacementRules
 
 Labels = tuple[tuple[str, str], ...]
 

@@ -14,9 +14,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from gearfall.core.ids import WorkerId
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.options import Option
 from gearfall.scheduling.placement.placement_search import Search
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 
 NOWHERE_S = 60.0

@@ -1,9 +1,9 @@
 """Places for a model that needs several accelerators of one node: whole, or not at all."""
 
 from gearfall.core.ids import WorkerId
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.placement_search import Search
 from gearfall.scheduling.placement.room_making import Room, room_on
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.scene import Scene
 
 _NODES_EXAMINED = 8

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import Tier
 from gearfall.scheduling.estimates.estimator import StartPrediction
+from gearfall.scheduling.fleet.victims import Victim
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.groups import find_groups
 from gearfall.scheduling.placement.placement_search import EXAMINED, OFF_PLAN_S, Search
 from gearfall.scheduling.placement.room_making import Way, drained_in_s, room_on
 from gearfall.scheduling.placement.transfers import Transfer
-from gearfall.scheduling.placement.victims import Victim
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.scene import (
     Scene,
     claimed_bytes,

@@ -1,10 +1,10 @@
 """Why a replica starts where it does, and why not elsewhere, in words and numbers."""
 
 from gearfall.core.ids import WorkerId
+from gearfall.scheduling.fleet.wants import Want
 from gearfall.scheduling.placement.options import Option
 from gearfall.scheduling.placement.placement_search import Search
 from gearfall.scheduling.placement.room_making import Way
-from gearfall.scheduling.placement.wants import Want
 from gearfall.scheduling.scene import Scene, needed_bytes
 
 Rejected = tuple[tuple[str, str], ...]

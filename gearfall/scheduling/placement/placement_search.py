@@ -11,8 +11,8 @@ import numpy as np
 from gearfall.core.ids import NodeId, WorkerId, is_url
 from gearfall.core.records import Tier
 from gearfall.scheduling.fleet.fleet_state import FleetState
+from gearfall.scheduling.fleet.wants import Want
 from gearfall.scheduling.fleet.worker_rows import Floats, Mask, Rows
-from gearfall.scheduling.placement.wants import Want
 from gearfall.scheduling.scene import is_crowded
 
 EXAMINED = 5

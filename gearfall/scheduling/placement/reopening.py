@@ -11,8 +11,8 @@ from itertools import islice
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.scheduling.fleet.fleet_state import FleetState
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.fleet.worker_rows import WorkerRow
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.scene import needed_bytes
 
 _KINDS = {"free": 2, "idle": 2, "busy": 1}

@@ -5,10 +5,10 @@ from enum import IntEnum
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import ReplicaRecord
+from gearfall.scheduling.fleet.victims import Victim, VictimKind, first_to_go
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.queue_ahead import ends_in_s, queue_ahead, up_in_s
 from gearfall.scheduling.placement.transfers import Transfer, find_transfer
-from gearfall.scheduling.placement.victims import Victim, VictimKind, first_to_go
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.placement.work_ahead import idle_in_s
 from gearfall.scheduling.scene import Scene, claimed_bytes, needed_bytes, predict
 

@@ -10,9 +10,9 @@ from gearfall.core.ids import WorkerId
 from gearfall.core.records import ModelRecord, ReplicaRecord, Tier
 from gearfall.scheduling.estimates.estimator import StartPrediction
 from gearfall.scheduling.estimates.start_costs import ANY_NODE, fixed_s
+from gearfall.scheduling.fleet.victims import Victim, VictimKind
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.placement_search import Search, may_be_free
-from gearfall.scheduling.placement.victims import Victim, VictimKind
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.placement.work_ahead import moving_s
 from gearfall.scheduling.scene import Scene, predict, push_out_s
 from gearfall.scheduling.snapshot import ReplicaKey

@@ -27,7 +27,7 @@ from gearfall.simulation.cascades.cascade_outcomes import Answered, Arrival, Cas
 from gearfall.simulation.cascades.seats import FixedReplica, Seat, give_credit, next_seat
 from gearfall.simulation.cascades.step_engine import Cores, StepEngine
 from gearfall.simulation.cascades.ways_up import WaysUp
-from gearfall.simulation.fleet.requests import Job, Request, StageWork
+from gearfall.simulation.requests import Job, Request, StageWork
 
 SAMPLE_S = 0.1
 _PLAIN = EscalationPolicy()

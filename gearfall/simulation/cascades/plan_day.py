@@ -18,7 +18,7 @@ from gearfall.simulation.cascades.cascade_outcomes import Answered, Arrival, Cas
 from gearfall.simulation.cascades.cascade_run import run_cascades
 from gearfall.simulation.cascades.profile_plan import mean_tokens, queries_of, served_on
 from gearfall.simulation.cascades.seats import FixedReplica
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 DAY_S = 240.0
 """Simulated: long beside the time that gears wait before they go down."""

@@ -14,7 +14,7 @@ from gearfall.simulation.cascades.cascade_outcomes import Arrival, CascadeRun
 from gearfall.simulation.cascades.cascade_run import run_cascades
 from gearfall.simulation.cascades.seats import FixedReplica
 from gearfall.simulation.cascades.step_engine import StepSpeed
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 
 @dataclass(frozen=True, slots=True)

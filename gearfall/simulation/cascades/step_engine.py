@@ -23,7 +23,7 @@ from math import ceil
 
 from gearfall.simulation.agenda import Agenda
 from gearfall.simulation.cascades.telling import Telling
-from gearfall.simulation.fleet.requests import Job
+from gearfall.simulation.requests import Job
 
 STEP_TOKENS = 256
 """Most tokens of a step, as in the worker's engine."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
 from gearfall.core.records import DeploymentRecord, ModelRecord, Stage, WorkerRecord
-from gearfall.simulation.fleet.site import (
+from gearfall.simulation.site import (
     EngineSpeed,
     ModelProfile,
     NodeProfile,

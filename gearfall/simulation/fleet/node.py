@@ -13,8 +13,8 @@ from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import NodeRecord, Tier
 from gearfall.core.tiers import Candidate, UseCount, choose_victims
 from gearfall.simulation.agenda import Agenda
-from gearfall.simulation.fleet.site import NodeProfile
 from gearfall.simulation.fleet.transfers import SharedLink, Transfer
+from gearfall.simulation.site import NodeProfile
 
 Loaded = Callable[["LoadTimes"], None]
 

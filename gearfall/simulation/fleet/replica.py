@@ -11,10 +11,10 @@ from gearfall.core.records import (
     RunningJob,
     StartTimeline,
 )
-from gearfall.simulation.cascades.batch_engine import BatchEngine
+from gearfall.simulation.batch_engine import BatchEngine
 from gearfall.simulation.fleet.node import LoadTimes, SimNode
-from gearfall.simulation.fleet.requests import Job
-from gearfall.simulation.fleet.site import ModelProfile, Timing, WorkerProfile
+from gearfall.simulation.requests import Job
+from gearfall.simulation.site import ModelProfile, Timing, WorkerProfile
 
 
 @dataclass(slots=True, eq=False)

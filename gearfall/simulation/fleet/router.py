@@ -9,8 +9,8 @@ from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.records import DemandRecord, LoadRecord
 from gearfall.simulation.agenda import Agenda
 from gearfall.simulation.fleet.replica import SimReplica
-from gearfall.simulation.fleet.requests import Job
-from gearfall.simulation.fleet.site import Timing
+from gearfall.simulation.requests import Job
+from gearfall.simulation.site import Timing
 
 ROUTER = RouterId("router-1")
 

@@ -12,10 +12,10 @@ from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.policies import PlacementPolicy, decide_step
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.fleet.controller import FleetController, NoController
-from gearfall.simulation.fleet.requests import Request, StageOutcome
-from gearfall.simulation.fleet.site import Emptying, ModelProfile, Site, WorkerProfile
 from gearfall.simulation.fleet.tally import Tally
 from gearfall.simulation.fleet.world import World
+from gearfall.simulation.requests import Request, StageOutcome
+from gearfall.simulation.site import Emptying, ModelProfile, Site, WorkerProfile
 
 ORACLE = "all-warm"
 """Every model has all replicas it ever needs, ready from the beginning, on accelerators of its own:

@@ -11,7 +11,7 @@ from gearfall.core.records import DeploymentRecord, ModelRecord, Stage, WorkerRe
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
 from gearfall.simulation.fleet.scenario import Scenario
-from gearfall.simulation.fleet.site import (
+from gearfall.simulation.site import (
     EngineSpeed,
     ModelProfile,
     NodeProfile,

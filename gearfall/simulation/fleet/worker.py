@@ -7,12 +7,12 @@ from typing import Protocol
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import AssignmentRecord, ReplicaState
 from gearfall.simulation.agenda import Agenda
-from gearfall.simulation.cascades.batch_engine import BatchEngine
+from gearfall.simulation.batch_engine import BatchEngine
 from gearfall.simulation.fleet.node import LoadTimes, SimNode
 from gearfall.simulation.fleet.replica import SimReplica, timeline_of
-from gearfall.simulation.fleet.requests import Job
 from gearfall.simulation.fleet.router import SimRouter
-from gearfall.simulation.fleet.site import Emptying, ModelProfile, Site, Timing, WorkerProfile
+from gearfall.simulation.requests import Job
+from gearfall.simulation.site import Emptying, ModelProfile, Site, Timing, WorkerProfile
 
 ReplicaKey = tuple[WorkerId, ModelName]
 MOVES_AT_ONCE = 4

@@ -27,12 +27,12 @@ from gearfall.simulation.fleet.accelerator_clock import AcceleratorClock
 from gearfall.simulation.fleet.controller import Controller
 from gearfall.simulation.fleet.node import SimNode
 from gearfall.simulation.fleet.replica import SimReplica
-from gearfall.simulation.fleet.requests import Job, Request, StageOutcome, outcome_of
 from gearfall.simulation.fleet.router import ROUTER, SimRouter
-from gearfall.simulation.fleet.site import Site
 from gearfall.simulation.fleet.tally import Tally
 from gearfall.simulation.fleet.transfers import SharedLink
 from gearfall.simulation.fleet.worker import ReplicaKey, SimWorkers
+from gearfall.simulation.requests import Job, Request, StageOutcome, outcome_of
+from gearfall.simulation.site import Site
 
 PATIENCE_S = 3600.0
 """After the last arrival: what has not ended by then is counted as unfinished."""

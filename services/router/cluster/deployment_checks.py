@@ -13,7 +13,7 @@ from gearfall.core.gears.gear_plan import GearPlan
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, ModelRecord, WorkerRecord
 from gearfall.infra.state.cluster_view import ClusterView
-from gearfall.scheduling.placement.wants import replica_bytes
+from gearfall.scheduling.fleet.wants import replica_bytes
 
 _SHOWN = 8
 

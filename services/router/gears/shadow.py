@@ -20,7 +20,7 @@ from gearfall.core.gears.drift import Compared
 from gearfall.core.generation.job import Priority
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord
-from services.router.answers.answer_record import AnswerRecord
+from services.router.answer_record import AnswerRecord
 from services.router.background import Background
 from services.router.cost_metrics import RequestCosts
 from services.router.gears.gear_board import PinnedGear

@@ -9,8 +9,8 @@ from typing import Protocol
 from gearfall.core.errors import GearfallError, Internal, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline, Tier
+from services.store.loading.filling import Filling
 from services.store.loading.flight import Flight
-from services.store.tiers.filling import Filling
 from services.store.tiers.pool import Resident
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import StartTimeline, Tier
+from services.store.loading.filling import Filling
 from services.store.loading.flight import Flight
 from services.store.loading.load import (
     Far,
@@ -29,11 +30,10 @@ from services.store.loading.load import (
     NothingFar,
     done_flight,
 )
+from services.store.loading.pool_read import read_model
 from services.store.loading.recent_speeds import RecentSpeeds
-from services.store.tiers.filling import Filling
 from services.store.tiers.pool import Pool, Resident
 from services.store.tiers.pool_memory import ReadChunks
-from services.store.tiers.pool_read import read_model
 from services.store.tiers.ssd_tier import SsdTier
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from services.store.models.adapter_base import base_of_directory, base_of_facts
 from services.store.models.canaries import Canaries
 from services.store.models.catalogue import Catalogue
 from services.store.models.model_registry import ModelRegistry
-from services.store.sources.remote_checkpoint import open_remote
+from services.store.models.remote_checkpoint import open_remote
 from services.store.tiers.ssd_room import SsdRoom
 from services.store.tiers.ssd_tier import SsdTier
 from services.store.tiers.stored_model import StoredModel

@@ -17,15 +17,15 @@ from gearfall.core.records import ModelRecord, Tier
 from gearfall.infra.memory.native import PoolFile
 from gearfall.infra.net.remote import is_url
 from gearfall.infra.state.cluster import Cluster
+from services.store.loading.filling import Filling
 from services.store.loading.load import Load, LoadProgress
 from services.store.models.canaries import CANARY_FILE
 from services.store.models.catalogue import Catalogue
 from services.store.models.model_registry import ModelRegistry
+from services.store.models.remote_checkpoint import open_remote
 from services.store.sources.arrival import bring
 from services.store.sources.neighbour import NeighbourCheckpoint, read_canary
 from services.store.sources.relay import Origin, Place, Relay
-from services.store.sources.remote_checkpoint import open_remote
-from services.store.tiers.filling import Filling
 from services.store.tiers.pool import Resident
 from services.store.tiers.pool_memory import Allocate
 from services.store.tiers.ssd_room import SsdRoom

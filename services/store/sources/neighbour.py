@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import grpc
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 from gearfall.core.checkpoint.manifest import (
     FileEntry,
@@ -27,6 +26,7 @@ from gearfall.infra.net.bulk_socket import BulkConnection
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.net.grpc_errors import error_from_rpc
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub

@@ -11,15 +11,15 @@ from gearfall.infra.failpoints import failpoint
 from services.worker.engine.batching.adapter_jobs import AdapterHost, AdapterJobs, NoAdapters
 from services.worker.engine.batching.batch import Batch, Chunk, Sequence
 from services.worker.engine.batching.device_time import DeviceTime
-from services.worker.engine.batching.drafts import count_right, say
 from services.worker.engine.batching.job_limits import JobLimits
 from services.worker.engine.batching.migrating_jobs import MigratingJobs, MigrationMessage
 from services.worker.engine.batching.packing import PackedStep, pack_step
 from services.worker.engine.batching.sequence import NO_DEADLINE_S
 from services.worker.engine.batching.slowdown import Slowdown
 from services.worker.engine.beside import Beside
+from services.worker.engine.drafts import count_right, say
+from services.worker.engine.foretelling import Foretelling
 from services.worker.engine.model.sampler import Logits, Rows, Sampled
-from services.worker.engine.starting.foretelling import Foretelling
 from services.worker.engine_link.messages import (
     AttachAdapter,
     CancelJob,

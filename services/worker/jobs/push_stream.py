@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
-from gearfall.pb.router_pb2_grpc import TokenSinkStub
 
 from gearfall.core.generation.job import Job, TokenRun
 from gearfall.core.ids import Epoch, JobId, NodeId, RouterId, WorkerId
@@ -23,6 +22,7 @@ from gearfall.infra.net.convert import token_run_to_pb
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import common_pb2 as pb_common
 from gearfall.pb import router_pb2 as pb
+from gearfall.pb.router_pb2_grpc import TokenSinkStub
 
 RECONNECT_FOR_S = 10.0
 HELLO_TIMEOUT_S = 3.0

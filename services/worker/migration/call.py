@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import grpc
-from gearfall.pb.worker_pb2_grpc import WorkerStub
 
 from gearfall.core.errors import Unavailable
 from gearfall.core.ids import Epoch, JobId, WorkerId
 from gearfall.infra.net.convert import job_to_pb
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import worker_pb2 as pb
+from gearfall.pb.worker_pb2_grpc import WorkerStub
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.jobs.claims import ClaimKey
 from services.worker.jobs.job_board import JobBoard

@@ -12,7 +12,7 @@ from bench.scheduler.calibrate import answering, company_of, exits_of
 from bench.scheduler.real_cluster import RealSite, Shape
 from gearfall.core.errors import InvalidRequest, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.simulation.fleet.requests import Request, StageWork
+from gearfall.simulation.requests import Request, StageWork
 
 MODELS = [ModelName("good"), ModelName("bad")]
 SHAPE = Shape(nodes=3, places=2)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bench.scheduler.simulation import Cell
-from gearfall.simulation.figures import Figures, figures_of
+from gearfall.simulation.fleet.figures import Figures, figures_of
 from gearfall.simulation.fleet.scenario import simulate
 from gearfall.simulation.fleet.serverlessllm import serverlessllm
 

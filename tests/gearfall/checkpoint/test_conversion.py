@@ -20,7 +20,7 @@ from tests.gearfall.checkpoint.conversions import (
     llama_weights,
     save_source,
 )
-from tests.services.store.sources import CONFIG, random_tensor, write_source
+from tests.services.store.source_directories import CONFIG, random_tensor, write_source
 
 
 def test_ranks_hold_their_part_and_small_wholes(tmp_path: Path):

@@ -22,7 +22,7 @@ from tests.gearfall.checkpoint.conversions import (
     llama_weights,
     save_source,
 )
-from tests.services.store.sources import Tensors, random_tensor, write_source
+from tests.services.store.source_directories import Tensors, random_tensor, write_source
 
 _QUANTISED = {"qint8", "quint8", "qint32", "quint4x2", "quint2x4"}
 

@@ -7,7 +7,7 @@ import pytest
 from gearfall.checkpoint.model_facts import read_facts
 from gearfall.core.checkpoint.safetensors_header import SourceTensor
 from gearfall.core.errors import InvalidRequest
-from tests.services.store.sources import CONFIG
+from tests.services.store.source_directories import CONFIG
 
 TENSORS = [
     SourceTensor("a", "bfloat16", (4, 8), 0, 64),

@@ -10,7 +10,7 @@ from gearfall.checkpoint.reading import open_checkpoint
 from gearfall.checkpoint.verification import Verification, verify
 from gearfall.core.errors import CorruptCheckpoint
 from tests.gearfall.checkpoint.conversions import LLAMA, convert_source, llama_weights, save_source
-from tests.services.store.sources import random_tensor, write_source
+from tests.services.store.source_directories import random_tensor, write_source
 
 MIB = 2**20
 

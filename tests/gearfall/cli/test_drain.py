@@ -5,12 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import pytest
-from gearfall.pb.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 
 from gearfall.cli.drain import Drained, drain_all, exit_code
 from gearfall.core.errors import Unavailable
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.pb import worker_pb2 as pb
+from gearfall.pb.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 
 
 class ScriptedWorker(WorkerServicer):

@@ -7,12 +7,12 @@ from gearfall.core.ids import JobId, ModelName
 from gearfall.core.records import RunningJob
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.options import (
     find_options,
 )
 from gearfall.scheduling.placement.placement_reasons import rejected_by
 from gearfall.scheduling.placement.placement_search import Search
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.scheduling.scene import Scene
 from tests.gearfall.scheduling.clusters import (

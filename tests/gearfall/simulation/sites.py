@@ -2,8 +2,8 @@
 
 from gearfall.core.ids import DeploymentName, ModelName, NodeId, WorkerId
 from gearfall.core.records import DeploymentRecord, ModelRecord, Stage, WorkerRecord
-from gearfall.simulation.fleet.requests import Request, StageWork
-from gearfall.simulation.fleet.site import (
+from gearfall.simulation.requests import Request, StageWork
+from gearfall.simulation.site import (
     Emptying,
     EngineSpeed,
     ModelProfile,

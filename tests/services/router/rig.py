@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gearfall.pb.router_pb2_grpc import TokenSinkStub
-
 from gearfall.core.generation.job import FinishReason, Job, TokenAlternative, TokenRun
 from gearfall.core.generation.streaming import Streaming
 from gearfall.core.ids import DeploymentName, ModelName, WorkerId
@@ -27,6 +25,7 @@ from gearfall.infra.queue.memory_queue import MemoryQueue, MemoryQueueServer
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.memory_state import MemoryState, MemoryStateServer
 from gearfall.pb import router_pb2 as pb
+from gearfall.pb.router_pb2_grpc import TokenSinkStub
 from services.router import background
 from services.router.generation import (
     ChoiceEnd,

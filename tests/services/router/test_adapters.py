@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from gearfall.pb.store_pb2_grpc import StoreServicer, add_StoreServicer_to_server
 
 from gearfall.core.errors import Conflict, GearfallError, NotFound, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName
@@ -18,6 +17,7 @@ from gearfall.core.records import (
 )
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreServicer, add_StoreServicer_to_server
 from services.router.stages.cascade import cost_flops
 from tests.services.router.char_models import NODE, model_record
 from tests.services.router.rig import Answer, Rig, running_rig

@@ -14,7 +14,7 @@ from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.router.jobs.load_board import LoadBoard
 from services.scheduler.loop import SchedulerLoop
 from tests.gearfall.infra.metric_samples import samples_of
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import running_store
 
 NAME = ModelName("tiny")

@@ -5,11 +5,11 @@ from contextlib import AsyncExitStack
 
 import grpc
 import pytest
-from gearfall.pb.scheduler_pb2_grpc import SchedulerStub, add_SchedulerServicer_to_server
 
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.pb import scheduler_pb2 as pb
+from gearfall.pb.scheduler_pb2_grpc import SchedulerStub, add_SchedulerServicer_to_server
 from services.scheduler.decision_log import DecisionLog
 from services.scheduler.service import SchedulerService
 from services.scheduler.servicer import SchedulerServicer

@@ -5,7 +5,7 @@ from pathlib import Path
 from gearfall.checkpoint.conversion import convert
 from gearfall.checkpoint.source import open_source
 from gearfall.core.checkpoint.manifest import Manifest
-from tests.services.store.sources import Tensors, random_tensor, write_source
+from tests.services.store.source_directories import Tensors, random_tensor, write_source
 
 
 def many_tensors(mebibytes: int, seed: int = 0) -> Tensors:

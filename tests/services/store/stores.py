@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from gearfall.pb.store_pb2_grpc import StoreStub, add_StoreServicer_to_server
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.generation.canary import Canary
@@ -22,6 +21,7 @@ from gearfall.infra.net.grpc_server import start_server
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.memory_state import MemoryState, MemoryStateServer
 from gearfall.pb import store_pb2 as pb
+from gearfall.pb.store_pb2_grpc import StoreStub, add_StoreServicer_to_server
 from services.store.models.canaries import ComputeCanary
 from services.store.models.canary_process import CanaryRequest
 from services.store.service import StoreService

@@ -14,7 +14,7 @@ from services.store.loading.wishes import WishOutcome
 from services.store.metrics import StoreFigures, StoreMetrics
 from tests.gearfall.infra.metric_samples import Samples, samples_of
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import RunningStore, running_store
 
 NAME = ModelName("m")

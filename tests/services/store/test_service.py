@@ -15,7 +15,7 @@ from gearfall.infra.memory.pool_lease import map_partition
 from gearfall.infra.state.memory_state import MemoryStateServer
 from gearfall.pb import common_pb2
 from gearfall.pb import store_pb2 as pb
-from tests.services.store.sources import CONFIG, llama_tensors, write_source
+from tests.services.store.source_directories import CONFIG, llama_tensors, write_source
 from tests.services.store.stores import TIMEOUT_S, running_store
 
 NAME = ModelName("tiny")

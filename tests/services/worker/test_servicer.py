@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import grpc
 import pytest
-from gearfall.pb.worker_pb2_grpc import WorkerStub, add_WorkerServicer_to_server
 
 from gearfall.infra.net.convert import job_to_pb
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.pb import worker_pb2 as pb
+from gearfall.pb.worker_pb2_grpc import WorkerStub, add_WorkerServicer_to_server
 from services.worker.service import WorkerService
 from services.worker.servicer import WorkerServicer
 from tests.services.worker.fakes import MODEL, job, run_of

@@ -26,9 +26,9 @@ from services.worker.engine.model.adapters import Adapters, Network
 from services.worker.engine.model.attention import PagedCache
 from services.worker.engine.model.decoder import NativePass, find_native_pass
 from services.worker.engine.model.ops import NativeOps, Ops, StepLayout
+from services.worker.engine.model.side_pass import SidePass
 from services.worker.engine.model.units import Arrival, Furnishing
 from services.worker.engine.model.weights import StoredTensors, match_weights, renaming
-from services.worker.engine.side_pass import SidePass
 
 _BATCH_DEPENDENT_ROPES = frozenset({"dynamic", "longrope"})
 """Rotary kinds whose frequencies hang on the longest sequence in the batch."""

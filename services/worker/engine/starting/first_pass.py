@@ -6,8 +6,8 @@ from gearfall.core.generation.canary import Canary
 from services.worker.engine.batching.kv_blocks import KvBlocks
 from services.worker.engine.batching.packing import join_steps, pack_step
 from services.worker.engine.engine import Model
+from services.worker.engine.foretelling import Foretelling
 from services.worker.engine.starting.canary import canary_step, check_logits, check_vocabulary
-from services.worker.engine.starting.foretelling import Foretelling
 from services.worker.engine_link.messages import SubmitJob
 
 _CANARY = "canary"

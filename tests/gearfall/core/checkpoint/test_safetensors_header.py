@@ -17,7 +17,7 @@ from gearfall.core.checkpoint.safetensors_header import (
     parse_header,
 )
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest
-from tests.services.store.sources import random_tensor, safetensors_bytes
+from tests.services.store.source_directories import random_tensor, safetensors_bytes
 
 
 def parse(content: bytes) -> SafetensorsHeader:

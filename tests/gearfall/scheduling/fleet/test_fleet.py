@@ -10,9 +10,9 @@ from gearfall.core.records import LoadRecord, MoveRecord, ReplicaState
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.fleet.fleet_records import id_of
+from gearfall.scheduling.gear_step import follow_gears
 from gearfall.scheduling.reconcile import decide
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
-from gearfall.scheduling.scaling.gear_step import follow_gears
 from gearfall.scheduling.scene import Scene
 from tests.gearfall.scheduling.clusters import (
     MIB,

@@ -6,10 +6,10 @@ import pytest
 
 from gearfall.core.generation.job import Priority
 from gearfall.core.ids import NodeId, WorkerId
+from gearfall.scheduling.fleet.wants import Urgency
 from gearfall.scheduling.placement.options import assess, with_nearer
 from gearfall.scheduling.placement.placement_reasons import why_not
 from gearfall.scheduling.placement.room_making import EVICTION_S, Way
-from gearfall.scheduling.placement.wants import Urgency
 from gearfall.scheduling.scene import PUSH_OUT_WEIGHT
 from tests.gearfall.scheduling.clusters import (
     MIB,

@@ -1,10 +1,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gearfall.scheduling.fleet.claims import Claim
 from gearfall.scheduling.fleet.fleet import Fleet
-from gearfall.scheduling.placement.claims import Claim
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.placement_search import Search, may_be_free
-from gearfall.scheduling.placement.wants import Urgency, Want
 from tests.gearfall.scheduling.clusters import assignment
 from tests.gearfall.scheduling.small_world import POLICY
 from tests.gearfall.scheduling.test_small_world import MODELS, SOME, WORKERS, clusters

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gearfall.core.ids import ModelName
 from gearfall.simulation.agenda import EPOCH_S, Agenda
 from gearfall.simulation.cascades.step_engine import STEP_TOKENS, Cores, StepEngine, StepSpeed
-from gearfall.simulation.fleet.requests import Job, Request, StageWork
+from gearfall.simulation.requests import Job, Request, StageWork
 
 SPEED = StepSpeed(((1, 0.1), (4, 0.13), (16, 0.37)), 0.02, job_s=0.05)
 PLAIN = StepSpeed(((1, 0.1), (64, 0.1)), 0.1)

@@ -6,8 +6,8 @@ from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import Tier
 from gearfall.simulation.agenda import EPOCH_S, Agenda
 from gearfall.simulation.fleet.node import SimNode
-from gearfall.simulation.fleet.site import NodeProfile
 from gearfall.simulation.fleet.transfers import SharedLink
+from gearfall.simulation.site import NodeProfile
 
 A, B, C = map(ModelName, "abc")
 SIZES = {A: 10, B: 10, C: 10}

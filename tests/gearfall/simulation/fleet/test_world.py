@@ -11,10 +11,10 @@ from gearfall.scheduling.policies import PlacementPolicy, decide_step
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.arrivals import Bursts, Lengths, Load, bursty_requests
 from gearfall.simulation.fleet.controller import FleetController
-from gearfall.simulation.fleet.requests import Request, StageWork
-from gearfall.simulation.fleet.site import Emptying, Site
 from gearfall.simulation.fleet.tally import Tally
 from gearfall.simulation.fleet.world import World
+from gearfall.simulation.requests import Request, StageWork
+from gearfall.simulation.site import Emptying, Site
 from tests.gearfall.simulation.sites import make_site, request
 
 EMPTYING = {PlacementPolicy.OURS: Emptying.MOVE, PlacementPolicy.PREEMPT: Emptying.PREEMPT}

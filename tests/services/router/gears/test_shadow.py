@@ -12,7 +12,7 @@ from gearfall.core.generation.job import FinishReason, Priority
 from gearfall.core.generation.streaming import StreamMode
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
-from services.router.answers.answer_desk import AnswerDesk
+from services.router.answer_desk import AnswerDesk
 from services.router.background import Background
 from services.router.gears.quality_metrics import CacheMetrics, QualityMetrics
 from services.router.gears.shadow import MAX_AT_ONCE, Shadow, is_drawn

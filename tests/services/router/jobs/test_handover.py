@@ -5,12 +5,12 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
-from gearfall.pb.router_pb2_grpc import TokenSinkStub
 
 from gearfall.core.generation.job import FinishReason, TokenRun
 from gearfall.infra.net.convert import token_run_to_pb
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.pb import router_pb2 as pb
+from gearfall.pb.router_pb2_grpc import TokenSinkStub
 from tests.services.router.char_models import EOS_ID, NODE, ids_of
 from tests.services.router.rig import running_rig
 

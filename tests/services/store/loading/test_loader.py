@@ -23,7 +23,7 @@ from gearfall.infra.memory.native import read_chunks
 from services.store.loading.loader import Loader
 from services.store.tiers.pool import Pool
 from services.store.tiers.ssd_tier import SsdTier
-from tests.services.store.sources import llama_tensors, random_tensor, write_source
+from tests.services.store.source_directories import llama_tensors, random_tensor, write_source
 
 A, B, C = ModelName("a"), ModelName("b"), ModelName("c")
 DEADLINE_S = 10.0

@@ -17,7 +17,7 @@ from tests.gearfall.infra.metric_samples import samples_of
 from tests.gearfall.infra.web_servers import WebServer, web_server
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
 from tests.services.store.held_reads import HeldReads
-from tests.services.store.sources import llama_tensors, write_source
+from tests.services.store.source_directories import llama_tensors, write_source
 from tests.services.store.stores import TIMEOUT_S, RunningStore, running_store
 
 NAME, OTHER = ModelName("tiny"), ModelName("other")

@@ -12,7 +12,7 @@ from gearfall.infra.state.cluster_keys import decode_entry, key_of
 from gearfall.pb import store_pb2 as pb
 from services.store.models.canaries import CANARY_FILE
 from services.store.models.canary_process import CanaryProcess, CanaryRequest
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import running_store
 from tests.services.worker.tiny_checkpoints import random_model
 

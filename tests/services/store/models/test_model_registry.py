@@ -13,7 +13,7 @@ from services.store.models.ledger import Ledger
 from services.store.models.model_registry import ModelRegistry
 from services.store.tiers.ssd_tier import SsdTier
 from services.store.tiers.stored_model import StoredModel
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 
 NAME = ModelName("tiny")
 

@@ -34,7 +34,7 @@ from gearfall.pb import store_pb2 as pb
 from services.store.models.canary_process import CanaryRequest
 from tests.gearfall.infra.web_servers import WebServer, web_server
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
-from tests.services.store.sources import llama_tensors, write_source
+from tests.services.store.source_directories import llama_tensors, write_source
 from tests.services.store.stores import TIMEOUT_S, RunningStore, running_store
 
 NAME = ModelName("m")

@@ -11,7 +11,7 @@ from gearfall.infra.memory.native import read_chunks
 from services.store.tiers.pool_allocator import FreshMemory
 from services.store.tiers.spare_memory import SpareMemory
 from tests.services.store.checkpoints import many_tensors
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import TIMEOUT_S, RunningStore, running_store
 
 MIB = 2**20

@@ -11,7 +11,7 @@ from gearfall.core.errors import Overloaded
 from gearfall.core.ids import ModelName
 from services.store.tiers.ssd_room import SsdRoom
 from services.store.tiers.ssd_tier import SsdTier
-from tests.services.store.sources import llama_tensors, write_source
+from tests.services.store.source_directories import llama_tensors, write_source
 
 A, B, NEW = ModelName("a"), ModelName("b"), ModelName("new")
 TIMEOUT_S = 30.0

@@ -16,7 +16,7 @@ from gearfall.core.errors import Conflict, CorruptCheckpoint, InvalidRequest, No
 from gearfall.core.ids import ModelName
 from services.store.tiers.ssd_tier import SsdTier
 from services.store.tiers.stored_model import StoredModel
-from tests.services.store.sources import (
+from tests.services.store.source_directories import (
     Tensors,
     llama_tensors,
     random_tensor,

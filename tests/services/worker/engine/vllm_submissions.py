@@ -16,4 +16,5 @@ PROMPT = (3, 1, 4)
 def submit(job: str, *, tokens: int = 6, generated: Sequence[int] = (), **fields: Any) -> SubmitJob:
     sampling = {"max_tokens": tokens, "temperature": 0.0} | fields.pop("sampling", {})
     params = SamplingParams(**sampling)
-    return SubmitJob(JobId(job), EPOCH, PROMPT, tuple(generated), params, **fields)
+    prompt = fields.pop("prompt", PROMPT)
+    return SubmitJob(JobId(job), EPOCH, prompt, tuple(generated), params, **fields)

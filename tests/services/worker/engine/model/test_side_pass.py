@@ -16,7 +16,7 @@ from services.worker.engine.batching.kv_blocks import KvBlocks
 from services.worker.engine.batching.packing import PackedStep, pack_step
 from services.worker.engine.batching.sequence import Chunk
 from services.worker.engine.model.ops import NativeOps, TorchOps
-from services.worker.engine.side_pass import NICENESS
+from services.worker.engine.model.side_pass import NICENESS
 from tests.services.worker.engine.model.test_decoder import build, first_step
 from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
 

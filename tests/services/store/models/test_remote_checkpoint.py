@@ -9,8 +9,8 @@ import pytest
 
 from gearfall.core.checkpoint.manifest import MANIFEST_FILE, Manifest
 from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, NotFound, Unavailable
+from services.store.models.remote_checkpoint import RemoteCheckpoint, open_remote
 from services.store.sources.arrival import bring
-from services.store.sources.remote_checkpoint import RemoteCheckpoint, open_remote
 from tests.gearfall.infra.web_servers import WebServer, web_server
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
 

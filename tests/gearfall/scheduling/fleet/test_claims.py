@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.scheduling.placement.claims import Claim, Claims
+from gearfall.scheduling.fleet.claims import Claim, Claims
 
 ONE, TWO = ModelName("one"), ModelName("two")
 A, B = WorkerId("a"), WorkerId("b")

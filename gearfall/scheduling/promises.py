@@ -1,9 +1,9 @@
 """What a model that waits behind its own replicas was told, and for how long that is believed."""
 
+from gearfall.scheduling.fleet.wants import Want
 from gearfall.scheduling.placement.contention import Contender
 from gearfall.scheduling.placement.queue_ahead import queue_ahead
 from gearfall.scheduling.placement.room_making import EVICTION_S
-from gearfall.scheduling.placement.wants import Want
 from gearfall.scheduling.scene import least_start_s
 from gearfall.scheduling.step import Step
 

@@ -12,8 +12,8 @@ from functools import partial
 from heapq import heappop, heappush
 
 from gearfall.simulation.agenda import Agenda
-from gearfall.simulation.fleet.requests import Job
-from gearfall.simulation.fleet.site import EngineSpeed
+from gearfall.simulation.requests import Job
+from gearfall.simulation.site import EngineSpeed
 
 _EPSILON_TOKENS = 1e-6
 

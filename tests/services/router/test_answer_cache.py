@@ -15,7 +15,7 @@ from gearfall.core.gears.gear_records import GearPlanRecord
 from gearfall.core.generation.job import FinishReason, Priority
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, ReplicaState, Stage
-from services.router.answers.answer_record import (
+from services.router.answer_record import (
     KeptAnswer,
     KeptChoice,
     answer_from_bytes,

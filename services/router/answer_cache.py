@@ -21,7 +21,7 @@ from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, ModelRecord
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.cluster_view import ClusterView
-from services.router.answers.answer_record import KeptAnswer, answer_from_bytes, answer_to_bytes
+from services.router.answer_record import KeptAnswer, answer_from_bytes, answer_to_bytes
 from services.router.gears.gear_board import PinnedGear
 from services.router.generation import GenerationRequest
 

@@ -11,8 +11,8 @@ from gearfall.core.gears.drift import cascade_name
 from gearfall.core.generation.streaming import StreamMode
 from gearfall.core.ids import RequestId
 from gearfall.core.records import DeploymentRecord
-from services.router.answers.answer_cache import AnswerCache, Flight, Ticket
-from services.router.answers.answer_record import AnswerRecord, KeptAnswer, play
+from services.router.answer_cache import AnswerCache, Flight, Ticket
+from services.router.answer_record import AnswerRecord, KeptAnswer, play
 from services.router.gears.gear_board import PinnedGear
 from services.router.gears.quality_metrics import CacheMetrics
 from services.router.gears.quality_watch import QualityWatch

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from gearfall.infra.memory.native import PoolFile
+from services.store.loading.filling import Filling
 from services.store.loading.load import GivenUp
-from services.store.tiers.filling import Filling
 from services.store.tiers.pool import Resident
 from services.store.tiers.pool_memory import Allocate, ReadChunks, fill_partition
 from services.store.tiers.stored_model import StoredModel

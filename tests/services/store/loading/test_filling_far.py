@@ -22,7 +22,7 @@ from services.store.sources.neighbour import CONNECTIONS
 from services.worker.engine.starting.arrival import LoadNews
 from tests.gearfall.infra.web_servers import WebServer, web_server
 from tests.services.store.checkpoints import many_tensors, write_checkpoint
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import TIMEOUT_S, RunningStore, running_store
 from tests.services.store.turnstile import Turnstile
 

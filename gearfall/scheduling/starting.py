@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import AssignmentRecord, MoveRecord
+from gearfall.scheduling.fleet.wants import Urgency, Want
 from gearfall.scheduling.placement.contention import ALIKE_S, Contender, choose_together
 from gearfall.scheduling.placement.options import (
     Option,
@@ -14,14 +15,13 @@ from gearfall.scheduling.placement.options import (
 )
 from gearfall.scheduling.placement.placement_reasons import Rejected, rejected_by, why_chosen
 from gearfall.scheduling.placement.placement_search import Search
-from gearfall.scheduling.placement.promises import (
+from gearfall.scheduling.placement.room_making import EVICTION_S, Way
+from gearfall.scheduling.promises import (
     behind_own_s,
     has_patience,
     is_promise_kept,
     promise,
 )
-from gearfall.scheduling.placement.room_making import EVICTION_S, Way
-from gearfall.scheduling.placement.wants import Urgency, Want
 from gearfall.scheduling.scene import is_coming, predict
 from gearfall.scheduling.scope import Scope
 from gearfall.scheduling.step import CLAIM_S, Step

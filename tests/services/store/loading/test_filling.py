@@ -20,7 +20,7 @@ from gearfall.pb import store_pb2 as pb
 from services.worker.engine.starting.arrival import LoadNews
 from tests.services.store.checkpoints import many_tensors
 from tests.services.store.held_reads import HeldReads
-from tests.services.store.sources import write_source
+from tests.services.store.source_directories import write_source
 from tests.services.store.stores import RunningStore, running_store
 
 MODEL, OTHER = ModelName("m"), ModelName("other")

@@ -4,9 +4,9 @@ import pytest
 
 from gearfall.core.ids import ModelName
 from gearfall.simulation.agenda import EPOCH_S, Agenda
-from gearfall.simulation.cascades.batch_engine import BatchEngine
-from gearfall.simulation.fleet.requests import Job, Request, StageWork
-from gearfall.simulation.fleet.site import EngineSpeed
+from gearfall.simulation.batch_engine import BatchEngine
+from gearfall.simulation.requests import Job, Request, StageWork
+from gearfall.simulation.site import EngineSpeed
 
 SPEED = EngineSpeed(prefill_s_per_token=0.01, step_s=0.1, step_s_per_job=0.02)
 

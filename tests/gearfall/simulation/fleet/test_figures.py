@@ -2,7 +2,7 @@
 
 import pytest
 
-from gearfall.simulation.figures import quantile
+from gearfall.simulation.fleet.figures import quantile
 
 
 @pytest.mark.parametrize(

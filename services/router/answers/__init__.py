@@ -1,1 +1,0 @@
-"""Whole answers: recorded, kept for requests that come again, followed up."""
