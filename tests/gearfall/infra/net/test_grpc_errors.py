@@ -13,7 +13,7 @@ from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.net.grpc_errors import STATUS_BY_ERROR, error_from_rpc
 from gearfall.infra.net.grpc_server import start_server
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def tree(root: type[errors.GearfallError]) -> Iterator[type[errors.GearfallError]]:

@@ -80,7 +80,7 @@ def test_every_record_survives_the_way_there_and_back(kind, data):
 def test_every_record_type_of_the_core_has_a_kind():
     modules = [
         importlib.import_module(found.name)
-        for found in pkgutil.iter_modules(core.__path__, f"{core.__name__}.")
+        for found in pkgutil.walk_packages(core.__path__, f"{core.__name__}.")
     ]
     named = {
         value
