@@ -30,7 +30,9 @@ from bench.scheduler.real_cluster import Answer, RealSite, Shape, running_real_s
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, WorkerId
-from gearfall.core.records import ReplicaState, StartTimeline, Tier
+from gearfall.core.records import ReplicaState
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.fleet.figures import quantile
 from gearfall.simulation.fleet.scenario import Run, Scenario, simulate

@@ -17,9 +17,9 @@ from gearfall.core.records import (
     ReplicaState,
     RunningJob,
     Stage,
-    StartTimeline,
     WorkerRecord,
 )
+from gearfall.core.start_timeline import StartTimeline
 from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
 from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.reconcile import Plan

@@ -21,7 +21,9 @@ from bench.measuring.spread import spread
 from bench.scheduler.real_cluster import Shape
 from bench.scheduler.real_traces import TRACES, Trace, add_trace_flags, requests_of, trace_of
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import ModelRecord, StartTimeline, Tier, WorkerRecord
+from gearfall.core.records import ModelRecord, WorkerRecord
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.start_costs import Start, StartCosts, learn_start
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from gearfall.simulation.fleet.figures import quantile

@@ -32,7 +32,7 @@ from bench.scheduler.starts_cluster import (
     running_site,
 )
 from gearfall.core.ids import ModelName
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.simulation.fleet.figures import quantile
 
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_starts.json"

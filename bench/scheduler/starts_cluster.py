@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -18,21 +19,15 @@ from gearfall.checkpoint.source import open_source
 from gearfall.client import AsyncClient
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import KeyPut, WatchItem
-from gearfall.core.records import (
-    AssignmentRecord,
-    DemandRecord,
-    ReplicaRecord,
-    ReplicaState,
-    StartTimeline,
-    Tier,
-)
+from gearfall.core.records import AssignmentRecord, DemandRecord, ReplicaRecord, ReplicaState
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.cluster_keys import Record, decode_entry
 from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2
-from gearfall.pb.store_pb2_grpc import StoreStub
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gearfall.core.ids import NodeId, is_url
-from gearfall.core.records import ModelRecord, NodeRecord, Tier
+from gearfall.core.records import ModelRecord, NodeRecord
+from gearfall.core.tiers import Tier
 
 UNKNOWN_BYTES_PER_S = {Tier.REMOTE: 2.5e8, Tier.SSD: 1e9}
 """Out of each tier, assumed until a node has measured its own."""

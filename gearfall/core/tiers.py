@@ -1,18 +1,31 @@
-"""What makes room in a tier: the models that cost least to bring back, weighed by expected use.
+"""The tiers that bytes are in, and what leaves one when room is needed.
 
-The cost of losing a model from a tier is the time to bring it back (its size over the bandwidth of
-the tier that still holds it) times how often it will be wanted, for which stands how often it was
-wanted lately: a count of uses that halves every `HALF_LIFE_S`.
+Those models leave that cost least to bring back, weighed by expected use. The cost of losing one
+from a tier is the time to bring it back (its size over the bandwidth of the tier that still holds
+it) times how often it will be wanted, for which stands how often it was wanted lately: a count of
+uses that halves every `HALF_LIFE_S`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from gearfall.core.ids import ModelName
 
 HALF_LIFE_S = 600.0
 UNKNOWN_BYTES_PER_S = 100e6
 """Bandwidth of a tier that was never measured: that of a slow disk or a 1 Gbit/s link."""
+
+
+class Tier(Enum):
+    """Where a checkpoint's bytes are, fastest last."""
+
+    __hash__ = object.__hash__  # members are one object each; Enum's own is Python and hashes names
+
+    REMOTE = "remote"
+    SSD = "ssd"
+    DRAM = "dram"
+    DEVICE = "device"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from statistics import median
 from gearfall.client import AsyncClient
 from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.ids import DeploymentName, ModelName
-from gearfall.core.records import DeploymentRecord, Stage, Tier
+from gearfall.core.records import DeploymentRecord, Stage
+from gearfall.core.tiers import Tier
 from gearfall.infra.net.convert import TIER_FROM_PB
 from gearfall.pb import common_pb2
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import ModelRecord, Tier
+from gearfall.core.records import ModelRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.estimator import StartPrediction, predict_start
 from gearfall.scheduling.estimates.start_costs import ANY_NODE, StartCosts, fixed_s
 from gearfall.scheduling.fleet.fleet_state import FleetState

@@ -4,13 +4,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import (
-    AssignmentRecord,
-    DecisionRecord,
-    MoveRecord,
-    PrefetchRecord,
-    Tier,
-)
+from gearfall.core.records import AssignmentRecord, DecisionRecord, MoveRecord, PrefetchRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.actions import (
     Action,
     Assign,

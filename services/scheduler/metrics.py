@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 
 from gearfall.core.ids import ModelName
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.start_costs import StartCosts, StartOutcome, error_quantile
 
 DECISIONS = ("start", "stop", "keep", "wait")

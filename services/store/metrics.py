@@ -12,7 +12,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from services.store.loading.load import LoadEnd, LoadOutcome
 from services.store.loading.wishes import WishOutcome
 

@@ -7,7 +7,8 @@ from weakref import WeakValueDictionary
 
 from gearfall.core.errors import Conflict, InvalidRequest, NotFound
 from gearfall.core.ids import ModelName, parse_name
-from gearfall.core.records import NodeRecord, Tier
+from gearfall.core.records import NodeRecord
+from gearfall.core.tiers import Tier
 from gearfall.infra.memory.native import read_chunks
 from gearfall.infra.state.cluster import Cluster
 from services.store.attach_server import AttachServer

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 from gearfall.core.ids import ModelName
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.infra.net.convert import TIER_FROM_PB, TIER_TO_PB, model_to_pb, timeline_to_pb
 from gearfall.infra.net.grpc_errors import Context
 from gearfall.pb import common_pb2, store_pb2, store_pb2_grpc

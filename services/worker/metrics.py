@@ -12,7 +12,8 @@ from prometheus_client import (
 )
 
 from gearfall.core.ids import ModelName
-from gearfall.core.records import ReplicaRecord, ReplicaState, StartTimeline
+from gearfall.core.records import ReplicaRecord, ReplicaState
+from gearfall.core.start_timeline import StartTimeline
 from services.worker.engine_link.messages import StepDone
 from services.worker.migration.call import Moved
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gearfall.core.ids import ModelName
-from gearfall.core.records import StartTimeline
+from gearfall.core.start_timeline import StartTimeline
 from services.worker.engine_link.kv_memory import KvMemory
 from services.worker.engine_link.messages import EngineReady, StartEngine, StepDone, WorkerMessage
 

@@ -28,10 +28,10 @@ from gearfall.core.records import (
     ReplicaRecord,
     ReplicaState,
     RunningJob,
-    StartTimeline,
-    Tier,
     WorkerRecord,
 )
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.infra.failpoints import DIRECTORY_VARIABLE, REACHED_FILE, RULES_FILE
 from gearfall.infra.history_log import HISTORY_VARIABLE, read_histories
 from gearfall.infra.local.local_servers import LocalServer, start_etcd

@@ -18,15 +18,9 @@ from gearfall.core.generation.streaming import (
     parse_stream_mode,
 )
 from gearfall.core.ids import DeploymentName, Epoch, JobId, ModelName, RequestId, RouterId
-from gearfall.core.records import (
-    DeploymentRecord,
-    ModelRecord,
-    ReplicaRecord,
-    ReplicaState,
-    Stage,
-    StartTimeline,
-    Tier,
-)
+from gearfall.core.records import DeploymentRecord, ModelRecord, ReplicaRecord, ReplicaState, Stage
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.pb import common_pb2 as pb
 
 FINISH_TO_PB = {

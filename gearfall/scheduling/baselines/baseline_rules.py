@@ -6,7 +6,8 @@ from enum import Enum
 from hashlib import blake2b
 
 from gearfall.core.ids import WorkerId
-from gearfall.core.records import ModelRecord, Tier
+from gearfall.core.records import ModelRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.estimator import StartPrediction
 from gearfall.scheduling.snapshot import WorkerRoom
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gearfall.core.origin import bandwidth_out_of
-from gearfall.core.records import ModelRecord, NodeRecord, Tier
+from gearfall.core.records import ModelRecord, NodeRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.start_costs import StartCosts, fixed_s
 
 _LEAST_LEFT = 0.05

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import StartTimeline, Tier
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.robust_line import Line, Point, line_through
 
 UNKNOWN_FIXED_S = 1.0

@@ -7,7 +7,7 @@ import msgspec
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.robust_line import Line
 from gearfall.scheduling.estimates.start_costs import (
     KEPT_OUTCOMES,

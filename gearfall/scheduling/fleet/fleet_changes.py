@@ -15,9 +15,9 @@ from gearfall.core.records import (
     NodeRecord,
     ReplicaRecord,
     ReplicaState,
-    Tier,
     WorkerRecord,
 )
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.fleet.fleet_state import FleetState
 from gearfall.scheduling.snapshot import ReplicaKey
 

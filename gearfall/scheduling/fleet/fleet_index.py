@@ -14,9 +14,9 @@ from gearfall.core.records import (
     NodeRecord,
     ReplicaRecord,
     ReplicaState,
-    Tier,
     WorkerRecord,
 )
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.snapshot import Hosted, ReplicaKey, Waiting, waiting_by_model
 
 Key = TypeVar("Key")

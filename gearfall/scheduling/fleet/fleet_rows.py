@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from gearfall.core.origin import bandwidth_out_of
-from gearfall.core.records import NodeRecord, Tier, WorkerRecord
+from gearfall.core.records import NodeRecord, WorkerRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.fleet.fleet_state import FleetState
 from gearfall.scheduling.fleet.victims import Victim, VictimKind, victim_of
 from gearfall.scheduling.fleet.worker_rows import WorkerRow

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from gearfall.core.gears.gears_in_force import PlanShelf
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import ModelRecord, Tier
+from gearfall.core.records import ModelRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.due_times import DueTimes
 from gearfall.scheduling.fleet.claims import Claims
 from gearfall.scheduling.fleet.fleet_index import FleetIndex

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from gearfall.core.ids import ModelName, WorkerId
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.estimator import StartPrediction
 from gearfall.scheduling.fleet.victims import Victim
 from gearfall.scheduling.fleet.wants import Urgency, Want

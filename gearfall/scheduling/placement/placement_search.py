@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from gearfall.core.ids import NodeId, WorkerId, is_url
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.fleet.fleet_state import FleetState
 from gearfall.scheduling.fleet.wants import Want
 from gearfall.scheduling.fleet.worker_rows import Floats, Mask, Rows

@@ -7,7 +7,8 @@ and the jobs have moved there, each for a * (t_in + t_out) + b.
 from dataclasses import dataclass, replace
 
 from gearfall.core.ids import WorkerId
-from gearfall.core.records import ModelRecord, ReplicaRecord, Tier
+from gearfall.core.records import ModelRecord, ReplicaRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.estimator import StartPrediction
 from gearfall.scheduling.estimates.start_costs import ANY_NODE, fixed_s
 from gearfall.scheduling.fleet.victims import Victim, VictimKind

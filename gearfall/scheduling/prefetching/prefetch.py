@@ -20,7 +20,8 @@ from zlib import crc32
 
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.origin import bandwidth_out_of
-from gearfall.core.records import ModelRecord, NodeRecord, PrefetchRecord, Tier
+from gearfall.core.records import ModelRecord, NodeRecord, PrefetchRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.actions import Unwish, Wish
 from gearfall.scheduling.prefetching.forecast import (
     DAY_S,

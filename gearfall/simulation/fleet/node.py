@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gearfall.core.ids import ModelName, NodeId
-from gearfall.core.records import NodeRecord, Tier
-from gearfall.core.tiers import Candidate, UseCount, choose_victims
+from gearfall.core.records import NodeRecord
+from gearfall.core.tiers import Candidate, Tier, UseCount, choose_victims
 from gearfall.simulation.agenda import Agenda
 from gearfall.simulation.fleet.transfers import SharedLink, Transfer
 from gearfall.simulation.site import NodeProfile

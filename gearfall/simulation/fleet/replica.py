@@ -4,13 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gearfall.core.ids import JobId, ModelName, WorkerId
-from gearfall.core.records import (
-    AssignmentRecord,
-    ReplicaRecord,
-    ReplicaState,
-    RunningJob,
-    StartTimeline,
-)
+from gearfall.core.records import AssignmentRecord, ReplicaRecord, ReplicaState, RunningJob
+from gearfall.core.start_timeline import StartTimeline
 from gearfall.simulation.batch_engine import BatchEngine
 from gearfall.simulation.fleet.node import LoadTimes, SimNode
 from gearfall.simulation.requests import Job

@@ -10,9 +10,9 @@ from gearfall.core.records import (
     NodeRecord,
     ReplicaRecord,
     ReplicaState,
-    StartTimeline,
-    Tier,
 )
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 
 FAILURES_IN_A_ROW = 3
 """Failed starts without a ready replica between them after which a model counts as broken."""

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from gearfall.core.errors import GearfallError, Internal, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.core.records import StartTimeline, Tier
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from services.store.loading.filling import Filling
 from services.store.loading.flight import Flight
 from services.store.tiers.pool import Resident

@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.core.records import StartTimeline, Tier
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from services.store.loading.filling import Filling
 from services.store.loading.flight import Flight
 from services.store.loading.load import (

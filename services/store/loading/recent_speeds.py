@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 
 _RECENT_LOADS = 8
 _MIN_MEASURED_BYTES = 2**20

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from gearfall.core.errors import GearfallError
 from gearfall.core.ids import ModelName, NodeId
-from gearfall.core.records import PrefetchRecord, Tier
+from gearfall.core.records import PrefetchRecord
+from gearfall.core.tiers import Tier
 from gearfall.infra.state.cluster import Cluster
 from services.store.loading.load import LoadFlight
 

@@ -13,7 +13,8 @@ from gearfall.checkpoint.directory import disk_errors, write_file
 from gearfall.core.checkpoint.manifest import MANIFEST_FILE
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, NotFound
 from gearfall.core.ids import ModelName
-from gearfall.core.records import ModelRecord, Tier
+from gearfall.core.records import ModelRecord
+from gearfall.core.tiers import Tier
 from gearfall.infra.memory.native import PoolFile
 from gearfall.infra.net.remote import is_url
 from gearfall.infra.state.cluster import Cluster

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from gearfall.core.ids import ModelName
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from services.store.loading.load import LoadFlight
 from services.store.models.canaries import Canaries
 from services.store.models.catalogue import Catalogue

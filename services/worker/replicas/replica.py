@@ -18,13 +18,8 @@ from gearfall.core.errors import DeadlineExceeded, GearfallError
 from gearfall.core.gears.claim_rule import ClaimRule
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import JobQueue
-from gearfall.core.records import (
-    AssignmentRecord,
-    ModelRecord,
-    ReplicaRecord,
-    ReplicaState,
-    StartTimeline,
-)
+from gearfall.core.records import AssignmentRecord, ModelRecord, ReplicaRecord, ReplicaState
+from gearfall.core.start_timeline import StartTimeline
 from services.worker.engine_link.messages import EngineReady, StopEngine
 from services.worker.jobs.claim_loop import ClaimLoop
 from services.worker.jobs.job_board import JobBoard

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gearfall.core.records import StartTimeline
+from gearfall.core.start_timeline import StartTimeline
 from services.worker.engine_link.messages import EngineReady
 
 

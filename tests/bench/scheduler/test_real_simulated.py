@@ -6,7 +6,7 @@ import pytest
 
 from bench.scheduler.real_simulated import Speeds, scenario_of
 from bench.scheduler.real_traces import TRACES
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.simulation.fleet.scenario import simulate
 
 SPEEDS = Speeds(start_s=0.1, step_s=0.014)

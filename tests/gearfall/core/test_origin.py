@@ -3,7 +3,7 @@
 import pytest
 
 from gearfall.core.origin import UNKNOWN_BYTES_PER_S, Bandwidth, bandwidth_out_of, source_tier
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from tests.gearfall.scheduling.clusters import by_node, model, node
 
 URL = "s3://bucket/small"

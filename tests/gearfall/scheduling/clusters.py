@@ -10,9 +10,9 @@ from gearfall.core.records import (
     ReplicaRecord,
     ReplicaState,
     Stage,
-    StartTimeline,
     WorkerRecord,
 )
+from gearfall.core.start_timeline import StartTimeline
 
 NODE = NodeId("node-a")
 WORKER = WorkerId("worker-a")

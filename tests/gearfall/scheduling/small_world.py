@@ -15,8 +15,8 @@ from gearfall.core.records import (
     ReplicaRecord,
     ReplicaState,
     RunningJob,
-    StartTimeline,
 )
+from gearfall.core.start_timeline import StartTimeline
 from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet

@@ -1,4 +1,4 @@
-"""What one decision after the other leads to: moves, groups, drains, claims, contention."""
+"""What one decision after the other leads to: groups, drains, claims, contention."""
 
 from dataclasses import replace
 
@@ -6,18 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearfall.core.generation.job import Priority
-from gearfall.core.ids import JobId, ModelName, RouterId, WorkerId
+from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.origin import source_tier
-from gearfall.core.records import LoadRecord, ReplicaState, RunningJob
-from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
-from gearfall.scheduling.estimates.start_costs import StartCosts
+from gearfall.core.records import LoadRecord
+from gearfall.scheduling.actions import Assign, Unassign
 from gearfall.scheduling.fleet.fleet import Fleet
-from gearfall.scheduling.fleet.fleet_records import id_of
-from gearfall.scheduling.placement.moves import MOST_S
 from gearfall.scheduling.placement.room_making import EVICTION_S
-from gearfall.scheduling.reconcile import decide
-from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from tests.gearfall.scheduling.clusters import (
     MIB,
     assignment,
@@ -28,165 +22,7 @@ from tests.gearfall.scheduling.clusters import (
     replica,
     worker,
 )
-
-POLICY = SchedulerPolicy(keep_alive_s=300.0, min_residency_s=2.0, patience_s=20.0)
-NOW = 100.0
-ROOM = 600 * MIB
-KINDS = {
-    "ModelRecord": "models",
-    "NodeRecord": "nodes",
-    "WorkerRecord": "workers",
-    "AssignmentRecord": "assignments",
-    "ReplicaRecord": "replicas",
-    "DemandRecord": "demand",
-    "DeploymentRecord": "deployments",
-}
-
-
-class Cluster:
-    """Records and a leader; `leader_dies` leaves the next one nothing but the records."""
-
-    def __init__(self, *records):
-        self.fleet = Fleet()
-        self.now = NOW
-        self.put(*records)
-
-    def put(self, *records):
-        for record in records:
-            self.fleet.put(KINDS[type(record).__name__], record)
-
-    def gone(self, *records):
-        for record in records:
-            kind = KINDS[type(record).__name__]
-            self.fleet.remove(kind, id_of(kind, record))
-
-    def plan(self):
-        return decide(self.fleet, StartCosts(), POLICY, self.now)
-
-    def step(self):
-        """Decide and write; return what was written, but for the reasons."""
-        done: list[tuple[str, ...]] = []
-        for action in self.plan().actions:
-            match action:
-                case Assign(made):
-                    self.fleet.put("assignments", made)
-                    done.append(("assign", made.worker_id, made.model))
-                case Unassign(key, _):
-                    self.fleet.remove("assignments", key)
-                    done.append(("unassign", *key))
-                case BeginMove(move):
-                    self.fleet.put("moves", move)
-                    done.append(("move", move.worker_id, move.model, move.target))
-                case EndMove(key, _):
-                    self.fleet.remove("moves", key)
-                    done.append(("end move", *key))
-                case Decide(decision):
-                    self.fleet.put("decisions", decision)
-        self.fleet.check()
-        return done
-
-    def leader_dies(self):
-        self.fleet = Fleet.of(self.fleet.records.as_snapshot())
-
-    def decision(self, name):
-        return self.fleet.records.decisions[ModelName(name)]
-
-
-def busy(name, worker_id, *, tokens_left=10_000, priority=Priority.INTERACTIVE):
-    jobs = (RunningJob(JobId("j"), 100, 0, tokens_left, priority),)
-    record = replica(name, worker_id, memory_bytes=ROOM)
-    return replace(record, jobs=jobs, running_jobs=1, seen_unix_s=NOW, step_s=0.1)
-
-
-def a_move():
-    """`small` waits; its bytes are at `a`, where `x` runs; `b` is free and far from the bytes."""
-    return Cluster(
-        node("n1", on_ssd=["small"]),
-        node("n2", on_ssd=[], resident=["x"], remote_bytes_per_s=4e7),
-        worker("a", node_id="n1", memory_bytes=ROOM),
-        worker("b", node_id="n2", memory_bytes=2 * ROOM),
-        model("small", nodes=("n1",), size_bytes=400 * MIB),
-        model("x", nodes=("n1", "n2")),
-        assignment("x", "a", memory_bytes=ROOM),
-        busy("x", "a"),
-        demand("small", since=NOW),
-    )
-
-
-STEPS = [
-    [("move", "a", "x", "b"), ("assign", "b", "x")],
-    [],
-    [("unassign", "a", "x")],
-    [],
-    [("end move", "a", "x"), ("assign", "a", "small")],
-    [],
-]
-
-
-@pytest.mark.parametrize("deaths", [(), *((each,) for each in range(6)), tuple(range(6))])
-def test_a_move_goes_on_under_whichever_leader(deaths):
-    cluster = a_move()
-    heard = {
-        1: lambda: cluster.put(replica("x", "b", state=ReplicaState.LOADING)),
-        2: lambda: cluster.put(replica("x", "b", idle_since=NOW)),
-        3: lambda: cluster.put(replace(busy("x", "a"), state=ReplicaState.DRAINING)),
-        4: lambda: cluster.gone(busy("x", "a")),
-    }
-    for number, expected in enumerate(STEPS):
-        heard.get(number, lambda: None)()
-        if number in deaths:
-            cluster.leader_dies()
-        assert cluster.step() == expected
-        assert cluster.step() == [], "and then rests"
-    assert not cluster.fleet.records.moves
-
-
-def test_a_move_whose_second_write_was_lost_is_finished():
-    cluster = a_move()
-    begin = next(each for each in cluster.plan().actions if isinstance(each, BeginMove))
-    cluster.fleet.put("moves", begin.move)
-    cluster.leader_dies()
-    assert cluster.step() == [("assign", "b", "x")]
-
-
-@pytest.mark.parametrize(
-    ("blow", "ends"),
-    [
-        (lambda c: c.gone(worker("b")), True),
-        (lambda c: c.gone(demand("small")), True),
-        (lambda c: c.put(replica("x", "b", state=ReplicaState.FAILED, failures=2)), True),
-        (lambda c: c.fleet.set_unreachable([WorkerId("b")]), True),
-        (lambda c: c.put(replica("x", "b", state=ReplicaState.STARTING)), False),
-    ],
-)
-def test_a_move_that_makes_no_sense_any_more_is_given_up(blow, ends):
-    cluster = a_move()
-    cluster.step()
-    blow(cluster)
-    assert (("end move", "a", "x") in cluster.step()) == ends
-    assert ("a", "x") in cluster.fleet.records.assignments, "what runs there runs on"
-
-
-def test_a_move_that_takes_too_long_is_given_up():
-    cluster = a_move()
-    cluster.step()
-    cluster.now = NOW + MOST_S
-    assert ("end move", "a", "x") in cluster.step()
-
-
-def test_neither_end_of_a_move_is_too_much_or_missing():
-    cluster = a_move()
-    cluster.put(deployment("x", min_replicas=1, max_replicas=1, keep_alive_s=0.0))
-    assert cluster.step() == STEPS[0]
-    cluster.put(replica("x", "b", idle_since=1.0))
-    assert cluster.step() == STEPS[2]
-    assert cluster.step() == []
-
-
-def test_what_could_not_be_written_is_decided_again():
-    cluster = a_move()
-    first, again = ([a for a in cluster.plan().actions if type(a) is not Decide] for _ in range(2))
-    assert first == again != []
+from tests.gearfall.scheduling.deciding_cluster import NOW, POLICY, ROOM, Cluster, busy
 
 
 def test_the_jobs_of_a_leaving_worker_get_a_place_at_once():

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.ids import ModelName, RouterId
-from gearfall.core.records import DemandRecord, LoadRecord, Tier
+from gearfall.core.records import DemandRecord, LoadRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.actions import Assign, Unwish, Wish
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet

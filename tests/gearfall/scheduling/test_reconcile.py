@@ -5,7 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearfall.core.records import ReplicaState, StartTimeline
+from gearfall.core.records import ReplicaState
+from gearfall.core.start_timeline import StartTimeline
 from gearfall.scheduling.actions import Assign, Decide, Unassign
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet

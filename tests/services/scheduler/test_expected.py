@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName, NodeId
-from gearfall.core.records import PrefetchRecord, Tier
+from gearfall.core.records import PrefetchRecord
+from gearfall.core.tiers import Tier
 from gearfall.infra.state.change_feed import Change, ChangeFeed
 from gearfall.infra.state.cluster_view import ClusterView
 from gearfall.scheduling.actions import Assign, Unwish, Wish

@@ -8,7 +8,8 @@ import pytest
 from gearfall.core.errors import NotFound
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.ports import Fence
-from gearfall.core.records import MoveRecord, PrefetchRecord, SchedulerRecord, Tier
+from gearfall.core.records import MoveRecord, PrefetchRecord, SchedulerRecord
+from gearfall.core.tiers import Tier
 from gearfall.infra.state.election import campaign
 from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.scheduler.loop import SchedulerLoop

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import DecisionRecord, MoveRecord, PrefetchRecord, Tier
+from gearfall.core.records import DecisionRecord, MoveRecord, PrefetchRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.actions import (
     Action,
     Assign,

@@ -7,7 +7,7 @@ import pytest
 
 from gearfall.core.errors import CorruptCheckpoint
 from gearfall.core.ids import ModelName
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.pb import store_pb2 as pb
 from services.store.loading.load import LoadEnd, LoadOutcome
 from services.store.loading.wishes import WishOutcome

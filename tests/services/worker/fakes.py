@@ -11,7 +11,9 @@ from gearfall.core.errors import GearfallError, NotFound, Unavailable
 from gearfall.core.generation.job import FinishReason, Job, Priority, TokenRun
 from gearfall.core.generation.sampling import SamplingParams
 from gearfall.core.ids import Epoch, JobId, ModelName, NodeId, RequestId, RouterId, WorkerId
-from gearfall.core.records import ModelRecord, StartTimeline, Tier, WorkerRecord
+from gearfall.core.records import ModelRecord, WorkerRecord
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.pb import router_pb2 as pb
 from gearfall.pb import router_pb2_grpc

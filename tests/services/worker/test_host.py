@@ -8,13 +8,8 @@ from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.generation.job import Priority
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.memory import kv_capacity_tokens
-from gearfall.core.records import (
-    AssignmentRecord,
-    ReplicaState,
-    RunningJob,
-    SchedulerRecord,
-    Tier,
-)
+from gearfall.core.records import AssignmentRecord, ReplicaState, RunningJob, SchedulerRecord
+from gearfall.core.tiers import Tier
 from gearfall.infra.state.election import campaign
 from services.worker.engine_link.messages import StopEngine
 from services.worker.migration.cost import DataPath, Sample

@@ -4,7 +4,8 @@ import pytest
 
 from gearfall.core.generation.job import FinishReason, TokenRun
 from gearfall.core.ids import Epoch, JobId, ModelName, NodeId, WorkerId
-from gearfall.core.records import ReplicaRecord, ReplicaState, StartTimeline
+from gearfall.core.records import ReplicaRecord, ReplicaState
+from gearfall.core.start_timeline import StartTimeline
 from services.worker.engine_link.messages import StepDone
 from services.worker.metrics import WorkerMetrics
 from services.worker.migration.call import Moved

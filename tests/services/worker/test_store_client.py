@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal, NotFound, Unavailable
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.pb import common_pb2, store_pb2_grpc
 from gearfall.pb import store_pb2 as pb

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import NodeId
-from gearfall.core.records import StartTimeline, Tier
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.estimator import predict_start, queue_s
 from gearfall.scheduling.estimates.start_costs import (
     UNKNOWN_FIXED_S,

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, NodeId
-from gearfall.core.records import StartTimeline, Tier
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.estimates.start_costs import (
     KEPT_OUTCOMES,
     NEWEST,

@@ -3,7 +3,7 @@
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
 from tests.gearfall.scheduling.clusters import MIB, assignment, demand, model, node, replica, worker
-from tests.gearfall.scheduling.test_decide import NOW, ROOM, Cluster
+from tests.gearfall.scheduling.deciding_cluster import NOW, ROOM, Cluster
 
 SIZE = 400 * MIB
 LONG_AGO = NOW - 50.0

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from gearfall.core.records import ReplicaState, Tier
+from gearfall.core.records import ReplicaState
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.placement.room_making import EVICTION_S, Way
 from gearfall.scheduling.placement.work_ahead import UNKNOWN_STEP_S
 from tests.gearfall.scheduling.clusters import (

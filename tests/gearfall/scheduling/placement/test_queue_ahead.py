@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gearfall.core.ids import JobId
-from gearfall.core.records import ReplicaState, RunningJob, StartTimeline
+from gearfall.core.records import ReplicaState, RunningJob
+from gearfall.core.start_timeline import StartTimeline
 from gearfall.scheduling.placement.queue_ahead import SETTLED_S, queue_ahead, up_in_s
 from gearfall.scheduling.placement.work_ahead import UNKNOWN_STEP_S
 from gearfall.scheduling.snapshot import Hosted, Waiting

@@ -6,7 +6,7 @@ import pytest
 
 from gearfall.core.ids import NodeId, WorkerId
 from tests.gearfall.scheduling.clusters import MIB, assignment, demand, model, node, worker
-from tests.gearfall.scheduling.test_decide import NOW, ROOM, Cluster, busy
+from tests.gearfall.scheduling.deciding_cluster import NOW, ROOM, Cluster, busy
 
 SIZE = 400 * MIB
 LOAD_S = 8.0

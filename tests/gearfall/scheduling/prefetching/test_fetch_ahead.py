@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.ids import JobId, ModelName, NodeId
-from gearfall.core.records import PrefetchRecord, RunningJob, Tier
+from gearfall.core.records import PrefetchRecord, RunningJob
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.actions import Assign, BeginMove, Decide, Unwish, Wish
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.origin import source_tier
-from gearfall.core.records import PrefetchRecord, Tier
+from gearfall.core.records import PrefetchRecord
+from gearfall.core.tiers import Tier
 from gearfall.scheduling.actions import Unwish, Wish
 from gearfall.scheduling.prefetching.forecast import ArrivalHistory, Forecast, note_arrivals
 from gearfall.scheduling.prefetching.prefetch import PrefetchPolicy, PrefetchScene, plan_prefetch

@@ -3,7 +3,7 @@
 import pytest
 
 from gearfall.core.ids import ModelName, NodeId
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.simulation.agenda import EPOCH_S, Agenda
 from gearfall.simulation.fleet.node import SimNode
 from gearfall.simulation.fleet.transfers import SharedLink

@@ -5,13 +5,8 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.ids import ModelName, NodeId, WorkerId
-from gearfall.core.records import (
-    AssignmentRecord,
-    NodeRecord,
-    ReplicaRecord,
-    ReplicaState,
-    StartTimeline,
-)
+from gearfall.core.records import AssignmentRecord, NodeRecord, ReplicaRecord, ReplicaState
+from gearfall.core.start_timeline import StartTimeline
 from services.router.jobs.starts import StartHistory, expected_start_s
 from tests.services.router.char_models import NODE, model_record
 

@@ -18,7 +18,7 @@ from gearfall.core.errors import (
     Unavailable,
 )
 from gearfall.core.ids import ModelName
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from gearfall.infra.memory.native import read_chunks
 from services.store.loading.loader import Loader
 from services.store.tiers.pool import Pool

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gearfall.core.records import Tier
+from gearfall.core.tiers import Tier
 from services.store.loading.recent_speeds import RecentSpeeds
 
 MIB = 2**20

@@ -9,7 +9,8 @@ import pytest
 
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.ports import Fence
-from gearfall.core.records import PrefetchRecord, Tier
+from gearfall.core.records import PrefetchRecord
+from gearfall.core.tiers import Tier
 from gearfall.infra.state.memory_state import MemoryStateServer
 from gearfall.pb import store_pb2 as pb
 from services.store.loading.wishes import Wishes, WishOutcome

@@ -1,6 +1,7 @@
 import pytest
 
-from gearfall.core.records import StartTimeline, Tier
+from gearfall.core.start_timeline import StartTimeline
+from gearfall.core.tiers import Tier
 from services.worker.engine_link.messages import EngineReady
 from services.worker.replicas.start_clock import StartClock
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from gearfall.core.records import PHASES, StartTimeline
+from gearfall.core.start_timeline import PHASES, StartTimeline
 
 
 def test_phases_come_in_order_with_the_rest_last():
