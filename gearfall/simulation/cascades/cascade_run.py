@@ -10,7 +10,7 @@ have said itself. Where an answer goes, the router's rules say (`ways_up.py`).
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -31,6 +31,7 @@ from gearfall.simulation.requests import Job, Request, StageWork
 
 SAMPLE_S = 0.1
 _PLAIN = EscalationPolicy()
+_NO_SLOWNESS: Mapping[str, Sequence[tuple[float, float]]] = {}
 _MOST_SHADOWS = 2
 """Asked at once, as by a router."""
 
@@ -110,6 +111,19 @@ class _World:
         self.state = after
         if self.agenda.next_s is not None:
             self.agenda.after(SAMPLE_S, self.sample)
+
+    def follow(self, cores: Cores, slowness: Iterator[tuple[float, float]]) -> None:
+        """Keep to a worker's slowness as long as there is something to do."""
+        since = next(slowness, None)
+        if since is None or not self.left:
+            return
+        at_s, factor = since
+
+        def slow_down() -> None:
+            cores.slow_down(factor)
+            self.follow(cores, slowness)
+
+        self.agenda.at(max(at_s, self.agenda.now_s), slow_down)
 
     def _gear(self, request: _Request) -> Gear:
         return self.gears[request.gear]
@@ -282,13 +296,16 @@ def run_cascades(
     shadow_share: float = 0.0,
     hold_tokens: int = 0,
     escalation: EscalationPolicy = _PLAIN,
+    slowness: Mapping[str, Sequence[tuple[float, float]]] = _NO_SLOWNESS,
 ) -> CascadeRun:
     """Replay `arrivals` and return what became of each.
 
     Without a policy `first_gear` stays in force. Every model of every gear needs a replica, and
     every query an answer of every such model. Of the answers of lower stages `shadow_share` are
     asked of the last one too, unless jobs wait for it. `hold_tokens`: of the
-    plan, whose stages are then told token by token. `escalation`: the deployment's. Deterministic.
+    plan, whose stages are then told token by token. `escalation`: the deployment's. `slowness`: by
+    worker (from when, how many times as long computing takes there as its replicas' speeds say), by
+    rising times. Deterministic.
     """
     world = _World(queries, gears, policy, GearState(first_gear, 0.0), shadow_share=shadow_share)
     speeds = {ModelName(each.model): each.speed for each in reversed(replicas)}
@@ -303,6 +320,8 @@ def run_cascades(
         world.seats.setdefault(replica.model, []).append(Seat(replica, engine))
     for arrival in arrivals:
         world.agenda.at(arrival.at_s, partial(world.arrive, arrival))
+    for worker, changes in slowness.items():
+        world.follow(cores[worker], iter(changes))
     if policy is not None:
         world.agenda.at(0.0, world.sample)
     while world.agenda.step():

@@ -3,8 +3,9 @@
     step:  one token of every job that decodes, and prompts in the order of arrival, up to
            `STEP_TOKENS` in all; it takes as long as so many tokens take (`StepSpeed`), and what
            each job that begins in it costs beside its tokens
-    cores: of n replicas that compute on c cores, each has min(1, c / n) of one; who has to be woken
-       for a job, to take it and to hand over its end, waits for one that is taken (`wake_s`)
+    cores: of n replicas that compute on c cores, each has min(1, c / n) of one, and gets that much
+       done by the time that it is slow; who has to be woken for a job, to take it and to hand over
+       its end, waits for one that is taken (`wake_s`)
 
 Steps that are all alike are one event: an answer of a thousand tokens costs as many events as jobs
 come and go meanwhile. A job that comes waits for the end of the running step.
@@ -75,11 +76,26 @@ class Cores:
 
     count: int = 1
     busy: "list[StepEngine]" = field(default_factory=list)
+    slowness: float = 1.0
+    """How many times as long as its `StepSpeed` says whatever is computed here takes now."""
 
     @property
     def share(self) -> float:
         """Of a core that each busy replica has."""
         return min(1.0, self.count / max(1, len(self.busy)))
+
+    @property
+    def pace(self) -> float:
+        """Seconds of work that each busy replica gets done in a second."""
+        return self.share / self.slowness
+
+    def slow_down(self, slowness: float) -> None:
+        """Compute at another pace from now on."""
+        for each in self.busy:
+            each.advance()
+        self.slowness = slowness
+        for each in self.busy:
+            each.replan()
 
     def change(self, engine: "StepEngine", *, is_busy: bool) -> None:
         """Note that a replica begins or ends computing; all others go on at their new pace."""
@@ -126,7 +142,7 @@ class StepEngine:
         speed.check()
         self.speed = speed
         self.used_s = 0.0
-        """Of a core, until the end of the running block."""
+        """Of a core, so far."""
         self._agenda = agenda
         self._on_finished = on_finished
         self._may_stop = may_stop
@@ -164,13 +180,15 @@ class StepEngine:
     def advance(self) -> None:
         """Bring the running block up to now at the pace that it had."""
         if self._steps:
-            self._work_s -= (self._agenda.now_s - self._seen_s) * self._cores.share
+            passed_s = self._agenda.now_s - self._seen_s
+            self._work_s -= passed_s * self._cores.pace
+            self.used_s += passed_s * self._cores.share
         self._seen_s = self._agenda.now_s
 
     def replan(self) -> None:
         """Plan the end of the running block at the pace that it has now."""
         self._plan_number += 1
-        after_s = max(0.0, self._work_s) / self._cores.share
+        after_s = max(0.0, self._work_s) / self._cores.pace
         self._agenda.after(after_s, partial(self._block_ends, self._plan_number))
 
     def _shorten(self) -> None:
@@ -180,9 +198,7 @@ class StepEngine:
         self.advance()
         done = max(1, ceil(self._steps - self._work_s / self._step_s - _EPSILON))
         if done < self._steps:
-            spared_s = (self._steps - done) * self._step_s
-            self._work_s -= spared_s
-            self.used_s -= spared_s
+            self._work_s -= (self._steps - done) * self._step_s
             self._steps = done
             self.replan()
 
@@ -207,7 +223,6 @@ class StepEngine:
         self._began_s = self._seen_s = self._agenda.now_s
         self._steps = self._alike()
         self._work_s = begun_s + self._steps * self._step_s
-        self.used_s += self._work_s
         self.replan()
 
     def _alike(self) -> int:
@@ -217,7 +232,7 @@ class StepEngine:
             return 1
         steps = min(one.alike for one in running)
         if any(one.stop_left == 0 for one in running):
-            step_s = self._step_s / self._cores.share
+            step_s = self._step_s / self._cores.pace
             steps = min(steps, self._telling.steps_until(self._seen_s, step_s, self._gather_s()))
         return steps
 
@@ -243,6 +258,7 @@ class StepEngine:
     def _block_ends(self, plan_number: int) -> None:
         if plan_number != self._plan_number:
             return
+        self.advance()
         steps, self._steps = self._steps, 0
         self._work_s = 0.0
         step_s, gather_s = (self._agenda.now_s - self._began_s) / steps, self._gather_s()

@@ -38,6 +38,16 @@ def test_a_sure_answer_costs_one_stage():
     assert (one.quality, one.cost, one.stages) == (1.0, 1.0, 1)
 
 
+def test_a_worker_is_as_slow_as_it_was_at_that_time_and_the_others_are_not():
+    both = [FixedReplica(SMALL, name, FAST, 1, worker=name) for name in "ab"]
+    coming = [Arrival(at_s, 0) for at_s in (0.0, 0.0, 1.0, 1.0)]
+    slow = {"a": ((0.0, 2.0), (0.5, 1.0)), "b": ((1.02, 3.0),)}
+    found = run_cascades(both, [SURE], coming, [ALONE], slowness=slow).answered
+    # At 1.02 the other worker has three of five steps left.
+    took_s = [each.total_s for each in sorted(found, key=lambda each: (each.at_s, each.total_s))]
+    assert took_s == pytest.approx([0.05, 0.1, 0.05, 0.02 + 3 * 0.03])
+
+
 def test_an_unsure_answer_goes_up_and_shows_its_first_token_when_it_has_one():
     (one,) = run_cascades(replicas(), [UNSURE], [Arrival(0.0, 0)], [CASCADE]).answered
     first_stage_s = 0.01 + 4 * 0.01

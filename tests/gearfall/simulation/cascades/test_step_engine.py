@@ -116,6 +116,20 @@ def test_replicas_of_one_worker_share_its_core():
     assert bench.ends == {2: pytest.approx(0.3), 1: pytest.approx(0.5)}
 
 
+def test_a_worker_that_becomes_slower_gets_less_done_from_then_on():
+    cores = Cores()
+    bench = Bench(PLAIN, PLAIN, cores=cores)
+    bench.begin(0.0, job(1, prompt=1, output=4))
+    bench.begin(0.1, job(2, prompt=1, output=1), engine=1)
+    bench.agenda.at(EPOCH_S + 0.2, lambda: cores.slow_down(2.0))
+    bench.agenda.at(EPOCH_S + 0.5, lambda: cores.slow_down(0.5))
+    bench.run()
+    # At 0.2 half of a step of either is left: 0.2 of a core at half speed. At 0.4 the second is
+    # done; the first has 0.2 of 0.4 done by then, 0.25 by 0.5, and the rest at twice the speed.
+    assert bench.ends == {2: pytest.approx(0.4), 1: pytest.approx(0.575)}
+    assert [each.used_s for each in bench.engines] == [pytest.approx(0.425), pytest.approx(0.15)]
+
+
 def test_two_cores_are_enough_for_two_replicas():
     bench = Bench(PLAIN, PLAIN, cores=Cores(2))
     bench.begin(0.0, job(1, prompt=1, output=4))
