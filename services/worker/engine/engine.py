@@ -20,6 +20,7 @@ from services.worker.engine.beside import Beside
 from services.worker.engine.drafts import count_right, say
 from services.worker.engine.foretelling import Foretelling
 from services.worker.engine.model.sampler import Logits, Rows, Sampled
+from services.worker.engine.step_log import StepLog
 from services.worker.engine_link.messages import (
     AttachAdapter,
     CancelJob,
@@ -68,12 +69,14 @@ class Engine:
         *,
         context_tokens: int,
         adapters: AdapterHost | None = None,
+        step_log: StepLog | None = None,
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
         """`context_tokens`: most tokens of prompt and answer; a smaller KV cache lowers it.
 
-        `adapters`: where LoRA adapters are attached; None for a model that takes none.
+        `adapters`: where LoRA adapters are attached; None for a model that takes none. `step_log`:
+        where each step is noted; None: nowhere.
         """
         self._model = model
         self._batch = batch
@@ -88,6 +91,7 @@ class Engine:
         self.device_time = DeviceTime(lambda key: batch.find(key) is not None)
         """Whose the time of the steps was."""
         self._slowdown = Slowdown()
+        self._step_log = step_log
         self._sampled_s = 0.0
         """When the tokens of the newest step were known."""
         self._migrating = MigratingJobs(batch, self._limits, lambda hold: self._admit(hold.job))
@@ -166,6 +170,8 @@ class Engine:
             self._end(sequence, FinishReason.DEADLINE) for sequence in self._batch.expire(started_s)
         ]
         self.look_beside()
+        if self._step_log is not None:
+            self._step_log.begin()
         chunks = self._batch.plan_step(started_s)
         self._is_stuck = not chunks and not self.beside.is_busy
         if chunks:
@@ -178,6 +184,8 @@ class Engine:
         if chunks:
             self.device_time.add_rest(step_s - (self._sampled_s - started_s))
             self._slowdown.note(chunks, step_s)
+            if self._step_log is not None:
+                self._step_log.end(sum(chunk.count for chunk in chunks), step_s)
         return self._tell(runs, step_s)
 
     def look_beside(self) -> None:

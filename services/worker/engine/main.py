@@ -31,6 +31,7 @@ from services.worker.engine.model.ops import ops_for
 from services.worker.engine.starting.arrival import LoadNews
 from services.worker.engine.starting.dock import AdapterDock
 from services.worker.engine.starting.first_pass import run_first_pass
+from services.worker.engine.step_log import open_step_log
 from services.worker.engine.stream import EngineStream
 from services.worker.engine_link.frames import receive_frame
 from services.worker.engine_link.messages import (
@@ -125,6 +126,7 @@ def _start(
         batch,
         context_tokens=manifest.model.context_tokens,
         adapters=AdapterDock(model.adapters, start.manifest_json),
+        step_log=open_step_log(os.environ),
     )
     arithmetic = model.use(start.arithmetic)
     canary = parse_canary(start.canary_json)
