@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def _run(chosen: argparse.Namespace) -> None:
     settings = Settings.of(chosen)
     with tempfile.TemporaryDirectory(prefix="gearfall-cascade-") as scratch:
-        async with site(settings, Path(scratch)) as there:
+        async with site(settings, Path(scratch), chosen.keep) as there:
             _print_plans(there)
             per_s = chosen.mean * there.large_per_s
             measured = await _trace_runs(there, settings, per_s)

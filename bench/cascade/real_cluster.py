@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.cascade.companions import LAYERS, WIDTH, write_companion
+from bench.cascade.real_prediction import node_name
 from bench.measuring.cpu_time import cpu_seconds
 from gearfall.cli.deploy import deployment_of_plan
 from gearfall.client import AsyncClient
@@ -24,6 +25,7 @@ from gearfall.demo.catalogue import checkpoint_paths
 from gearfall.infra.local.launcher import LocalCluster, LocalClusterSettings, service_commands
 from gearfall.infra.local.supervised_process import ProcessSpec
 from gearfall.pb import common_pb2
+from services.worker.engine.step_log import STEP_LOG_VARIABLE
 
 WORKERS = 2
 SLOTS = 16
@@ -58,6 +60,20 @@ class RealCluster:
     models: tuple[ModelName, ...]
     """Smallest first."""
     worker_pids: Mapping[str, int]
+    """By node."""
+    pids: Mapping[str, int]
+    """Of every process but engines: workers by node, the others by name."""
+    step_logs: Path
+    """Where engines log their steps."""
+
+    async def engines(self) -> Mapping[int, tuple[str, str]]:
+        """Return (node, model) of every engine that is ready, by its process id."""
+        return {
+            replica.pid: (worker.node_id, replica.model)
+            for worker in (await self.client.status()).workers
+            for replica in worker.replicas
+            if replica.state == common_pb2.REPLICA_STATE_READY
+        }
 
     def device_seconds(self) -> float:
         """Return the CPU time of all workers and their engines so far."""
@@ -80,8 +96,10 @@ async def running_cluster(scratch: Path, sizes: Companions) -> AsyncIterator[Rea
         log_level="WARNING",
     )
     models = tuple(ModelName(name) for name in checkpoint_paths())
+    step_logs = scratch / "steps"
+    step_logs.mkdir()
     with _cores() as workers:
-        cluster = LocalCluster(settings, commands=lambda known: _pinned(known, workers))
+        cluster = LocalCluster(settings, commands=lambda known: _placed(known, workers, step_logs))
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(cluster.stop)
             await cluster.start()
@@ -93,13 +111,8 @@ async def running_cluster(scratch: Path, sizes: Companions) -> AsyncIterator[Rea
                 )
                 async for _ in client.register_model(name, str(source)):
                     pass
-            pids = {
-                process.spec.name: process.pid
-                for process in cluster.processes
-                if process.spec.service == "worker" and process.pid is not None
-            }
-            assert len(pids) == WORKERS
-            yield RealCluster(client, cluster.grpc_address, models, pids)
+            pids, worker_pids = _pids(cluster)
+            yield RealCluster(client, cluster.grpc_address, models, worker_pids, pids, step_logs)
 
 
 @contextlib.contextmanager
@@ -116,12 +129,31 @@ def _cores() -> Iterator[Sequence[int]]:
         os.sched_setaffinity(0, whole)
 
 
-def _pinned(
-    settings: LocalClusterSettings, cores: Sequence[int]
+def _pids(cluster: LocalCluster) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Return the process ids of all, and those of the workers, which are named by their nodes."""
+    workers: dict[str, int] = {}
+    others: dict[str, int] = {}
+    for process in cluster.processes:
+        assert process.pid is not None, f"{process.spec.name} has ended"
+        if process.spec.service == "worker":
+            workers[node_name(len(workers))] = process.pid
+        else:
+            others[process.spec.name] = process.pid
+    assert len(workers) == WORKERS
+    return {**workers, **others}, workers
+
+
+def _placed(
+    settings: LocalClusterSettings, cores: Sequence[int], step_logs: Path
 ) -> Sequence[Sequence[ProcessSpec]]:
+    """Pin each worker to its core and have its engines log their steps."""
     stores, workers, schedulers, routers = service_commands(settings)
     pinned = [
-        replace(spec, argv=("taskset", "--cpu-list", str(core), *spec.argv))
+        replace(
+            spec,
+            argv=("taskset", "--cpu-list", str(core), *spec.argv),
+            environment={**spec.environment, STEP_LOG_VARIABLE: str(step_logs)},
+        )
         for spec, core in zip(workers, cores, strict=True)
     ]
     return (stores, pinned, schedulers, routers)

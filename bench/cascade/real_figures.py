@@ -1,11 +1,23 @@
 """Figures of `bench.cascade real`: what became of requests, summed up and compared. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, sqrt
 from statistics import fmean, median
 
+from bench.cascade.real_served import Slowness
 from gearfall.simulation.fleet.figures import quantile
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One stage of a request."""
+
+    model: str
+    queued_s: float
+    """Waiting for a worker."""
+    engine_s: float
+    """From there to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,7 @@ class Outcome:
     """From there to the ends of the stages."""
     draft_tokens: int = 0
     accepted_draft_tokens: int = 0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,8 @@ class Run:
     round_index: int
     outcomes: tuple[Outcome, ...]
     device_s: float
+    slowness: Mapping[str, Slowness] = field(default_factory=dict)
+    """Of the workers while they served, by node."""
 
 
 @dataclass(frozen=True, slots=True)

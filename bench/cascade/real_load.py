@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.cascade.real_cluster import RealCluster
-from bench.cascade.real_figures import Outcome
+from bench.cascade.real_figures import Outcome, Part
 from bench.cascade.real_work import MAX_TOKENS, Ask
 from gearfall.client.request import GenerateCall
 from gearfall.core.errors import Unavailable
@@ -24,6 +24,8 @@ class Replayed:
     outcomes: tuple[Outcome, ...]
     device_s: float
     """CPU time of the workers meanwhile."""
+    begun_s: float
+    """When the first request was due at the earliest, on the monotonic clock."""
 
 
 async def replay(
@@ -39,7 +41,7 @@ async def replay(
                 for ask in asks
             ]
     outcomes = tuple(task.result() for task in sent)
-    return Replayed(outcomes, cluster.device_seconds() - begun_device_s)
+    return Replayed(outcomes, cluster.device_seconds() - begun_device_s, begun_s)
 
 
 async def _ask(
@@ -82,4 +84,8 @@ def _outcome(
         engine_s=sum(stage.duration_s - stage.queued_s for stage in end.stages),
         draft_tokens=sum(stage.draft_tokens for stage in end.stages),
         accepted_draft_tokens=sum(stage.accepted_draft_tokens for stage in end.stages),
+        parts=tuple(
+            Part(stage.model, stage.queued_s, stage.duration_s - stage.queued_s)
+            for stage in end.stages
+        ),
     )

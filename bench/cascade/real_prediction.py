@@ -1,10 +1,11 @@
 """What the simulator says of a run of `bench.cascade real`, from the profile and the arrivals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.cascade.real_figures import Outcome, Run
+from bench.cascade.real_figures import Outcome, Part, Run
+from bench.cascade.real_served import Slowness
 from bench.cascade.real_work import Window
 from gearfall.core.gears.gear_plan import Gear, GearPlan, PlacedReplicas
 from gearfall.core.gears.gear_shift import ShiftPolicy
@@ -19,6 +20,7 @@ from gearfall.simulation.cascades.profile_plan import mean_tokens, queries_of, s
 from gearfall.simulation.cascades.seats import FixedReplica
 
 DEVICE = "cpu"
+AS_PROFILED: Mapping[str, Slowness] = {}
 SHADOW_SHARE = 0.01
 """Of deployments that follow a plan and do not say."""
 
@@ -31,9 +33,16 @@ class Predictor:
     workers: int
 
     def predict(
-        self, plan: GearPlan, window: Window, per_s: float, duration_s: float, system: str = ""
+        self,
+        plan: GearPlan,
+        window: Window,
+        per_s: float,
+        duration_s: float,
+        system: str = "",
+        *,
+        slowness: Mapping[str, Slowness] = AS_PROFILED,
     ) -> Run:
-        """Return a run of a plan with every model on every worker."""
+        """Return a run of a plan with every model on every worker, as slow as each is then."""
         queries = self.queries(plan)
         prompts = [each.prompt_tokens for each in self.profile.models[0].generations]
         asks = window.asks(per_s, duration_s, prompts)
@@ -47,6 +56,7 @@ class Predictor:
             policy=policy,
             shadow_share=SHADOW_SHARE,
             hold_tokens=plan.hold_tokens,
+            slowness=slowness,
         )
         by_time = sorted(run.answered, key=lambda each: each.at_s)
         outcomes = tuple(
@@ -55,6 +65,9 @@ class Predictor:
                 each.gear,
                 queued_s=sum(stage.queued_s for stage in each.times),
                 engine_s=sum(stage.engine_s for stage in each.times),
+                parts=tuple(
+                    Part(stage.model, stage.queued_s, stage.engine_s) for stage in each.times
+                ),
             )
             for each, ask in zip(by_time, asks, strict=True)
         )  # fmt: skip

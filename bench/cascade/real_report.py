@@ -88,7 +88,7 @@ def _predicted_row(said: Figures, peak_s: float) -> tuple[str, ...]:
 def print_fidelity(console: Console, checked: "Sequence[Checked]") -> None:
     """Print predicted and measured figures at each load, and how far they are from each other.
 
-    Below each the same as predicted at the speed that was probed before it.
+    Below each the same as predicted at the speed that was probed before it, and as served.
     """
     table = _table(
         "the simulator against the real system: measured (predicted)",
@@ -108,10 +108,18 @@ def print_fidelity(console: Console, checked: "Sequence[Checked]") -> None:
             *_fidelity_row(each.measured, each.at_pace, each.miss_at_pace),
             style="dim",
         )
+        table.add_row(
+            "  as served",
+            f"x{median(each.slowness):.2f}",
+            *_fidelity_row(each.measured, each.as_served, each.miss_as_served),
+            style="dim",
+        )
     console.print(table)
     console.print(
         "as probed: predicted at the speed right before it; x: of steps, and of all of a job that "
-        "is not its steps, over the profile's.",
+        "is not its steps, over the profile's.\nas served: predicted at the speed at which engines "
+        "computed meanwhile, twice a second; x: processor time of steps over that of the same "
+        "steps in the profile, and what others took of the core. Known afterwards only.",
         highlight=False,
     )
     _print_parts(console, checked)
@@ -135,11 +143,11 @@ def _fidelity_row(seen: Figures, said: Figures, miss: Miss) -> tuple[str, ...]:
 def _print_parts(console: Console, checked: "Sequence[Checked]") -> None:
     """Print where the time went, and where the simulator has it go."""
     table = _table(
-        "where the time went: mean ms a request, measured (predicted at the probed speed)",
+        "where the time went: mean ms a request, measured (predicted as served)",
         "system", "requests/s", "way", "until a worker has it", "from there", "stages",
     )  # fmt: skip
     for each in checked:
-        seen, said = each.measured, each.at_pace
+        seen, said = each.measured, each.as_served
         table.add_row(
             each.system,
             f"{each.per_s:.1f}",

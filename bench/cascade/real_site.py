@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+import json
+import shutil
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bench.cascade.real_cluster import (
@@ -18,8 +20,17 @@ from bench.cascade.real_cluster import (
 from bench.cascade.real_console import say
 from bench.cascade.real_figures import Run
 from bench.cascade.real_load import replay
-from bench.cascade.real_prediction import Predictor
+from bench.cascade.real_machine import MachineSample, sampling
+from bench.cascade.real_prediction import AS_PROFILED, Predictor
 from bench.cascade.real_probe import PROFILED, Pace, at_pace, probe
+from bench.cascade.real_served import (
+    Shape,
+    Slowness,
+    pieces_of,
+    references,
+    slowness,
+    steps_by_node,
+)
 from bench.cascade.real_systems import OURS, Wanted, gearfall, make_plans
 from bench.cascade.real_work import (
     Window,
@@ -29,9 +40,10 @@ from bench.cascade.real_work import (
     window_of,
 )
 from gearfall.cli.simulate import read_trace
-from gearfall.core.gears.gear_plan import GearPlan
+from gearfall.core.gears.gear_plan import GearPlan, plan_text
 from gearfall.core.profile import Profile, parse_profile
 from gearfall.demo.arithmetic import Question
+from services.worker.engine.step_log import read_step_logs
 
 SHARED = Path(__file__).parents[3] / "shared"
 TRACE = SHARED / "data" / "traces" / "AzureLLMInferenceTrace_conv_2023.csv.gz"
@@ -72,6 +84,7 @@ class Settings:
         parser.add_argument("--rounds", type=int, default=2)
         parser.add_argument("--queries", type=int, default=800, help="Asked for the profile.")
         parser.add_argument("--peak", type=float, default=2.0, help="Of the largest's capacity.")
+        parser.add_argument("--keep", type=Path, help="A new directory for all that is measured.")
         parser.add_argument(
             "--companions",
             choices=tuple(COMPANIONS),
@@ -95,6 +108,18 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """A run with what the machine did meanwhile."""
+
+    run: Run
+    per_s: float
+    is_profiled: bool
+    begun_s: float
+    """On the monotonic clock."""
+    samples: tuple[MachineSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """Everything that is set up once."""
 
@@ -112,6 +137,10 @@ class Site:
     """Requests a second that the largest model can serve on all workers."""
     highest_per_s: float
     """That is planned for."""
+    known: Mapping[Shape, float]
+    """What steps took while the profile was measured."""
+    kept: list[Kept] = field(default_factory=list)
+    """All that was measured."""
 
     async def measure(
         self, system: str, number: int, per_s: float, seconds: float, *, is_profiled: bool = False
@@ -126,29 +155,57 @@ class Site:
         began_s = time.perf_counter()
         async with deployed(self.cluster.client, self.plans[system]):
             await asyncio.sleep(QUIET_S)
-            found = await replay(self.cluster, system, asks, questions)
+            async with sampling(self.cluster.pids) as samples:
+                found = await replay(self.cluster, system, asks, questions)
         say(f"round {number + 1}: {system}, {len(asks)} requests, {per_s:.1f}/s", began_s)
-        return Run(system, number, found.outcomes, found.device_s)
+        slow = await self._slowness(samples, found.begun_s)
+        run = Run(system, number, found.outcomes, found.device_s, slow)
+        self.kept.append(Kept(run, per_s, is_profiled, found.begun_s, tuple(samples)))
+        return run
+
+    async def _slowness(
+        self, samples: Sequence[MachineSample], begun_s: float
+    ) -> Mapping[str, Slowness]:
+        """Return how slow each worker was, from when a run began."""
+        engines = await self.cluster.engines()
+        steps = steps_by_node(read_step_logs(self.cluster.step_logs, begun_s), engines)
+        return {
+            node: slowness(steps.get(node, ()), pieces_of(samples, node), self.known, begun_s)
+            for node in self.cluster.worker_pids
+        }
 
     async def probe(self) -> Pace:
         """Measure how fast the cluster is now; nobody asks it for anything else meanwhile."""
         return await probe(self.cluster.client, self.predictor.profile, self.predictor.workers)
 
-    def predict(self, system: str, per_s: float, seconds: float, pace: Pace = PROFILED) -> Run:
+    def predict(
+        self,
+        system: str,
+        per_s: float,
+        seconds: float,
+        pace: Pace = PROFILED,
+        slow: Mapping[str, Slowness] = AS_PROFILED,
+    ) -> Run:
         """Return what the simulator says of such a run, at the profile's speed or another."""
         predictor = replace(self.predictor, profile=at_pace(self.predictor.profile, pace))
-        return predictor.predict(self.plans[system], self.window, per_s, seconds, system)
+        plan = self.plans[system]
+        return predictor.predict(plan, self.window, per_s, seconds, system, slowness=slow)
 
 
 @asynccontextmanager
-async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
-    """Start the cluster, profile, plan, and have a replica of every model on every worker."""
+async def site(settings: Settings, scratch: Path, keep: Path | None = None) -> AsyncIterator[Site]:
+    """Start the cluster, profile, plan, and have a replica of every model on every worker.
+
+    What was measured is kept in the directory `keep`, where there is one.
+    """
     window = window_of(read_trace(settings.trace), *TRACE_PART_S)
     began_s = time.perf_counter()
     async with running_cluster(scratch, COMPANIONS[settings.companions]) as cluster:
         say("the cluster is up", began_s)
         profiled = profiled_questions(settings.queries)
         profile = await _profiled(cluster, profiled, scratch)
+        steps = steps_by_node(read_step_logs(cluster.step_logs), await cluster.engines())
+        known = references(step for found in steps.values() for step in found)
         say(f"profiled with {len(profile.queries)} queries", began_s)
         predictor = Predictor(profile, len(cluster.worker_pids))
         large = cluster.models[-1]
@@ -164,7 +221,7 @@ async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
         await keep_replicas(cluster.client, cluster.models, len(cluster.worker_pids))
         say("every model is ready on every worker", began_s)
         questions = unseen_questions(QUESTIONS)
-        yield Site(
+        there = Site(
             cluster=cluster,
             window=window,
             questions=questions,
@@ -174,7 +231,22 @@ async def site(settings: Settings, scratch: Path) -> AsyncIterator[Site]:
             p95_s=p95_s,
             large_per_s=large_per_s,
             highest_per_s=highest_per_s,
+            known=known,
         )
+        yield there
+        if keep is not None:
+            _keep(there, scratch, keep)
+
+
+def _keep(there: Site, scratch: Path, directory: Path) -> None:
+    """Write down what a replay in simulated time needs, and the steps of all engines."""
+    directory.mkdir(parents=True)
+    shutil.copy(scratch / "profile.json", directory)
+    shutil.copytree(there.cluster.step_logs, directory / "steps")
+    for name, plan in there.plans.items():
+        (directory / f"plan-{name}.json").write_text(plan_text(plan))
+    runs = [asdict(each) for each in there.kept]
+    (directory / "runs.json").write_text(json.dumps({"p95_s": there.p95_s, "runs": runs}))
 
 
 async def _profiled(cluster: RealCluster, questions: Sequence[Question], scratch: Path) -> Profile:

@@ -5,8 +5,10 @@ second. The simulator knows the profile and the arrivals. Here the profile's own
 asked, each when the simulator has it come: what is compared is the simulator, not two draws of
 questions (`real` predicts its runs of the trace from other questions than it asks).
 
-Each load is predicted twice: at the speed of the profile, and at that which a probe with prompts of
-its own measured right before (`real_probe.py`).
+Each load is predicted three times: at the speed of the profile, at that which a probe with prompts
+of its own measured right before (`real_probe.py`), and at that at which the workers' engines
+computed while they served, twice a second (`real_served.py`). The last is no prediction that could
+be made beforehand: it parts the simulator's errors from the machine's.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from bench.cascade.real_figures import (
 )
 from bench.cascade.real_probe import Pace
 from bench.cascade.real_report import print_fidelity
+from bench.cascade.real_served import mean_slowness
 from bench.cascade.real_site import Settings, Site, site
 from bench.cascade.real_systems import LARGE, OURS
 from bench.measuring.machine import machine_facts, our_versions
@@ -48,6 +51,10 @@ class Checked:
     predicted: Figures
     at_pace: Figures
     """Predicted at the speed that was probed before each round; medians, as those measured."""
+    as_served: Figures
+    """Predicted at the speed that each round was served at."""
+    slowness: tuple[float, ...]
+    """Of the workers while they served, one each round: the mean over them and over time."""
     paces: tuple[Pace, ...]
     """One each round."""
     rounds: tuple[Figures, ...]
@@ -63,6 +70,11 @@ class Checked:
         """Those of the prediction at the probed speed."""
         return miss_of(self.at_pace, self.measured)
 
+    @property
+    def miss_as_served(self) -> Miss:
+        """Those of the prediction at the speed that was served at."""
+        return miss_of(self.as_served, self.measured)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, predict, print, write JSON."""
@@ -75,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 async def _run(chosen: argparse.Namespace) -> None:
     settings = Settings.of(chosen)
     with tempfile.TemporaryDirectory(prefix="gearfall-cascade-") as scratch:
-        async with site(settings, Path(scratch)) as there:
+        async with site(settings, Path(scratch), chosen.keep) as there:
             checked = await check_simulator(there, settings.seconds, settings.rounds)
     print_fidelity(console, checked)
     document = {
@@ -108,6 +120,10 @@ async def check_simulator(
             over_rounds(found, name),
             figures_of(there.predict(name, per_s, seconds)),
             over_rounds([there.predict(name, per_s, seconds, each) for each in paces[cell]], name),
+            over_rounds(
+                [there.predict(name, per_s, seconds, slow=run.slowness) for run in found], name
+            ),
+            tuple(mean_slowness(run.slowness) for run in found),
             tuple(paces[cell]),
             tuple(figures_of(run) for run in found),
         )
@@ -122,4 +138,5 @@ def fidelity_json(each: Checked) -> Mapping[str, object]:
         **asdict(each),
         "miss": asdict(each.miss),
         "miss_at_pace": asdict(each.miss_at_pace),
+        "miss_as_served": asdict(each.miss_as_served),
     }
