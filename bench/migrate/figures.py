@@ -5,7 +5,12 @@ good: with three rows a step of this model takes 13.8 ms of one thread, with fou
 the request costs wherever it runs; the move costs what comes on top. So each time between messages
 is taken in medians of its own batch: those that came before the request went on at the target
 against the median before the move, those from then on against the median after it, settled. The
-p99 of these multiples while the move was under way, over their p99 while it was not, is the change.
+p99 of these multiples while the move was under way, over their p99 while it was not, is the
+move's.
+
+The raw figures stand beside it, and what they would be without a move: the p99 of a mixture of
+times before the move and times in a batch with a request as long that was born on the target and
+never moved (`NONE` has one there), in the proportion in which the move saw either batch.
 """
 
 import math
@@ -20,7 +25,8 @@ TOKENS, KV, AUTO = "tokens", "kv", "auto"
 KV_STREAM = "kv_stream"
 """By keys and values over gRPC, as where the socket can't be connected."""
 NONE = "none"
-"""Nothing was moved: what the others' times change by themselves on this machine."""
+"""Nothing was moved: what the others' times change by themselves on this machine; on the target in
+a batch with a request as long as the one that would move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,10 @@ class Others:
     calm_p99: float
     """In medians of the batch."""
     disturbed_p99: float
+    born_p50_s: float = 0.0
+    """With a request as long that was born there; 0 where none was."""
+    control_p99_s: float = 0.0
+    """Of as many times of either batch without a move; 0 where none was born there."""
 
     @property
     def change(self) -> float:
@@ -70,6 +80,11 @@ class Others:
     def raw_change(self) -> float:
         """By how much it grew with what the batch's own change makes of it."""
         return self.during_p99_s / self.before_p99_s - 1.0
+
+    @property
+    def control_change(self) -> float | None:
+        """By how much it is longer than without a move in the same batches."""
+        return self.during_p99_s / self.control_p99_s - 1.0 if self.control_p99_s else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +175,12 @@ def summarize(samples: Sequence[Sample]) -> list[Row]:
     groups: dict[tuple[int, str], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.prompt_tokens, sample.mode), []).append(sample)
-    return [_row(*key, groups[key]) for key in sorted(groups)]
+    rows = []
+    for prompt_tokens, mode in sorted(groups):
+        unmoved = [] if mode == NONE else groups.get((prompt_tokens, NONE), [])
+        born_s = [gap for each in unmoved for gap in (*each.target.before_s, *each.target.moving_s)]
+        rows.append(_row(prompt_tokens, mode, groups[prompt_tokens, mode], born_s))
+    return rows
 
 
 def judge(samples: Sequence[Sample], stayed: Sequence[Stayed] = ()) -> list[Choices]:
@@ -206,10 +226,15 @@ def _in_medians(values: Sequence[float], batch: Sequence[float]) -> list[float]:
     return [value / median(batch) for value in values] if batch else []
 
 
-def _others(gaps: Sequence[Gaps]) -> Others | None:
-    """Sum up what those on one worker noticed; None where nobody was there."""
+def _others(gaps: Sequence[Gaps], born_s: Sequence[float] = ()) -> Others | None:
+    """Sum up what those on one worker noticed; None where nobody was there.
+
+    `born_s`: their times with a request as long that was born there.
+    """
     before = [gap for each in gaps for gap in each.before_s]
-    during = [gap for each in gaps for gap in (*each.moving_s, *each.joined_s)]
+    moving = [gap for each in gaps for gap in each.moving_s]
+    joined = [gap for each in gaps for gap in each.joined_s]
+    during = moving + joined
     after = [gap for each in gaps for gap in each.after_s]
     if not before or not during:
         return None
@@ -220,10 +245,23 @@ def _others(gaps: Sequence[Gaps]) -> Others | None:
         after_p50_s=median(after) if after else 0.0,
         calm_p99=quantile((gap for each in gaps for gap in each.calm), 0.99),
         disturbed_p99=quantile((gap for each in gaps for gap in each.disturbed), 0.99),
+        born_p50_s=median(born_s) if born_s else 0.0,
+        control_p99_s=_mixed_p99((before, len(moving)), (born_s, len(joined))) if born_s else 0.0,
     )
 
 
-def _row(prompt_tokens: int, mode: str, group: Sequence[Sample]) -> Row:
+def _mixed_p99(*parts: tuple[Sequence[float], int]) -> float:
+    """Return the p99 of a mixture: so many values such as each part's."""
+    weighed = [(value, count / len(values)) for values, count in parts for value in values]
+    left = 0.01 * sum(count for _, count in parts)
+    for value, weight in sorted(weighed, reverse=True):
+        left -= weight
+        if left < 0.0:
+            return value
+    return 0.0
+
+
+def _row(prompt_tokens: int, mode: str, group: Sequence[Sample], born_s: Sequence[float]) -> Row:
     errors = [
         abs(each.predicted_s - each.duration_s) / each.duration_s
         for each in group
@@ -240,7 +278,7 @@ def _row(prompt_tokens: int, mode: str, group: Sequence[Sample]) -> Row:
         steps_p50=quantile((each.pause_steps for each in group), 0.5),
         steps_p99=quantile((each.pause_steps for each in group), 0.99),
         others=others,
-        target=_others([each.target for each in group]),
+        target=_others([each.target for each in group], born_s),
         duration_p50_s=quantile((each.duration_s for each in group), 0.5),
         rounds_p50=quantile((each.rounds for each in group), 0.5),
         moved_bytes_p50=quantile((each.moved_bytes for each in group), 0.5),

@@ -16,7 +16,8 @@ long, so that only good predictions choose well.
 Both engines decode before, during and after a move, so that their share of memory bandwidth is the
 same throughout, and they have one thread each: with both workers' processes and the router they
 leave a machine of four cores one for what a target computes beside its steps. The rows
-`none` move nothing: what they show is the machine's own noise.
+`none` move nothing: what they show is the machine's own noise, on the target beside a request with
+a prompt as long that was born there.
 """
 
 import argparse
@@ -70,7 +71,7 @@ TOKENS_SETTLED = 20
 TOKENS_UNMOVED = 8
 """How long a row looks on that moves nothing."""
 _SEEN = ("n", "ms p50", "ms p99", "steps p50", "p99")
-_OTHERS = ("p50", "p99", "during", "after p50", "change", "by the move")
+_OTHERS = ("p50", "p99", "during", "after p50", "born p50", "change", "over born", "by the move")
 LIMIT_VARIABLE = "GEARFALL_KV_BYTES_PER_S_LIMIT"
 _COST = ("rounds", "MiB", "whole ms", "predicted off by")
 _PATHS = {
@@ -133,6 +134,7 @@ def _changes(row: Row) -> dict[str, float | None]:
     return {
         "others_change": row.others.change,
         "target_change": row.target.change if row.target else None,
+        "target_control_change": row.target.control_change if row.target else None,
     }
 
 
@@ -179,6 +181,7 @@ class Batch:
 
     async def move_one(self, mode: str, prompt_tokens: int, index: int) -> Sample:
         """Add a request, move it, and let it go on for a while."""
+        born = await self._bear(prompt_tokens) if mode == NONE else None
         stream = await self._start(self._pair.source, prompt_tokens)
         try:
             await stream.wait_tokens(TOKENS_BEFORE)
@@ -192,6 +195,8 @@ class Batch:
             settled_s = time.perf_counter()
         finally:
             await stream.stop()
+            if born is not None:
+                await born.stop()
         path = NONE if reply is None else _PATH_NAMES[reply.path]
         if mode not in {AUTO, path}:
             raise SystemExit(f"asked to move by {mode}, the worker moved by {path}")
@@ -214,6 +219,12 @@ class Batch:
             others=self._gaps(self._pair.source, cuts),
             target=self._gaps(self._pair.target, cuts),
         )
+
+    async def _bear(self, prompt_tokens: int) -> Stream:
+        """Have a request as long run on the target that was never anywhere else."""
+        born = await self._start(self._pair.target, prompt_tokens)
+        await born.wait_tokens(1)
+        return born
 
     async def stop(self) -> None:
         """End all of them."""
@@ -305,9 +316,18 @@ def print_report(
 
 
 def _noticed(others: Others) -> tuple[str, ...]:
-    times_s = (others.before_p50_s, others.before_p99_s, others.during_p99_s, others.after_p50_s)
-    times = (f"{1e3 * each:.1f}" if each else "-" for each in times_s)
-    return *times, *(f"{each:+.0%}" for each in (others.raw_change, others.change))
+    times_s = (
+        others.before_p50_s,
+        others.before_p99_s,
+        others.during_p99_s,
+        others.after_p50_s,
+        others.born_p50_s,
+    )
+    changes = (others.raw_change, others.control_change, others.change)
+    return (
+        *(f"{1e3 * each:.1f}" if each else "-" for each in times_s),
+        *("-" if each is None else f"{each:+.0%}" for each in changes),
+    )
 
 
 def _table(title: str, *names: str) -> Table:

@@ -54,6 +54,31 @@ def test_a_move_is_not_blamed_for_the_batch_s_growth():
 
 
 @pytest.mark.parametrize(
+    ("moving_s", "joined_s", "born_s", "over_born"),
+    [
+        ((0.010,) * 9, (0.013,) * 4, (0.013,) * 200, 0.0),
+        ((0.010,) * 9, (0.0156,) * 4, (0.013,) * 200, 0.2),
+        ((0.010,) * 9, (0.0156,) * 4, (0.012,) * 2 + (0.013,) * 98, 0.2),
+        # Hardly any of the move was in the larger batch: its times are the mixture's last 1 %.
+        ((0.010,) * 999, (0.013,), (0.013,) * 200, 0.0),
+        ((0.012,) * 999, (0.013,), (0.013,) * 200, 0.2),
+    ],
+)
+def test_raw_times_on_the_target_are_compared_with_a_request_that_was_born_there(
+    moving_s, joined_s, born_s, over_born
+):
+    moved = sample(KV, target=Gaps((0.010,) * 50, moving_s, joined_s, (0.013,) * 50))
+    unmoved = sample(NONE, target=Gaps(born_s[::2], born_s[1::2]))
+    by_kv, none = summarize([moved, unmoved])
+    assert by_kv.target is not None
+    assert by_kv.target.born_p50_s == pytest.approx(0.013)
+    assert by_kv.target.control_change == pytest.approx(over_born)
+    assert none.target is not None
+    assert none.target.control_change is None
+    assert by_kv.others.control_change is None
+
+
+@pytest.mark.parametrize(
     "gaps",
     [
         Gaps((0.010,) * 99, (0.010,) * 9 + (0.016,), (0.013,) * 4, (0.013,) * 50),
