@@ -15,6 +15,8 @@ import uvloop
 from gearfall.infra.failpoints import arm_failpoints
 from gearfall.infra.history_log import close_history, open_history
 from gearfall.infra.logs import configure_logging
+from gearfall.infra.state.etcd_state import EtcdState
+from gearfall.infra.state.etcd_tls import read_tls
 
 
 class ServiceParser(argparse.ArgumentParser):
@@ -24,6 +26,12 @@ class ServiceParser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m services.{service}", allow_abbrev=False)
         self.add_setting(
             "--etcd", default="http://127.0.0.1:2379", meaning="etcd URL, comma-separated"
+        )
+        self.add_setting("--etcd-ca", default="", meaning="PEM file: who signs etcd's certificate")
+        self.add_setting("--etcd-cert", default="", meaning="PEM file: this client's certificate")
+        self.add_setting("--etcd-key", default="", meaning="PEM file: its key")
+        self.add_setting(
+            "--etcd-server-name", default="", meaning="name in etcd's certificate, if another"
         )
         self.add_setting("--redis", default="redis://127.0.0.1:6379", meaning="Redis URL")
         self.add_setting("--listen", default="127.0.0.1:0", meaning="host:port of the gRPC server")
@@ -43,6 +51,18 @@ class ServiceParser(argparse.ArgumentParser):
         # argparse passes a string default through `type`, so a bad variable is refused too.
         value = os.environ.get(variable, default)
         self.add_argument(flag, default=value, type=parse, help=f"{meaning} [{variable}]")
+
+
+def open_state(flags: argparse.Namespace) -> EtcdState:
+    """Return the cluster state that the flags name; InvalidRequest for TLS files that don't fit."""
+    tls = read_tls(
+        flags.etcd,
+        ca=flags.etcd_ca,
+        cert=flags.etcd_cert,
+        key=flags.etcd_key,
+        server_name=flags.etcd_server_name,
+    )
+    return EtcdState(flags.etcd, tls=tls)
 
 
 def announce_ready(service: str, address: str, **fields: object) -> None:

@@ -21,9 +21,13 @@ from gearfall.infra.net.bearer import SECRET_VARIABLE, BearerInterceptor
 from gearfall.infra.net.grpc_server import GrpcServer, start_server
 from gearfall.infra.net.http_server import start_http_server
 from gearfall.infra.queue.redis_queue import RedisQueue
-from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.infra.service_main import (
+    ServiceParser,
+    announce_ready,
+    open_state,
+    run_service,
+)
 from gearfall.infra.state.cluster import Cluster
-from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb.router_pb2_grpc import (
     add_RouterServicer_to_server,
     add_TokenSinkServicer_to_server,
@@ -268,7 +272,7 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         limits=RouterLimits(max_choices=flags.max_choices),
     )
     async with contextlib.AsyncExitStack() as stack:
-        state = EtcdState(flags.etcd)
+        state = open_state(flags)
         stack.push_async_callback(state.close)
         queue = RedisQueue(flags.redis)
         stack.push_async_callback(queue.close)

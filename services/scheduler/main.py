@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from gearfall.core.records import SchedulerRecord
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.infra.net.metrics_server import add_metrics_setting, serving_metrics
-from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.infra.service_main import (
+    ServiceParser,
+    announce_ready,
+    open_state,
+    run_service,
+)
 from gearfall.infra.state.cluster import Cluster
-from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb.scheduler_pb2_grpc import add_SchedulerServicer_to_server
 from gearfall.scheduling.policies import REAL_POLICIES, PlacementPolicy, decide_step
 from gearfall.scheduling.prefetching.prefetch import PrefetchPolicy
@@ -99,7 +103,7 @@ def parse_policy(text: str) -> PlacementPolicy:
 async def serve(settings: argparse.Namespace, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; then resign, so that another leads at once."""
     scheduler_id = f"scheduler-{uuid.uuid4().hex[:12]}"
-    state = EtcdState(settings.etcd)
+    state = open_state(settings)
     cluster = Cluster(state)
     await cluster.start()
     policy = SchedulerPolicy(

@@ -14,9 +14,13 @@ from gearfall.infra.history_log import count_held
 from gearfall.infra.memory.native import read_chunks
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.infra.net.metrics_server import add_metrics_setting, serving_metrics
-from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.infra.service_main import (
+    ServiceParser,
+    announce_ready,
+    open_state,
+    run_service,
+)
 from gearfall.infra.state.cluster import Cluster
-from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from services.store.service import StoreService
 from services.store.servicer import StoreServicer
@@ -99,7 +103,7 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         bulk_host=flags.listen.rpartition(":")[0].strip("[]"),
     )
     async with AsyncExitStack() as stack:
-        state = EtcdState(flags.etcd)
+        state = open_state(flags)
         stack.push_async_callback(state.close)
         cluster = Cluster(state)
         await cluster.start()

@@ -20,9 +20,13 @@ from gearfall.infra.net.bearer import SECRET_VARIABLE
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.infra.net.metrics_server import add_metrics_setting, serving_metrics
 from gearfall.infra.queue.redis_queue import RedisQueue
-from gearfall.infra.service_main import ServiceParser, announce_ready, run_service
+from gearfall.infra.service_main import (
+    ServiceParser,
+    announce_ready,
+    open_state,
+    run_service,
+)
 from gearfall.infra.state.cluster import Cluster
-from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb.worker_pb2_grpc import add_WorkerServicer_to_server
 from services.worker.drain_door import drain_route
 from services.worker.engine_link.messages import EngineKind
@@ -133,7 +137,7 @@ async def start_worker(
     metrics = metrics or WorkerMetrics()
     worker_id = WorkerId(f"worker-{uuid.uuid4().hex[:12]}")
     node_id = NodeId(settings.node_id)
-    state = EtcdState(settings.etcd)
+    state = open_state(settings)
     stack.push_async_callback(state.close)
     cluster = Cluster(state)
     await cluster.start()

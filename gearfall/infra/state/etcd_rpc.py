@@ -6,7 +6,6 @@ import ipaddress
 import json
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +13,7 @@ import grpc
 from aetcd.rpc import kv_pb2, rpc_pb2, rpc_pb2_grpc
 
 from gearfall.core.errors import Conflict, GearfallError, Internal, PermissionDenied, Unavailable
+from gearfall.infra.state.etcd_tls import EtcdTls, uses_tls
 
 kv: Any = kv_pb2
 rpc: Any = rpc_pb2
@@ -49,17 +49,6 @@ _UNREACHABLE = {
 _REFUSED = {grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED}
 
 
-@dataclass(frozen=True, slots=True)
-class EtcdTls:
-    """Mutual TLS towards etcd, all in PEM."""
-
-    ca_pem: bytes
-    cert_pem: bytes | None = None
-    key_pem: bytes | None = None
-    server_name: str = ""
-    """Name to expect in the server's certificate; empty: the endpoint's own."""
-
-
 class EtcdStubs:
     """One channel to an etcd cluster and the three services that gearfall calls on it."""
 
@@ -73,14 +62,18 @@ class EtcdStubs:
 def open_etcd_channel(endpoints: str, tls: EtcdTls | None = None) -> grpc.aio.Channel:
     """Return a channel that spreads calls over the live ones of `endpoints` (URLs by commas).
 
-    Connects lazily. Raises Unavailable when a host name among several can't be resolved.
+    Connects lazily; by TLS where they are https. Raises InvalidRequest when only some are,
+    Unavailable when a host name among several can't be resolved.
     """
     target = channel_target(endpoints)
-    if tls is None:
+    if not uses_tls(endpoints):
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
-    name = (("grpc.ssl_target_name_override", tls.server_name),) if tls.server_name else ()
+    tls = tls or EtcdTls()
+    # Several endpoints are one target without a name of its own.
+    name = tls.server_name or _host_port(endpoints.split(",", maxsplit=1)[0])[0]
     credentials = grpc.ssl_channel_credentials(tls.ca_pem, tls.key_pem, tls.cert_pem)
-    return grpc.aio.secure_channel(target, credentials, options=(*_OPTIONS, *name))
+    options = (*_OPTIONS, ("grpc.ssl_target_name_override", name))
+    return grpc.aio.secure_channel(target, credentials, options=options)
 
 
 def channel_target(endpoints: str) -> str:

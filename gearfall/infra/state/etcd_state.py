@@ -11,14 +11,8 @@ from typing import Any
 from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.ports import Fence, Lease, Snapshot, StateEntry, WatchItem
 from gearfall.infra.state.etcd_lease import EtcdLease
-from gearfall.infra.state.etcd_rpc import (
-    EtcdStubs,
-    EtcdTls,
-    invoke,
-    open_etcd_channel,
-    prefix_end,
-    rpc,
-)
+from gearfall.infra.state.etcd_rpc import EtcdStubs, invoke, open_etcd_channel, prefix_end, rpc
+from gearfall.infra.state.etcd_tls import EtcdTls
 from gearfall.infra.state.etcd_watch import EtcdWatch, entry_from_kv
 
 DEFAULT_PREFIX = "/gearfall/v1/"
