@@ -21,6 +21,7 @@ from gearfall.cli.render import (
     targets_text,
 )
 from gearfall.client import Client
+from gearfall.core.ids import is_url
 from gearfall.pb import common_pb2
 
 app = typer.Typer(help="List, register and train models.", invoke_without_command=True)
@@ -75,22 +76,31 @@ def list_models(context: typer.Context, server: Server = "", as_json: AsJson = F
 @app.command("register")
 def register(
     name: Annotated[str, typer.Argument(help="Name to serve the model under.")],
-    path: Annotated[Path, typer.Argument(help="Hugging Face directory with safetensors.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Hugging Face directory with safetensors, or the URL of a converted checkpoint."
+        ),
+    ],
     base: Annotated[
         str, typer.Option(help="Registered model that a LoRA adapter belongs to.")
     ] = "",
     server: Server = "",
     as_json: AsJson = False,
 ) -> None:
-    """Convert a local Hugging Face directory, or a PEFT LoRA adapter's, into every live store."""
+    """Convert a local Hugging Face directory, or a PEFT LoRA adapter's, into every live store.
+
+    What is registered by a URL stays there: stores fetch it when it is asked for.
+    """
+    source = path if is_url(path) else Path(path).absolute()
     with connect(server) as client:
-        registered = register_with_progress(client, name, path.absolute(), base=base, quiet=as_json)
+        registered = register_with_progress(client, name, source, base=base, quiet=as_json)
     if as_json:
         print_json(registered)
 
 
 def register_with_progress(
-    client: Client, name: str, path: Path, *, base: str = "", quiet: bool = False
+    client: Client, name: str, path: Path | str, *, base: str = "", quiet: bool = False
 ) -> list[dict[str, Any]]:
     """Register and show one bar a node; return what each node's store made of it."""
     done: list[dict[str, Any]] = []

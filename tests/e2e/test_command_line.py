@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,6 +83,15 @@ def test_deployments_and_models_come_and_go(gearfall: Any) -> None:
     gearfall("rm", "guests")
     assert json.loads(gearfall("rm", "guest", "--json")) == {"removed": "model", "name": "guest"}
     assert "NotFound" in gearfall("rm", "guest", code=1)
+
+
+def test_a_converted_model_is_registered_by_its_url(gearfall: Any, tmp_path: Path) -> None:
+    gearfall("convert", str(catalogue.checkpoint_path("arith-small")), str(tmp_path / "converted"))
+    url = f"file://{tmp_path}/converted"
+    (done,) = json.loads(gearfall("models", "register", "of-a-url", url, "--json"))
+    assert done["name"] == "of-a-url"
+    assert json.loads(gearfall("chat", "of-a-url", "1+1", "--json"))["text"]
+    gearfall("rm", "of-a-url")
 
 
 @pytest.mark.parametrize(
