@@ -6,7 +6,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
 from gearfall.core.errors import Conflict, Unavailable
 from gearfall.core.ports import (
@@ -50,10 +50,14 @@ class MemoryStateServer:
 
     def wipe(self) -> None:
         """Lose all data, as a server that comes back with an empty disk."""
-        self.entries.clear()
-        self.leases.clear()
+        self.restore({}, 1)
+
+    def restore(self, entries: Mapping[str, StateEntry], revision: int) -> None:
+        """Come back as of an older revision, as a server whose disk was restored from a backup."""
+        self.entries = dict(entries)
+        self.leases = {entry.lease_id for entry in entries.values()}
         self._history.clear()
-        self.revision = self._compacted = 1
+        self.revision = self._compacted = revision
         self.announce()
 
     def put(self, key: str, value: bytes, lease_id: int) -> int:

@@ -2,7 +2,9 @@
 
 A model that is here and not in cluster state was either removed while this store was down, or
 cluster state lost its memory. State that was made anew has another incarnation: only in the one
-that a model was published in does its absence mean that somebody removed it.
+that a model was published in does its absence mean that somebody removed it. State that was
+restored from a backup bears the name of its old life and a lower revision than the last
+publication: that one is no witness either.
 """
 
 import os
@@ -17,6 +19,7 @@ from gearfall.core.ids import ModelName
 class _Content(msgspec.Struct):
     incarnation: str = ""
     models: dict[str, str] = {}
+    revision: int = 0
 
 
 class Ledger:
@@ -33,25 +36,36 @@ class Ledger:
         except (OSError, msgspec.MsgspecError):
             self._content = _Content()
 
+    @property
+    def incarnation(self) -> str:
+        """Life of cluster state in which all that stands here was published."""
+        return self._content.incarnation
+
+    @property
+    def revision(self) -> int:
+        """That cluster state had with the last of it, at least; 0 when unknown."""
+        return self._content.revision
+
     def has(self, incarnation: str, model: ModelName, digest: str) -> bool:
         """Whether these bytes were published in this life of cluster state."""
         return incarnation == self._content.incarnation and (
             self._content.models.get(model) == digest
         )
 
-    def add(self, incarnation: str, model: ModelName, digest: str) -> None:
-        """Note a model, durably. Raises Overloaded or Unavailable when the disk fails."""
+    def add(self, incarnation: str, model: ModelName, digest: str, revision: int) -> None:
+        """Note a model, durably; `revision` is its record's. Raises Overloaded or Unavailable when
+        the disk fails."""
         if self.has(incarnation, model, digest):
             return
-        is_same_life = incarnation == self._content.incarnation
-        models = self._content.models if is_same_life else {}
-        self._write(_Content(incarnation, {**models, model: digest}))
+        known = self._content if incarnation == self.incarnation else _Content(incarnation)
+        models = {**known.models, model: digest}
+        self._write(_Content(incarnation, models, max(known.revision, revision)))
 
     def remove(self, model: ModelName) -> None:
         """Forget a model, durably. Idempotent."""
         if model in self._content.models:
             left = {name: each for name, each in self._content.models.items() if name != model}
-            self._write(_Content(self._content.incarnation, left))
+            self._write(_Content(self.incarnation, left, self.revision))
 
     def _write(self, content: _Content) -> None:
         temporary = self._path.with_suffix(".new")

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from gearfall.core.errors import Conflict, Unavailable
+from gearfall.core.errors import Conflict, Overloaded, Unavailable
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import ModelRecord
 from gearfall.infra.state.cluster import Cluster
@@ -28,6 +28,7 @@ class ModelRegistry:
         self._node_id = node_id
         self._ledger = ledger
         self._refused: set[tuple[ModelName, str]] = set()
+        self._losses = cluster.view.losses
 
     async def publish(self, stored: StoredModel) -> ModelRecord:
         """Say that this node holds a model, creating its record if there is none.
@@ -52,9 +53,13 @@ class ModelRegistry:
             return replace(fresh, source=known.source, is_removing=known.is_removing)
 
         incarnation = await self._incarnation()
-        record = await self._update(name, add)
+        record, revision = await self._update(name, add)
         assert record is not None
-        self._ledger.add(incarnation, name, stored.digest)
+        try:
+            self._ledger.add(incarnation, name, stored.digest, revision)
+        except (Overloaded, Unavailable) as error:
+            # It is published all the same: a node with a full disk still has what it has.
+            _log.warning("publication not noted", extra={"model": name, "error": error.message})
         return record
 
     async def withdraw(self, name: ModelName, *, forget: bool) -> bool:
@@ -68,7 +73,7 @@ class ModelRegistry:
                 return None
             return replace(known, nodes=tuple(n for n in known.nodes if n != self._node_id))
 
-        record = await self._update(name, remove)
+        record, _ = await self._update(name, remove)
         if record is not None and not record.nodes and forget:
             await self._cluster.delete_model(name)
         return record is not None
@@ -84,7 +89,7 @@ class ModelRegistry:
                 return known
             return replace(known, nodes=tuple(n for n in known.nodes if n != self._node_id))
 
-        record = await self._update(name, leave)
+        record, _ = await self._update(name, leave)
         return record is not None and self._node_id not in record.nodes
 
     def others(self, record: ModelRecord) -> Sequence[NodeId]:
@@ -100,6 +105,9 @@ class ModelRegistry:
         must remove one of the two.
         """
         removed = []
+        if self._losses != (losses := self._cluster.view.losses):
+            await self._name_new_life()
+            self._losses = losses
         models = self._cluster.view.models
         for name, record in models.items():
             if self._node_id in record.nodes and name not in stored:
@@ -122,7 +130,28 @@ class ModelRegistry:
         if not self._ledger.has(await self._incarnation(), model.name, model.digest):
             return False
         # The view may be behind a registration: only state itself says that a model is gone.
-        return await self._cluster.state.get(key_of("models", model.name)) is None
+        key = key_of("models", model.name)
+        if await self._cluster.state.get(key) is not None:
+            return False
+        if (await self._cluster.state.list(key)).revision < self._ledger.revision:
+            await self._name_new_life()
+            return False
+        return True
+
+    async def _name_new_life(self) -> None:
+        """Cluster state was restored from a backup: what it lacks was not removed.
+
+        Its old life's name would say so to every store that comes later.
+        """
+        entry = await self._cluster.state.get(INCARNATION_KEY)
+        if entry is not None and entry.value == self._ledger.incarnation.encode():
+            _log.warning("cluster state went back: what it lacks is published again")
+            with contextlib.suppress(Conflict):
+                await self._cluster.state.compare_and_set(
+                    INCARNATION_KEY,
+                    uuid.uuid4().hex.encode(),
+                    expected_mod_revision=entry.mod_revision,
+                )
 
     async def _incarnation(self) -> str:
         """Return what names this life of cluster state; the first who asks names it."""
@@ -147,23 +176,26 @@ class ModelRegistry:
                     "model not published", extra={"model": model.name, "error": error.message}
                 )
 
-    async def _update(self, name: ModelName, change: _Change) -> ModelRecord | None:
-        """Read, change, write if nobody wrote meanwhile; again if somebody did."""
+    async def _update(self, name: ModelName, change: _Change) -> tuple[ModelRecord | None, int]:
+        """Read, change, write if nobody wrote meanwhile; again if somebody did.
+
+        Return what stands then and its revision, 0 for nothing.
+        """
         state, key = self._cluster.state, key_of("models", name)
         for _ in range(_MAX_ATTEMPTS):
             entry = await state.get(key)
             known = None if entry is None else _decode(key, entry.value)
             changed = change(known)
-            if changed is None or changed == known:
-                return changed
             revision = 0 if entry is None else entry.mod_revision
+            if changed is None or changed == known:
+                return changed, revision
             try:
-                await state.compare_and_set(
+                written = await state.compare_and_set(
                     key, encode_record(changed), expected_mod_revision=revision
                 )
             except Conflict:
                 continue
-            return changed
+            return changed, written
         raise Unavailable(f"the record of model {name!r} is contended", retry_after_s=1.0)
 
 

@@ -72,3 +72,58 @@ async def test_a_model_that_was_published_and_is_gone_was_removed(tmp_path: Path
             if NAME not in cluster.view.models:
                 break
         assert await registry.reconcile({NAME: model}) == [NAME]
+
+
+async def published(cluster: Cluster, registry: ModelRegistry, model: StoredModel) -> None:
+    """Publish it; return when the view shows it."""
+    await registry.publish(model)
+    await cluster.wait_until(lambda view: NAME in view.models)
+
+
+async def is_known_as_not_removed(
+    cluster: Cluster, registry: ModelRegistry, model: StoredModel
+) -> None:
+    """It is published again, and only one that is removed from then on was removed."""
+    assert await registry.reconcile({NAME: model}) == []
+    await cluster.wait_until(lambda view: NAME in view.models)
+    await cluster.delete_model(NAME)
+    await cluster.wait_until(lambda view: NAME not in view.models)
+    assert await registry.reconcile({NAME: model}) == [NAME]
+
+
+async def test_state_that_goes_back_while_it_is_watched_removes_nothing(tmp_path: Path):
+    """However far it has come again by the time that a store looks."""
+    async with site(tmp_path) as (cluster, registry, model):
+        server = cluster.state.server  # type: ignore[attr-defined]
+        await cluster.state.put("incarnation", b"first")
+        backup = dict(server.entries), server.revision
+        await published(cluster, registry, model)
+        server.restore(*backup)
+        await cluster.wait_until(lambda view: NAME not in view.models)
+        for _ in range(5):
+            await cluster.state.put("learned/other", b"{}")
+        await is_known_as_not_removed(cluster, registry, model)
+
+
+async def test_state_that_was_restored_while_all_was_down_removes_nothing(tmp_path: Path):
+    async with site(tmp_path) as (cluster, registry, model):
+        server = cluster.state.server  # type: ignore[attr-defined]
+        await cluster.state.put("incarnation", b"first")
+        backup = dict(server.entries), server.revision
+        await published(cluster, registry, model)
+        await cluster.stop()
+        server.restore(*backup)
+        ledger, again = Ledger(tmp_path / "data"), Cluster(cluster.state)
+        ledger.open()
+        await again.start()
+        later = ModelRegistry(again, NodeId("node-1"), ledger)
+        await is_known_as_not_removed(again, later, model)
+        await again.stop()
+
+
+async def test_a_full_disk_keeps_no_model_from_being_published(tmp_path: Path):
+    async with site(tmp_path) as (cluster, registry, model):
+        # What a ledger writes first is its file under another name.
+        (tmp_path / "data" / "published.new").mkdir()
+        await registry.publish(model)
+        await cluster.wait_until(lambda view: NAME in view.models)
