@@ -12,7 +12,7 @@ from statistics import median
 from bench.cascade.real_prediction import DEVICE
 from gearfall.client import AsyncClient
 from gearfall.core.profile import Profile, Speed
-from gearfall.profiling.speed import Served, SpeedSettings, time_first_token, time_step
+from gearfall.profiling.speed import Served, SpeedSettings, time_beside_device, time_step
 from gearfall.simulation.cascades.profile_plan import served_on
 
 BATCHES = (1, 4)
@@ -48,7 +48,7 @@ async def probe(client: AsyncClient, profile: Profile, replicas: int) -> Pace:
             for batch in BATCHES
         }
         steps += [each / known.step_s(batch) for batch in BATCHES for each in seen[batch]]
-        way_s = await time_first_token(client, served, 1, JOBS) - median(seen[1])
+        way_s = await time_beside_device(client, served, JOBS) - known.tell_s
         if (known_s := known.request_s + known.job_s) > 0:
             ways.append(max(0.0, way_s) / known_s)
     return pace_of(steps, ways)

@@ -4,11 +4,13 @@ Steps: so many streams at once; a step is the median gap between one stream's to
 them run. Prompts: how long they take to their first token. Overheads: a job of a single token, all
 alone, and as many of them as a replica can take. A worker's part is what limits those.
 
-    alone   = request_s + job_s + step of 1
+    alone   = request_s + job_s + tell_s + its device time
     crowded = job_s + step of `slots` / slots            seconds a job
 
-Who has to be woken while the worker computes, to take a job and to hand its token over, waits for
-the core: such a job beside a stream comes at any moment of a step, and is in the next.
+A job's device time comes with its answer: where a step takes long, one differs from another by more
+than all the rest of a job. Who has to be woken while the worker computes, to take a job and to hand
+its token over, waits for the core: such a job beside a stream comes at any moment of a step, and is
+in the next.
 
     beside  = alone + step of 1 / 2 + step of 2 - step of 1 + 2 wake_s
 
@@ -28,7 +30,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from gearfall.client import AsyncClient, TextDelta
+from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import Speed
 from gearfall.pb import common_pb2
@@ -82,15 +84,17 @@ async def measure_speed(
         found = [await time_step(client, served, batch, settings) for _ in range(settings.repeats)]
         steps.append((batch, median(found)))
         progress()
-    way_s = max(0.0, await time_first_token(client, served, 1, settings.repeats) - steps[0][1])
+    beside_device_s = await time_beside_device(client, served, settings.repeats)
     crowded_s = await _crowded(client, served)
-    widest, widest_s = steps[-1]
-    job_s = min(way_s, max(0.0, crowded_s - widest_s / widest))
     beside_s = await _beside(client, served, steps[0][1])
     whole_s = await _whole_step(client, served, settings)
-    prompts = await _prompts(client, served, settings, way_s)
+    prompts = await _prompts(client, served, settings, beside_device_s)
     base_s, per_job_s = line_through(steps)
+    widest, widest_s = steps[-1]
     larger = [each for each in prompts if each[0] > widest]
+    tell_s = telling(whole_s, (*steps, *larger))
+    way_s = max(0.0, beside_device_s - tell_s)
+    job_s = min(way_s, max(0.0, crowded_s - widest_s / widest))
     return Speed(
         slope_beyond(steps[-1], larger),
         base_s,
@@ -99,7 +103,7 @@ async def measure_speed(
         job_s,
         way_s - job_s,
         waking(beside_s, way_s, steps),
-        telling(whole_s, (*steps, *larger)),
+        tell_s,
     )
 
 
@@ -245,21 +249,49 @@ async def time_first_token(client: AsyncClient, served: Served, length: int, rep
     return median(found)
 
 
+async def time_beside_device(client: AsyncClient, served: Served, repeats: int) -> float:
+    """Return the median seconds of a job of one token in which no device computed for it."""
+    found = []
+    for number in range(repeats):
+        began_s = time.perf_counter()
+        seen = await _seen(client, served, _prompt(served, 1, number), 1)
+        found.append(seen.messages[0][0] - began_s - seen.device_s)
+    return max(0.0, median(found))
+
+
 async def _times(
     client: AsyncClient, served: Served, prompt: Sequence[int], tokens: int
 ) -> list[tuple[float, int]]:
     """Return when each message came and how many tokens it had."""
-    found, name = [], served.facts.name
+    return (await _seen(client, served, prompt, tokens)).messages
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """An answer as it came."""
+
+    messages: list[tuple[float, int]]
+    """When each came and how many tokens it had."""
+    device_s: float
+    """Its share of the steps that it ran in."""
+
+
+async def _seen(client: AsyncClient, served: Served, prompt: Sequence[int], tokens: int) -> _Seen:
+    """Take an answer token by token."""
+    found: list[tuple[float, int]] = []
+    name, device_s = served.facts.name, 0.0
     events: Any = client.stream(
         name, prompt, max_tokens=tokens, temperature=0.0, ignore_eos=True, logprobs=True
     )
     async with aclosing(events) as opened:
         async for event in opened:
             if isinstance(event, TextDelta) and event.logprobs:
-                found.append((time.perf_counter(), len(event.logprobs)))  # noqa: PERF401
+                found.append((time.perf_counter(), len(event.logprobs)))
+            elif isinstance(event, Finished):
+                device_s = event.usage.device_s
     if not found:
         raise InvalidRequest(f"{name} gave no token")
-    return found
+    return _Seen(found, device_s)
 
 
 def _prompt(served: Served, length: int, seed: int = 0) -> list[int]:

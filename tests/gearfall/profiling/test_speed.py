@@ -6,9 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from gearfall.client import AsyncClient, TextDelta
+from gearfall.client import AsyncClient, Finished, TextDelta
 from gearfall.client.values import TokenLogprob
 from gearfall.core.errors import Unavailable
+from gearfall.core.generation.job import FinishReason
+from gearfall.core.generation.usage import Usage
 from gearfall.pb import common_pb2
 from gearfall.profiling.speed import (
     Served,
@@ -17,6 +19,7 @@ from gearfall.profiling.speed import (
     measure_speed,
     slope_beyond,
     telling,
+    time_beside_device,
     waking,
 )
 
@@ -121,3 +124,25 @@ def test_what_a_job_waits_beside_a_stream_and_not_for_its_steps(beside_s, steps,
 )
 def test_what_a_stream_s_step_takes_longer_is_telling(whole_s, steps, expected):
     assert telling(whole_s, steps) == pytest.approx(expected)
+
+
+class PacedDevice:
+    """Answers at once, and says that the device had so many seconds of each job."""
+
+    def __init__(self, *device_s: float) -> None:
+        self._device_s = iter(device_s)
+
+    async def stream(
+        self, _model: str, _prompt: Sequence[int], **_options: Any
+    ) -> AsyncIterator[TextDelta | Finished]:
+        yield TOKEN
+        usage = Usage(1, 1, 1, 1, 1.0, device_s=next(self._device_s))
+        yield Finished(0, FinishReason.LENGTH, "m", (), usage)
+
+
+async def test_of_each_job_its_own_time_on_the_device_is_taken_off():
+    """Less than none at all, as nothing is waited for here: what is left is far above the rest."""
+    client = PacedDevice(-10.0, -30.0, -500.0)
+    served = Served(common_pb2.Model(name="m", context_tokens=8, vocabulary_size=9), 1, slots=2)
+    found_s = await time_beside_device(cast("AsyncClient", client), served, 3)
+    assert found_s == pytest.approx(30.0, abs=9.0)
