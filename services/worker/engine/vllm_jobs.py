@@ -253,7 +253,8 @@ class VllmJobs:
             self.died.set()
         except Exception as error:
             _LOG.exception("vLLM failed a request", extra={"job_id": job.sequence.job_id})
-            self._end(job, FinishReason.ERROR, f"vLLM: {type(error).__name__}: {error}")
+            cause = error.__cause__ or error  # it wraps what it did not expect, without a word
+            self._end(job, FinishReason.ERROR, f"vLLM: {type(cause).__name__}: {cause}")
 
     def _take(self, job: _Job, token: VllmToken) -> bool:
         """Append one token; return whether it was the last."""

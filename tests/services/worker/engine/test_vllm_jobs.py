@@ -8,10 +8,8 @@ import pytest
 
 from gearfall.core.generation.job import FinishReason, Priority, TokenRun
 from gearfall.core.ids import JobId
-from services.worker.engine.vllm import (
-    VllmEngine,
-)
 from services.worker.engine.vllm_jobs import VllmJobs
+from services.worker.engine.vllm_library import VllmEngine
 from services.worker.engine_link.messages import (
     AttachAdapter,
     CancelJob,
@@ -38,7 +36,7 @@ class Rig:
         self.steps: list[StepDone] = []
         self._changed = asyncio.Event()
         self.jobs = VllmJobs(
-            VllmEngine(llm, library(llm)),
+            VllmEngine(llm, library(llm), VOCABULARY),
             self._emit,
             total_tokens=64,
             vocabulary_size=VOCABULARY,
@@ -129,7 +127,9 @@ async def test_what_vllm_is_asked(rig: Rig):
     rig.jobs.handle(submit("b", generated=(9, 9), sampling=sampling, priority=Priority.BATCH))
     await rig.ended(2)
     (prompt, params, request_id, priority), second = rig.llm.requests[:2]
-    assert prompt == {"prompt_token_ids": list(PROMPT), "cache_salt": "tenant:t"}
+    assert prompt == {
+        "type": "token", "prompt_token_ids": list(PROMPT), "cache_salt": "tenant:t",
+    }  # fmt: skip
     assert params == {
         "max_tokens": 6, "temperature": 0.5, "top_p": 0.9, "top_k": -1, "seed": 7,
         "stop_token_ids": [2], "ignore_eos": True, "logprobs": 2, "detokenize": False,

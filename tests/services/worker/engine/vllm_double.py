@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.worker.engine.vllm import VllmLibrary
+from services.worker.engine.vllm_library import VllmLibrary
 
 VOCABULARY = 31
 NextLogits = Callable[[Sequence[int]], Sequence[float]]
