@@ -21,6 +21,7 @@ from gearfall.core.errors import InvalidRequest
 from gearfall.core.profile import Generation, Profile, ProfiledModel, parse_profile, profile_text
 from gearfall.profiling.csv_import import import_csv
 from gearfall.profiling.measure import MeasureSettings, profile_model
+from gearfall.profiling.overheads import with_common_overheads
 from gearfall.profiling.queries import LabelledQuery, agreement_rule, parse_queries
 
 
@@ -115,7 +116,7 @@ async def measure_models(
         time.time(),
         "FLOP",
         names,
-        tuple(found),
+        with_common_overheads(found),
         agreement_rule=agreement_rule(queries),
         drawn_temperature=settings.temperature,
     )
