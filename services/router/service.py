@@ -84,6 +84,7 @@ class RouterService:
         self._draw_id = draw_id
         self._limits = limits
         self._starts = StartHistory()
+        self._wishes = wishes
         self.prospects = Prospects(self, wishes, clock=time.monotonic)
         metrics.costs.follow(self.prospects.shares)
         self._running: dict[RequestId, RunningRequest] = {}
@@ -227,6 +228,7 @@ class RouterService:
     ) -> list[ChoiceRun]:
         """Return the request's own way through the stages, planned and checked."""
         request, models = context.request, self._cluster.view.models
+        self._want_early(deployment.stages[0].model, request.max_tokens or 0)
         plans = [
             await plan_stages(request, prompt, deployment.stages, models, self._tokenizers)
             for prompt in request.prompts
@@ -241,6 +243,18 @@ class RouterService:
             ChoiceRun(context, choice, plans[choice // request.n])
             for choice in range(request.choices)
         ]
+
+    def _want_early(self, model: ModelName, output_tokens: int) -> None:
+        """Have a cold model started beside the reading of its tokenizer, which may take seconds.
+
+        In vain where the prompt turns out to be none that it can take.
+        """
+        view = self._cluster.view
+        host = view.models.get(view.host_of(model))
+        if host is None or self._tokenizers.has(host) or self.is_ready(host.name):
+            return
+        if self._starts.error_of(host.name) is None:
+            self._wishes.want_early(host.name, output_tokens)
 
     def _context(
         self,

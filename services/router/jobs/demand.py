@@ -5,7 +5,8 @@ PACE_S on average: with n models waiting each is written again at most every n x
 
 Beside the jobs that wait there are two reasons for a record. A model that is *wanted*: an answer
 was given without it, for it was not ready; it counts as one waiting job until it is ready or nobody
-has wanted it for WANTED_S, so that it is there for those who come after. And *hints*: drafts on
+has wanted it for WANTED_S, so that it is there for those who come after. One that a request named
+is wanted *early*, until its job waits: what lies between may take seconds. And *hints*: drafts on
 their way whose certainty falls; they are no waiting jobs, but its bytes are worth bringing close. A
 hint holds for HINTED_S, so that drafts that come and go write nothing.
 """
@@ -99,6 +100,8 @@ class DemandBoard:
         self._lease: Lease | None = None
         self._waiting: dict[ModelName, Backlog] = {}
         self._wanted: dict[ModelName, _Wanted] = {}
+        self._early: set[ModelName] = set()
+        """Of the wanted, those for which a job is about to wait."""
         self._hinted: dict[ModelName, _Hinted] = {}
         self._overdue: set[ModelName] = set()
         self._said: dict[ModelName, _Said] = {}
@@ -119,6 +122,11 @@ class DemandBoard:
         """What waits unclaimed at this router, by model."""
         return self._waiting
 
+    @property
+    def wanted(self) -> frozenset[ModelName]:
+        """Models that are to be there though no job waits for them."""
+        return frozenset(self._wanted)
+
     def oldest_wait_s(self, model: ModelName, *, is_batch: bool) -> float:
         """How long the oldest unclaimed job has waited that such a job waits behind; 0 for none.
 
@@ -138,6 +146,9 @@ class DemandBoard:
                 self._touch(model)
             return
         self._waiting[model] = backlog
+        if model in self._early:
+            self._early.discard(model)
+            self._wanted.pop(model).forget.cancel()
         if model in self._timers:
             return
         if model in self._said:
@@ -151,6 +162,7 @@ class DemandBoard:
     def want(self, model: ModelName, prompt_tokens: int, output_tokens: int) -> None:
         """An answer is given without `model`, which is not ready: have it started all the same."""
         loop = asyncio.get_running_loop()
+        self._early.discard(model)
         known = self._wanted.get(model)
         if known is not None:
             known.forget.cancel()
@@ -160,6 +172,12 @@ class DemandBoard:
         self._wanted[model] = _Wanted(backlog, forget)
         if known is None:
             self._touch(model)
+
+    def want_early(self, model: ModelName, output_tokens: int) -> None:
+        """A job for `model`, which is not ready, is on its way here: have it started by then."""
+        if model not in self._waiting and model not in self._wanted:
+            self.want(model, 0, output_tokens)
+            self._early.add(model)
 
     def hint(self, model: ModelName) -> None:
         """A draft is likely to ask for `model`."""
@@ -216,6 +234,8 @@ class DemandBoard:
         self, kind: dict[ModelName, _Wanted] | dict[ModelName, _Hinted], model: ModelName
     ) -> None:
         kind.pop(model).forget.cancel()
+        if model not in self._wanted:
+            self._early.discard(model)
         self._touch(model)
 
     def _become_overdue(self, model: ModelName) -> None:

@@ -49,6 +49,10 @@ class ScheduleWishes(Protocol):
         """An answer is given without the model."""
         ...
 
+    def want_early(self, model: ModelName, output_tokens: int) -> None:
+        """A job for the model is on its way."""
+        ...
+
     def hint(self, model: ModelName) -> None:
         """A draft is likely to ask for the model."""
         ...

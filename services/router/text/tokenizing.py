@@ -18,6 +18,8 @@ from services.router.text.token_bytes import ByteReader
 IN_LOOP_CHARACTERS = 2048
 """Prompts up to this length are tokenised at once; longer ones in a thread."""
 MAX_TOKENIZERS = 64
+_ROOMY_CHARACTERS = 16
+"""Of one token: text is four times as dense, and more."""
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -66,9 +68,13 @@ class ModelTokenizer:
         """Token ids are below this, added tokens included."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the prompt's token ids, special tokens not doubled. Raises InvalidRequest."""
-        return self._encode(prompt, "")
+    def encode(self, prompt: Prompt, most_tokens: int | None = None) -> tuple[int, ...]:
+        """Return the prompt's token ids, special tokens not doubled. Raises InvalidRequest.
+
+        Of a text that is far above `most_tokens` only a beginning that is more than twice as long:
+        nobody wants the tokens of what is to be refused.
+        """
+        return self._encode(prompt, "", most_tokens)
 
     def encode_answer(self, prompt: Prompt, answer: str) -> tuple[int, ...]:
         """Return the tokens of an answer as they would follow the prompt's.
@@ -78,7 +84,7 @@ class ModelTokenizer:
         """
         if isinstance(prompt, TokenPrompt):
             return ()
-        before, whole = self._encode(prompt, ""), self._encode(prompt, answer)
+        before, whole = self._encode(prompt, "", None), self._encode(prompt, answer, None)
         return whole[len(before) :] if whole[: len(before)] == before else ()
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -90,15 +96,29 @@ class ModelTokenizer:
         text = self._tokenizer.decode((token_id,), skip_special_tokens=False)
         return text, self._bytes.bytes_of(self._tokenizer.id_to_token(token_id) or "", text)
 
-    def _encode(self, prompt: Prompt, answer: str) -> tuple[int, ...]:
+    def _encode(self, prompt: Prompt, answer: str, most_tokens: int | None) -> tuple[int, ...]:
         if isinstance(prompt, TokenPrompt):
             return prompt.token_ids
         if isinstance(prompt, ChatPrompt):
             text = self._chat_template().render(prompt.messages) + answer
-            return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        ids = self._tokenizer.encode(prompt.text + answer, add_special_tokens=True).ids
+            return tuple(self._text_ids(text, most_tokens, has_special=False))
+        ids = self._text_ids(prompt.text + answer, most_tokens, has_special=True)
         is_doubled = len(ids) > 1 and self._bos_id is not None and ids[0] == ids[1] == self._bos_id
         return tuple(ids[1:] if is_doubled else ids)
+
+    def _text_ids(self, text: str, most_tokens: int | None, *, has_special: bool) -> list[int]:
+        size = max(IN_LOOP_CHARACTERS, _ROOMY_CHARACTERS * (most_tokens or 0))
+        while most_tokens is not None and size < len(text):
+            ids = self._ids(text[:size], has_special=has_special)
+            if len(ids) > 2 * most_tokens:
+                return ids
+            size *= 4
+        return self._ids(text, has_special=has_special)
+
+    def _ids(self, text: str, *, has_special: bool) -> list[int]:
+        # `encode` keeps the interpreter's lock all the while: every stream would stand.
+        batch = self._tokenizer.encode_batch_fast([text], add_special_tokens=has_special)
+        return batch[0].ids
 
     def _chat_template(self) -> ChatTemplate:
         if self._template_source is None:
@@ -116,6 +136,11 @@ class TokenizerCache:
     def __init__(self, source: FileSource) -> None:
         self._source = source
         self._tasks: OrderedDict[str, asyncio.Task[ModelTokenizer]] = OrderedDict()
+
+    def has(self, model: ModelRecord) -> bool:
+        """Whether the model's tokenizer is here."""
+        task = self._tasks.get(model.digest)
+        return task is not None and task.done()
 
     async def get(self, model: ModelRecord) -> ModelTokenizer:
         """Return the model's tokenizer. Raises Unavailable when no store can be read."""
@@ -160,11 +185,13 @@ class TokenizerCache:
             return None
 
 
-async def encode_prompt(tokenizer: ModelTokenizer, prompt: Prompt) -> tuple[int, ...]:
-    """Return the prompt's token ids; a long prompt is tokenised in a thread."""
+async def encode_prompt(
+    tokenizer: ModelTokenizer, prompt: Prompt, most_tokens: int | None = None
+) -> tuple[int, ...]:
+    """Return the prompt's token ids, as `encode`; a long prompt is tokenised in a thread."""
     if _characters(prompt) <= IN_LOOP_CHARACTERS:
-        return tokenizer.encode(prompt)
-    return await asyncio.to_thread(tokenizer.encode, prompt)
+        return tokenizer.encode(prompt, most_tokens)
+    return await asyncio.to_thread(tokenizer.encode, prompt, most_tokens)
 
 
 def _content_key(files: Mapping[str, bytes]) -> bytes:

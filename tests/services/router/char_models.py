@@ -1,5 +1,6 @@
 """Models whose tokens are the printable characters, as the router knows them."""
 
+import asyncio
 import json
 
 from tokenizers import Tokenizer, decoders, models, processors
@@ -58,14 +59,19 @@ def model_record(name: str, *, parameters: int = 1000, context_tokens: int = 200
 
 
 class Files:
-    """A FileSource over a dictionary; counts what is read."""
+    """A FileSource over a dictionary; counts what is read, and has it wait for a gate."""
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
         self.files = files or char_tokenizer_files()
-        self.reads = 0
+        self.reads = self.waiting = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def read_file(self, model: ModelRecord, file: str) -> bytes:
         self.reads += 1
+        self.waiting += 1
+        await self.gate.wait()
+        self.waiting -= 1
         if file not in self.files:
             raise NotFound(f"no file {file}")
         return self.files[file]

@@ -9,6 +9,7 @@ from gearfall.core.errors import (
     Unavailable,
 )
 from gearfall.core.ids import ModelName
+from gearfall.core.records import ReplicaState
 from services.router.service import RouterLimits
 from tests.services.router.char_models import ids_of
 from tests.services.router.rig import Answer, running_rig
@@ -110,3 +111,23 @@ async def test_a_deadline_ends_the_wait():
         with pytest.raises(DeadlineExceeded):
             await rig.ask("small", timeout_s=0.05)
         await rig.until(lambda: not any(rig.queue_server.queues.values()))
+
+
+@pytest.mark.parametrize("is_ready", [False, True])
+async def test_a_cold_model_is_asked_for_before_its_tokenizer_is_read(is_ready):
+    async with running_rig() as rig:
+        await rig.add_model("small", ready=is_ready)
+        rig.files.gate.clear()
+        asking = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: rig.files.waiting > 0)
+        if not is_ready:
+            await rig.until(lambda: bool(rig.cluster.view.demand))
+            (record,) = rig.cluster.view.demand.values()
+            assert (record.model, record.waiting_jobs) == ("small", 1)
+        assert not rig.router.jobs.waiting(ModelName("small"))
+        assert bool(rig.router.demand.wanted) != is_ready
+        rig.files.gate.set()
+        rig.worker(small=Answer("hello"))
+        await rig.set_replica("small", ReplicaState.READY)
+        assert (await asking).text() == "hello"
+        await rig.until(lambda: not rig.cluster.view.demand)

@@ -256,6 +256,39 @@ def test_jobs_that_wait_count_instead_of_the_want():
     run_virtually(play())
 
 
+def test_a_model_that_a_job_is_on_its_way_for_is_wanted_until_it_waits():
+    async def play() -> None:
+        async with Rig() as rig:
+            rig.board.want_early(MODEL, 40)
+            await rig.after(0.1)
+            assert rig.etcd.records[MODEL].waiting_jobs == 1
+            rig.board.set_waiting(MODEL, Backlog(3, 7.0))
+            rig.board.want_early(MODEL, 40)
+            await rig.after(0.5)
+            assert rig.etcd.records[MODEL].waiting_jobs == 3
+            rig.board.set_waiting(MODEL, Backlog())
+            await rig.after(0.5)
+            assert not rig.etcd.records
+
+    run_virtually(play())
+
+
+def test_a_job_that_never_came_is_forgotten_and_an_answer_without_the_model_is_not():
+    async def play() -> None:
+        async with Rig() as rig:
+            rig.board.want_early(MODEL, 40)
+            await rig.after(WANTED_S + 1)
+            assert not rig.etcd.records
+            rig.board.want_early(MODEL, 40)
+            rig.board.want(MODEL, 30, 40)
+            rig.board.set_waiting(MODEL, Backlog(3, 7.0))
+            rig.board.set_waiting(MODEL, Backlog())
+            await rig.after(1.0)
+            assert rig.etcd.records[MODEL].waiting_jobs == 1
+
+    run_virtually(play())
+
+
 def test_hints_are_no_waiting_jobs_and_pass():
     async def play() -> None:
         async with Rig() as rig:

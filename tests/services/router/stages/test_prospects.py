@@ -42,6 +42,9 @@ class Fleet:
     def want(self, model: ModelName, prompt_tokens: int, output_tokens: int) -> None:
         self.told.append(("want", f"{model} {prompt_tokens} {output_tokens}"))
 
+    def want_early(self, model: ModelName, output_tokens: int) -> None:
+        self.told.append(("want early", f"{model} {output_tokens}"))
+
     def hint(self, model: ModelName) -> None:
         self.told.append(("hint", model))
 
