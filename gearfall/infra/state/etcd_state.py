@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any
 
-from gearfall.core.errors import Conflict, Unavailable
+from gearfall.core.errors import Unavailable
 from gearfall.core.ports import Fence, Lease, Snapshot, StateEntry, WatchItem
+from gearfall.infra.state.etcd_commits import Committed, EtcdCommits
 from gearfall.infra.state.etcd_lease import EtcdLease
 from gearfall.infra.state.etcd_rpc import EtcdStubs, invoke, open_etcd_channel, prefix_end, rpc
 from gearfall.infra.state.etcd_tls import EtcdTls
@@ -37,6 +38,7 @@ class EtcdState:
         self._root = prefix.encode()
         self._timeout_s = timeout_s
         self._stubs = EtcdStubs(open_etcd_channel(endpoints, tls))
+        self._commits = EtcdCommits(self._send)
         self._leases: set[EtcdLease] = set()
         self._closed = asyncio.Event()
 
@@ -58,8 +60,7 @@ class EtcdState:
         """See the port. Raises Conflict also when `lease` has ended."""
         write = rpc.RequestOp(request_put=self._put_request(key, value, lease))
         compares = self._fence_compares(fence)
-        reply = await self._commit(write, compares, key=key, attempts=2)
-        return int(reply.header.revision)
+        return (await self._commit(key, write, compares, lease=lease, attempts=2)).revision
 
     async def compare_and_set(
         self,
@@ -78,15 +79,14 @@ class EtcdState:
             key=self._key(key),
             mod_revision=expected_mod_revision,
         )
-        reply = await self._commit(write, [expected, *self._fence_compares(fence)], key=key)
-        return int(reply.header.revision)
+        compares = [expected, *self._fence_compares(fence)]
+        return (await self._commit(key, write, compares, lease=lease)).revision
 
     async def delete(self, key: str, *, fence: Fence | None = None) -> int:
         """See the port."""
         write = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=self._key(key)))
-        reply = await self._commit(write, self._fence_compares(fence), key=key)
-        is_deleted = bool(reply.responses[0].response_delete_range.deleted)
-        return int(reply.header.revision) if is_deleted else 0
+        done = await self._commit(key, write, self._fence_compares(fence))
+        return done.revision if done.response.response_delete_range.deleted else 0
 
     async def grant_lease(self, ttl_s: float) -> EtcdLease:
         """See the port. etcd counts whole seconds (rounded up) and may grant more than asked."""
@@ -118,18 +118,27 @@ class EtcdState:
         self._closed.set()
         await asyncio.gather(*(lease.abandon() for lease in self._leases))
         await self._stubs.channel.close()
+        await self._commits.settled()
 
     async def _read(self, request: Any) -> Any:
         return await self._invoke(self._stubs.kv.Range, request, attempts=2)
 
     async def _commit(
-        self, write: Any, compares: Sequence[Any], *, key: str, attempts: int = 1
-    ) -> Any:
-        request = rpc.TxnRequest(compare=compares, success=[write])
-        reply = await self._invoke(self._stubs.kv.Txn, request, attempts=attempts)
-        if not reply.succeeded:
-            raise Conflict(f"{key} was not written: its revision or the writer's fence has changed")
-        return reply
+        self,
+        key: str,
+        write: Any,
+        compares: Sequence[Any],
+        *,
+        lease: Lease | None = None,
+        attempts: int = 1,
+    ) -> Committed:
+        lease_id = lease.lease_id if lease is not None else 0
+        return await self._commits.commit(
+            key, write, compares, attempts=attempts, lease_id=lease_id
+        )
+
+    async def _send(self, request: Any, attempts: int) -> Any:
+        return await self._invoke(self._stubs.kv.Txn, request, attempts=attempts)
 
     async def _invoke(self, method: Any, request: Any, *, attempts: int) -> Any:
         if self._closed.is_set():
