@@ -77,7 +77,8 @@ async def plan_stages(
     InvalidRequest with code context_length_exceeded when the prompt does not fit.
     """
     plans: list[StagePlan] = []
-    ask = _Ask(request, prompt, tokenizers)
+    contexts = [models[each.model].context_tokens for each in stages if each.model in models]
+    ask = _Ask(request, prompt, tokenizers, max(contexts, default=0))
     for position, stage in enumerate(stages):
         try:
             plans.append(await _plan_stage(ask, stage, models))
@@ -130,17 +131,23 @@ class _Ask:
     """One prompt of one request, encoded once for all stages that tokenise alike."""
 
     def __init__(
-        self, request: GenerationRequest, prompt: Prompt, tokenizers: TokenizerCache
+        self,
+        request: GenerationRequest,
+        prompt: Prompt,
+        tokenizers: TokenizerCache,
+        most_tokens: int,
     ) -> None:
+        """`most_tokens`: that any stage could take."""
         self.request = request
         self.prompt = prompt
         self.tokenizers = tokenizers
+        self._most_tokens = most_tokens
         self._encoded: dict[bytes, tuple[int, ...]] = {}
 
     async def encode(self, tokenizer: ModelTokenizer) -> tuple[int, ...]:
         ids = self._encoded.get(tokenizer.content_key)
         if ids is None:
-            ids = await encode_prompt(tokenizer, self.prompt)
+            ids = await encode_prompt(tokenizer, self.prompt, self._most_tokens)
             self._encoded[tokenizer.content_key] = ids
         return ids
 
@@ -150,8 +157,10 @@ def _check_prompt(prompt: Prompt, ids: tuple[int, ...], record: ModelRecord) -> 
     if not ids:
         raise InvalidRequest("the prompt is empty", param=param)
     if len(ids) >= record.context_tokens:
+        # Far above it they may be those of a beginning.
+        least = "at least " if len(ids) > 2 * record.context_tokens else ""
         raise InvalidRequest(
-            f"the prompt has {len(ids)} tokens; {record.name} takes at most "
+            f"the prompt has {least}{len(ids)} tokens; {record.name} takes at most "
             f"{record.context_tokens} tokens, prompt and answer together",
             param=param,
             code="context_length_exceeded",

@@ -1,6 +1,7 @@
 """Prompts to tokens: special tokens once, templates, broken files, one fetch for all."""
 
 import asyncio
+import sys
 
 import pytest
 
@@ -31,6 +32,46 @@ def test_chat_takes_special_tokens_from_the_template_alone():
 
 def test_token_prompts_stay():
     assert TOKENIZER.encode(TokenPrompt((9, 8))) == (9, 8)
+
+
+@pytest.mark.parametrize("length", [5, 500, 5000, 50_000])
+def test_far_too_long_a_text_is_only_begun(length):
+    text, most = "hi" * length, 200
+    whole, ids = TOKENIZER.encode(TextPrompt(text)), TOKENIZER.encode(TextPrompt(text), most)
+    assert ids == whole[: len(ids)]
+    assert len(ids) == len(whole) or 2 * most < len(ids) < 20 * most
+    assert len(ids) < 20_000
+
+
+def test_a_long_text_of_few_tokens_is_read_to_its_end():
+    text = "\N{PILE OF POO}" * 50_000 + "hi"
+    assert TOKENIZER.encode(TextPrompt(text), 20) == TOKENIZER.encode(TextPrompt(text))
+
+
+@pytest.fixture
+def lock_given_only():
+    """No thread takes the interpreter's lock from another one: it must be given."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("lock_given_only")
+async def test_others_go_on_while_a_long_text_is_read():
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    ids = await encode_prompt(TOKENIZER, TextPrompt("hi" * 100_000))
+    task.cancel()
+    assert len(ids) == 200_001
+    assert turns > 20
 
 
 def test_text_of_tokens():
