@@ -39,6 +39,8 @@ from services.scheduler.write_order import parted
 
 MOST_BEHIND = 16
 """Decisions on their way beyond which the next one waits."""
+TURNS_TO_STATE = 5
+"""Of the event loop, from a decision to its first write's being on its way."""
 RETRY_S = 0.5
 """Pause before a decision is made again whose writes did not get through."""
 
@@ -183,6 +185,7 @@ class Term:
         steps, _ = parted(plan.actions)
         if self._follower.may_expect(steps):
             self._writer.write_behind(plan.actions, self._follower.expect(steps))
+            await self._let_out(steps)
         else:
             await self._write(plan.actions)
         if self._writer.behind >= MOST_BEHIND:
@@ -192,6 +195,14 @@ class Term:
                 keeper.note_sent()
                 self._writer.write_learned_behind(learned, partial(self._note_kept, keeper))
         return _earliest(plan.next_due_unix_s, self._follower.adoption_due_unix_s())
+
+    async def _let_out(self, steps: Sequence[Action]) -> None:
+        """Return when a decision's first writes are on their way.
+
+        The loop would make the next decision first, for which somebody has come meanwhile.
+        """
+        for _ in range(TURNS_TO_STATE if steps else 0):
+            await asyncio.sleep(0)
 
     def _note_kept(self, keeper: Keeper[Any]) -> None:
         """A record was written: what was learned since is due in its turn."""

@@ -11,6 +11,7 @@ from gearfall.core.records import ReplicaState, SchedulerRecord
 from gearfall.infra.failpoints import RULES_VARIABLE, arm_failpoints
 from gearfall.infra.state.change_feed import Changes
 from gearfall.infra.state.cluster import Cluster
+from gearfall.infra.state.cluster_keys import encode_record, key_of_record
 from gearfall.infra.state.memory_state import MemoryState, MemoryStateServer
 from gearfall.scheduling.actions import Assign
 from gearfall.scheduling.estimates.start_costs import error_quantile
@@ -21,6 +22,7 @@ from services.scheduler.learned import WRITE_EVERY_S
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.reachability import LEASE_GRACE_S
 from services.scheduler.service import SchedulerService
+from services.scheduler.term import TURNS_TO_STATE
 from tests.gearfall.scheduling.clusters import (
     MIB,
     WORKER,
@@ -152,6 +154,40 @@ class Fleet:
 async def fleet():
     async with contextlib.AsyncExitStack() as stack:
         yield await Fleet(stack).open()
+
+
+class SlowToSend(MemoryState):
+    """Cluster state whose writes of assignments are on their way some turns of the loop later."""
+
+    def __init__(self, server, told) -> None:
+        super().__init__(server)
+        self.told = told
+
+    async def put(self, key, value, *, lease=None, fence=None):
+        if key.startswith("assignments/"):
+            for _ in range(TURNS_TO_STATE - 2):
+                await asyncio.sleep(0)
+            self.told.append(("sent", key.rpartition("/")[2]))
+        return await super().put(key, value, lease=lease, fence=fence)
+
+
+async def test_what_was_decided_is_on_its_way_before_the_next_decision(fleet):
+    told: list[tuple[str, str]] = []
+
+    def decide_while_another_comes(records, costs, policy, now_unix_s):
+        plan = decide(records, costs, policy, now_unix_s)
+        started = [each.assignment.model for each in plan.actions if isinstance(each, Assign)]
+        told.extend(("decided", name) for name in started)
+        if started == ["small"]:
+            record = demand("large")
+            fleet.server.put(key_of_record("demand", record), encode_record(record), 0)
+        return plan
+
+    cluster = Cluster(SlowToSend(fleet.server, told))
+    await fleet.scheduler(decide=decide_while_another_comes, cluster=cluster)
+    await fleet.cluster.put_demand(demand("small"), lease=fleet.lease)
+    await fleet.cluster.wait_until(lambda view: len(view.assignments) == 2)
+    assert told == [(what, name) for name in ("small", "large") for what in ("decided", "sent")]
 
 
 async def test_demand_leads_to_one_assignment_with_a_decision(fleet):
