@@ -54,7 +54,7 @@ def test_an_unfit_library_is_refused(tmp_path: Path) -> None:
     subprocess.run(["c++", "-shared", "-fPIC", str(empty), "-o", str(library)], check=True)
     script = (
         "from gearfall.core.errors import Unavailable\n"
-        "from gearfall.infra import native\n"
+        "from gearfall.infra.memory import native\n"
         "try:\n    native.cuda_device_count()\n"
         "except Unavailable as error:\n    print(error)\n"
     )

@@ -15,14 +15,14 @@ SANITIZERS = "address,undefined"
 TESTS = [
     f"tests/gearfall/infra/{name}.py"
     for name in (
-        "test_native",
-        "test_native_refusals",
-        "test_pool_file",
-        "test_device",
-        "test_cpu_kernels",
-        "test_cpu_attention",
-        "test_cpu_decoder",
-        "test_cpu_rounded",
+        "memory/test_native",
+        "memory/test_native_refusals",
+        "memory/test_pool_file",
+        "memory/test_device",
+        "kernels/test_cpu_kernels",
+        "kernels/test_cpu_attention",
+        "kernels/test_cpu_decoder",
+        "kernels/test_cpu_rounded",
     )
 ]
 
