@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -25,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.measuring.machine import machine_facts, our_versions
-from bench.scheduler.real import measured_step_s, teach
+from bench.scheduler.company import answering, company_of, step_in_company
+from bench.scheduler.real import teach
 from bench.scheduler.real_cluster import Answer, RealSite, Shape, running_real_site
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
-from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName, WorkerId
 from gearfall.core.records import ReplicaState
 from gearfall.core.start_timeline import StartTimeline
@@ -49,7 +48,6 @@ from gearfall.simulation.site import (
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_calibrate.json"
 _PROBES = 3
 _SHORT, _LONG, _TOKENS = 8, 264, 33
-_LONG_ANSWER = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,29 +99,15 @@ async def _measure(
     home, trace = settings.directory or scratch, trace_of(settings.trace, settings)
     async with running_real_site(home, scratch, trace.shape) as site:
         await teach(site)
-        step_s = await measured_step_s(site)
+        company = company_of(trace)
+        step_s = await step_in_company(site, company)
         requests = requests_of(trace, site.models, trace.shape.load_s / step_s, settings.seed)
-        company = company_of(requests, step_s, trace.duration_s, trace.shape)
         profile = await _profile(site, company)
         await site.fill()
         scenario = _scenario(site, profile, requests, trace.shape)
         async with site.scheduled_by("ours"):
             answers = await site.replay(requests)
     return profile, scenario, answers
-
-
-def company_of(requests: Sequence[Request], step_s: float, duration_s: float, shape: Shape) -> int:
-    """Return how many answers run on average. Raises InvalidRequest if they leave no place to
-    measure at."""
-    steps = sum(each.stages[0].output_tokens for each in requests)
-    company, places = math.ceil(steps * step_s / duration_s), shape.nodes * shape.places
-    if company >= places:
-        raise InvalidRequest(
-            f"{company} answers run at once and the cluster has {places} places: none is left to "
-            "measure at; ask for a lower rate",
-            param="rate",
-        )
-    return company
 
 
 async def _profile(site: RealSite, company: int) -> Profile:
@@ -156,33 +140,6 @@ async def _profile(site: RealSite, company: int) -> Profile:
         step_s=step_s,
         step_s_per_job=max(0.0, median(step for _, step in both) - step_s),
     )
-
-
-@contextlib.asynccontextmanager
-async def answering(site: RealSite, models: Sequence[ModelName]) -> AsyncIterator[None]:
-    """Have each of these models answer without end; an answer that fails ends what runs beside it,
-    in an ExceptionGroup."""
-
-    async def answer(model: ModelName, has_begun: asyncio.Event) -> None:
-        while True:
-            events = site.client.stream(
-                model, [5], max_tokens=_LONG_ANSWER, temperature=0.0, ignore_eos=True
-            )
-            async with contextlib.aclosing(events) as opened:  # type: ignore[type-var]
-                async for _ in opened:
-                    has_begun.set()
-
-    begun = [asyncio.Event() for _ in models]
-    async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(answer(model, event))
-            for model, event in zip(models, begun, strict=True)
-        ]
-        for event in begun:
-            await event.wait()
-        yield
-        for task in tasks:
-            task.cancel()
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 from rich import box
 from rich.console import Console
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import rotated
+from bench.scheduler.company import company_of, step_in_company
 from bench.scheduler.real_cluster import Answer, RealSite, running_real_site
 from bench.scheduler.real_traces import TRACES, add_trace_flags, requests_of, trace_of
 from gearfall.simulation.fleet.figures import quantile
@@ -30,7 +30,6 @@ from gearfall.simulation.fleet.figures import quantile
 RESULTS = Path(__file__).parents[1] / "results" / "scheduler_real.json"
 POLICIES = ("ours", "random", "locality")
 TARGET = 1.5
-_PROBES, _PROBE_TOKENS = 3, 65
 
 Samples = Mapping[str, list[list[Answer]]]
 """By policy, a list of answers for each round."""
@@ -42,6 +41,7 @@ class Measured:
 
     trace: str
     step_s: float
+    """Of an answer in the trace's company."""
     load_s: float
     """From disk: answers are as many steps as fit into their part of it."""
     samples: Samples
@@ -81,20 +81,12 @@ async def teach(site: RealSite) -> None:
         await site.empty()
 
 
-async def measured_step_s(site: RealSite) -> float:
-    """Return the seconds of a step of a replica that runs one answer and has no company."""
-    async with site.scheduled_by("ours"):
-        probes = [await site.probe(site.models[0], 24, _PROBE_TOKENS) for _ in range(_PROBES)]
-        await site.empty()
-    return median(step_s for _, step_s in probes)
-
-
 async def _measure(name: str, settings: argparse.Namespace, scratch: Path) -> Measured:
     home, trace = settings.directory or scratch, trace_of(name, settings)
     samples: dict[str, list[list[Answer]]] = {policy: [] for policy in settings.policies}
     async with running_real_site(home, scratch, trace.shape) as site:
         await teach(site)
-        step_s = await measured_step_s(site)
+        step_s = await step_in_company(site, company_of(trace))
         for number in range(settings.rounds):
             seed = settings.seed + number
             requests = requests_of(trace, site.models, trace.shape.load_s / step_s, seed)

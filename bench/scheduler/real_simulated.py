@@ -5,12 +5,15 @@ for a few seeds only. Here the same traces come to the same cluster many times, 
 given (a start from memory, a step, as `calibrate` measures them). Beside the policies stands what
 is left when every node has every model in memory: nobody waits for a disk, whoever decides, and
 what remains is the wait for places. A policy that only chooses nodes can't be much better.
+With `--map` it is not the traces that come but what lies around them (`real_map.py`).
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -19,6 +22,7 @@ from rich.table import Table
 
 from bench.measuring.spread import spread
 from bench.scheduler.real_cluster import Shape
+from bench.scheduler.real_map import add_map_flags, cells_of, tables_of
 from bench.scheduler.real_traces import TRACES, Trace, add_trace_flags, requests_of, trace_of
 from gearfall.core.ids import ModelName, NodeId, WorkerId
 from gearfall.core.records import ModelRecord, WorkerRecord
@@ -73,19 +77,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="bench.scheduler real_simulated", description=__doc__)
     parser.add_argument("--traces", nargs="+", choices=list(TRACES), default=list(TRACES))
     add_trace_flags(parser)
+    add_map_flags(parser)
     parser.add_argument("--seeds", type=int, default=40, help="so many, from --seed on")
     parser.add_argument("--start-s", type=float, default=0.15, help="of a start from memory")
     parser.add_argument("--step-s", type=float, default=0.014)
+    parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     settings = parser.parse_args(argv)
-    speeds = Speeds(settings.start_s, settings.step_s)
     console, found = Console(), list[Outcome]()
-    for name in settings.traces:
-        trace = trace_of(name, settings)
-        for seed in range(settings.seed, settings.seed + settings.seeds):
-            found += _outcomes(name, trace, speeds, seed)
-        console.print(f"trace {name}, load {trace.shape.load_s:.2f} s")
-        console.print(_table([each for each in found if each.trace == name]))
+    cells = list(cells_of(settings)) if settings.map else []
+    traces = {name: trace_of(name, settings) for name in settings.traces}
+    asked = {each.name: each.trace(settings.requests) for each in cells} or traces
+    simulated = partial(
+        _simulated, settings.seed, settings.seeds, Speeds(settings.start_s, settings.step_s)
+    )
+    with ProcessPoolExecutor(settings.processes) as pool:
+        for name, outcomes in zip(asked, pool.map(simulated, asked.items()), strict=True):
+            found += outcomes
+            if not settings.map:
+                console.print(f"trace {name}, load {asked[name].shape.load_s:.2f} s")
+                console.print(_table(outcomes))
+    for table in tables_of({each: _p99s(found, each.name) for each in cells}):
+        console.print(table)
     settings.out.parent.mkdir(exist_ok=True)
     document = {
         "settings": {name: str(value) for name, value in vars(settings).items()},
@@ -107,6 +120,20 @@ def scenario_of(trace: Trace, speeds: Speeds, seed: int, *, has_disk: bool = Tru
     policy = SchedulerPolicy(keep_alive_s=shape.keep_alive_s)
     costs = _taught(site, shape.load_s)
     return Scenario("real, simulated", site, requests, policy, seed, costs)
+
+
+def _simulated(seed: int, seeds: int, speeds: Speeds, named: tuple[str, Trace]) -> list[Outcome]:
+    name, trace = named
+    found = (_outcomes(name, trace, speeds, each) for each in range(seed, seed + seeds))
+    return [each for outcomes in found for each in outcomes]
+
+
+def _p99s(found: Sequence[Outcome], name: str) -> Mapping[str, list[float]]:
+    by_policy: dict[str, list[float]] = {}
+    for each in found:
+        if each.trace == name:
+            by_policy.setdefault(each.policy, []).append(each.first_token_p99_s)
+    return by_policy
 
 
 def _outcomes(name: str, trace: Trace, speeds: Speeds, seed: int) -> list[Outcome]:

@@ -32,7 +32,7 @@ PAPER_CV, PAPER_PLACES = 8.0, 16
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """How long some of the answers take on a machine that does nothing else, in loads from disk."""
+    """How long some of the answers take, in loads from disk."""
 
     mean: float
     cv: float
@@ -52,6 +52,12 @@ class Trace:
     answers: tuple[Answers, ...]
     """Each for an equal part of the requests, drawn."""
     prompt: Lengths = field(default_factory=lambda: Lengths(24, 0.3, 64))
+
+    @property
+    def running(self) -> float:
+        """Answers at once on average, if each takes as long as it is said to."""
+        mean_loads = sum(each.mean for each in self.answers) / len(self.answers)
+        return self.per_s * mean_loads * self.shape.load_s
 
 
 _GSM8K, _SHAREGPT = Answers(1.15, 0.5), Answers(3.24, 0.9)

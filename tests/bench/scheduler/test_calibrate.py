@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from bench.scheduler.calibrate import answering, company_of, exits_of
+from bench.scheduler.calibrate import exits_of
+from bench.scheduler.company import answering, company_of
 from bench.scheduler.real_cluster import RealSite, Shape
+from bench.scheduler.real_traces import Answers, Trace
 from gearfall.core.errors import InvalidRequest, Unavailable
 from gearfall.core.ids import ModelName
-from gearfall.simulation.requests import Request, StageWork
 
 MODELS = [ModelName("good"), ModelName("bad")]
 SHAPE = Shape(nodes=3, places=2)
@@ -89,15 +90,16 @@ async def test_a_cluster_that_can_not_be_followed_ends_what_is_measured():
     assert caught.value.subgroup(Unavailable) is not None
 
 
-def asked(tokens: int) -> list[Request]:
-    return [Request(1, 0.0, (StageWork(MODELS[0], 8, tokens),))]
-
-
-@pytest.mark.parametrize(("tokens", "company"), [(0, 0), (1, 1), (100, 1), (101, 2), (500, 5)])
-def test_company_is_what_runs_on_average(tokens, company):
-    assert company_of(asked(tokens), 0.1, 10.0, SHAPE) == company
+@pytest.mark.parametrize(("running", "company"), [(0.0, 0), (0.1, 1), (1.0, 1), (1.1, 2), (5.0, 5)])
+def test_company_is_what_runs_on_average(running, company):
+    assert company_of(trace_of(running)) == company
 
 
 def test_company_that_leaves_no_place_is_refused():
     with pytest.raises(InvalidRequest, match="6 answers run at once and the cluster has 6 places"):
-        company_of(asked(501), 0.1, 10.0, SHAPE)
+        company_of(trace_of(5.5))
+
+
+def trace_of(running: float) -> Trace:
+    answers = (Answers(0.5, 1.0), Answers(1.5, 1.0))
+    return Trace(SHAPE, running / SHAPE.load_s, 10.0, cv=1.0, zipf=0.0, answers=answers)
