@@ -2,13 +2,13 @@
 
 What requests waited for is not in it. In each piece of time, for each worker,
 
-    slowness = processor time of its engines' steps / what steps of the same model and so many
-               tokens took while the profile was measured
+    slowness = processor time of its engines' steps / how long steps of the same model and so many
+               tokens took while the profile was measured, one engine at a time
                * time with a step under way / processor time of the worker meanwhile
 
 The first factor is the machine's clock and caches, the second what others took of the worker's
 core: its own engines and its host share that core, and what they took from each other is its own.
-Pure.
+What others took while the profile was measured is in the profile's speeds, and so in both. Pure.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,10 +86,10 @@ def mean_slowness(by_node: Mapping[str, Slowness]) -> float:
 
 
 def references(steps: Iterable[WorkerStep]) -> Mapping[Shape, float]:
-    """Return the median processor seconds of each shape that was met often enough."""
+    """Return the median seconds of each shape that was met often enough."""
     found: dict[Shape, list[float]] = {}
     for each in steps:
-        found.setdefault(each.shape, []).append(each.step.core_s)
+        found.setdefault(each.shape, []).append(each.step.step_s)
     return {shape: median(took) for shape, took in found.items() if len(took) >= MIN_LOOKS}
 
 

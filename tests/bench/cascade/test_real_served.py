@@ -35,7 +35,7 @@ def slow(steps, count: int, host_s: float = 0.0) -> list[float]:
 
 
 def test_references_are_medians_of_shapes_that_were_met_often_enough():
-    often = [step(n, 1.0, core_s) for n, core_s in enumerate((0.1, 0.1, 0.2, 0.3, 9.0))]
+    often = [step(n, step_s, 0.05) for n, step_s in enumerate((0.1, 0.1, 0.2, 0.3, 9.0))]
     seldom = [step(n, 1.0, 0.4, tokens=2) for n in range(4)]
     assert references([*often, *seldom]) == {("large", 1): 0.2}
 
