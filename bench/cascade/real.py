@@ -24,7 +24,7 @@ from bench.cascade.real_figures import Run, figures_of, moments
 from bench.cascade.real_plot import draw
 from bench.cascade.real_report import PIECE_S, print_fidelity, print_systems
 from bench.cascade.real_site import Settings, Site, site
-from bench.cascade.real_systems import LARGE, OURS
+from bench.cascade.real_systems import LARGE, OURS, SYSTEMS
 from bench.cascade.simulated import check_simulator, fidelity_json
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import rotated
@@ -41,7 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--mean", type=float, default=1.0, help="Load of the trace, of the largest's capacity."
     )
     parser.add_argument("--check-seconds", type=float, default=9.0, help="Of the simulator's.")
-    parser.add_argument("--check-rounds", type=int, default=2, help="Of the simulator's.")
+    parser.add_argument("--check-rounds", type=int, default=2, help="Of the simulator's; 0: none.")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=SYSTEMS,
+        default=SYSTEMS,
+        help=f"To be measured; {LARGE}, which the others are held against, always is.",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     asyncio.run(_run(parser.parse_args(argv)))
 
@@ -52,13 +59,15 @@ async def _run(chosen: argparse.Namespace) -> None:
         async with site(settings, Path(scratch), chosen.keep) as there:
             _print_plans(there)
             per_s = chosen.mean * there.large_per_s
-            measured = await _trace_runs(there, settings, per_s)
+            names = tuple(name for name in SYSTEMS if name in {*chosen.systems, LARGE})
+            measured = await _trace_runs(there, settings, per_s, names)
             checked = await check_simulator(
                 there, chosen.check_seconds, chosen.check_rounds, (OURS,)
             )
-    predicted = [there.predict(name, per_s, settings.seconds) for name in there.plans]
+    predicted = [there.predict(name, per_s, settings.seconds) for name in names]
     print_systems(console, measured, predicted, LARGE, there.p95_s)
-    print_fidelity(console, checked)
+    if checked:
+        print_fidelity(console, checked)
     chosen.out.parent.mkdir(exist_ok=True)
     document = {
         **_setting(there, settings, per_s),
@@ -72,13 +81,11 @@ async def _run(chosen: argparse.Namespace) -> None:
     console.print(f"written: {chosen.out}, {picture}", highlight=False)
 
 
-async def _trace_runs(there: Site, settings: Settings, per_s: float) -> list[Run]:
+async def _trace_runs(
+    there: Site, settings: Settings, per_s: float, names: Sequence[str]
+) -> list[Run]:
     """Replay the trace on each system, in each round in another order."""
-    order = [
-        (name, number)
-        for number in range(settings.rounds)
-        for name in rotated(tuple(there.plans), number)
-    ]
+    order = [(name, number) for number in range(settings.rounds) for name in rotated(names, number)]
     return [await there.measure(name, number, per_s, settings.seconds) for name, number in order]
 
 

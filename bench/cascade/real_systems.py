@@ -33,6 +33,7 @@ from gearfall.simulation.cascades.plan_latency import PlanLatency
 from gearfall.simulation.fleet.figures import quantile
 
 OURS, STATIC, LARGE, ONE, SWITCHING = "ours", "static", "always-large", "one-model", "switching"
+SYSTEMS = (OURS, STATIC, LARGE, ONE, SWITCHING)
 LOSSES = (0.02, 0.03, 0.04, 0.06)
 """Right answers that the static cascade may lose, certified: the first that allows one."""
 DELTA = 0.05

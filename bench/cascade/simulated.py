@@ -102,7 +102,9 @@ async def _run(chosen: argparse.Namespace) -> None:
 async def check_simulator(
     there: Site, seconds: float, rounds: int, systems: Sequence[str] = (OURS, LARGE)
 ) -> list[Checked]:
-    """Run each system at each load in every round, and predict the same."""
+    """Run each system at each load in every round, and predict the same; nothing without one."""
+    if not rounds:
+        return []
     highest = {OURS: there.highest_per_s, LARGE: there.large_per_s}
     cells = [(name, share * highest[name]) for name in systems for share in SHARES]
     runs: dict[tuple[str, float], list[Run]] = {cell: [] for cell in cells}
