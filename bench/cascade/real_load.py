@@ -55,7 +55,8 @@ async def _ask(
     await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
     call = GenerateCall(system, question.prompt, {"max_tokens": MAX_TOKENS, "temperature": 0.0})
     text, gear, end = "", "", None
-    async for message in stub.Generate(call.to_pb(), timeout=TIMEOUT_S):
+    # Whole: that is what is timed, and what a cascade's caller waits for.
+    for message in (await stub.Answer(call.to_pb(), timeout=TIMEOUT_S)).events:
         match message.WhichOneof("event"):
             case "start":
                 gear = message.start.gear

@@ -57,6 +57,7 @@ class Predictor:
             shadow_share=SHADOW_SHARE,
             hold_tokens=plan.hold_tokens,
             slowness=slowness,
+            is_whole=True,
         )
         by_time = sorted(run.answered, key=lambda each: each.at_s)
         outcomes = tuple(

@@ -81,6 +81,7 @@ class _World:
     """Jobs so far: their numbers."""
     left: int = 0
     gather_s: float = 0.0
+    is_whole: bool = False
     shadow_share: float = 0.0
     shadow_due: float = 0.0
     """Answers of lower stages that are to be compared."""
@@ -142,7 +143,7 @@ class _World:
             answer.prompt_tokens + wrong,
             max(1, answer.output_tokens),
             stop_tokens=0 if is_last else self.ways.stop_tokens(gear, request.stage, answer),
-            gather_s=0.0 if is_last else self.gather_s,
+            gather_s=0.0 if is_last and not self.is_whole else self.gather_s,
         )
         works = (work, *(replace(work, output_tokens=tokens) for tokens in answer.beside))
         request.pending = len(works)
@@ -297,6 +298,7 @@ def run_cascades(
     hold_tokens: int = 0,
     escalation: EscalationPolicy = _PLAIN,
     slowness: Mapping[str, Sequence[tuple[float, float]]] = _NO_SLOWNESS,
+    is_whole: bool = False,
 ) -> CascadeRun:
     """Replay `arrivals` and return what became of each.
 
@@ -305,12 +307,12 @@ def run_cascades(
     asked of the last one too, unless jobs wait for it. `hold_tokens`: of the
     plan, whose stages are then told token by token. `escalation`: the deployment's. `slowness`: by
     worker (from when, how many times as long computing takes there as its replicas' speeds say), by
-    rising times. Deterministic.
+    rising times. `is_whole`: clients take answers whole and not token by token. Deterministic.
     """
     world = _World(queries, gears, policy, GearState(first_gear, 0.0), shadow_share=shadow_share)
     speeds = {ModelName(each.model): each.speed for each in reversed(replicas)}
     world.ways = WaysUp(escalation, lambda: world.agenda.now_s, world.oldest_wait_s, speeds)
-    world.gather_s = 0.0 if hold_tokens else GATHER_S
+    world.gather_s, world.is_whole = 0.0 if hold_tokens else GATHER_S, is_whole
     world.left = len(arrivals)
     world.shifts.append((0.0, first_gear))
     cores: dict[str, Cores] = {}

@@ -236,6 +236,15 @@ def test_a_draft_is_stopped_when_its_tokens_are_told_and_goes_up_without_the_lat
     assert run.device_s == pytest.approx(step_s * computed + 0.4)
 
 
+@pytest.mark.parametrize(("is_whole", "telling_s"), [(False, 5 * 0.02), (True, 0.02)])
+def test_who_takes_an_answer_whole_does_not_wait_for_each_token_to_be_told(is_whole, telling_s):
+    told = replace(SLOW, tell_s=0.02)
+    one = [FixedReplica(LARGE, "n", told, 4)]
+    alone = replace(ALONE, stages=(Stage(LARGE),))
+    (found,) = run_cascades(one, [SURE], [Arrival(0.0, 0)], [alone], is_whole=is_whole).answered
+    assert found.total_s == pytest.approx(5 * (0.1 - 0.02) + telling_s)
+
+
 def test_the_times_of_all_stages_are_the_whole_time():
     arrivals = [Arrival(n * 0.03, n % 2) for n in range(12)]
     run = run_cascades(replicas(slots=1), [UNSURE, SURE], arrivals, [CASCADE])
