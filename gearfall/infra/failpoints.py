@@ -52,7 +52,7 @@ NAMES: Final = frozenset(
             f"scheduler.{write}.{when}"
             for write in (
                 *("assign", "unassign", "move", "moved", "wish", "unwish"),
-                *("decide", "learn"),
+                *("decide", "undecide", "learn"),
             )
             for when in ("before", "after")
         ),

@@ -59,4 +59,11 @@ class Decide:
     decision: DecisionRecord
 
 
-Action = Assign | Unassign | BeginMove | EndMove | Wish | Unwish | Decide
+@dataclass(frozen=True, slots=True)
+class Undecide:
+    """Delete what was written down about a model that is registered no more."""
+
+    model: ModelName
+
+
+Action = Assign | Unassign | BeginMove | EndMove | Wish | Unwish | Decide | Undecide

@@ -13,6 +13,7 @@ from gearfall.scheduling.actions import (
     Decide,
     EndMove,
     Unassign,
+    Undecide,
     Unwish,
     Wish,
 )
@@ -134,11 +135,14 @@ class Step:
             self.claim(want, workers, self.now_unix_s + CLAIM_S)
 
     def forget(self, model: ModelName) -> None:
-        """Note that a model wants nothing more."""
+        """Note that a model wants nothing more; its decision goes with one that was removed."""
         self.fleet.blocked.pop(model, None)
         self.fleet.lines.leave(model)
         self.fleet.promises.pop(model, None)
         self.fleet.dirty_workers |= self.fleet.claims.keep(model, ())
+        records = self.fleet.records
+        if model in records.decisions and model not in records.models:
+            self.actions.append(Undecide(model))
 
     def keep_claims(self, model: ModelName, sites: Collection[Site]) -> None:
         """Give up what a model claims for replicas that it wants no more.

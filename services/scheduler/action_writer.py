@@ -25,6 +25,7 @@ from gearfall.scheduling.actions import (
     Decide,
     EndMove,
     Unassign,
+    Undecide,
     Unwish,
     Wish,
 )
@@ -40,6 +41,7 @@ _POINTS: dict[type, tuple[str, str]] = {
     Wish: ("wish", "prefetch"),
     Unwish: ("unwish", "prefetch"),
     Decide: ("decide", "decisions"),
+    Undecide: ("undecide", "decisions"),
 }
 """Failpoint and kind of record of each action."""
 
@@ -248,6 +250,8 @@ class ActionWriter:
                 written = cluster.delete_prefetch(node_id, model, fence=fence)
             case Decide(decision):
                 written = cluster.put_decision(decision, fence=fence)
+            case Undecide(model):
+                written = cluster.delete_decision(model, fence=fence)
         return await written
 
 
@@ -283,5 +287,5 @@ def _log_step(action: Action) -> None:
             )
         case EndMove((worker_id, model), reason):
             _log.info("move ended", extra={"model": model, "worker": worker_id, "reason": reason})
-        case Wish() | Unwish() | Decide():
+        case Wish() | Unwish() | Decide() | Undecide():
             pass

@@ -14,12 +14,14 @@ from gearfall.scheduling.actions import (
     Decide,
     EndMove,
     Unassign,
+    Undecide,
     Unwish,
     Wish,
 )
 
 MOST_AT_ONCE = 32
 _WISHES = (Wish, Unwish)
+_REASONS = (Decide, Undecide)
 
 
 def in_batches(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
@@ -44,8 +46,8 @@ def in_batches(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
 
 def parted(actions: Sequence[Action]) -> tuple[tuple[Action, ...], tuple[Action, ...]]:
     """Return the steps of a plan and its reasons, each in their order."""
-    steps = tuple(action for action in actions if not isinstance(action, Decide))
-    return steps, tuple(action for action in actions if isinstance(action, Decide))
+    steps = tuple(action for action in actions if not isinstance(action, _REASONS))
+    return steps, tuple(action for action in actions if isinstance(action, _REASONS))
 
 
 def key_ids(action: Action) -> tuple[str, ...]:
@@ -59,5 +61,7 @@ def key_ids(action: Action) -> tuple[str, ...]:
             return (prefetch.node_id, prefetch.model)
         case Decide(decision):
             return (decision.model,)
+        case Undecide(model):
+            return (model,)
         case Unassign(key) | EndMove(key) | Unwish(key):
             return key

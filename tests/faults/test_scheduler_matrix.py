@@ -34,7 +34,10 @@ LARGE = played_worker("large", max_replicas=1)
 SMALL = played_worker("small", memory_bytes=300 * MIB)
 ALL = os.environ.get("GEARFALL_FAULTS") == "all"
 TAKEOVER_S = LEASE_TTL_S + 2.0
-WRITES = ("assign", "unassign", "decide", "learn", "move", "moved", "wish", "unwish")
+WRITES = (
+    *("assign", "unassign", "decide", "undecide"),
+    *("learn", "move", "moved", "wish", "unwish"),
+)
 _numbers = itertools.count()
 
 
@@ -111,6 +114,12 @@ async def begin(played: Played, case: Case) -> Scenario:
         return Scenario(
             lambda: remove(played, first.name),
             lambda: played.until(lambda view: not is_hosted(view, first.name)),
+        )
+    if case.write == "undecide":
+        await start(played, first)
+        return Scenario(
+            lambda: remove(played, first.name),
+            lambda: played.until(lambda view: first.name not in view.decisions),
         )
     if case.write in ("wish", "unwish"):
         return await begin_prefetch(played, case)

@@ -286,6 +286,10 @@ class Cluster:
         """Record the leader's last decision about a model."""
         return await self._put("decisions", record, fence=fence)
 
+    async def delete_decision(self, model: ModelName, *, fence: Fence) -> int:
+        """Forget it: the model was removed; returns as the others do."""
+        return await self._delete(key_of("decisions", model), fence=fence)
+
     async def _put(
         self, kind: str, record: Record, *, lease: Lease | None = None, fence: Fence | None = None
     ) -> int:

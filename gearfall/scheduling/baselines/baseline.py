@@ -18,7 +18,7 @@ from gearfall.core.records import (
     NodeRecord,
     ReplicaState,
 )
-from gearfall.scheduling.actions import Action, Assign, Decide, Unassign
+from gearfall.scheduling.actions import Action, Assign, Decide, Unassign, Undecide
 from gearfall.scheduling.baselines.baseline_rules import Option, RoomRule, Rule, draw_for
 from gearfall.scheduling.baselines.baseline_view import View
 from gearfall.scheduling.estimates.estimator import predict_start
@@ -89,6 +89,8 @@ class _Step:
                 replica is not None and replica.state is ReplicaState.DRAINING
             ):
                 self._unassign(key, f"worker {key[0]} is draining")
+        removed = self.snapshot.decisions.keys() - self.snapshot.models.keys()
+        self.actions += map(Undecide, sorted(removed))
 
     def scale(self, model: ModelName) -> None:
         """Give back what is too much of one model, or start what is missing."""

@@ -121,10 +121,11 @@ class Fleet(FleetState):
     def look_at_all(self) -> None:
         """Have every model looked at, as who decides from now on has looked at none.
 
-        Those too that only a move still names: it has to be ended.
+        Those too that only a move or a decision still names: it has to be ended, or to go.
         """
-        index = self.index
-        self.dirty_models |= self.records.models.keys() | index.holders.keys() | index.moves.keys()
+        records, index = self.records, self.index
+        self.dirty_models |= records.models.keys() | records.decisions.keys()
+        self.dirty_models |= index.holders.keys() | index.moves.keys()
 
     def take_dirty(self) -> set[ModelName]:
         """Return the models that changed, and forget that they did."""

@@ -19,6 +19,7 @@ from gearfall.scheduling.actions import (
     Decide,
     EndMove,
     Unassign,
+    Undecide,
     Unwish,
     Wish,
 )
@@ -249,6 +250,8 @@ class World:
                 self._changed()
             case Decide(decision):
                 self._controller.put("decisions", decision)
+            case Undecide(model):
+                self._controller.remove("decisions", model)
 
     def _follow_soon(self, assignment: AssignmentRecord) -> None:
         self.agenda.after(self._site.timing.follow_s, partial(self._follow, assignment))

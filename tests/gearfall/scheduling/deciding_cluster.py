@@ -5,7 +5,7 @@ from dataclasses import replace
 from gearfall.core.generation.job import Priority
 from gearfall.core.ids import JobId, ModelName
 from gearfall.core.records import RunningJob
-from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
+from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign, Undecide
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.fleet.fleet_records import id_of
@@ -69,6 +69,8 @@ class Cluster:
                     done.append(("end move", *key))
                 case Decide(decision):
                     self.fleet.put("decisions", decision)
+                case Undecide(name):
+                    self.fleet.remove("decisions", name)
         self.fleet.check()
         return done
 

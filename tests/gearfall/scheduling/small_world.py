@@ -17,7 +17,7 @@ from gearfall.core.records import (
     RunningJob,
 )
 from gearfall.core.start_timeline import StartTimeline
-from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign
+from gearfall.scheduling.actions import Assign, BeginMove, Decide, EndMove, Unassign, Undecide
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.placement.moves import MOST_S
@@ -132,6 +132,9 @@ class SmallWorld:
             case Decide(decision):
                 assert len(decision.rejected) <= 16
                 self.fleet.put("decisions", decision)
+            case Undecide(model):
+                assert model not in self.records.models
+                self.fleet.remove("decisions", model)
 
     def _check_residency(self, key, reason):
         assignment = self.records.assignments[key]

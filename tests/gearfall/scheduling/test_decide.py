@@ -232,6 +232,18 @@ def test_a_removed_model_leaves_nothing_behind():
     cluster.step()
     assert cluster.fleet.loads.keys() == {"x", "small"}
     cluster.gone(gone)
+    assert {"x", "small"} <= cluster.fleet.records.decisions.keys()
     cluster.step()
     assert cluster.fleet.loads.keys() == {"small"}
+    assert cluster.fleet.records.decisions.keys() == {"small"}
     assert not cluster.fleet.promises.keys() - {"small"}
+
+
+def test_a_new_leader_lets_what_was_decided_of_removed_models_go():
+    cluster = Cluster(node(), worker("a"), model("x"), demand("x"))
+    cluster.step()
+    cluster.gone(model("x"), demand("x"))
+    cluster.leader_dies()
+    assert cluster.decision("x").decision == "start"
+    cluster.step()
+    assert not cluster.fleet.records.decisions

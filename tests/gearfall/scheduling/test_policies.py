@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from gearfall.core.ids import JobId, ModelName, NodeId, WorkerId
-from gearfall.core.records import RunningJob
-from gearfall.scheduling.actions import Assign, Unassign
+from gearfall.core.records import DecisionRecord, RunningJob
+from gearfall.scheduling.actions import Assign, Unassign, Undecide
 from gearfall.scheduling.estimates.start_costs import StartCosts
 from gearfall.scheduling.fleet.fleet import Fleet
 from gearfall.scheduling.policies import PlacementPolicy, decide_step
@@ -113,3 +113,11 @@ def test_nothing_is_assigned_twice_and_idle_replicas_make_room(policy):
     near = {key: each for key, each in snapshot.workers.items() if key == "w-near"}
     plan = decide(policy, replace(snapshot, replicas=idle, workers=near))
     assert (started_on(plan), taken_back(plan)) == ([], [("w-near", "b")])
+
+
+@pytest.mark.parametrize("policy", SIMPLE)
+def test_what_was_decided_of_a_removed_model_goes(policy):
+    names = (ModelName("a"), ModelName("removed"))
+    decided = {name: DecisionRecord(name, 1.0, "wait", "") for name in names}
+    plan = decide(policy, replace(cluster(), decisions=decided))
+    assert [each.model for each in plan.actions if isinstance(each, Undecide)] == ["removed"]

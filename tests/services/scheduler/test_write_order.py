@@ -13,6 +13,7 @@ from gearfall.scheduling.actions import (
     Decide,
     EndMove,
     Unassign,
+    Undecide,
     Unwish,
     Wish,
 )
@@ -36,11 +37,12 @@ ACTIONS = st.one_of(
     KEYS.map(lambda key: Unwish((NodeId(key[0]), key[1]), "")),
     KEYS.map(lambda key: Wish(PrefetchRecord(NodeId(key[0]), key[1], Tier.DRAM, "", 0.0))),
     st.sampled_from(MODELS).map(lambda model: Decide(DecisionRecord(model, 0.0, "start", ""))),
+    st.sampled_from(MODELS).map(Undecide),
 )
 
 
 def rank(action: Action) -> int:
-    return 2 if isinstance(action, Decide) else int(isinstance(action, Wish | Unwish))
+    return 2 if isinstance(action, Decide | Undecide) else int(isinstance(action, Wish | Unwish))
 
 
 @given(st.lists(ACTIONS, max_size=30))
