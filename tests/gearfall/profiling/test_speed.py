@@ -15,6 +15,7 @@ from gearfall.pb import common_pb2
 from gearfall.profiling.speed import (
     Served,
     SpeedSettings,
+    bounded_by_larger,
     line_through,
     measure_speed,
     slope_beyond,
@@ -85,6 +86,18 @@ async def test_no_stream_runs_on_when_something_fails_beside_it(fails):
 )
 def test_a_line_through_steps(steps, expected):
     assert line_through(steps) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([(1, 0.1)], [(1, 0.1)]),
+        ([(1, 0.1), (4, 0.2), (8, 0.2)], [(1, 0.1), (4, 0.2), (8, 0.2)]),
+        ([(1, 0.1), (4, 0.5), (16, 0.9), (32, 0.3)], [(1, 0.1), (4, 0.3), (16, 0.3), (32, 0.3)]),
+    ],
+)
+def test_more_tokens_never_take_less(steps, expected):
+    assert bounded_by_larger(steps) == expected
 
 
 @pytest.mark.parametrize(
