@@ -1,6 +1,7 @@
 """`gearfall up`: a whole cluster on this machine, until Ctrl-C."""
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,29 +102,42 @@ async def _run(
     with_demo: bool,
     as_json: bool,
 ) -> None:
-    stop = asyncio.Event()
+    cluster = LocalCluster(settings)
+    work = asyncio.create_task(_serve(cluster, plans, with_demo=with_demo, as_json=as_json))
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop.set)
-    cluster = LocalCluster(settings)
+        loop.add_signal_handler(signum, work.cancel)  # a start that takes long ends as well
     try:
-        await cluster.start()
-        key = next(iter(settings.api_keys), "")
-        if with_demo:
-            await asyncio.to_thread(prepare, cluster.grpc_address, quiet=as_json, api_key=key)
-        async with AsyncClient(cluster.grpc_address, api_key=key) as client:
-            for path, plan in plans:
-                await client.deploy(deployment_of_plan(plan), gear_plan=path.read_text())
-        if as_json:
-            print_json({"rest": cluster.rest_address, "grpc": cluster.grpc_address})
-        else:
-            console.print(
-                f"gearfall is up: REST http://{cluster.rest_address}/v1, "
-                f"gRPC {cluster.grpc_address}, logs in {settings.runtime_dir}. Ctrl-C stops it."
-            )
-        await stop.wait()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
     finally:
         await cluster.stop()
+
+
+async def _serve(
+    cluster: LocalCluster,
+    plans: Sequence[tuple[Path, GearPlan]],
+    *,
+    with_demo: bool,
+    as_json: bool,
+) -> None:
+    """Start everything, say so, and never return."""
+    await cluster.start()
+    key = next(iter(cluster.settings.api_keys), "")
+    if with_demo:
+        await asyncio.to_thread(prepare, cluster.grpc_address, quiet=as_json, api_key=key)
+    async with AsyncClient(cluster.grpc_address, api_key=key) as client:
+        for path, plan in plans:
+            await client.deploy(deployment_of_plan(plan), gear_plan=path.read_text())
+    if as_json:
+        print_json({"rest": cluster.rest_address, "grpc": cluster.grpc_address})
+    else:
+        console.print(
+            f"gearfall is up: REST http://{cluster.rest_address}/v1, "
+            f"gRPC {cluster.grpc_address}, logs in {cluster.settings.runtime_dir}. "
+            "Ctrl-C stops it."
+        )
+    await asyncio.Event().wait()
 
 
 def parse_bytes(text: str, *, param: str) -> int:
