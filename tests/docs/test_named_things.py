@@ -22,7 +22,8 @@ DOCUMENTS = [
     if path.name != "CHANGELOG.md"  # which may name what has gone
 ]
 OTHERS = {"llama.cpp", "gearfall_etcd"}.union(
-    ("--entrypoint", "--no-cache", "--no-deps", "--profile", "--reference", "--rm", "--scale")
+    ("--entrypoint", "--no-cache", "--no-deps", "--profile", "--reference", "--rm", "--scale"),
+    ("--constraint", "--endpoints", "--now"),
 )
 """Another project, a volume, and flags of other programs that the documents call."""
 WRITTEN = ("bench/results/", "deploy/compose/.env")

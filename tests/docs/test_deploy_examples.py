@@ -1,0 +1,92 @@
+"""Units and alert rules name what there is: flags that services take, metrics that they publish."""
+
+import argparse
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from services.router.main import parse_settings as parse_router
+from services.scheduler.main import parse_settings as parse_scheduler
+from services.store.main import parse_flags as parse_store
+from services.worker.main import parse_settings as parse_worker
+from tests.docs.test_named_things import misnamed
+
+ROOT = Path(__file__).parents[2]
+UNITS = ROOT / "deploy" / "systemd"
+RULES = (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
+GUIDE = (ROOT / "docs" / "operating.md").read_text()
+Parse = Callable[[Sequence[str]], argparse.Namespace]
+PARSERS: dict[str, Parse] = {
+    "router": parse_router,
+    "scheduler": parse_scheduler,
+    "store": parse_store,
+    "worker": parse_worker,
+}
+
+
+def settings_in(text: str) -> dict[str, str]:
+    lines = (line for line in text.splitlines() if re.match(r"[A-Z_]+=", line))
+    return dict(line.split("=", 1) for line in lines)
+
+
+def entries(unit: str, key: str) -> list[str]:
+    return re.findall(rf"^{key}=(.*)$", unit, re.MULTILINE)
+
+
+def command_of(unit: str, settings: dict[str, str]) -> list[str]:
+    """Return ExecStart as systemd runs it for instance 0."""
+    (line,) = entries(unit, "ExecStart")
+    line = line.replace("%i", "0")
+    return shlex.split(re.sub(r"\$\{(\w+)\}", lambda name: settings[name[1]], line))
+
+
+@pytest.mark.parametrize("service", sorted(PARSERS))
+def test_a_unit_starts_its_service_with_flags_that_it_takes(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = UNITS.glob(f"gearfall-{service}*.service")
+    unit = path.read_text().replace("\\\n", " ")
+    settings = settings_in("\n".join(entries(unit, "Environment")).replace("%i", "0"))
+    for file in entries(unit, "EnvironmentFile"):
+        settings |= settings_in((UNITS / Path(file).name).read_text())
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    _, dash_m, module, *flags = command_of(unit, settings)
+    assert (dash_m, module) == ("-m", f"services.{service}")
+    parsed = PARSERS[service](flags)
+    assert parsed.listen.startswith(settings["ADDRESS"])
+    assert parsed.etcd == settings["GEARFALL_ETCD"]
+
+
+def test_every_setting_of_the_example_files_is_read_by_a_service(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    variables = set(settings_in("\n".join(path.read_text() for path in UNITS.glob("*.env"))))
+    for parse in PARSERS.values():
+        with pytest.raises(SystemExit):
+            parse(["--help"])
+    taken = set(re.findall(r"GEARFALL_\w+", capsys.readouterr().out))
+    assert variables - taken == {"ADDRESS", "GEARFALL_CLUSTER_SECRET"}
+
+
+def test_alert_rules_ask_for_metrics_that_there_are() -> None:
+    names = set(re.findall(r"gearfall_\w+", RULES))
+    assert len(names) >= 9
+    assert not list(misnamed("".join(f"`{name}` " for name in names)))
+
+
+def test_the_guide_says_what_to_do_about_each_alert() -> None:
+    alerts = set(re.findall(r"alert: (\w+)", RULES))
+    rows = re.findall(r"^\| (Gearfall\w+) .*\]\(#[\w-]+\) \|$", GUIDE, re.MULTILINE)
+    assert set(rows) == alerts
+
+
+def test_the_guide_leads_to_its_own_headings() -> None:
+    headings = {
+        heading.lower().replace(",", "").replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", GUIDE, re.MULTILINE)
+    }
+    assert set(re.findall(r"\]\(#([\w-]+)\)", GUIDE)) <= headings
