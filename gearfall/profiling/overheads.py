@@ -1,4 +1,4 @@
-"""What a job takes beside its steps does not depend on its model: one measure for all. Pure.
+"""What a job takes beside its steps does not depend on its model: one measure for all.
 
 The way to an engine, telling a token and being woken are what is left of a job when its steps are
 taken off. Of a model whose steps take a tenth of a second their spread is left, too, which is more
