@@ -4,6 +4,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import console, print_json, seconds_text
@@ -49,7 +50,7 @@ def _converse(client: Client, model: str, options: Options, *, as_json: bool) ->
         try:
             answer = _ask(client, model, messages, options, as_json=as_json)
         except GearfallError as error:
-            console.print(f"[red]{type(error).__name__}:[/] {error.message}")
+            console.print(f"[red]{type(error).__name__}:[/] {escape(error.message)}")
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": answer})
@@ -95,7 +96,7 @@ def show(event: Event) -> None:
             expected = seconds_text(event.expected_s)
             console.print(f"[dim]waiting for {event.model}, expected {expected}[/]")
         case TextDelta():
-            console.print(event.text, end="", markup=False, highlight=False)
+            console.out(event.text, end="", highlight=False)  # as it is: no wrapping, no emoji
         case Replaced():
             console.print(f"\n[dim]not certain enough; {event.next_model} instead of that:[/]")
         case Finished():

@@ -20,10 +20,11 @@ Server = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Home = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         help="Directory of the local cluster's state, logs and checkpoints.",
         envvar="GEARFALL_HOME",
+        show_default="~/.gearfall",
     ),
 ]
 

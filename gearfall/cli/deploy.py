@@ -131,7 +131,7 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Create or replace a deployment."""
-    gear_plan = plan.read_text() if plan is not None else ""
+    gear_plan = plan.read_bytes() if plan is not None else b""
     escalation = parse_escalation(
         {
             "while_loading": while_loading,
@@ -170,7 +170,7 @@ def deploy(
             streaming_of(stream_mode, hold_tokens, finish_drafts),
         )
     with connect(server) as client:
-        stored = deployment_to_pb(client.deploy(deployment, gear_plan=gear_plan))
+        stored = deployment_to_pb(client.deploy(deployment, gear_plan=gear_plan.decode()))
     if as_json:
         print_json(as_dict(stored))
     else:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -30,7 +31,7 @@ from gearfall.cli import (
     verify,
     why,
 )
-from gearfall.core.errors import GearfallError
+from gearfall.core.errors import GearfallError, InvalidRequest
 
 app = typer.Typer(
     name="gearfall",
@@ -70,13 +71,24 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; exit with 1 and one line on standard error for an expected error."""
+    """Run the command line; exit with 1 and one line on standard error for an expected error.
+
+    So a file that can't be read or written is one.
+    """
     try:
         app()
     except GearfallError as error:
-        kind = type(error).__name__
-        if "--json" in sys.argv:
-            typer.echo(json.dumps({"error": {"type": kind, "message": error.message}}))
-        else:
-            typer.secho(f"{kind}: {error.message}", fg="red", err=True)
-        sys.exit(1)
+        _end(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _end(InvalidRequest(f"{error.filename}: {error.strerror}"))
+
+
+def _end(error: GearfallError) -> NoReturn:
+    kind = type(error).__name__
+    if "--json" in sys.argv:
+        typer.echo(json.dumps({"error": {"type": kind, "message": error.message}}))
+    else:
+        typer.secho(f"{kind}: {error.message}", fg="red", err=True)
+    sys.exit(1)

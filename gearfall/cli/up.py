@@ -24,7 +24,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def up(
-    home: Home = Path(),
+    home: Home = None,
     rest: Annotated[str, typer.Option(help="host:port of the REST door.")] = "127.0.0.1:8080",
     grpc: Annotated[str, typer.Option(help="host:port of the gRPC door.")] = "127.0.0.1:50051",
     etcd: Annotated[str, typer.Option(help="etcd URL; default: start one.")] = "",
@@ -63,7 +63,7 @@ def up(
     With --etcd and --redis the cluster uses those servers; else binaries on PATH, else those that
     the extra `local` installed.
     """
-    where = home.absolute() if home != Path() else default_home()
+    where = default_home() if home is None else home.absolute()
     settings = LocalClusterSettings(
         runtime_dir=run_dir(where),
         data_dir=where / "data",
@@ -83,7 +83,8 @@ def up(
         policy=real_policy(policy),
         api_keys=tuple(api_key or ()),
     )
-    plans = [(path, parse_plan(path.read_text())) for path in plan or ()]
+    contents = [path.read_bytes() for path in plan or ()]
+    plans = [(content, parse_plan(content)) for content in contents]
     asyncio.run(_run(settings, plans, with_demo=with_demo, as_json=as_json))
 
 
@@ -97,7 +98,7 @@ def real_policy(policy: PlacementPolicy) -> str:
 
 async def _run(
     settings: LocalClusterSettings,
-    plans: Sequence[tuple[Path, GearPlan]],
+    plans: Sequence[tuple[bytes, GearPlan]],
     *,
     with_demo: bool,
     as_json: bool,
@@ -116,7 +117,7 @@ async def _run(
 
 async def _serve(
     cluster: LocalCluster,
-    plans: Sequence[tuple[Path, GearPlan]],
+    plans: Sequence[tuple[bytes, GearPlan]],
     *,
     with_demo: bool,
     as_json: bool,
@@ -127,8 +128,8 @@ async def _serve(
     if with_demo:
         await asyncio.to_thread(prepare, cluster.grpc_address, quiet=as_json, api_key=key)
     async with AsyncClient(cluster.grpc_address, api_key=key) as client:
-        for path, plan in plans:
-            await client.deploy(deployment_of_plan(plan), gear_plan=path.read_text())
+        for content, plan in plans:
+            await client.deploy(deployment_of_plan(plan), gear_plan=content.decode())
     if as_json:
         print_json({"rest": cluster.rest_address, "grpc": cluster.grpc_address})
     else:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from gearfall.cli.connection import AsJson, Server, connect
 from gearfall.cli.render import as_dict, console, print_json, seconds_text
@@ -25,11 +26,13 @@ def why(
         return
     for item in reply.explanations:
         at = datetime.fromtimestamp(item.at_unix_s, UTC).strftime("%H:%M:%S.%f")[:-3]
-        console.print(f"[dim]{at}[/] {item.subject} [bold]{item.decision}[/]: {item.reason}")
+        console.print(
+            f"[dim]{at}[/] {item.subject} [bold]{item.decision}[/]: {escape(item.reason)}"
+        )
         if times := _times(item):
             console.print(f"    {times}")
         for other in item.rejected:
-            console.print(f"    not {other.choice}: {other.reason}")
+            console.print(f"    not {escape(other.choice)}: {escape(other.reason)}")
 
 
 def _explain(client: Client, subject: str) -> scheduler_pb2.ExplainReply:

@@ -1,5 +1,7 @@
 """What the command line accepts, and how it refuses the rest."""
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from gearfall.cli.deploy import (
     parse_streaming,
     streaming_of,
 )
-from gearfall.cli.main import app
+from gearfall.cli.main import app, main
 from gearfall.cli.render import bytes_text
 from gearfall.cli.up import parse_bytes, real_policy
 from gearfall.core.certainty.escalation import AtOverload, EscalationPolicy, WhileLoading
@@ -193,6 +195,35 @@ def test_a_wrong_deployment_file_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         deployment_from_file(path)
     assert str(path) in caught.value.message
+
+
+@pytest.mark.parametrize("flags", [["up"], ["deploy"], ["plan", "--show"], ["plan", "--diff", "a"]])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_file_that_can_not_be_read_is_one_line(
+    flags: list[str],
+    as_json: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    missing = str(tmp_path / "missing")
+    last = [missing] if flags[0] == "plan" else ["--plan", missing]
+    flags = [missing if each == "a" else each for each in flags]
+    monkeypatch.setattr(sys, "argv", ["gearfall", *flags, *last, *(["--json"] if as_json else [])])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    said = capsys.readouterr()
+    told = json.loads(said.out)["error"]["message"] if as_json else said.err
+    assert caught.value.code == 1
+    assert f"{missing}: No such file" in told
+
+
+@pytest.mark.parametrize("flags", [["up"], ["deploy"]])
+def test_a_plan_that_is_no_text_is_refused(flags: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(b"\xf6\xc1")
+    result = CliRunner().invoke(app, [*flags, "--plan", str(path)])
+    assert isinstance(result.exception, InvalidRequest)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,12 @@ def test_a_replaced_draft_is_said_to_be_void(capsys: pytest.CaptureFixture[str])
     assert lines[-1] == "right"
 
 
+@pytest.mark.parametrize("text", ["word " * 500, ":warning: [bold]not[/bold] [/x]", "a\n\n  b"])
+def test_an_answer_is_shown_as_it_is(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show(TextDelta(0, text))
+    assert capsys.readouterr().out == text
+
+
 @pytest.mark.parametrize(
     ("degraded", "device_s", "says"),
     [
