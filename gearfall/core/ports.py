@@ -179,7 +179,10 @@ class JobQueue(Protocol):
         ...
 
     async def append(self, job: Job) -> str:
-        """Append to the queue of `job.model` and return the entry's id."""
+        """Append to the queue of `job.model` and return the entry's id.
+
+        Raises Overloaded when the server has no room for it, and Unavailable.
+        """
         ...
 
     async def claim(

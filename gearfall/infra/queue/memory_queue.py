@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from gearfall.core.errors import Unavailable
+from gearfall.core.errors import Overloaded, Unavailable
 from gearfall.core.generation.job import Job, Priority
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import Arrivals, QueueDepth, QueuedJob
@@ -42,6 +42,10 @@ class MemoryQueueServer:
     """Entries ever appended."""
     change: asyncio.Event = field(default_factory=asyncio.Event)
     restarts: int = 0
+    is_full: bool = False
+    """Whether appends are refused, as by a server that has no memory left."""
+    refused: int = 0
+    """Appends."""
     _kept: dict[ModelName, dict[str, _Entry]] | None = None
     _ids: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -107,6 +111,9 @@ class MemoryQueue:
     async def append(self, job: Job) -> str:
         """See the port."""
         self._reach()
+        if self.server.is_full:
+            self.server.refused += 1
+            raise Overloaded("the queue is full", retry_after_s=1.0)
         return self.server.append(job.model, job)
 
     async def claim(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from gearfall.core.errors import DeadlineExceeded, GearfallError, Internal, Unavailable
+from gearfall.core.errors import GearfallError, Internal, Overloaded, Unavailable
 from gearfall.core.generation import token_log
 from gearfall.core.generation.history import Appended as LogAppended
 from gearfall.core.generation.history import Bound as LogBound
@@ -39,6 +39,7 @@ from services.router.jobs.running_job import (
     WaitingRoom,
     WorkerLink,
     finish_of_log,
+    gave_up,
     job_now,
 )
 
@@ -99,7 +100,7 @@ class JobTable:
             self._load.arrived(job.model, len(job.prompt_token_ids))
         self._set_waiting(running, waits=True)
         try:
-            await self._append(running, min(deadline_s, now_s + patience_s))
+            await self._append(running, min(deadline_s, now_s + patience_s), Unavailable)
         except GearfallError as error:
             self._remove(running, error.message)
             raise
@@ -298,7 +299,8 @@ class JobTable:
 
     async def _append_again(self, running: RunningJob) -> None:
         try:
-            await self._append(running, running.deadline_s)
+            # A queue that is full refuses what is new, not what is on its way.
+            await self._append(running, running.deadline_s, Unavailable, Overloaded)
         except GearfallError as error:
             self._fail(running, error)
             return
@@ -306,17 +308,19 @@ class JobTable:
         with contextlib.suppress(Unavailable):  # looked at again by `check_entries`
             await self._check_entry(running)
 
-    async def _append(self, running: RunningJob, until_s: float) -> None:
-        """Append the current epoch; retry on Unavailable until the loop's clock shows `until_s`."""
+    async def _append(
+        self, running: RunningJob, until_s: float, *passing: type[GearfallError]
+    ) -> None:
+        """Append the current epoch; until the loop shows `until_s`, retry after what passes."""
         loop = asyncio.get_running_loop()
         pause_s = _RETRY_FIRST_S
         while self._is_waiting(running):
             try:
                 entry_id = await self._queue.append(job_now(running))
-            except Unavailable as error:
+            except passing as error:
                 left_s = until_s - loop.time()
                 if left_s <= 0:
-                    raise _gave_up(error, running.deadline_s <= loop.time()) from error
+                    raise gave_up(error, is_deadline=running.deadline_s <= loop.time()) from error
                 await asyncio.sleep(min(pause_s, left_s))
                 pause_s = min(pause_s * 2, _RETRY_MOST_S)
                 self._reissue(running)
@@ -395,9 +399,3 @@ class JobTable:
             del self._waiting[job.model]
         if changed:
             self._waiting_room.set_waiting(job.model, waiting.backlog())
-
-
-def _gave_up(error: Unavailable, is_deadline: bool) -> GearfallError:
-    if is_deadline:
-        return DeadlineExceeded("the queue could not be reached before the request's deadline")
-    return Unavailable(f"the job queue can't be reached: {error.message}", retry_after_s=1.0)

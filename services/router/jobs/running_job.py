@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gearfall.core.errors import GearfallError
+from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
 from gearfall.core.generation.job import FinishReason, Job, TokenRun
 from gearfall.core.generation.token_log import TokenLog
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
@@ -146,3 +146,10 @@ def finish_of_log(running: RunningJob) -> FinishReason | None:
     if token_ids and not sampling.ignore_eos and token_ids[-1] in sampling.stop_token_ids:
         return FinishReason.STOP
     return FinishReason.LENGTH if len(token_ids) >= sampling.max_tokens else None
+
+
+def gave_up(error: GearfallError, *, is_deadline: bool) -> GearfallError:
+    """Return what a job ends with that could not be put into its queue."""
+    if is_deadline:
+        return DeadlineExceeded("the queue could not be reached before the request's deadline")
+    return Unavailable(f"the job queue can't be reached: {error.message}", retry_after_s=1.0)

@@ -4,10 +4,7 @@ import asyncio
 
 import pytest
 
-from gearfall.core.errors import (
-    DeadlineExceeded,
-    Unavailable,
-)
+from gearfall.core.errors import DeadlineExceeded, Overloaded, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
 from services.router.service import RouterLimits
@@ -103,6 +100,22 @@ async def test_a_queue_that_stays_down_is_unavailable():
             await rig.ask("small")
         assert caught.value.retry_after_s
         rig.queue_server.start()
+
+
+async def test_a_full_queue_refuses_what_is_new_and_not_what_runs():
+    async with running_rig() as rig:
+        await rig.add_model("small")
+        worker = rig.worker(small=Answer("hello"))
+        worker.hold_at, worker.die_at = 2, {2: 1}
+        asking = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: bool(worker.jobs))
+        rig.queue_server.is_full = True
+        with pytest.raises(Overloaded):
+            await rig.ask("small")
+        worker.gate.set()
+        await rig.until(lambda: rig.queue_server.refused > 2)
+        rig.queue_server.is_full = False
+        assert (await asking).text() == "hello"
 
 
 async def test_a_deadline_ends_the_wait():
