@@ -165,6 +165,7 @@ async def start_worker(
     stack.push_async_callback(publisher.stop)
     store = _store_client(cluster, node_id)
     stack.push_async_callback(store.close)
+    await store.connect()
     ports = ReplicaPorts(
         start=StartPorts(store, take_lease, spawner),
         queue=queue,

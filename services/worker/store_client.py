@@ -46,6 +46,12 @@ class GrpcStoreClient:
         self._find_address = find_address
         self._connection: _Connection | None = None
 
+    async def connect(self) -> None:
+        """Begin to connect, so that the first start finds it done; nothing without a store."""
+        address = self._find_address()
+        if address is not None:
+            (await self._connect(address)).channel.get_state(try_to_connect=True)
+
     async def close(self) -> None:
         """Disconnect once the calls under way have ended. Idempotent."""
         left, self._connection = self._connection, None

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 
+import grpc
 import pytest
 
 from gearfall.core.errors import CorruptCheckpoint, GearfallError, Internal, NotFound, Unavailable
@@ -114,6 +115,15 @@ async def test_one_connection_serves_start_after_start_until_a_call_over_it_fail
     store.error, store.progress = None, [pb.LoadProgress(done=True)]
     await store.client.load_model(MODEL)
     assert len(set(store.peers)) == 2
+
+
+async def test_it_is_connected_before_the_first_call(store):
+    await store.client.connect()
+    channel = store.client._connection.channel
+    async with asyncio.timeout(10):
+        while (state := channel.get_state()) is not grpc.ChannelConnectivity.READY:
+            await channel.wait_for_state_change(state)
+    await GrpcStoreClient(lambda: None).connect()
 
 
 async def test_a_connection_that_was_left_stays_for_those_who_still_use_it(store):
