@@ -22,7 +22,7 @@ class Options(TypedDict, total=False):
     top_p: float
     top_k: int
     seed: int
-    stop: Sequence[str]
+    stop: str | Sequence[str]
     n: int
     logprobs: bool
     top_logprobs: int
@@ -49,6 +49,8 @@ class GenerateCall:
         if "priority" in self.options:
             fields["priority"] = priority_to_pb(self.options["priority"])
         try:
+            if isinstance(self.options.get("stop"), str):
+                fields["stop"] = [self.options["stop"]]  # a field of several takes its letters
             if "stream_mode" in self.options:
                 fields["stream_mode"] = StreamMode(self.options["stream_mode"]).value
             request = pb.GenerateRequest(model=self.model, **fields)  # type: ignore[arg-type]
@@ -63,7 +65,8 @@ def _set_prompt(request: pb.GenerateRequest, prompt: Prompt) -> None:
         request.text = prompt
     elif prompt and isinstance(prompt[0], Mapping):
         for message in prompt:
-            assert isinstance(message, Mapping)
+            if not isinstance(message, Mapping):
+                raise TypeError(f"{message!r} among the messages is none")
             request.chat.messages.add(role=message["role"], content=message["content"])
     else:
         request.tokens.token_ids.extend(prompt)  # type: ignore[arg-type]

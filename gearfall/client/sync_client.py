@@ -8,6 +8,7 @@ from typing import Self, TypeVar, Unpack
 from gearfall.client.async_client import DEFAULT_ADDRESS, AsyncClient
 from gearfall.client.request import Options, Prompt
 from gearfall.client.values import Answer, Event
+from gearfall.core.errors import Unavailable
 from gearfall.core.records import DeploymentRecord
 from gearfall.pb import router_pb2, scheduler_pb2, store_pb2
 
@@ -93,6 +94,9 @@ class Client:
         return self._run(self._async.explain_request(request_id))
 
     def _run(self, work: Coroutine[object, object, T]) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise Unavailable("this client is closed")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
@@ -105,7 +109,8 @@ class Client:
             while (item := self._run(_next(items))) is not None:
                 yield item
         finally:
-            self._run(items.aclose())  # type: ignore[attr-defined]
+            if not self._loop.is_closed():
+                self._run(items.aclose())  # type: ignore[attr-defined]
 
 
 async def _open(address: str, api_key: str) -> AsyncClient:

@@ -1,6 +1,7 @@
 """What a client asks the router for and what it gets back, the same for both doors."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gearfall.core.certainty.escalation import Degraded
@@ -17,6 +18,7 @@ MAX_STOP_CHARACTERS = 1024
 MAX_MESSAGES = 4096
 MAX_TIMEOUT_S = 24 * 3600.0
 _MAX_ID_CHARACTERS = 128
+_MAX_ROLE_CHARACTERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +137,11 @@ class GenerationRequest:
             "request_id",
             f"at most {_MAX_ID_CHARACTERS} printable ASCII characters",
         )
+        most = _MAX_ID_CHARACTERS
+        _require(len(self.tenant) <= most, "tenant", f"at most {most} characters")
         for prompt in self.prompts:
             if isinstance(prompt, ChatPrompt):
-                _require(
-                    0 < len(prompt.messages) <= MAX_MESSAGES,
-                    "messages",
-                    f"1 to {MAX_MESSAGES} messages",
-                )
+                _check_messages(prompt.messages)
 
     @property
     def choices(self) -> int:
@@ -213,6 +213,16 @@ class ChoiceEnd:
 
 
 GenerationEvent = Wait | Delta | Replace | ChoiceEnd
+
+
+def _check_messages(messages: Sequence[ChatMessage]) -> None:
+    count = len(messages)
+    _require(0 < count <= MAX_MESSAGES, "messages", f"1 to {MAX_MESSAGES} messages")
+    for position, message in enumerate(messages):
+        length, param = len(message.role), f"messages[{position}].role"
+        _require(
+            0 < length <= _MAX_ROLE_CHARACTERS, param, f"1 to {_MAX_ROLE_CHARACTERS} characters"
+        )
 
 
 def _require(holds: bool, param: str, rule: str) -> None:

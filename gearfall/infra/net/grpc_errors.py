@@ -29,6 +29,9 @@ STATUS_BY_ERROR: dict[type[errors.GearfallError], grpc.StatusCode] = {
 _ERROR_BY_STATUS = {status: error for error, status in STATUS_BY_ERROR.items()}
 _PARAM_KEY = "gearfall-param"
 _RETRY_KEY = "gearfall-retry-after-s"
+_CODE_KEY = "gearfall-code"
+_MOST_CHARACTERS = 600
+"""Of a message: what an error tells of a hostile request must fit into 8 KiB of metadata."""
 
 Trailers = tuple[tuple[str, str], ...]
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -44,6 +47,8 @@ def trailers_of(error: errors.GearfallError) -> Trailers:
     trailers = []
     if error.param is not None:
         trailers.append((_PARAM_KEY, error.param.encode("ascii", "replace").decode()))
+    if error.code is not None:
+        trailers.append((_CODE_KEY, error.code))
     if error.retry_after_s is not None:
         trailers.append((_RETRY_KEY, f"{error.retry_after_s:.3f}"))
     return tuple(trailers)
@@ -58,6 +63,7 @@ def error_from_rpc(rpc_error: grpc.aio.AioRpcError) -> errors.GearfallError:
         rpc_error.details() or rpc_error.code().name,
         param=_as_text(trailers.get(_PARAM_KEY)),
         retry_after_s=_as_seconds(retry),
+        code=_as_text(trailers.get(_CODE_KEY)),
     )
 
 
@@ -126,4 +132,7 @@ async def _abort(context: Context, error: Exception, method: str) -> None:
     if not isinstance(error, errors.GearfallError):
         _log.exception("unexpected error in a gRPC method", extra={"method": method})
         error = errors.Internal(f"internal error: {type(error).__name__}")
-    await context.abort(status_of(error), error.message, trailers_of(error))
+    message = error.message
+    if len(message) > _MOST_CHARACTERS:
+        message = f"{message[:_MOST_CHARACTERS]}..."
+    await context.abort(status_of(error), message, trailers_of(error))

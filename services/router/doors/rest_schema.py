@@ -217,8 +217,6 @@ def _invalid(text: str) -> InvalidRequest:
 
 
 def _message(body: MessageBody, position: int) -> ChatMessage:
-    if not body.role:
-        raise InvalidRequest("role is empty", param=f"messages[{position}].role")
     if body.content is None or isinstance(body.content, str):
         return ChatMessage(body.role, body.content or "")
     for index, part in enumerate(body.content):

@@ -2,13 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import grpc
 import pytest
 
 from gearfall.client import AsyncClient, Client, Finished, Started, TextDelta, Waiting
-from gearfall.core.errors import Conflict, Internal, InvalidRequest, NotFound
+from gearfall.core.errors import Conflict, Internal, InvalidRequest, NotFound, Unavailable
 from gearfall.core.generation.job import FinishReason, Priority
 from gearfall.core.ids import DeploymentName, ModelName
 from gearfall.core.records import DeploymentRecord, Stage
@@ -192,7 +192,14 @@ async def test_every_kind_of_prompt_reaches_the_router(
 
 @pytest.mark.parametrize(
     ("prompt", "options"),
-    [([1, "x"], {}), ([{"role": "user"}], {}), ("x", {"n": "many"}), ("x", {"seed": -1})],
+    [
+        ([1, "x"], {}),
+        ([{"role": "user"}], {}),
+        ([{"role": "user", "content": "x"}, "y"], {}),
+        ("x", {"n": "many"}),
+        ("x", {"seed": -1}),
+        ("x", {"stop": 7}),
+    ],
 )
 async def test_a_wrong_type_is_refused_before_it_is_sent(
     client: AsyncClient, router: ScriptedRouter, prompt: str, options: dict[str, int]
@@ -200,6 +207,14 @@ async def test_a_wrong_type_is_refused_before_it_is_sent(
     with pytest.raises(InvalidRequest):
         await client.generate("arith", prompt, **options)  # type: ignore[arg-type]
     assert router.requests == []
+
+
+@pytest.mark.parametrize("stop", ["end", ["end"], ("end",)])
+async def test_one_stop_string_is_one(
+    client: AsyncClient, router: ScriptedRouter, stop: str | Sequence[str]
+) -> None:
+    await client.generate("arith", "x", stop=stop)
+    assert list(router.requests[-1].stop) == ["end"]
 
 
 async def test_a_deployment_comes_back_equal(client: AsyncClient) -> None:
@@ -239,7 +254,12 @@ def test_the_blocking_client_does_the_same(address: str) -> None:
             client.generate("unknown", "1")
         with pytest.raises(InvalidRequest):
             list(client.register_model("m", "/x"))
+        left = client.stream("endless", "1")
+        next(left)
     client.close()
+    left.close()  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable, match="closed"):
+        client.generate("arith", "40+2=")
 
 
 async def test_a_router_that_is_not_there_is_unavailable() -> None:

@@ -58,7 +58,8 @@ class _Raising(grpc.GenericRpcHandler):
         async def unary(request: bytes, context: object) -> bytes:
             if error is None:
                 raise ValueError("told why")
-            raise error("told why", param="field", retry_after_s=1.5)
+            told = request.decode() or "told why"
+            raise error(told, param="field", retry_after_s=1.5, code="which_one")
 
         async def stream(request: bytes, context: object) -> AsyncIterator[bytes]:
             yield b"first"
@@ -79,9 +80,9 @@ async def channel() -> AsyncIterator[grpc.aio.Channel]:
     await server.stop(0)
 
 
-async def _ask(channel: grpc.aio.Channel, name: str) -> None:
+async def _ask(channel: grpc.aio.Channel, name: str, told: bytes = b"") -> None:
     method: Any = channel.unary_unary(f"/t/{name}")
-    await method(b"", timeout=5)
+    await method(told, timeout=5)
 
 
 @pytest.mark.parametrize("kind", ALL_ERRORS, ids=lambda kind: kind.__name__)
@@ -91,12 +92,19 @@ async def test_an_error_comes_back_as_itself(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await _ask(channel, kind.__name__)
     error = error_from_rpc(caught.value)
-    assert (type(error), error.message, error.param, error.retry_after_s) == (
-        kind,
-        "told why",
-        "field",
-        1.5,
-    )
+    assert (type(error), error.message, error.param) == (kind, "told why", "field")
+    assert (error.retry_after_s, error.code) == (1.5, "which_one")
+
+
+@pytest.mark.parametrize("text", ["x" * 10**6, "\N{PILE OF POO}" * 10**5])
+async def test_a_message_without_end_is_cut_and_keeps_its_kind(
+    channel: grpc.aio.Channel, text: str
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await _ask(channel, "NotFound", text.encode())
+    error = error_from_rpc(caught.value)
+    assert isinstance(error, errors.NotFound)
+    assert error.message == f"{text[:600]}..."
 
 
 async def test_a_stream_delivers_what_came_before_its_error(channel: grpc.aio.Channel) -> None:

@@ -201,6 +201,8 @@ BAD_FIELDS = [
     (CHAT, chat(messages=[]), 400, "messages"),
     (CHAT, chat(messages="hi"), 400, "messages"),
     (CHAT, chat(messages=[{"content": "hi"}]), 400, "messages[0].role"),
+    (CHAT, chat(messages=[{"role": "", "content": "hi"}]), 400, "messages[0].role"),
+    (CHAT, chat(messages=[{"role": "u" * 65, "content": "hi"}]), 400, "messages[0].role"),
     (CHAT, chat(messages=[{"role": "user", "content": 3}]), 400, "messages[0].content"),
     (
         CHAT,
@@ -318,10 +320,15 @@ async def test_health_and_metrics(rig, http):
     assert 'gearfall_time_to_first_token_seconds_count{model="small"} 1.0' in text
     assert 'gearfall_queue_depth{model="small",state="waiting"} 0.0' in text
     assert "_created" not in text
+    assert 'gearfall_reachable{part="state"} 1.0' in text
+    assert 'gearfall_reachable{part="queue"} 1.0' in text
     rig.queue_server.stop()
     reply = await http.get("/readyz")
     assert reply.status_code == 503
     assert "queue" in reply.json()["degraded"][0]
+    text = (await http.get("/metrics")).text
+    assert 'gearfall_reachable{part="state"} 1.0' in text
+    assert 'gearfall_reachable{part="queue"} 0.0' in text
     rig.queue_server.start()
 
 

@@ -54,6 +54,20 @@ def deployment(*stages, name="both", **fields):
     return DeploymentRecord(DeploymentName(name), built, **fields)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "options", "param", "code"),
+    [
+        ("hi", {"tenant": "t" * 129}, "tenant", None),
+        ([{"role": "", "content": "hi"}], {}, "messages[0].role", None),
+        ("x" * 300, {}, "prompt", "context_length_exceeded"),
+    ],
+)
+async def test_a_refusal_names_field_and_code(client, prompt, options, param, code):
+    with pytest.raises(InvalidRequest) as refused:
+        await client.generate("small", prompt, **options)
+    assert (refused.value.param, refused.value.code) == (param, code)
+
+
 async def test_generate_through_the_client(rig, client):
     rig.worker(small=Answer("wrong", logprob=-1.0), large=Answer("right"))
     await client.deploy(deployment(("small", 0.5), ("large", None)))
