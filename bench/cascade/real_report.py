@@ -145,6 +145,7 @@ def _print_parts(console: Console, checked: "Sequence[Checked]") -> None:
     table = _table(
         "where the time went: mean ms a request, measured (predicted as served)",
         "system", "requests/s", "way", "until a worker has it", "from there", "stages",
+        "one stage", "p40 ms", "p60 ms",
     )  # fmt: skip
     for each in checked:
         seen, said = each.measured, each.as_served
@@ -156,8 +157,19 @@ def _print_parts(console: Console, checked: "Sequence[Checked]") -> None:
                 for name in ("door_s", "queued_s", "engine_s")
             ),
             f"{seen.stages:.2f} ({said.stages:.2f})",
+            f"{seen.one_stage:.2f} ({said.one_stage:.2f})",
+            *(f"{1e3 * one:.0f} ({1e3 * other:.0f})" for one, other in _beside_p50(seen, said)),
         )
     console.print(table)
+    console.print(
+        "one stage: share of answers by the first; near a half p50 lies on the step from those to "
+        "the ones that went up, and p40 and p60 say more.",
+        highlight=False,
+    )
+
+
+def _beside_p50(seen: Figures, said: Figures) -> Sequence[tuple[float, float]]:
+    return (seen.p40_s, said.p40_s), (seen.p60_s, said.p60_s)
 
 
 def _range(values: Sequence[float]) -> str:

@@ -32,6 +32,7 @@ def test_a_run_in_numbers():
     )
     assert (found.requests, found.quality, found.cost) == (100, 0.5, 50.5)
     assert (found.p50_s, found.p95_s, found.p99_s) == (50, 95, 99)
+    assert (found.p40_s, found.p60_s) == (40, 60)
     assert found.device_s == 0.01
     with pytest.raises(ValueError, match="a answered nothing"):
         figures_of(run("a", 0))
@@ -94,14 +95,19 @@ def test_the_busiest_fifth_of_the_time():
 
 
 def test_how_far_a_prediction_is_off():
-    measured = Figures(10, 0.9, 100.0, 1.0, 2.0, 4.0, 8.0, 1.5, 0.1, 0.2, 0.7)
-    predicted = Figures(10, 0.9, 110.0, 0.5, 1.9, 5.0, 8.0, 1.5, 0.1, 0.2, 0.7)
+    measured = Figures(10, 0.9, 100.0, 1.0, 2.0, 4.0, 8.0, 1.5, 0.1, 0.2, 0.7, 1.5, 3.0, 0.5)
+    predicted = Figures(10, 0.9, 110.0, 0.5, 1.9, 5.0, 8.0, 1.5, 0.1, 0.2, 0.7, 1.5, 3.0, 0.5)
     miss = miss_of(predicted, measured)
     assert (miss.p50, miss.p95, miss.p99) == pytest.approx((-0.05, 0.25, 0.0))
     assert (miss.cost, miss.device) == pytest.approx((0.1, -0.5))
     assert miss.within({"p50": 0.05 + 1e-9, "cost": 0.1 + 1e-9})
     assert not miss.within({"p50": 0.04})
     assert not miss.within({"p95": 0.2})
+
+
+def test_who_was_answered_by_the_first_stage():
+    first = [replace(outcome(n), stages=stages) for n, stages in enumerate((1, 2, 3, 1, 2))]
+    assert figures_of(run("a", 0, *first)).one_stage == pytest.approx(0.4)
 
 
 def test_the_parts_of_the_time_are_all_of_it():
