@@ -106,6 +106,18 @@ class RouterMetrics:
             "gearfall_running_choices", "Answers being generated", registry=self._registry
         )
 
+        self._reachable = Gauge(
+            "gearfall_reachable",
+            "1 if cluster state (etcd) or the queue (Redis) answered at this scrape",
+            ["part"],
+            registry=self._registry,
+        )
+
+    def show_reachable(self, parts: Mapping[str, bool]) -> None:
+        """Set which of the parts that a router needs answer it."""
+        for part, answers in parts.items():
+            self._reachable.labels(part).set(answers)
+
     def _by_deployment(self, name: str, meaning: str) -> Gauge:
         return Gauge(name, meaning, ["model"], registry=self._registry)
 

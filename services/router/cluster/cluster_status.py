@@ -1,9 +1,10 @@
 """The cluster as this router sees it: stores, workers, queues, and what is degraded."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 
-from gearfall.core.errors import GearfallError
+from gearfall.core.errors import Conflict, GearfallError
 from gearfall.core.ids import ModelName, RouterId
 from gearfall.core.ports import ClusterState, JobQueue, QueueDepth
 from gearfall.infra.state.cluster_view import ClusterView
@@ -14,6 +15,8 @@ from services.router.cost_metrics import Costs
 
 _PROBE_S = 1.0
 _PROBE_KEY = "routers/probe"
+_NO_REVISION = 2**62
+"""That no key ever has."""
 
 
 class ClusterStatus:
@@ -79,22 +82,25 @@ class ClusterStatus:
 
     async def degraded(self) -> list[str]:
         """Say in words which parts can't be reached; empty when all can."""
-        state, queue = await asyncio.gather(self._probe_state(), self._probe_queue())
+        state, writes, queue = await asyncio.gather(
+            self._probe_state(), self._probe_writes(), self._probe_queue()
+        )
         view = self._view()
-        words = [each for each in (state, queue) if each]
+        words = [each for each in (state or writes, queue) if each]
         if view.leader is None:
             words.append("no scheduler leads: no model can be started")
         if not view.workers:
             words.append("no worker is up: nothing can be answered")
         if not view.nodes:
             words.append("no store is up: nothing can be loaded or registered")
+        without = {each.node_id for each in view.workers.values()} - view.nodes.keys()
+        words += [f"node {each} has workers and no store" for each in sorted(without) if view.nodes]
         return words
 
-    async def unreachable(self) -> list[str]:
-        """Say which of cluster state and the queue can't be reached."""
-        return [
-            each for each in await asyncio.gather(self._probe_state(), self._probe_queue()) if each
-        ]
+    async def unreachable(self) -> dict[str, str]:
+        """Say of cluster state and the queue why they can't be reached; empty of what can be."""
+        state, queue = await asyncio.gather(self._probe_state(), self._probe_queue())
+        return {"state": state, "queue": queue}
 
     async def queue_depths(self) -> dict[ModelName, QueueDepth]:
         """Return the depth of the queues that are in use; without those that can't be read."""
@@ -119,6 +125,18 @@ class ClusterStatus:
                 await self._state.get(_PROBE_KEY)
         except (GearfallError, TimeoutError) as error:
             return f"cluster state can't be reached, going on from the last known: {_text(error)}"
+        return ""
+
+    async def _probe_writes(self) -> str:
+        """Ask for a write that comes about under no circumstances: a full etcd refuses it first."""
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                with contextlib.suppress(Conflict):
+                    await self._state.compare_and_set(
+                        _PROBE_KEY, b"", expected_mod_revision=_NO_REVISION
+                    )
+        except (GearfallError, TimeoutError) as error:
+            return f"cluster state takes no writes, no model can be started: {_text(error)}"
         return ""
 
     async def _probe_queue(self) -> str:

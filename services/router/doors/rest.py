@@ -188,11 +188,14 @@ class RestDoor:
         }
 
     async def _readyz(self, _request: Request) -> Response:
-        words = await self._status.unreachable()
+        words = [why for why in (await self._status.unreachable()).values() if why]
         return _json({"ready": not words, "degraded": words}, status=503 if words else 200)
 
     async def _metrics(self, _request: Request) -> Response:
-        depths = await self._status.queue_depths()
+        depths, unreachable = await asyncio.gather(
+            self._status.queue_depths(), self._status.unreachable()
+        )
+        self._service.metrics.show_reachable({part: not why for part, why in unreachable.items()})
         self._service.desk.show()
         text = self._service.metrics.render(
             self._service.admission.running_choices,
