@@ -69,14 +69,17 @@ sums of a layer are rounded once more. An assumption: it was not measured on a d
 def write_directory(
     start: StartEngine, manifest: Manifest, mappings: Sequence[mmap], directory: Path
 ) -> None:
-    """Write what vLLM reads of a model: its tensors once, its configs."""
+    """Write what vLLM reads of a model: its tensors by all their names, its configs.
+
+    Tensors that happen to be equal share their bytes in a checkpoint; vLLM wants each of them.
+    """
     stored = {tensor.name for tensor in manifest.tensors}
     tensors = rank_tensors(manifest, mappings, 0, 1)
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items() if name in stored},
-        directory / _WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    apart = {
+        name: tensor.contiguous() if name in stored else tensor.clone()
+        for name, tensor in tensors.items()
+    }
+    save_file(apart, directory / _WEIGHTS, metadata={"format": "pt"})
     (directory / "config.json").write_bytes(start.config_json)
     if start.generation_config_json:
         (directory / "generation_config.json").write_bytes(start.generation_config_json)

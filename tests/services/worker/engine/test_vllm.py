@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gearfall.core.errors import CorruptCheckpoint, Unavailable
 from gearfall.core.generation.canary import Canary, CanaryToken, parse_canary
@@ -130,6 +131,22 @@ def test_the_directory_is_one_that_transformers_reads(checkpoint, tmp_path: Path
     assert blocks > whole
     assert arguments["dtype"] == "bfloat16"
     assert (arguments["skip_tokenizer_init"], arguments["trust_remote_code"]) == (True, False)
+
+
+def test_tensors_that_are_equal_are_there_by_all_their_names(tmp_path: Path):
+    model = random_model("llama")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1)
+    with tiny_checkpoint(model, tmp_path) as checkpoint:
+        assert checkpoint.manifest.aliases
+        directory = tmp_path / "for-vllm"
+        directory.mkdir()
+        write_directory(start_message(checkpoint), checkpoint.manifest, checkpoint.map(), directory)
+    written = load_file(directory / "model.safetensors")
+    assert written.keys() == model.state_dict().keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in model.state_dict().items())
 
 
 async def test_the_canary_is_asked_token_by_token(checkpoint):

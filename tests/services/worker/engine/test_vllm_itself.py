@@ -9,7 +9,6 @@ import os
 import select
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -33,6 +32,7 @@ from services.worker.engine_link.messages import (
     WorkerMessage,
 )
 from services.worker.processes.zygote_client import EngineProcess, Zygote
+from tests.services.worker.engine.vllm_processes import descendants, name_of
 from tests.services.worker.engine.vllm_submissions import EPOCH, PROMPT, submit
 from tests.services.worker.tiny_checkpoints import TinyCheckpoint, tiny_checkpoint
 
@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(
         importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed: pip install gearfall[vllm]",
+        reason="vLLM is not installed: docs/protocol.md says how to run these",
     ),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.timeout(400),
@@ -308,16 +308,3 @@ async def test_a_worker_hears_that_vllm_died(
             await served.until(lambda: False)
         await served.engine.wait_exit()
     assert not any(run.finish for run in served.runs["cut"])
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text()
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below one, as they are now."""
-    found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        for child in (thread / "children").read_text().split():
-            found += [int(child), *descendants(int(child))]
-    return found
