@@ -1,10 +1,10 @@
 """What `bench.scheduler real` and `calibrate` replay, and on which cluster. Pure.
 
-Both traces have the proportions of ServerlessLLM's setting as docs/simulation.md gives it, and were
-derived from them before anything was measured with them: two models for each place; one half of the
-answers as long as GSM8K's (120 tokens of 25.5 ms, 1.15 times the 2.66 s that a load takes), one as
-ShareGPT's (338 tokens, 3.24 loads); arrivals of CV 8 x sqrt(places / 16), so that a burst, which
-grows with the square, brings as many requests for each place as there.
+All traces have the proportions of ServerlessLLM's setting as docs/simulation.md gives it, and were
+derived from them before anything was measured with them: two models for each place. In the first
+two one half of the answers is as long as GSM8K's (120 tokens of 25.5 ms, 1.15 times the 2.66 s that
+a load takes), one as ShareGPT's (338 tokens, 3.24 loads); arrivals are of CV 8 x sqrt(places / 16),
+so that a burst, which grows with the square, brings as many requests for each place as there.
 
 skewed  Popularity falls as 1 / rank: the paper gives its models the arrivals of Azure's functions,
         of which few are called often. Memory of a node holds 7 of 12 models (256 GB: 19 of 32), its
@@ -14,6 +14,11 @@ skewed  Popularity falls as 1 / rank: the paper gives its models the arrivals of
         faster: 0.62/s.
 even    All models alike, memory for one copy of each, 4 answers at once, a load of 2.56 s and 0.4
         requests a second, three times the paper's load: what is waited for are places.
+chat    What a platform for chats looks like: *skewed* with ShareGPT's answers only, in bursts as
+        Azure's conversation trace has them, at three quarters of that rate (the paper's 0.3/s).
+        In that trace the requests of ten seconds vary four times as much as by chance, as gaps of
+        CV 2 have it in the long run. Memory of a node holds half of the models. Chosen on the map
+        of `real_simulated` and fixed before it was run.
 """
 
 import argparse
@@ -78,6 +83,14 @@ TRACES = {
         cv=PAPER_CV * (6 / PAPER_PLACES) ** 0.5,
         zipf=0.0,
         answers=(_GSM8K, _SHAREGPT),
+    ),
+    "chat": Trace(
+        Shape(models=12, dram_models=6, slots=16, ssd_bytes_per_s=240_000_000),
+        per_s=0.47,
+        duration_s=80.0,
+        cv=2.0,
+        zipf=1.0,
+        answers=(_SHAREGPT,),
     ),
 }
 
