@@ -22,6 +22,7 @@ from gearfall.infra.service_main import (
 )
 from gearfall.infra.state.cluster import Cluster
 from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
+from services.store.lone_node import check_is_free
 from services.store.service import StoreService
 from services.store.servicer import StoreServicer
 from services.store.settings import StoreSettings
@@ -110,6 +111,7 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         stack.push_async_callback(cluster.stop)
         limit = flags.ssd_bytes_per_s_limit
         read = PacedRead(read_chunks, limit) if limit else read_chunks
+        await check_is_free(cluster.view, flags.node_id)
         service = StoreService(settings, cluster, read=read)
         stack.push_async_callback(service.stop)
         await service.open()
