@@ -25,8 +25,8 @@ from services.router.cluster.cluster_status import ClusterStatus
 from services.router.doors.answer_facts import headers_of
 from services.router.doors.openai_errors import body_too_large, error_response, http_error_response
 from services.router.doors.rest_answers import AnswerShape, ChatShape, CompletionShape
+from services.router.doors.rest_bodies import GenerationBody
 from services.router.doors.rest_schema import (
-    GenerationBody,
     chat_from_json,
     completion_from_json,
     request_from_chat,
@@ -41,6 +41,7 @@ from services.router.service import RouterService
 _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+_SERVED = ("/v1/chat/completions", "/v1/completions", "/v1/models")
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_S = 10.0
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -188,14 +189,14 @@ class RestDoor:
         }
 
     async def _readyz(self, _request: Request) -> Response:
-        words = [why for why in (await self._status.unreachable()).values() if why]
+        words = await self._status.unreachable()
         return _json({"ready": not words, "degraded": words}, status=503 if words else 200)
 
     async def _metrics(self, _request: Request) -> Response:
-        depths, unreachable = await asyncio.gather(
-            self._status.queue_depths(), self._status.unreachable()
+        depths, reachable = await asyncio.gather(
+            self._status.queue_depths(), self._status.reachable()
         )
-        self._service.metrics.show_reachable({part: not why for part, why in unreachable.items()})
+        self._service.metrics.show_reachable(reachable)
         self._service.desk.show()
         text = self._service.metrics.render(
             self._service.admission.running_choices,
@@ -231,6 +232,7 @@ async def _collect(
 
 def _early_headers(running: RunningRequest) -> dict[str, str]:
     headers = {
+        "x-request-id": running.request_id,  # what OpenAI's clients report
         "x-gearfall-request-id": running.request_id,
         "x-gearfall-expected-start-s": f"{running.expected_start_s:.3f}",
     }
@@ -278,6 +280,8 @@ async def _healthz(_request: Request) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path[:200]}: {error.detail}"
+    if error.status_code == 404:
+        message += f"; served are {', '.join(_SERVED)}"
     return http_error_response(error.status_code, message, dict(error.headers or {}))
 
 

@@ -1,4 +1,4 @@
-"""The request bodies that the REST door takes, as OpenAI defines them, and their way to a request.
+"""The way of the REST door's bodies to a request.
 
 Unknown fields are accepted; a known field of the wrong type or with a value that would be ignored
 in silence is refused with its name.
@@ -6,13 +6,19 @@ in silence is refused with its name.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.generation.job import Priority
 from gearfall.core.generation.streaming import parse_stream_mode
+from services.router.doors.rest_bodies import (
+    ChatBody,
+    CompletionBody,
+    GenerationBody,
+    MessageBody,
+)
 from services.router.generation import (
     ChatMessage,
     ChatPrompt,
@@ -22,82 +28,40 @@ from services.router.generation import (
     TokenPrompt,
 )
 
-TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
-
-
-class ContentPart(msgspec.Struct, frozen=True):
-    """One part of a message; only text is taken."""
-
-    type: str
-    text: str | None = None
-
-
-class MessageBody(msgspec.Struct, frozen=True):
-    """One message of a conversation."""
-
-    role: str
-    content: str | list[ContentPart] | None = None
-
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    """What a stream reports beside the text."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
-class GenerationBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What chat and plain completions share."""
-
-    model: str
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    n: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-    ignore_eos: bool | None = None
-    timeout_s: float | None = None
-    priority: str | None = None
-    stream_mode: str | None = None
-    hold_tokens: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-
-    @property
-    def wants_usage(self) -> bool:
-        """Whether the stream ends with a chunk of usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-
-class ChatBody(GenerationBody, frozen=True, kw_only=True):
-    """Body of POST /v1/chat/completions."""
-
-    messages: list[MessageBody]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
-
-
-class CompletionBody(GenerationBody, frozen=True, kw_only=True):
-    """Body of POST /v1/completions."""
-
-    prompt: str | list[str | TokenId | list[TokenId]]
-    logprobs: int | None = None
-    echo: bool | None = None
-    best_of: int | None = None
-    suffix: str | None = None
-
-
 Body = TypeVar("Body", ChatBody, CompletionBody)
+
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "repetition_penalty": (1,),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+}
+"""Fields that change answers elsewhere, by the values that ask for nothing: others are refused."""
+_UNSUPPORTED_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
+    **_UNSUPPORTED,
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "modalities": ([], ["text"]),
+    "audio": (),
+    "web_search_options": (),
+}
+_UNSUPPORTED_IN_COMPLETIONS: Mapping[str, tuple[Any, ...]] = {
+    **_UNSUPPORTED,
+    "echo": (False,),
+    "suffix": ("",),
+}
+_UNSUPPORTED_IN_MESSAGES: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "function_call": ()}
+_SHOWN_CHARACTERS = 40
 
 _CHAT_DECODER = msgspec.json.Decoder(ChatBody)
 _COMPLETION_DECODER = msgspec.json.Decoder(CompletionBody)
@@ -117,9 +81,7 @@ def completion_from_json(content: bytes) -> CompletionBody:
 
 def request_from_chat(body: ChatBody, request_id: str) -> GenerationRequest:
     """Return the request that `body` asks for; raise InvalidRequest for what can't be honoured."""
-    _refuse_common(body)
-    _refuse(bool(body.tools), "tools")
-    _refuse(bool(body.functions), "functions")
+    _refuse_fields(body, _UNSUPPORTED_IN_CHAT)
     _refuse((body.response_format or {}).get("type", "text") != "text", "response_format")
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
@@ -141,9 +103,7 @@ def request_from_chat(body: ChatBody, request_id: str) -> GenerationRequest:
 
 def request_from_completion(body: CompletionBody, request_id: str) -> GenerationRequest:
     """Return the request that `body` asks for; raise InvalidRequest for what can't be honoured."""
-    _refuse_common(body)
-    _refuse(bool(body.echo), "echo")
-    _refuse(bool(body.suffix), "suffix")
+    _refuse_fields(body, _UNSUPPORTED_IN_COMPLETIONS)
     _refuse(body.best_of is not None and body.best_of != (body.n or 1), "best_of")
     if body.logprobs is not None and not 0 <= body.logprobs <= 20:
         raise InvalidRequest(
@@ -190,6 +150,7 @@ def _request(
         top_logprobs=top_logprobs,
         timeout_s=0.0 if body.timeout_s is None else body.timeout_s,
         priority=_priority(body.priority),
+        tenant=body.tenant or "",
         ignore_eos=bool(body.ignore_eos),
         request_id=request_id,
         is_whole=not body.stream,
@@ -217,12 +178,18 @@ def _invalid(text: str) -> InvalidRequest:
 
 
 def _message(body: MessageBody, position: int) -> ChatMessage:
+    _refuse_fields(body, _UNSUPPORTED_IN_MESSAGES, f"messages[{position}].")
     if body.content is None or isinstance(body.content, str):
         return ChatMessage(body.role, body.content or "")
     for index, part in enumerate(body.content):
         if part.type != "text" or part.text is None:
+            kind = (
+                f"of type {part.type[:_SHOWN_CHARACTERS]!r}"
+                if part.type != "text"
+                else "without text"
+            )
             raise InvalidRequest(
-                f"content parts of type {part.type!r} are not supported, only text",
+                f"content parts {kind} are not supported, only text",
                 param=f"messages[{position}].content[{index}]",
             )
     return ChatMessage(body.role, "".join(part.text or "" for part in body.content))
@@ -264,10 +231,10 @@ def _priority(name: str | None) -> Priority:
         raise InvalidRequest(f"priority is one of {known}", param="priority") from None
 
 
-def _refuse_common(body: GenerationBody) -> None:
-    _refuse(bool(body.presence_penalty), "presence_penalty")
-    _refuse(bool(body.frequency_penalty), "frequency_penalty")
-    _refuse(bool(body.logit_bias), "logit_bias")
+def _refuse_fields(body: object, unsupported: Mapping[str, tuple[Any, ...]], at: str = "") -> None:
+    for name, harmless in unsupported.items():
+        value = getattr(body, name)
+        _refuse(value is not None and value not in harmless, f"{at}{name}")
 
 
 def _refuse(is_asked: bool, param: str) -> None:

@@ -43,6 +43,7 @@ async def test_chat_with_the_official_client(rig, client):
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 6
     assert answer.usage.prompt_tokens_details.cached_tokens == 3
     assert answer.gearfall["stages"][0]["cached_tokens"] == 3
+    assert answer._request_id == answer.gearfall["request_id"]
     assert [token.token for token in choice.logprobs.content] == list("hello")
     assert [top.token for top in choice.logprobs.content[0].top_logprobs] == ["h", "z"]
     assert choice.logprobs.content[0].bytes == [ord("h")]
@@ -228,6 +229,24 @@ BAD_FIELDS = [
     (CHAT, chat(tools=[{"type": "function"}]), 400, "tools"),
     (CHAT, chat(response_format={"type": "json_object"}), 400, "response_format"),
     (CHAT, chat(presence_penalty=1), 400, "presence_penalty"),
+    (CHAT, chat(repetition_penalty=1.1), 400, "repetition_penalty"),
+    (CHAT, chat(min_p=0.1), 400, "min_p"),
+    (CHAT, chat(min_tokens=2), 400, "min_tokens"),
+    (CHAT, chat(stop_token_ids=[1]), 400, "stop_token_ids"),
+    (CHAT, chat(guided_json={}), 400, "guided_json"),
+    (CHAT, chat(tool_choice="required"), 400, "tool_choice"),
+    (CHAT, chat(tool_choice={"type": "function"}), 400, "tool_choice"),
+    (CHAT, chat(function_call={"name": "f"}), 400, "function_call"),
+    (CHAT, chat(modalities=["text", "audio"]), 400, "modalities"),
+    (CHAT, chat(web_search_options={}), 400, "web_search_options"),
+    (
+        CHAT,
+        chat(messages=[{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]),
+        400,
+        "messages[0].tool_calls",
+    ),
+    (CHAT, chat(tenant="t" * 129), 400, "tenant"),
+    (PLAIN, {"model": "small", "prompt": "hi", "suffix": "x"}, 400, "suffix"),
     (CHAT, chat(stream="yes"), 400, "stream"),
     (CHAT, chat(timeout_s=-1), 400, "timeout_s"),
     (CHAT, chat(messages=[{"role": "user", "content": "x" * 300}]), 400, "messages"),
@@ -253,6 +272,43 @@ async def test_bad_fields_are_named_and_the_router_lives(rig, http):
         assert error["param"] == param, (body, error)
         alive = (await http.post(CHAT, json=chat())).json()
         assert alive["choices"][0]["message"]["content"] == "fine"
+
+
+async def test_fields_that_ask_for_nothing_are_taken(rig, http):
+    worker = rig.worker(small=Answer("fine"))
+    harmless = {
+        "tools": [],
+        "functions": [],
+        "tool_choice": "auto",
+        "function_call": "none",
+        "parallel_tool_calls": True,
+        "modalities": ["text"],
+        "logit_bias": {},
+        "user": "me",
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "min_p": 0,
+        "min_tokens": 0,
+        "stop_token_ids": [],
+        "guided_json": None,
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "tenant": "acme",
+    }
+    reply = await http.post(CHAT, json=chat(**harmless))
+    assert reply.status_code == 200, reply.text
+    body = {"model": "small", "prompt": "hi", "echo": False, "suffix": "", "best_of": 1}
+    assert (await http.post(PLAIN, json=body)).status_code == 200
+    assert [job.tenant for job in worker.jobs] == ["acme", ""]
+
+
+async def test_a_refused_part_is_not_repeated_whole(rig, http):
+    for part in ({"type": "x" * 10**6, "text": "hi"}, {"type": "text"}):
+        reply = await http.post(CHAT, json=chat(messages=[{"role": "user", "content": [part]}]))
+        assert reply.status_code == 400
+        assert len(reply.content) < 1000
 
 
 async def test_malformed_json(rig, http):
@@ -289,6 +345,9 @@ async def test_unknown_routes_and_methods(rig, http):
     for reply, status in ((await http.get("/v1/x"), 404), (await http.get(CHAT), 405)):
         assert reply.status_code == status
         assert reply.json()["error"]["message"]
+    embeddings = await http.post("/v1/embeddings", json={"model": "small", "input": "hi"})
+    assert embeddings.status_code == 404
+    assert CHAT in embeddings.json()["error"]["message"]
 
 
 async def test_the_context_error_has_openais_code(rig, client):
