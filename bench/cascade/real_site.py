@@ -235,10 +235,12 @@ async def site(settings: Settings, scratch: Path, keep: Path | None = None) -> A
         )
         yield there
         if keep is not None:
-            _keep(there, scratch, keep)
+            _keep(there, await cluster.engines(), scratch, keep)
 
 
-def _keep(there: Site, scratch: Path, directory: Path) -> None:
+def _keep(
+    there: Site, engines: Mapping[int, tuple[str, str]], scratch: Path, directory: Path
+) -> None:
     """Write down what a replay in simulated time needs, and the steps of all engines."""
     directory.mkdir(parents=True)
     shutil.copy(scratch / "profile.json", directory)
@@ -246,7 +248,8 @@ def _keep(there: Site, scratch: Path, directory: Path) -> None:
     for name, plan in there.plans.items():
         (directory / f"plan-{name}.json").write_text(plan_text(plan))
     runs = [asdict(each) for each in there.kept]
-    (directory / "runs.json").write_text(json.dumps({"p95_s": there.p95_s, "runs": runs}))
+    found = {"p95_s": there.p95_s, "engines": engines, "runs": runs}
+    (directory / "runs.json").write_text(json.dumps(found))
 
 
 async def _profiled(cluster: RealCluster, questions: Sequence[Question], scratch: Path) -> Profile:
