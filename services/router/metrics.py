@@ -108,7 +108,7 @@ class RouterMetrics:
 
         self._reachable = Gauge(
             "gearfall_reachable",
-            "1 if cluster state (etcd) or the queue (Redis) answered at this scrape",
+            "1 if etcd answered (state), took a write (writes), Redis answered (queue) just now",
             ["part"],
             registry=self._registry,
         )

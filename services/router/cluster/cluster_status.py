@@ -97,10 +97,21 @@ class ClusterStatus:
         words += [f"node {each} has workers and no store" for each in sorted(without) if view.nodes]
         return words
 
-    async def unreachable(self) -> dict[str, str]:
-        """Say of cluster state and the queue why they can't be reached; empty of what can be."""
-        state, queue = await asyncio.gather(self._probe_state(), self._probe_queue())
-        return {"state": state, "queue": queue}
+    async def unreachable(self) -> list[str]:
+        """Say which of cluster state and the queue can't be reached."""
+        return [
+            each for each in await asyncio.gather(self._probe_state(), self._probe_queue()) if each
+        ]
+
+    async def reachable(self) -> dict[str, bool]:
+        """Return whether cluster state answers, whether it takes writes, and the queue answers."""
+        probes = {
+            "state": self._probe_state(),
+            "writes": self._probe_writes(),
+            "queue": self._probe_queue(),
+        }
+        reasons = await asyncio.gather(*probes.values())
+        return {part: not why for part, why in zip(probes, reasons, strict=True)}
 
     async def queue_depths(self) -> dict[ModelName, QueueDepth]:
         """Return the depth of the queues that are in use; without those that can't be read."""
