@@ -217,7 +217,13 @@ class Router:
 
     async def _start_grpc(self) -> GrpcServer:
         def add_servicers(server: grpc.aio.Server) -> None:
-            router = RouterServicer(self.service, self.catalogue, self.peers, self.status)
+            router = RouterServicer(
+                self.service,
+                self.catalogue,
+                self.peers,
+                self.status,
+                self._settings.api_keys,
+            )
             add_RouterServicer_to_server(router, server)
             sink = TokenSinkServicer(
                 self.jobs, self.router_id, gather_s=self._settings.gather_finished_s

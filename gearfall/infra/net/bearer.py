@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ from gearfall.core.errors import Unauthenticated
 HEADER = "authorization"
 SECRET_VARIABLE = "GEARFALL_CLUSTER_SECRET"  # noqa: S105 - the variable's name, not a secret
 """Environment variable with the key by which a cluster's own services know each other."""
+_TENANT_BYTES = 6
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -29,6 +31,20 @@ def check_bearer(header: str, keys: Sequence[str]) -> None:
     matches = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in keys]
     if scheme.lower() != "bearer" or not any(matches):
         raise Unauthenticated("no or unknown API key: send 'Authorization: Bearer KEY'")
+
+
+def tenant_of(header: str, keys: Sequence[str], claimed: str) -> str:
+    """Return the tenant of a caller whose `header` opened one of `keys`.
+
+    Whoever has another key is another tenant, whatever is claimed: neither meets what is cached for
+    the other. Within a key, and where there is one or none, the claim counts. A key shows as a
+    digest, which metrics may tell.
+    """
+    if len(set(keys)) < 2:
+        return claimed
+    given = header.partition(" ")[2].strip().encode()
+    own = blake2b(given, digest_size=_TENANT_BYTES).hexdigest()
+    return f"{own}/{claimed}" if claimed else own
 
 
 class BearerInterceptor(grpc.aio.ServerInterceptor):

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -19,7 +20,7 @@ from starlette.responses import Response
 
 from gearfall.core.errors import GearfallError, Internal, NotFound
 from gearfall.core.ids import DeploymentName, ModelName
-from gearfall.infra.net.bearer import HEADER, check_bearer
+from gearfall.infra.net.bearer import HEADER, check_bearer, tenant_of
 from services.router.cluster.catalogue import Catalogue
 from services.router.cluster.cluster_status import ClusterStatus
 from services.router.doors.answer_facts import headers_of
@@ -118,6 +119,8 @@ class RestDoor:
         wanted: GenerationRequest,
         shape_of: type[AnswerShape],
     ) -> Response:
+        header = request.headers.get(HEADER, "")
+        wanted = replace(wanted, tenant=tenant_of(header, self._api_keys, wanted.tenant))
         running = await self._service.start(wanted)
         shape = shape_of(
             request_id=running.request_id,

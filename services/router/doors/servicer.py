@@ -1,12 +1,14 @@
 """The Router gRPC door: converts, calls one service method, converts back."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
 
 from gearfall.core.errors import InvalidRequest
 from gearfall.core.ids import ModelName
+from gearfall.infra.net.bearer import HEADER, tenant_of
 from gearfall.infra.net.convert import deployment_from_pb, deployment_to_pb, model_to_pb
 from gearfall.infra.net.grpc_channels import MAX_MESSAGE_BYTES
 from gearfall.pb import common_pb2, router_pb2_grpc, scheduler_pb2, store_pb2
@@ -22,6 +24,7 @@ from services.router.doors.router_convert import (
     request_from_pb,
     start_to_pb,
 )
+from services.router.generation import GenerationRequest
 from services.router.request_log import decisions_within
 from services.router.service import RouterService
 
@@ -39,8 +42,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
     """Errors raised here are mapped by the server's interceptor."""
 
     def __init__(
-        self, service: RouterService, catalogue: Catalogue, peers: Peers, status: ClusterStatus
+        self,
+        service: RouterService,
+        catalogue: Catalogue,
+        peers: Peers,
+        status: ClusterStatus,
+        api_keys: Sequence[str] = (),
     ) -> None:
+        """`api_keys`: which the server's interceptor has checked already."""
+        self._api_keys = tuple(api_keys)
         self._service = service
         self._catalogue = catalogue
         self._peers = peers
@@ -50,7 +60,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateEvent]:
         """Stream one request's events; a client that goes away stops the work."""
-        running = await self._service.start(request_from_pb(request))
+        running = await self._service.start(self._asked(request, context))
         context.add_done_callback(lambda _: running.close())  # type: ignore[arg-type]
         yield start_to_pb(running)
         try:
@@ -65,7 +75,7 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
 
         So does an answer that no message holds.
         """
-        running = await self._service.start(request_from_pb(request, is_whole=True))
+        running = await self._service.start(self._asked(request, context, is_whole=True))
         events = [start_to_pb(running)]
         size_bytes = _size_bytes(events)
         try:
@@ -159,6 +169,15 @@ class RouterServicer(router_pb2_grpc.RouterServicer):
         return scheduler_pb2.ExplainReply(
             explanations=sorted(found, key=lambda each: -each.at_unix_s)
         )
+
+    def _asked(
+        self, message: pb.GenerateRequest, context: Context, *, is_whole: bool = False
+    ) -> GenerationRequest:
+        asked = request_from_pb(message, is_whole=is_whole)
+        if len(self._api_keys) < 2:
+            return asked
+        header = dict(context.invocation_metadata() or ()).get(HEADER, "")
+        return replace(asked, tenant=tenant_of(str(header), self._api_keys, asked.tenant))
 
     def _readiness(self, model: ModelName) -> "common_pb2.ModelReadiness.ValueType":
         is_ready, is_starting = self._service.readiness(model)

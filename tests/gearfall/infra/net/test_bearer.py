@@ -7,7 +7,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gearfall.core.errors import Unauthenticated
-from gearfall.infra.net.bearer import BearerInterceptor, bearer_metadata, check_bearer
+from gearfall.infra.net.bearer import BearerInterceptor, bearer_metadata, check_bearer, tenant_of
 from gearfall.infra.net.grpc_channels import open_channel
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.pb import scheduler_pb2, scheduler_pb2_grpc
@@ -48,6 +48,17 @@ def test_anything_else_does_not(header):
     with pytest.raises(Unauthenticated):
         check_bearer(header, ("one", "two"))
     check_bearer(header, ())
+
+
+@pytest.mark.parametrize("claimed", ["", "acme"])
+def test_each_of_several_keys_is_a_tenant_of_its_own(claimed):
+    keys = ("one", "two")
+    one, two = (tenant_of(f"Bearer {key}", keys, claimed) for key in keys)
+    assert one != two
+    assert one == tenant_of("bearer  one ", ("two", "one", "three"), claimed)
+    assert one != tenant_of("Bearer one", keys, "another")
+    assert "one" not in one
+    assert tenant_of("Bearer one", ("one",), claimed) == tenant_of("", (), claimed) == claimed
 
 
 async def test_the_guarded_service_asks_for_a_key(channel):

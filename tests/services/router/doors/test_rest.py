@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from gearfall.client import AsyncClient
 from gearfall.core.certainty.escalation import EscalationPolicy, WhileLoading
 from gearfall.core.generation.job import FinishReason
 from tests.services.router.rig import Answer, running_rig
@@ -395,6 +396,22 @@ async def test_the_api_is_described(rig, http):
     described = (await http.get("/openapi.json")).json()
     assert "ChatBody" in described["components"]["schemas"]
     assert (await http.get("/docs")).status_code == 200
+
+
+async def test_holders_of_two_keys_are_two_tenants_by_either_door():
+    async with running_rig(api_keys=("one", "two")) as rig:
+        await rig.add_model("small")
+        worker = rig.worker(small=Answer("fine"))
+        async with httpx.AsyncClient(base_url=f"http://{rig.router.rest_address}") as http:
+            for key in ("one", "two"):
+                headers = {"authorization": f"Bearer {key}"}
+                assert (await http.post(CHAT, json=chat(), headers=headers)).status_code == 200
+        for key in ("one", "two"):
+            async with AsyncClient(rig.router.grpc_address, api_key=key) as client:
+                await client.generate("small", "hi")
+        tenants = [job.tenant for job in worker.jobs]
+        assert tenants[:2] == tenants[2:]
+        assert len(set(tenants)) == 2
 
 
 async def test_api_keys():
