@@ -5,8 +5,8 @@ tokens there are. It gives no access to keys and values, so a job moves by its t
 
     SubmitJob, ReleaseJob, ThawJob   a request over prompt and log; what it yields continues the log
     FreezeJob                        the request is aborted; the log is what was received
-    HoldJob, FeedJob                 a request for one token, which is dropped: it leaves the prefix
-                                     in vLLM's own cache for ReleaseJob; `by_kv` is refused
+    HoldJob, FeedJob                 requests for one token, which is dropped, until all there is
+                                     lies in vLLM's own cache for ReleaseJob; `by_kv` is refused
     PinJob, UnpinJob                 reported, nothing to keep
     ProbeEngine                      answered, whatever vLLM does
 
@@ -179,6 +179,8 @@ class VllmJobs:
                 self._refuse(key, fault or "tokens are missing before those that came")
                 return
             sequence.tokens += fresh
+            if job.task is None or job.task.done():
+                self._warm(job)
         self._report(key)
 
     def _change(self, message: ReleaseJob | PinJob | FreezeJob | ThawJob) -> None:
@@ -221,9 +223,7 @@ class VllmJobs:
 
     def _warm(self, job: _Job) -> None:
         self.shares.begin(job.sequence.key, self._clock())
-        request = self._request(job)
-        one = replace(request, sampling=replace(request.sampling, max_tokens=1))
-        job.task = self._spawn(self._compute_prefix(job, one))
+        job.task = self._spawn(self._compute_all(job))
 
     def _request(self, job: _Job) -> VllmRequest:
         sequence = job.sequence
@@ -267,20 +267,26 @@ class VllmJobs:
             self._forget(job)
         return finish is not None
 
-    async def _compute_prefix(self, job: _Job, request: VllmRequest) -> None:
-        """Have vLLM compute a held job's tokens; a failure costs only the head start."""
-        try:
-            async with contextlib.aclosing(self._client.generate(request)) as outputs:
-                async for _ in outputs:
-                    job.warmed_tokens = len(request.token_ids)
-        except ConnectionError:
-            self.died.set()
-        except Exception as error:
-            _LOG.warning("a held job was not computed ahead", extra={"error": str(error)})
-        if self._jobs.get(job.sequence.key) is job:
-            if job.phase is JobPhase.HELD:
-                self.shares.pause(job.sequence.key, self._clock())
+    async def _compute_all(self, job: _Job) -> None:
+        """Have vLLM compute a held job's tokens until none is left, and report each time.
+
+        A failure costs only the head start.
+        """
+        while job.phase is JobPhase.HELD and job.warmed_tokens < len(job.sequence.tokens):
+            request = self._request(job)
+            one = replace(request, sampling=replace(request.sampling, max_tokens=1))
+            try:
+                async with contextlib.aclosing(self._client.generate(one)) as outputs:
+                    async for _ in outputs:
+                        job.warmed_tokens = len(request.token_ids)
+            except ConnectionError:
+                self.died.set()
+                return
+            except Exception as error:
+                _LOG.warning("a held job was not computed ahead", extra={"error": str(error)})
+                break
             self._report(job.sequence.key)
+        self.shares.pause(job.sequence.key, self._clock())
 
     def _end(self, job: _Job, finish: FinishReason, error: str = "") -> None:
         if self._jobs.get(job.sequence.key) is job:

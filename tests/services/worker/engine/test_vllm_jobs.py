@@ -202,8 +202,14 @@ async def test_a_held_job_is_computed_fed_and_released(stepped: Rig):
     stepped.llm.step()
     await stepped.until(lambda: any(r.computed_tokens for r in stepped.reports(JobPhase.HELD)))
     assert stepped.reports(JobPhase.HELD)[-1].computed_tokens == len(PROMPT) + 1
-    stepped.jobs.handle(FeedJob(JobId("a"), EPOCH, 0, tuple(whole[:3])))
+    stepped.jobs.handle(FeedJob(JobId("a"), EPOCH, 0, tuple(whole[:2])))
+    stepped.jobs.handle(FeedJob(JobId("a"), EPOCH, 2, tuple(whole[2:3])))
+    stepped.llm.step()
+    await stepped.until(
+        lambda: stepped.reports(JobPhase.HELD)[-1].computed_tokens == len(PROMPT) + 3
+    )
     stepped.jobs.handle(ReleaseJob(JobId("a"), EPOCH))
+    await stepped.until(lambda: stepped.reports(JobPhase.RUNNING))
     stepped.llm.step(99)
     (end,) = await stepped.ended()
     assert stepped.tokens("a") == whole[3:]
