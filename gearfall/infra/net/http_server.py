@@ -11,6 +11,11 @@ from starlette.applications import Starlette
 from gearfall.core.errors import Internal, Unavailable
 
 _BACKLOG = 2048
+_IDLE_S = 75
+"""How long a kept connection may be idle. Clients and proxies that keep theirs for 5 to 60 s would
+send a request into one that is just being closed otherwise."""
+_STALLED_MS = 120_000
+"""After which a client that takes in nothing of what was sent counts as gone."""
 _TICK_S = 1.0
 """How often answers get another date. uvicorn's own loop wakes ten times as often, to look whether
 it is to end: in six idle processes that was a fifth of what they burned."""
@@ -78,6 +83,7 @@ async def start_http_server(app: Starlette, listen: str) -> HttpServer:
         access_log=False,
         server_header=False,
         backlog=_BACKLOG,
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=3,
     )
     server = _Server(config)
@@ -92,7 +98,7 @@ async def start_http_server(app: Starlette, listen: str) -> HttpServer:
 
 
 def bind(listen: str) -> socket.socket:
-    """Return a listening socket; its connections send at once.
+    """Return a listening socket; its connections send at once, and end when their client stalls.
 
     asyncio turns Nagle's algorithm off only on sockets whose protocol is named: without that every
     answer on a kept connection waits 40 ms for the client's delayed acknowledgement.
@@ -103,6 +109,8 @@ def bind(listen: str) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
         listener.bind((host.strip("[]"), int(port)))
         listener.listen(_BACKLOG)
     except BaseException:

@@ -16,6 +16,11 @@ from services.router.doors.rest_answers import DONE, AnswerShape
 from services.router.generation import ChoiceEnd, GenerationEvent
 from services.router.running_request import RunningRequest
 
+PULSE_S = 15.0
+"""After so long without anything a stream tells that it is alive: proxies cut silent ones after a
+minute, and a client that died without a word is found out by that."""
+_PULSE = b": still here\n\n"
+
 _log = logging.getLogger(__name__)
 
 
@@ -34,6 +39,7 @@ class EventStream(Response):
         n: int,
         wants_usage: bool,
         headers: Mapping[str, str],
+        pulse_s: float = PULSE_S,
     ) -> None:
         """`first`: the batch already taken from `batches`. `n`: choices of each prompt."""
         super().__init__(None, 200, {"cache-control": "no-cache", **headers})
@@ -44,19 +50,35 @@ class EventStream(Response):
         self._shape = shape
         self._n = n
         self._wants_usage = wants_usage
+        self._pulse_s = pulse_s
+        self._sent = 0
+        """Messages so far."""
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Write the stream to its end, or until the client is gone."""
-        watch = asyncio.create_task(close_when_gone(receive, self._running), name="client-watch")
+        watch = asyncio.create_task(self._watch(receive, send), name="client-watch")
         try:
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             await send(start)
             async for chunk in self._chunks():
+                self._sent += 1
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            watch.cancel()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             watch.cancel()
             self._running.close()
+
+    async def _watch(self, receive: Receive, send: Send) -> None:
+        """Close the request when the client disconnects; break its silence until then."""
+        while True:
+            sent = self._sent
+            try:
+                async with asyncio.timeout(self._pulse_s):
+                    return await close_when_gone(receive, self._running)
+            except TimeoutError:
+                if sent == self._sent:
+                    await send({"type": "http.response.body", "body": _PULSE, "more_body": True})
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         try:

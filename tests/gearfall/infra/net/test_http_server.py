@@ -3,9 +3,12 @@
 import asyncio
 import socket
 
+import httpx
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from gearfall.core.errors import Unavailable
 from gearfall.infra.net.http_server import _Server, bind, start_http_server
@@ -18,6 +21,38 @@ def test_connections_send_at_once():
             accepted, _ = listener.accept()
             with accepted:
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has it")
+def test_a_client_that_stalls_loses_its_connection():
+    with bind("127.0.0.1:0") as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            stalled_ms = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    assert 10_000 <= stalled_ms <= 600_000
+
+
+async def test_a_kept_connection_outlives_those_that_proxies_keep(monkeypatch):
+    """A load balancer keeps an idle connection for a minute."""
+
+    async def greet(request):
+        return PlainTextResponse("hi")
+
+    delays = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def noted(delay, callback, *arguments):
+        if getattr(callback, "__name__", "") == "timeout_keep_alive_handler":
+            delays.append(delay)
+        return call_later(delay, callback, *arguments)
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    server = await start_http_server(Starlette(routes=[Route("/", greet)]), "127.0.0.1:0")
+    async with httpx.AsyncClient(base_url=f"http://{server.address}") as client:
+        assert (await client.get("/")).text == "hi"
+    await server.stop()
+    assert [delay > 60 for delay in delays] == [True]
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:99999", "127.0.0.1:x", "nonsense", "192.0.2.1:0"])

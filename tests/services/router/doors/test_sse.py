@@ -1,0 +1,83 @@
+"""One stream of server-sent events without a server: what it says while there is nothing to say."""
+
+import asyncio
+from collections.abc import AsyncIterator, MutableMapping
+from typing import Any
+
+from gearfall.core.ids import RequestId
+from services.router.doors.rest_answers import DONE, ChatShape
+from services.router.doors.sse import EventStream
+from services.router.generation import Delta, GenerationEvent
+from services.router.running_request import RunningRequest
+
+Message = MutableMapping[str, Any]
+
+
+class Client:
+    """Takes what is sent; leaves when told."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.has_pulse, self.leaves = asyncio.Event(), asyncio.Event()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            self.bodies.append(message["body"])
+            if message["body"].startswith(b":"):
+                self.has_pulse.set()
+
+    async def receive(self) -> Message:
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+
+def request() -> RunningRequest:
+    return RunningRequest(
+        RequestId("r"), deployment="small", seed=1, choices=1, on_end=lambda _: None
+    )
+
+
+def stream(
+    running: RunningRequest, batches: AsyncIterator[list[GenerationEvent]], pulse_s: float
+) -> EventStream:
+    shape = ChatShape(request_id="r", model="small", created_unix_s=0, with_logprobs=False)
+    return EventStream(
+        running, batches, (), shape, n=1, wants_usage=False, headers={}, pulse_s=pulse_s
+    )
+
+
+async def test_a_silent_stream_tells_that_it_lives_and_ends_well() -> None:
+    client, running = Client(), request()
+
+    async def batches() -> AsyncIterator[list[GenerationEvent]]:
+        await client.has_pulse.wait()
+        yield [Delta(0, "hello")]
+
+    async with asyncio.timeout(10):
+        await stream(running, batches(), 0.001)({}, client.receive, client.send)
+    assert client.bodies[0].startswith(b": ")
+    assert client.bodies[0].endswith(b"\n\n")
+    assert b"hello" in b"".join(client.bodies)
+    assert client.bodies[-1] == b""
+
+
+async def test_a_client_that_leaves_a_silent_stream_ends_its_request() -> None:
+    client, running = Client(), request()
+    answering = asyncio.create_task(
+        stream(running, running.batches(), 0.001)({}, client.receive, client.send)
+    )
+    async with asyncio.timeout(10):
+        await client.has_pulse.wait()
+        client.leaves.set()
+        await answering
+    assert DONE not in b"".join(client.bodies)
+
+
+async def test_a_stream_that_speaks_has_no_pulse() -> None:
+    client, running = Client(), request()
+
+    async def batches() -> AsyncIterator[list[GenerationEvent]]:
+        yield [Delta(0, "hello")]
+
+    await stream(running, batches(), 60.0)({}, client.receive, client.send)
+    assert not client.has_pulse.is_set()
