@@ -70,14 +70,14 @@ def add_map_flags(parser: argparse.ArgumentParser) -> None:
     """Add what spans the map."""
     parser.add_argument("--map", action="store_true", help="the map instead of the traces")
     parser.add_argument(
-        "--answers", nargs="+", type=float, default=[0.25, 0.5, 1.0, 2.0, 4.0], help="in loads"
+        "--answers", nargs="+", type=float, default=[0.5, 1.0, 2.0, 4.0], help="in loads"
     )
     parser.add_argument(
-        "--used", nargs="+", type=float, default=[0.05, 0.1, 0.2, 0.4], help="of the places"
+        "--used", nargs="+", type=float, default=[0.1, 0.2, 0.4], help="of the places"
     )
-    parser.add_argument("--memory", nargs="+", type=int, default=[4, 7, 8], help="models a node")
+    parser.add_argument("--memory", nargs="+", type=int, default=[4, 6, 7], help="models a node")
     parser.add_argument("--bursts", nargs="+", type=float, default=[2.0, 4.9], help="CVs")
-    parser.add_argument("--requests", type=int, default=60, help="of each seed")
+    parser.add_argument("--requests", type=int, default=80, help="of each seed")
 
 
 def cells_of(settings: argparse.Namespace) -> Iterator[Cell]:
