@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -9,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 import uvloop
 
@@ -78,23 +80,44 @@ def announce_ready(service: str, address: str, **fields: object) -> None:
     gc.freeze()
 
 
+class Stop(asyncio.Event):
+    """Set when a service shall end; knows whether somebody waits for that."""
+
+    is_awaited = False
+
+    async def wait(self) -> Literal[True]:
+        """Return when it is set."""
+        self.is_awaited = True
+        return await super().wait()
+
+
 def run_service(
     service: str, log_level: str, main: Callable[[asyncio.Event], Awaitable[None]]
 ) -> None:
     """Run `main(stop)` on uvloop until it returns; SIGTERM and SIGINT set `stop`.
 
-    The process exits with status 0 after an orderly stop and 1 after an error, which is logged.
+    Before `main` waits for that it is still starting, and is cancelled. The process exits with
+    status 0 after an orderly stop and 1 after an error, which is logged.
     """
     configure_logging(service, log_level)
     arm_failpoints(service, os.environ)
     open_history(service, os.environ)
 
     async def supervised() -> None:
-        stop = asyncio.Event()
+        stop, work = Stop(), asyncio.current_task()
+        assert work is not None
+
+        def end() -> None:
+            if stop.is_awaited:
+                stop.set()
+            elif not work.cancelling():
+                work.cancel()
+
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, stop.set)
-        await main(stop)
+            loop.add_signal_handler(signum, end)
+        with contextlib.suppress(asyncio.CancelledError):
+            await main(stop)
 
     try:
         uvloop.run(supervised())

@@ -1,8 +1,31 @@
+"""What every service's main shares: the ready line, and its end by a signal."""
+
 import gc
 import json
 import os
+import signal
+import subprocess
+import sys
+
+import pytest
 
 from gearfall.infra.service_main import announce_ready
+
+STARTS = "print('starting', flush=True); await asyncio.Event().wait()"
+SERVES = "waits = asyncio.create_task(stop.wait()); await asyncio.sleep(0)"
+PROGRAM = """
+import asyncio
+from gearfall.infra.service_main import run_service
+async def main(stop):
+    try:
+        {start}
+        print('serving', flush=True)
+        await waits
+        print('told', flush=True)
+    finally:
+        print('ended', flush=True)
+run_service('test', 'INFO', main)
+"""
 
 
 def test_what_stands_when_a_service_is_ready_is_collected_no_more(capsys):
@@ -15,3 +38,19 @@ def test_what_stands_when_a_service_is_ready_is_collected_no_more(capsys):
     line = json.loads(capsys.readouterr().out)
     expected = {"ready": True, "service": "store", "address": "127.0.0.1:1", "metrics": ""}
     assert line == {**expected, "pid": os.getpid()}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [(STARTS, ["starting", "ended"]), (SERVES, ["serving", "told", "ended"])],
+    ids=["starting", "serving"],
+)
+def test_a_signal_ends_a_service_in_order_also_before_it_serves(start, said, signum):
+    argv = [sys.executable, "-c", PROGRAM.format(start=start)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline().strip()
+        process.send_signal(signum)
+        rest, _ = process.communicate(timeout=30)
+    assert ([first, *rest.split()], process.returncode) == (said, 0)
