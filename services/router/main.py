@@ -257,6 +257,12 @@ def parse_settings(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parse=int,
         meaning="answers generated or waiting at once; more are refused",
     )
+    parser.add_setting(
+        "--stop-grace",
+        default=RouterLimits().stop_grace_s,
+        parse=float,
+        meaning="seconds that running requests get when the router is told to stop",
+    )
     parser.add_argument(
         "--api-key",
         action="append",
@@ -275,7 +281,7 @@ async def serve(flags: argparse.Namespace, stop: asyncio.Event) -> None:
         api_keys=tuple(flags.api_key),
         cluster_secret=os.environ.get(SECRET_VARIABLE, ""),
         max_body_bytes=flags.max_body_bytes,
-        limits=RouterLimits(max_choices=flags.max_choices),
+        limits=RouterLimits(max_choices=flags.max_choices, stop_grace_s=flags.stop_grace),
     )
     async with contextlib.AsyncExitStack() as stack:
         state = open_state(flags)

@@ -89,7 +89,8 @@ class RouterService:
         metrics.costs.follow(self.prospects.shares)
         self._running: dict[RequestId, RunningRequest] = {}
         self._job_count = 0
-        self._is_stopping = False
+        self.is_stopping = False
+        """Whether new requests are refused, while those that run get their grace."""
 
     @property
     def running_requests(self) -> int:
@@ -102,7 +103,7 @@ class RouterService:
         Raises InvalidRequest, NotFound (code model_not_found), Conflict (request id in use),
         Overloaded with a time to come back, Unavailable. Nothing is queued when it raises.
         """
-        if self._is_stopping:
+        if self.is_stopping:
             raise Overloaded("this router is stopping", retry_after_s=1.0)
         deployment = resolve(self._cluster.view, request.model)
         gear = self.desk.quality.pin(deployment.name)
@@ -188,7 +189,7 @@ class RouterService:
 
     async def stop(self) -> None:
         """Refuse new requests, give running ones a short grace, then end them."""
-        self._is_stopping = True
+        self.is_stopping = True
         running = list(self._running.values())
         waits = [asyncio.create_task(each.wait_stopped()) for each in running]
         if waits:

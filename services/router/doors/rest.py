@@ -193,6 +193,8 @@ class RestDoor:
 
     async def _readyz(self, _request: Request) -> Response:
         words = await self._status.unreachable()
+        if self._service.is_stopping:
+            words.append("this router is stopping")  # a balancer sends the next request elsewhere
         return _json({"ready": not words, "degraded": words}, status=503 if words else 200)
 
     async def _metrics(self, _request: Request) -> Response:

@@ -12,6 +12,7 @@ import pytest
 from gearfall.client import AsyncClient
 from gearfall.core.certainty.escalation import EscalationPolicy, WhileLoading
 from gearfall.core.generation.job import FinishReason
+from services.router.service import RouterLimits
 from tests.services.router.rig import Answer, running_rig
 
 CHAT = "/v1/chat/completions"
@@ -390,6 +391,28 @@ async def test_health_and_metrics(rig, http):
     assert 'gearfall_reachable{part="state"} 1.0' in text
     assert 'gearfall_reachable{part="queue"} 0.0' in text
     rig.queue_server.start()
+
+
+async def test_a_router_that_stops_is_not_ready_while_it_ends_what_runs():
+    limits = RouterLimits(stop_grace_s=20.0)
+    async with running_rig(limits=limits) as rig:
+        await rig.add_model("small")
+        worker = rig.worker(small=Answer("hello"))
+        worker.hold_at = 2
+        async with httpx.AsyncClient(base_url=f"http://{rig.router.rest_address}") as http:
+            asking = asyncio.create_task(http.post(CHAT, json=chat()))
+            await rig.until(lambda: bool(worker.jobs))
+            stopping = asyncio.create_task(rig.router.service.stop())
+            await rig.until(lambda: rig.router.service.is_stopping)
+            reply = await http.get("/readyz")
+            assert (reply.status_code, reply.json()["degraded"]) == (
+                503,
+                ["this router is stopping"],
+            )
+            assert (await http.post(CHAT, json=chat())).status_code == 429
+            worker.gate.set()
+            await stopping
+            assert (await asking).json()["choices"][0]["message"]["content"] == "hello"
 
 
 async def test_the_api_is_described(rig, http):
