@@ -34,8 +34,6 @@ class GearVoteRecord:
     """That arrive at this router, smoothed."""
     queued_tokens: float
     """That wait at this router: prompts, and answers as long as they are expected to become."""
-    queued_prompt_tokens: float = 0.0
-    """Of those, the ones to prefill."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -292,7 +292,6 @@ class GearBoard:
             following.state.gear,
             own_rate,
             queued.total,
-            queued.prompt,
         )
         return vote if self._lease is not None and _is_news(following.told, vote) else None
 

@@ -143,14 +143,13 @@ async def test_what_waits_counts_with_its_prompts_and_the_answers_that_are_expec
     rig.router.demand.set_waiting(ModelName("of-nobody"), long)
     expected = 10 + 3 * TYPICAL_ANSWER_TOKENS
 
-    def told() -> set[tuple[float, float]]:
-        votes = rig.cluster.view.gear_votes.values()
-        return {(each.queued_prompt_tokens, each.queued_tokens) for each in votes}
+    def told() -> set[float]:
+        return {each.queued_tokens for each in rig.cluster.view.gear_votes.values()}
 
-    await rig.until(lambda: told() == {(960.0, 960.0 + expected)})
+    await rig.until(lambda: told() == {960.0 + expected})
     for model in (SMALL, LARGE, ModelName("of-nobody")):
         rig.router.demand.set_waiting(model, Backlog())
-    await rig.until(lambda: told() == {(0.0, 0.0)})
+    await rig.until(lambda: told() == {0.0})
 
 
 async def test_the_first_answers_replace_what_was_guessed_of_them(rig: Rig) -> None:
