@@ -1,7 +1,9 @@
-"""The peers' processes: transformers in this environment, llama.cpp in one of its own."""
+"""The peers' processes: transformers in this environment, the others in ones of their own."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,6 +46,7 @@ class PeerProcess:
                 text=True,
                 cwd=HERE.parents[1],
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                process_group=0,
             )
 
     def warm(self, way: str) -> None:
@@ -60,14 +63,14 @@ class PeerProcess:
         return float(reply["seconds"]), [int(token) for token in reply["first_tokens"]]
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process and all that it started: vLLM's own outlive it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def _ask(self, request: dict[str, object]) -> Any:
         assert self._process.stdin is not None
@@ -97,6 +100,12 @@ def llama_cpp(venv: Path) -> tuple[PeerKind | None, str]:
             return None, (done.stderr.strip().splitlines() or ["pip failed"])[-1]
     command = (str(python), "-P", str(HERE / "llama_cpp_peer.py"))
     return PeerKind("llama.cpp", command, ("bf16", "f16")), ""
+
+
+def vllm(python: Path) -> PeerKind:
+    """Return vLLM's peer, run by an interpreter that has vLLM."""
+    command = (str(python), "-P", str(HERE / "vllm_peer.py"))
+    return PeerKind("vllm", command, ("eager", "compiled"))
 
 
 def start_peers(

@@ -1,7 +1,8 @@
 """Generated tokens a second on one machine: `python -m bench.engine`.
 
 gearfall's engine, as a worker runs it, beside transformers' `generate` (the fastest of several
-ways), transformers' continuous batching and llama.cpp: the same random Llama of 135M parameters in
+ways), transformers' continuous batching, llama.cpp and, where an interpreter that has it is given,
+vLLM: the same random Llama of 135M parameters in
 bfloat16, the same prompts, answer lengths and number of threads, greedy, no end of sequence. All
 requests of a batch are there at the start; a figure is generated tokens over the whole time, the
 prompts' included. Engines take turns, round after round; in the first one every way of a peer runs,
@@ -30,7 +31,7 @@ from bench.engine.figures import OURS, OURS_EXACT, EngineRun, EngineSummary, bes
 from bench.engine.memory_read import read_bytes_per_s
 from bench.engine.model import VOCABULARY, write_model
 from bench.engine.ours import OurEngine, our_engine
-from bench.engine.peers import CONTINUOUS, GENERATE, PeerProcess, llama_cpp, start_peers
+from bench.engine.peers import CONTINUOUS, GENERATE, PeerProcess, llama_cpp, start_peers, vllm
 from bench.engine.work import Work, make_work
 from bench.measuring.machine import machine_facts, our_versions
 from bench.measuring.spread import Spread
@@ -160,6 +161,8 @@ async def run(arguments: argparse.Namespace, console: Console) -> None:
     else:
         kinds.append(llama)
     kinds = [kind for kind in kinds if kind.name in arguments.peers]
+    if arguments.vllm_python is not None:
+        kinds.append(vllm(arguments.vllm_python))
     read = read_bytes_per_s(threads)
     async with AsyncExitStack() as stack:
         ours = {
@@ -217,5 +220,6 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=256)
     names = ["generate", "continuous", "llama.cpp"]
     parser.add_argument("--peers", nargs="*", default=names, choices=names)
+    parser.add_argument("--vllm-python", type=Path, help="interpreter that has vLLM: a peer more")
     parser.add_argument("--out", type=Path, default=RESULTS)
     asyncio.run(run(parser.parse_args(), Console(width=100)))
