@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gearfall.pb.store_pb2_grpc import StoreStub
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -28,6 +27,7 @@ from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.cluster_keys import Record, decode_entry
 from gearfall.infra.state.etcd_state import EtcdState
 from gearfall.pb import store_pb2
+from gearfall.pb.store_pb2_grpc import StoreStub
 
 if TYPE_CHECKING:
     from gearfall.pb.store_pb2_grpc import StoreAsyncStub

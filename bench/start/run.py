@@ -22,7 +22,6 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -39,6 +38,7 @@ from gearfall.infra.memory.pool_lease import take_lease
 from gearfall.infra.net.grpc_server import start_server
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.memory_state import MemoryState
+from gearfall.pb.store_pb2_grpc import add_StoreServicer_to_server
 from services.store.models.model_registry import record_of
 from services.store.service import StoreService
 from services.store.servicer import StoreServicer
