@@ -99,11 +99,12 @@ ext: venv
 
 # Resolve pyproject.toml anew in a scratch environment. The lock leaves out torch and what only
 # torch's accelerator builds need.
+# Without vLLM, which holds others back and pins a torch of its own.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb')); \
-		extras = p['project']['optional-dependencies'].values(); \
-		print(*p['project']['dependencies'], *sum(extras, []), sep='\n')" > build/lock/all.txt
+		extras = p['project']['optional-dependencies']; extras.pop('vllm'); \
+		print(*p['project']['dependencies'], *sum(extras.values(), []), sep='\n')" > build/lock/all.txt
 	build/lock/bin/python -m pip install --quiet "$(TORCH)"
 	build/lock/bin/python -m pip install --quiet --requirement build/lock/all.txt
 	{ echo "# Written by \`make lock\`. torch is installed before it, in the build that fits."; \
