@@ -34,8 +34,14 @@ from services.router.doors.rest_schema import (
     request_from_completion,
     schemas,
 )
-from services.router.doors.sse import EventStream, close_when_gone, described, ends_in_order
-from services.router.generation import Delta, GenerationEvent, GenerationRequest, Replace
+from services.router.doors.sse import (
+    EventStream,
+    close_when_gone,
+    described,
+    ends_in_order,
+    first_batch,
+)
+from services.router.generation import Delta, GenerationRequest, Replace
 from services.router.running_request import RunningRequest
 from services.router.service import RouterService
 
@@ -130,7 +136,7 @@ class RestDoor:
         )
         try:
             if body.stream:
-                return await self._stream(running, body, wanted, shape)
+                return await self._stream(request, running, body, wanted, shape)
             return await _collect(request, running, wanted, shape)
         except BaseException:
             running.close()
@@ -138,14 +144,14 @@ class RestDoor:
 
     async def _stream(
         self,
+        request: Request,
         running: RunningRequest,
         body: GenerationBody,
         wanted: GenerationRequest,
         shape: AnswerShape,
     ) -> Response:
-        """Wait for the first event, so that what fails before it has its own status."""
-        batches = running.batches()
-        first: list[GenerationEvent] = await anext(batches, [])
+        """Wait a while for the first event: what fails before it has its own status."""
+        first, batches = await first_batch(request.receive, running)
         return EventStream(
             running,
             batches,

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -135,6 +135,35 @@ def described(running: RunningRequest) -> dict[str, Any]:
     if running.cache:
         described["cache"] = running.cache
     return described | ({"gear": running.gear.label} if running.gear else {})
+
+
+async def first_batch(
+    receive: Receive, running: RunningRequest, pulse_s: float = PULSE_S
+) -> tuple[list[GenerationEvent], AsyncIterator[list[GenerationEvent]]]:
+    """Return the first batch and what yields those after it; raise what the request failed with.
+
+    It is empty where none came within `pulse_s`: the stream is to be opened then, and tells what
+    comes later, errors too. A client that goes away meanwhile closes the request.
+    """
+    batches = running.batches()
+    no_more: list[GenerationEvent] = []
+    coming = asyncio.ensure_future(anext(batches, no_more))
+    watch = asyncio.create_task(close_when_gone(receive, running), name="client-watch")
+    try:
+        await asyncio.wait((coming,), timeout=pulse_s)
+    finally:
+        watch.cancel()
+    if coming.done():
+        return coming.result(), batches
+    return [], _with_first(coming, batches)
+
+
+async def _with_first(
+    coming: Awaitable[list[GenerationEvent]], batches: AsyncIterator[list[GenerationEvent]]
+) -> AsyncIterator[list[GenerationEvent]]:
+    yield await coming
+    async for batch in batches:
+        yield batch
 
 
 async def close_when_gone(receive: Receive, running: RunningRequest) -> None:

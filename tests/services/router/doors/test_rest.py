@@ -178,10 +178,11 @@ async def test_a_streaming_client_that_leaves_stops_the_work(rig, http):
     assert worker.stops
 
 
-async def test_a_waiting_client_that_leaves_stops_the_work(rig, http):
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_before_anything_came_stops_the_work(rig, http, stream):
     worker = rig.worker(small=Answer("hello"))
-    worker.hold_at = 2
-    asking = asyncio.create_task(http.post(CHAT, json=chat()))
+    worker.hold_at = 0
+    asking = asyncio.create_task(http.post(CHAT, json=chat(stream=stream)))
     await worker.held.wait()
     asking.cancel()
     async with asyncio.timeout(5):

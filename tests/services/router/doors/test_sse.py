@@ -4,11 +4,15 @@ import asyncio
 from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
+import pytest
+
+from gearfall.core.errors import Overloaded
 from gearfall.core.ids import RequestId
 from services.router.doors.rest_answers import DONE, ChatShape
-from services.router.doors.sse import EventStream
+from services.router.doors.sse import EventStream, first_batch
 from services.router.generation import Delta, GenerationEvent
 from services.router.running_request import RunningRequest
+from tests.services.router.virtual_time import run_virtually
 
 Message = MutableMapping[str, Any]
 
@@ -81,3 +85,36 @@ async def test_a_stream_that_speaks_has_no_pulse() -> None:
 
     await stream(running, batches(), 60.0)({}, client.receive, client.send)
     assert not client.has_pulse.is_set()
+
+
+def test_a_stream_that_is_silent_from_the_start_is_opened_and_ends_well() -> None:
+    async def main() -> None:
+        client, running = Client(), request()
+        first, batches = await first_batch(client.receive, running, 60.0)
+        assert first == []
+        running.emit(Delta(0, "hello"))
+        loop = asyncio.get_running_loop()
+        loop.call_later(1.0, running.emit, Delta(0, "again"))
+        loop.call_later(2.0, running.fail, Overloaded("too late for a status"))
+        await stream(running, batches, 60.0)({}, client.receive, client.send)
+        said = b"".join(client.bodies)
+        assert said.index(b"hello") < said.index(b"again") < said.index(b"too late for a status")
+        assert said.endswith(DONE)
+
+    run_virtually(main())
+
+
+async def test_what_fails_before_the_first_event_is_raised() -> None:
+    client, running = Client(), request()
+    asyncio.get_running_loop().call_soon(running.fail, Overloaded("full"))
+    with pytest.raises(Overloaded, match="full"):
+        await first_batch(client.receive, running)
+
+
+async def test_a_client_that_leaves_before_the_first_event_ends_its_request() -> None:
+    client, running = Client(), request()
+    client.leaves.set()
+    async with asyncio.timeout(10):
+        first, batches = await first_batch(client.receive, running)
+        assert first == []
+        assert [batch async for batch in batches] == []
