@@ -60,6 +60,14 @@ LOADS = (0.15, 0.3, 0.5, 0.75, 1.0)
 """Of the highest load that is planned for: the gears."""
 
 
+def new_directory(text: str) -> Path:
+    """Return the path of a directory to be made; refuse what exists before anything is measured."""
+    path = Path(text)
+    if path.exists():
+        raise argparse.ArgumentTypeError(f"{text} exists, a new directory is wanted")
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How much is measured."""
@@ -84,7 +92,9 @@ class Settings:
         parser.add_argument("--rounds", type=int, default=2)
         parser.add_argument("--queries", type=int, default=800, help="Asked for the profile.")
         parser.add_argument("--peak", type=float, default=2.0, help="Of the largest's capacity.")
-        parser.add_argument("--keep", type=Path, help="A new directory for all that is measured.")
+        parser.add_argument(
+            "--keep", type=new_directory, help="A new directory for all that is measured."
+        )
         parser.add_argument(
             "--companions",
             choices=tuple(COMPANIONS),
