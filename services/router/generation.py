@@ -77,6 +77,7 @@ class GenerationRequest:
     """0: the router's default."""
     priority: Priority = Priority.INTERACTIVE
     tenant: str = ""
+    """A claim that `check_tenant` passed, behind the digest of its key where there are several."""
     ignore_eos: bool = False
     request_id: str = ""
     """Chosen by the client, or empty."""
@@ -137,8 +138,6 @@ class GenerationRequest:
             "request_id",
             f"at most {_MAX_ID_CHARACTERS} printable ASCII characters",
         )
-        most = _MAX_ID_CHARACTERS
-        _require(len(self.tenant) <= most, "tenant", f"at most {most} characters")
         for prompt in self.prompts:
             if isinstance(prompt, ChatPrompt):
                 _check_messages(prompt.messages)
@@ -213,6 +212,13 @@ class ChoiceEnd:
 
 
 GenerationEvent = Wait | Delta | Replace | ChoiceEnd
+
+
+def check_tenant(claimed: str) -> str:
+    """Return the tenant that a client says it is; raise InvalidRequest for too long a one."""
+    most = _MAX_ID_CHARACTERS
+    _require(len(claimed) <= most, "tenant", f"at most {most} characters")
+    return claimed
 
 
 def _check_messages(messages: Sequence[ChatMessage]) -> None:

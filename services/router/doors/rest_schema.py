@@ -26,6 +26,7 @@ from services.router.generation import (
     Prompt,
     TextPrompt,
     TokenPrompt,
+    check_tenant,
 )
 
 Body = TypeVar("Body", ChatBody, CompletionBody)
@@ -150,7 +151,7 @@ def _request(
         top_logprobs=top_logprobs,
         timeout_s=0.0 if body.timeout_s is None else body.timeout_s,
         priority=_priority(body.priority),
-        tenant=body.tenant or "",
+        tenant=check_tenant(body.tenant or ""),
         ignore_eos=bool(body.ignore_eos),
         request_id=request_id,
         is_whole=not body.stream,

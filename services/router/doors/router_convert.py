@@ -20,6 +20,7 @@ from services.router.generation import (
     TokenPrompt,
     TokenText,
     Wait,
+    check_tenant,
 )
 from services.router.request_log import RequestEvent
 from services.router.running_request import RunningRequest
@@ -46,7 +47,7 @@ def request_from_pb(message: pb.GenerateRequest, *, is_whole: bool = False) -> G
         top_logprobs=message.top_logprobs,
         timeout_s=message.timeout_s,
         priority=priority_from_pb(message.priority),
-        tenant=message.tenant,
+        tenant=check_tenant(message.tenant),
         ignore_eos=message.ignore_eos,
         request_id=message.request_id,
         is_whole=is_whole,

@@ -423,19 +423,23 @@ async def test_the_api_is_described(rig, http):
 
 
 async def test_holders_of_two_keys_are_two_tenants_by_either_door():
+    longest = "t" * 128
     async with running_rig(api_keys=("one", "two")) as rig:
         await rig.add_model("small")
         worker = rig.worker(small=Answer("fine"))
         async with httpx.AsyncClient(base_url=f"http://{rig.router.rest_address}") as http:
             for key in ("one", "two"):
                 headers = {"authorization": f"Bearer {key}"}
-                assert (await http.post(CHAT, json=chat(), headers=headers)).status_code == 200
+                for claimed in ("", longest):
+                    body = chat(tenant=claimed)
+                    assert (await http.post(CHAT, json=body, headers=headers)).status_code == 200
         for key in ("one", "two"):
             async with AsyncClient(rig.router.grpc_address, api_key=key) as client:
-                await client.generate("small", "hi")
+                for claimed in ("", longest):
+                    await client.generate("small", "hi", tenant=claimed)
         tenants = [job.tenant for job in worker.jobs]
-        assert tenants[:2] == tenants[2:]
-        assert len(set(tenants)) == 2
+        assert tenants[:4] == tenants[4:]
+        assert len(set(tenants)) == 4
 
 
 async def test_api_keys():
