@@ -28,7 +28,7 @@ from services.router.running_request import RunningRequest
 from services.router.stages.choice_run import ChoiceRun, cannot_start
 from services.router.stages.prospects import Prospects, ScheduleWishes
 from services.router.stages.run_context import RunContext
-from services.router.stages.stage_plan import StagePlan, StageReady, plan_stages
+from services.router.stages.stage_plan import DEFAULT_MAX_TOKENS, StagePlan, StageReady, plan_stages
 from services.router.text.tokenizing import TokenizerCache
 
 _log = logging.getLogger(__name__)
@@ -145,10 +145,7 @@ class RouterService:
         """Whether `model`, or an adapter's base, has a ready replica, and whether one is coming."""
         model = self._cluster.view.host_of(model)
         replicas = [each for each in self._cluster.view.replicas.values() if each.model == model]
-        is_starting = bool(replicas) or any(
-            each.model == model for each in self._cluster.view.assignments.values()
-        )
-        return is_ready(model, replicas), is_starting
+        return is_ready(model, replicas), bool(replicas) or self.is_starting(model)
 
     def is_ready(self, model: ModelName) -> bool:
         """Whether a ready replica of `model` is known."""
@@ -229,7 +226,7 @@ class RouterService:
     ) -> list[ChoiceRun]:
         """Return the request's own way through the stages, planned and checked."""
         request, models = context.request, self._cluster.view.models
-        self._want_early(deployment.stages[0].model, request.max_tokens or 0)
+        self._want_early(deployment.stages[0].model, request.max_tokens or DEFAULT_MAX_TOKENS)
         plans = [
             await plan_stages(request, prompt, deployment.stages, models, self._tokenizers)
             for prompt in request.prompts
@@ -245,17 +242,17 @@ class RouterService:
             for choice in range(request.choices)
         ]
 
-    def _want_early(self, model: ModelName, output_tokens: int) -> None:
+    def _want_early(self, model: ModelName, max_tokens: int) -> None:
         """Have a cold model started beside the reading of its tokenizer, which may take seconds.
 
         In vain where the prompt turns out to be none that it can take.
         """
         view = self._cluster.view
-        host = view.models.get(view.host_of(model))
-        if host is None or self._tokenizers.has(host) or self.is_ready(host.name):
+        record, host = view.models.get(model), view.models.get(view.host_of(model))
+        if record is None or host is None or self._tokenizers.has(host) or self.is_ready(host.name):
             return
         if self._starts.error_of(host.name) is None:
-            self._wishes.want_early(host.name, output_tokens)
+            self._wishes.want_early(host.name, min(max_tokens, record.context_tokens))
 
     def _context(
         self,

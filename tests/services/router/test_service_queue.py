@@ -9,7 +9,17 @@ from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
 from services.router.service import RouterLimits
 from tests.services.router.char_models import ids_of
-from tests.services.router.rig import Answer, running_rig
+from tests.services.router.rig import Answer, Rig, ScriptedWorker, running_rig
+
+
+async def _held_below(rig: Rig) -> ScriptedWorker:
+    """A cascade whose worker holds every lower answer, which is to go up, at its first token."""
+    await rig.add_model("small")
+    await rig.add_model("large")
+    await rig.deploy("both", ("small", 0.9), ("large", None))
+    worker = rig.worker(small=Answer("wrong", logprob=-3.0), large=Answer("right"))
+    worker.hold_at = 0
+    return worker
 
 
 async def test_demand_is_kept_true_and_taken_back():
@@ -118,6 +128,40 @@ async def test_a_full_queue_refuses_what_is_new_and_not_what_runs():
         assert (await asking).text() == "hello"
 
 
+async def test_an_answer_that_goes_up_waits_for_room_in_a_full_queue():
+    async with running_rig() as rig:
+        worker = await _held_below(rig)
+        asking = asyncio.create_task(rig.ask("both"))
+        await rig.until(lambda: bool(worker.jobs))
+        rig.queue_server.is_full = True
+        worker.gate.set()
+        await rig.until(lambda: rig.queue_server.refused > 1)
+        rig.queue_server.is_full = False
+        assert (await asking).text() == "right"
+
+
+async def test_a_queue_that_stays_full_ends_an_answer_that_goes_up():
+    async with running_rig(limits=RouterLimits(queue_patience_s=0.1, stop_grace_s=0.0)) as rig:
+        worker = await _held_below(rig)
+        asking = asyncio.create_task(rig.ask("both"))
+        await rig.until(lambda: bool(worker.jobs))
+        rig.queue_server.is_full = True
+        worker.gate.set()
+        with pytest.raises(Overloaded, match="full") as caught:
+            await asking
+        assert caught.value.retry_after_s
+        assert rig.queue_server.refused > 1
+
+
+async def test_a_full_queue_refuses_a_new_question_at_every_stage_at_once():
+    async with running_rig() as rig:
+        await _held_below(rig)
+        rig.queue_server.is_full = True
+        with pytest.raises(Overloaded):
+            await rig.ask("both")
+        assert rig.queue_server.refused == 2
+
+
 async def test_a_deadline_ends_the_wait():
     async with running_rig() as rig:
         await rig.add_model("small")
@@ -144,3 +188,17 @@ async def test_a_cold_model_is_asked_for_before_its_tokenizer_is_read(is_ready):
         await rig.set_replica("small", ReplicaState.READY)
         assert (await asking).text() == "hello"
         await rig.until(lambda: not rig.cluster.view.demand)
+
+
+@pytest.mark.parametrize(("max_tokens", "told"), [(None, 200), (7, 7), (2**31 - 1, 200)])
+async def test_what_is_told_early_is_no_more_than_the_model_could_write(max_tokens, told):
+    async with running_rig() as rig:
+        await rig.add_model("small", ready=False, context_tokens=200)
+        rig.files.gate.clear()
+        asking = asyncio.create_task(rig.ask("small", max_tokens=max_tokens))
+        await rig.until(lambda: bool(rig.cluster.view.demand))
+        (record,) = rig.cluster.view.demand.values()
+        assert record.output_tokens == told
+        rig.files.gate.set()
+        rig.worker(small=Answer("hello"))
+        assert (await asking).text() == "hello"
