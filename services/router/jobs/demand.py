@@ -278,8 +278,15 @@ class DemandBoard:
                 await self._publish(model, demand, self._lease)
         except GearfallError as error:
             _log.warning("could not write demand", extra={"model": model, "error": error.message})
-            self._unsay(model, said)
-            asyncio.get_running_loop().call_later(_RETRY_S, self._touch, model)
+            self._try_again(model, said)
+        except Exception:
+            # One model's record that can't be written must not end the writing of the others'.
+            _log.exception("writing demand failed", extra={"model": model})
+            self._try_again(model, said)
+
+    def _try_again(self, model: ModelName, said: _Said | None) -> None:
+        self._unsay(model, said)
+        asyncio.get_running_loop().call_later(_RETRY_S, self._touch, model)
 
     def _unsay(self, model: ModelName, said: _Said | None) -> None:
         """Take back that something was written; what waits is overdue by the next attempt."""
