@@ -77,14 +77,19 @@ async def test_a_client_that_leaves_a_silent_stream_ends_its_request() -> None:
     assert DONE not in b"".join(client.bodies)
 
 
-async def test_a_stream_that_speaks_has_no_pulse() -> None:
-    client, running = Client(), request()
-
+def test_a_stream_that_speaks_more_often_than_it_would_pulse_has_no_pulse() -> None:
     async def batches() -> AsyncIterator[list[GenerationEvent]]:
-        yield [Delta(0, "hello")]
+        for _ in range(10):
+            await asyncio.sleep(0.4)  # of virtual time
+            yield [Delta(0, "hello")]
 
-    await stream(running, batches(), 60.0)({}, client.receive, client.send)
-    assert not client.has_pulse.is_set()
+    async def main() -> None:
+        client = Client()
+        await stream(request(), batches(), 1.0)({}, client.receive, client.send)
+        assert b"".join(client.bodies).count(b"hello") == 10
+        assert not client.has_pulse.is_set()
+
+    run_virtually(main())
 
 
 def test_a_stream_that_is_silent_from_the_start_is_opened_and_ends_well() -> None:
