@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import Callable, Mapping
 
 from gearfall.core.errors import Conflict, GearfallError
@@ -14,6 +16,9 @@ from services.router.cluster.peers import Peers
 from services.router.cost_metrics import Costs
 
 _PROBE_S = 1.0
+_FRESH_S = 1.0
+"""So long what probes found is told again: anyone may ask for metrics, and each probe is a write at
+etcd."""
 _PROBE_KEY = "routers/probe"
 _NO_REVISION = 2**62
 """That no key ever has."""
@@ -34,8 +39,12 @@ class ClusterStatus:
         running_requests: Callable[[], int],
         alarms: Callable[[], list[str]],
         costs: Mapping[str, Costs],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`waiting`: unclaimed jobs of this router by model. `costs`: by deployment."""
+        """`waiting`: unclaimed jobs of this router by model. `costs`: by deployment.
+
+        `clock`: monotonic seconds.
+        """
         self._router_id = router_id
         self._view = view
         self._state = state
@@ -45,6 +54,10 @@ class ClusterStatus:
         self._running_requests = running_requests
         self._alarms = alarms
         self._costs = costs
+        self._clock = clock
+        self._probing = asyncio.Lock()
+        self._reachable: dict[str, bool] = {}
+        self._probed_s = -math.inf
 
     async def read(self) -> pb.GetStatusReply:
         """Return the whole status within a few seconds."""
@@ -104,7 +117,17 @@ class ClusterStatus:
         ]
 
     async def reachable(self) -> dict[str, bool]:
-        """Return whether cluster state answers, whether it takes writes, and the queue answers."""
+        """Return whether cluster state answers, whether it takes writes, and the queue answers.
+
+        As of a second ago at most; one probe serves all who ask meanwhile.
+        """
+        async with self._probing:
+            if self._clock() - self._probed_s >= _FRESH_S:
+                self._reachable = await self._probe_parts()
+                self._probed_s = self._clock()
+            return dict(self._reachable)
+
+    async def _probe_parts(self) -> dict[str, bool]:
         probes = {
             "state": self._probe_state(),
             "writes": self._probe_writes(),

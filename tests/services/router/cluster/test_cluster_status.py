@@ -1,7 +1,10 @@
 """What a router says that can't be done now."""
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from gearfall.core.errors import Unavailable
 from gearfall.core.ids import NodeId, RouterId, WorkerId
@@ -28,8 +31,20 @@ class FullState(MemoryState):
         raise Unavailable("etcd: mvcc: database space exceeded")
 
 
+class CountingState(MemoryState):
+    """Counts the writes that it is asked for."""
+
+    writes = 0
+
+    async def compare_and_set(self, key: str, value: bytes, **kwargs: Any) -> int:
+        self.writes += 1
+        return await super().compare_and_set(key, value, **kwargs)
+
+
 @asynccontextmanager
-async def status_of(state: MemoryState, view: ClusterView) -> AsyncIterator[ClusterStatus]:
+async def status_of(
+    state: MemoryState, view: ClusterView, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[ClusterStatus]:
     peers = Peers(lambda: view)
     yield ClusterStatus(
         router_id=RouterId("r"),
@@ -41,6 +56,7 @@ async def status_of(state: MemoryState, view: ClusterView) -> AsyncIterator[Clus
         running_requests=int,
         alarms=list,
         costs={},
+        clock=clock,
     )
     await peers.close()
     await state.close()
@@ -62,6 +78,21 @@ async def test_state_that_takes_no_writes_is_told_and_goes_on_being_read():
         assert "database space exceeded" in words
         assert "writes" not in str(await status.unreachable()), "warm traffic goes on"
         assert await status.reachable() == {"state": True, "writes": False, "queue": True}
+
+
+async def test_one_probe_serves_all_who_ask_within_a_second():
+    state, now_s = CountingState(), 5.0
+    async with status_of(state, WHOLE, lambda: now_s) as status:
+        found = await asyncio.gather(*(status.reachable() for _ in range(10)))
+        now_s = 5.9
+        assert [*found, await status.reachable()] == [
+            {"state": True, "writes": True, "queue": True}
+        ] * 11
+        assert state.writes == 1
+        state.server.stop()
+        now_s = 6.0
+        assert not (await status.reachable())["state"]
+        assert state.writes == 2
 
 
 async def test_state_that_is_away_is_told_once():

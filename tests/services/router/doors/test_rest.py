@@ -384,6 +384,9 @@ async def test_health_and_metrics(rig, http):
     assert "_created" not in text
     assert 'gearfall_reachable{part="state"} 1.0' in text
     assert 'gearfall_reachable{part="queue"} 1.0' in text
+
+
+async def test_a_queue_that_is_away_is_told(rig, http):
     rig.queue_server.stop()
     reply = await http.get("/readyz")
     assert reply.status_code == 503
