@@ -92,7 +92,7 @@ class GenerationRequest:
         _require(0 < len(self.prompts) <= MAX_PROMPTS, "prompt", f"1 to {MAX_PROMPTS} prompts")
         _require(1 <= self.n <= MAX_CHOICES, "n", f"between 1 and {MAX_CHOICES}, not {self.n}")
         if self.max_tokens is not None:
-            _require(self.max_tokens >= 1, "max_tokens", f"at least 1, not {self.max_tokens}")
+            _require(1 <= self.max_tokens < 2**31, "max_tokens", "between 1 and 2^31 - 1")
         _require(
             math.isfinite(self.temperature) and 0.0 <= self.temperature <= 2.0,
             "temperature",

@@ -161,6 +161,12 @@ async def test_max_tokens_is_cut_to_the_context():
         assert outcome.ends[0].finish is FinishReason.LENGTH
 
 
+@pytest.mark.parametrize("max_tokens", [0, 2**31, 10**400])
+def test_max_tokens_is_a_number_that_is_meant(max_tokens):
+    with pytest.raises(InvalidRequest, match="max_tokens"):
+        GenerationRequest("small", (TextPrompt("hi"),), max_tokens=max_tokens)
+
+
 async def test_refusals():
     async with running_rig(limits=RouterLimits(max_choices=2, stop_grace_s=0.0)) as rig:
         await rig.add_model("small")
