@@ -165,7 +165,7 @@ class Router:
             raise
 
     async def stop(self) -> None:
-        """Leave the cluster, give running requests their grace, close both doors. Idempotent."""
+        """Give running requests their grace, leave the cluster, close both doors. Idempotent."""
         await self._stack.aclose()
 
     async def _end_links(self) -> None:
@@ -191,10 +191,12 @@ class Router:
         self.rest_address = rest.address
         # Push streams never end by themselves: without this the gRPC server waits its whole grace.
         stack.push_async_callback(self._end_links)
-        stack.push_async_callback(self.service.stop)
         record = RouterRecord(self.router_id, self.grpc_address, self.rest_address)
         presence = Presence(self._cluster, record, self._take_lease)
         stack.push_async_callback(presence.stop)
+        # Before that: what runs in the grace needs this router's demand, load and votes, and
+        # workers that know that it lives.
+        stack.push_async_callback(self.service.stop)
         for work, name in (
             (presence.run(), "presence"),
             (self.demand.run(), "demand"),
