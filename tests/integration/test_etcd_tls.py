@@ -84,6 +84,15 @@ async def test_a_server_may_be_named_otherwise_than_its_endpoint(site: Site) -> 
         await state.close()
 
 
+async def test_where_one_member_is_gone_another_with_the_same_name_answers(site: Site) -> None:
+    (free_port,) = free_ports(1)
+    endpoints = f"https://127.0.0.2:{free_port},{site.url}"
+    tls = read_tls(endpoints, **site.files, server_name="etcd.internal")
+    state = EtcdState(endpoints, prefix="/members/", tls=tls)
+    await state.put("key", b"")
+    await state.close()
+
+
 @pytest.mark.parametrize("shown", [{}, {"ca"}], ids=["believes nobody", "shows nothing"])
 async def test_nobody_else_gets_in(site: Site, shown: set[str]) -> None:
     files = {flag: file for flag, file in site.files.items() if flag in shown}

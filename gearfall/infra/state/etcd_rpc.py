@@ -12,7 +12,14 @@ from urllib.parse import urlsplit
 import grpc
 from aetcd.rpc import kv_pb2, rpc_pb2, rpc_pb2_grpc
 
-from gearfall.core.errors import Conflict, GearfallError, Internal, PermissionDenied, Unavailable
+from gearfall.core.errors import (
+    Conflict,
+    GearfallError,
+    Internal,
+    InvalidRequest,
+    PermissionDenied,
+    Unavailable,
+)
 from gearfall.infra.state.etcd_tls import EtcdTls, uses_tls
 
 kv: Any = kv_pb2
@@ -62,15 +69,22 @@ class EtcdStubs:
 def open_etcd_channel(endpoints: str, tls: EtcdTls | None = None) -> grpc.aio.Channel:
     """Return a channel that spreads calls over the live ones of `endpoints` (URLs by commas).
 
-    Connects lazily; by TLS where they are https. Raises InvalidRequest when only some are,
-    Unavailable when a host name among several can't be resolved.
+    Connects lazily; by TLS where they are https. Raises InvalidRequest when only some are, or when
+    several hosts' certificates have no name in common; Unavailable when a host name among several
+    can't be resolved.
     """
     target = channel_target(endpoints)
     if not uses_tls(endpoints):
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
     tls = tls or EtcdTls()
-    # Several endpoints are one target without a name of its own.
-    name = tls.server_name or _host_port(endpoints.split(",", maxsplit=1)[0])[0]
+    # Several endpoints are one target, whose servers are all held against one name.
+    names = {host for host, _ in _hosts_and_ports(endpoints)}
+    if len(names) > 1 and not tls.server_name:
+        raise InvalidRequest(
+            "several https endpoints want --etcd-server-name: a name in all their certificates",
+            param="etcd-server-name",
+        )
+    name = tls.server_name or names.pop()
     credentials = grpc.ssl_channel_credentials(tls.ca_pem, tls.key_pem, tls.cert_pem)
     options = (*_OPTIONS, ("grpc.ssl_target_name_override", name))
     return grpc.aio.secure_channel(target, credentials, options=options)
@@ -78,7 +92,7 @@ def open_etcd_channel(endpoints: str, tls: EtcdTls | None = None) -> grpc.aio.Ch
 
 def channel_target(endpoints: str) -> str:
     """Return gRPC's target for `http://a:2379,http://b:2379`; one endpoint keeps its name."""
-    hosts = [_host_port(endpoint) for endpoint in endpoints.split(",") if endpoint.strip()]
+    hosts = _hosts_and_ports(endpoints)
     if not hosts:
         raise Unavailable("no etcd endpoint is configured")
     if len(hosts) == 1:
@@ -131,6 +145,10 @@ def prefix_end(prefix: bytes) -> bytes:
     """Return the first key after all that start with `prefix` (etcd's range_end)."""
     stem = prefix.rstrip(b"\xff")
     return stem[:-1] + bytes((stem[-1] + 1,)) if stem else b"\0"
+
+
+def _hosts_and_ports(endpoints: str) -> list[tuple[str, int]]:
+    return [_host_port(endpoint) for endpoint in endpoints.split(",") if endpoint.strip()]
 
 
 def _host_port(endpoint: str) -> tuple[str, int]:

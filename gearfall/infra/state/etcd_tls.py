@@ -1,5 +1,6 @@
 """TLS towards etcd: what flags name, read and held against the endpoints' scheme."""
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class EtcdTls:
     """Of this client, where etcd asks for one."""
     key_pem: bytes | None = None
     server_name: str = ""
-    """Name to expect in the servers' certificates; empty: the first endpoint's own."""
+    """Name to expect in the servers' certificates; empty: their host's, where they have one."""
 
 
 def uses_tls(endpoints: str) -> bool:
@@ -40,9 +41,31 @@ def read_tls(
         return None
     if bool(cert) != bool(key):
         raise InvalidRequest("a client's certificate wants its key, and the other way round")
-    return EtcdTls(
+    tls = EtcdTls(
         _read(ca, "etcd-ca"), _read(cert, "etcd-cert"), _read(key, "etcd-key"), server_name
     )
+    _check(ca, cert, key)
+    return tls
+
+
+def _check(ca: str, cert: str, key: str) -> None:
+    """Raise InvalidRequest for what TLS can't be spoken with: gRPC would only never connect."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca:
+        try:
+            context.load_verify_locations(Path(ca).expanduser())
+        except ssl.SSLError as error:
+            raise InvalidRequest(f"--etcd-ca {ca}: no certificate", param="etcd-ca") from error
+    if not cert:
+        return
+    try:
+        # gRPC can't open a key that has a password: none is asked for.
+        context.load_cert_chain(Path(cert).expanduser(), Path(key).expanduser(), lambda: "")
+    except ssl.SSLError as error:
+        raise InvalidRequest(
+            f"--etcd-cert {cert} and --etcd-key {key} are no certificate and its key",
+            param="etcd-cert",
+        ) from error
 
 
 def _read(path: str, param: str) -> bytes | None:

@@ -5,8 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gearfall.core.errors import Conflict, Internal, PermissionDenied, Unavailable
-from gearfall.infra.state.etcd_rpc import channel_target, error_from_etcd, invoke, prefix_end
+from gearfall.core.errors import (
+    Conflict,
+    Internal,
+    InvalidRequest,
+    PermissionDenied,
+    Unavailable,
+)
+from gearfall.infra.state.etcd_rpc import (
+    channel_target,
+    error_from_etcd,
+    invoke,
+    open_etcd_channel,
+    prefix_end,
+)
+from gearfall.infra.state.etcd_tls import EtcdTls
 
 
 @pytest.mark.parametrize(
@@ -27,6 +40,24 @@ def test_endpoints_become_one_target(endpoints, target):
 def test_endpoints_that_name_nothing_are_refused(endpoints):
     with pytest.raises(Unavailable):
         channel_target(endpoints)
+
+
+@pytest.mark.parametrize("tls", [None, EtcdTls()], ids=["no settings", "no name"])
+def test_several_hosts_by_tls_want_a_name_that_all_bear(tls):
+    with pytest.raises(InvalidRequest, match="--etcd-server-name"):
+        open_etcd_channel("https://10.0.0.1:2379,https://10.0.0.2:2379", tls)
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "name"),
+    [
+        ("https://10.0.0.1:2379,https://10.0.0.2:2379", "etcd.internal"),
+        ("https://10.0.0.1:2379,https://10.0.0.1:2479", ""),
+        ("https://10.0.0.1:2379,", ""),
+    ],
+)
+async def test_hosts_with_one_name_are_one_channel(endpoints, name):
+    await open_etcd_channel(endpoints, EtcdTls(server_name=name)).close()
 
 
 @given(prefix=st.binary(max_size=4), key=st.binary(max_size=6))

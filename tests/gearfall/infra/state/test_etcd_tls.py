@@ -1,5 +1,9 @@
 """Which flags make TLS towards etcd, and which don't fit."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from gearfall.core.errors import InvalidRequest
@@ -19,11 +23,49 @@ def test_the_scheme_says_whether_it_is_tls(endpoints, expected):
     assert uses_tls(endpoints) is expected
 
 
-def test_files_become_what_they_hold(tmp_path):
-    for name in ("ca", "cert", "key"):
-        (tmp_path / name).write_text(name)
-    files = {name: str(tmp_path / name) for name in ("ca", "cert", "key")}
-    assert read_tls("https://a", **files) == EtcdTls(b"ca", b"cert", b"key")
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """a.pem with a.key, b.pem with b.key, locked.key: a's with a password, and no.pem."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not here to make certificates")
+    made = tmp_path_factory.mktemp("keys")
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    for command in (
+        f"{new} -subj /CN=a -keyout a.key -out a.pem",
+        f"{new} -subj /CN=b -keyout b.key -out b.pem",
+        "pkey -in a.key -aes128 -passout pass:secret -out locked.key",
+    ):
+        subprocess.run([openssl, *command.split()], cwd=made, check=True, capture_output=True)
+    (made / "no.pem").write_text("garbage")
+    return made
+
+
+def test_files_become_what_they_hold(keys: Path) -> None:
+    files = {"ca": "b.pem", "cert": "a.pem", "key": "a.key"}
+    read = read_tls("https://a", **{flag: str(keys / file) for flag, file in files.items()})
+    ca, cert, key = ((keys / file).read_bytes() for file in files.values())
+    assert read == EtcdTls(ca, cert, key)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"ca": "no.pem"}, "--etcd-ca .*no.pem: no certificate"),
+        ({"cert": "a.pem", "key": "b.key"}, "--etcd-cert .*a.pem and --etcd-key .*b.key are no"),
+        ({"cert": "no.pem", "key": "a.key"}, "no certificate and its key"),
+        ({"cert": "a.pem", "key": "no.pem"}, "no certificate and its key"),
+        ({"cert": "a.pem", "key": "locked.key"}, "no certificate and its key"),
+    ],
+)
+def test_files_that_do_not_fit_each_other_are_refused(
+    keys: Path, files: dict[str, str], words: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        read_tls("https://a", **{flag: str(keys / file) for flag, file in files.items()})
+
+
+def test_files_are_wanted_where_endpoints_are_https_only() -> None:
     assert read_tls("https://a", server_name="etcd") == EtcdTls(server_name="etcd")
     assert read_tls("http://a") is None
 
