@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import json
 import logging
@@ -33,7 +32,7 @@ class ServiceParser(argparse.ArgumentParser):
         self.add_setting("--etcd-cert", default="", meaning="PEM file: this client's certificate")
         self.add_setting("--etcd-key", default="", meaning="PEM file: its key")
         self.add_setting(
-            "--etcd-server-name", default="", meaning="name in etcd's certificate, if another"
+            "--etcd-server-name", default="", meaning="name in etcd's certificates, if another"
         )
         self.add_setting("--redis", default="redis://127.0.0.1:6379", meaning="Redis URL")
         self.add_setting("--listen", default="127.0.0.1:0", meaning="host:port of the gRPC server")
@@ -97,7 +96,8 @@ def run_service(
     """Run `main(stop)` on uvloop until it returns; SIGTERM and SIGINT set `stop`.
 
     Before `main` waits for that it is still starting, and is cancelled. The process exits with
-    status 0 after an orderly stop and 1 after an error, which is logged.
+    status 0 after an orderly stop and 1 after an error, or a cancellation that no signal asked
+    for, which is logged.
     """
     configure_logging(service, log_level)
     arm_failpoints(service, os.environ)
@@ -116,12 +116,15 @@ def run_service(
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, end)
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await main(stop)
+        except asyncio.CancelledError:
+            if not work.cancelling():
+                raise
 
     try:
         uvloop.run(supervised())
         close_history()
-    except Exception:
+    except (Exception, asyncio.CancelledError):
         logging.getLogger(service).exception("service failed")
         sys.exit(1)

@@ -40,6 +40,14 @@ def test_what_stands_when_a_service_is_ready_is_collected_no_more(capsys):
     assert line == {**expected, "pid": os.getpid()}
 
 
+def test_a_cancellation_that_no_signal_asked_for_is_a_failure():
+    argv = [sys.executable, "-c", PROGRAM.format(start="raise asyncio.CancelledError")]
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.stdout.split(), ended.returncode) == (["ended"], 1)
+    assert "service failed" in ended.stderr
+    assert "CancelledError" in ended.stderr
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("start", "said"),
