@@ -36,10 +36,10 @@ def entries(unit: str, key: str) -> list[str]:
     return re.findall(rf"^{key}=(.*)$", unit, re.MULTILINE)
 
 
-def command_of(unit: str, settings: dict[str, str]) -> list[str]:
-    """Return ExecStart as systemd runs it for instance 0."""
+def command_of(unit: str, settings: dict[str, str], instance: str = "0") -> list[str]:
+    """Return ExecStart as systemd runs it."""
     (line,) = entries(unit, "ExecStart")
-    line = line.replace("%i", "0")
+    line = line.replace("%i", instance)
     return shlex.split(re.sub(r"\$\{(\w+)\}", lambda name: settings[name[1]], line))
 
 
@@ -64,12 +64,40 @@ def test_a_unit_starts_its_service_with_flags_that_it_takes(
 def test_every_setting_of_the_example_files_is_read_by_a_service(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    variables = set(settings_in("\n".join(path.read_text() for path in UNITS.glob("*.env"))))
+    examples = "\n".join(path.read_text() for path in UNITS.glob("*.env"))
+    variables = set(settings_in(examples.replace("\n# GEARFALL_", "\nGEARFALL_")))
     for parse in PARSERS.values():
         with pytest.raises(SystemExit):
             parse(["--help"])
     taken = set(re.findall(r"GEARFALL_\w+", capsys.readouterr().out))
     assert variables - taken == {"ADDRESS", "GEARFALL_CLUSTER_SECRET"}
+
+
+def test_the_guide_puts_there_what_the_units_read() -> None:
+    units = [path.read_text() for path in UNITS.glob("*.service")]
+    wanted = {file for unit in units for file in entries(unit, "EnvironmentFile")}
+    ((mode, files),) = re.findall(r"^install -m (\d+) (.*?) /etc/gearfall/ ", GUIDE, re.MULTILINE)
+    assert mode == "0600", "passwords"
+    assert {f"/etc/gearfall/{name}" for name in files.split()} == wanted
+
+
+def test_services_may_read_the_pem_files_that_the_example_names() -> None:
+    examples = (UNITS / "cluster.env").read_text()
+    assert len(re.findall(r"=/etc/gearfall/.*(?:pem|key)$", examples, re.MULTILINE)) == 3
+    users = {user for path in UNITS.glob("*.service") for user in entries(path.read_text(), "User")}
+    ways = re.findall(r"install (?:-d )?-m (\d+) -g (\w+)", GUIDE)
+    assert [mode for mode, _ in ways] == ["0750", "0640"]
+    assert {group for _, group in ways} == users
+
+
+@pytest.mark.parametrize("instance", ["0", "9"])
+def test_a_worker_has_the_ports_that_the_guide_names(instance: str) -> None:
+    unit = (UNITS / "gearfall-worker@.service").read_text().replace("\\\n", " ")
+    flags = command_of(unit, {"ADDRESS": "host"}, instance)
+    used = {int(flag.partition(":")[2]) for flag in flags if flag.startswith("host:")}
+    (row,) = re.findall(r"^\| worker \| .* \| (\d.*?) \|", GUIDE, re.MULTILINE)
+    first = re.findall(r"(\d+) to (\d+)", row)
+    assert used == {int(span[int(instance) // 9]) for span in first}
 
 
 def test_alert_rules_ask_for_metrics_that_there_are() -> None:
