@@ -187,6 +187,8 @@ class WorkerMetrics:
         self._kv_blocks.clear()
         self._slowdown.clear()
         for replica in hosted:
+            for outcome in ("failed", "died"):  # an alert on an increase wants a 0 before the 1
+                self._starts.labels(replica.model, outcome)
             self._jobs.labels(replica.model, "claimed").set(replica.running_jobs)
             step = self._last_steps.get(replica.model)
             # No step comes after the last job's end: what the one before it said is over.

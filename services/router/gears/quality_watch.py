@@ -255,10 +255,15 @@ class QualityWatch:
         for place, stage in enumerate(gear.planned[:-1]):
             labels = (name, cascade, stage.model)
             reached, above = promise.escalated[place : place + 2]
-            if reached > 0:
-                self._metrics.promised.labels(*labels, "escalation").set(above / reached)
-            if promise.agreement and (share := promise.agreement[place]) is not None:
-                self._metrics.promised.labels(*labels, "agreement").set(share)
+            shares = {
+                "escalation": above / reached if reached > 0 else None,
+                "agreement": promise.agreement[place] if promise.agreement else None,
+            }
+            for kind, share in shares.items():
+                if share is not None:
+                    self._metrics.promised.labels(*labels, kind).set(share)
+                    # An alert on an increase wants a 0 before the 1.
+                    self._metrics.alarms.labels(*labels, kind)
 
 
 def _deployment(plan: GearPlanRecord) -> tuple[float, int]:

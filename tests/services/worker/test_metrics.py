@@ -96,6 +96,14 @@ def test_what_is_counted_is_rendered(sample, value):
     assert samples_of(counted([replica()]).render())[sample] == pytest.approx(value)
 
 
+def test_a_replica_shows_that_nothing_failed_yet():
+    metrics = WorkerMetrics()
+    metrics.follow(lambda: [replica(ReplicaState.LOADING)])
+    seen = samples_of(metrics.render())
+    starts = {key[2]: n for key, n in seen.items() if key[0] == "gearfall_worker_starts_total"}
+    assert starts == {"failed": 0, "died": 0}, "an increase from nothing is none"
+
+
 def test_a_move_without_a_prediction_or_an_end_counts_no_error():
     seen = samples_of(counted([]).render())
     name = "gearfall_worker_migration_prediction_error_ratio_count"

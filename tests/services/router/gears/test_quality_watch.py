@@ -21,9 +21,11 @@ from services.router.background import Background
 from services.router.gears.gear_board import PinnedGear
 from services.router.gears.quality_metrics import QualityMetrics
 from services.router.gears.quality_watch import QualityWatch
+from tests.gearfall.infra.metric_samples import samples_of
 from tests.services.router.rig import Answer, Rig, running_rig
 
 NAME = DeploymentName("chat")
+ALARMS = "gearfall_drift_alarms_total"
 CASCADE = (Stage(ModelName("small"), 0.5), Stage(ModelName("large")))
 PROMISE = Promise(0.9, 0.0, 0.1, 2000, 1.0, 1.0, (1.0, 0.3), (0.95,), (1400,))
 PLAN = GearPlan(
@@ -329,6 +331,9 @@ async def test_as_promised_nothing_happens(rig: Rig) -> None:
         rig.router.quality.compared(NAME, pinned(rig), 0, agreed)
     assert pinned(rig).label == "1/0"
     assert not rig.cluster.view.drift
+    shown = samples_of(rig.router.service.metrics.render(0, {}, {}))
+    alarms = {key[3]: value for key, value in shown.items() if key[0] == ALARMS}
+    assert alarms == {"agreement": 0, "escalation": 0}, "an increase from nothing is none"
     ((_, decision, why),) = rig.router.quality.explain("chat")
     assert decision == "watched"
     assert "96.0% of 1000 compared agreed with large, promised at least 90.6%" in why
