@@ -67,7 +67,7 @@ class RunningRequest:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._is_closed = False
+        self._closed = asyncio.Event()
 
     @property
     def is_from_cache(self) -> bool:
@@ -93,7 +93,7 @@ class RunningRequest:
 
         Nothing starts when the request was closed before, as while its prompt was read.
         """
-        if self._is_closed:
+        if self._closed.is_set():
             return
         loop = asyncio.get_running_loop()
         self._timer = loop.call_at(deadline_s, self._expire)
@@ -127,7 +127,7 @@ class RunningRequest:
                 yield batch
             if self.error is not None:
                 raise self.error
-            if self._is_closed and not self._outbox:
+            if self._closed.is_set() and not self._outbox:
                 return
 
     def cancel(self) -> None:
@@ -147,9 +147,9 @@ class RunningRequest:
 
     def close(self) -> None:
         """Stop what still runs and say that the request ended. Idempotent, never blocks."""
-        if self._is_closed:
+        if self._closed.is_set():
             return
-        self._is_closed = True
+        self._closed.set()
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:
@@ -158,7 +158,8 @@ class RunningRequest:
         self._wake.set()
 
     async def wait_stopped(self) -> None:
-        """Return when every choice's task has ended."""
+        """Return when the request is closed and every choice's task has ended."""
+        await self._closed.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _expire(self) -> None:

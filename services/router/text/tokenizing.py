@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 
-from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, NotFound
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, NotFound, Overloaded
 from gearfall.core.records import ModelRecord
 from services.router.generation import ChatPrompt, Prompt, TextPrompt, TokenPrompt
 from services.router.text.chat_template import ChatTemplate
@@ -136,6 +136,7 @@ class TokenizerCache:
     def __init__(self, source: FileSource) -> None:
         self._source = source
         self._tasks: OrderedDict[str, asyncio.Task[ModelTokenizer]] = OrderedDict()
+        self._is_stopped = False
 
     def has(self, model: ModelRecord) -> bool:
         """Whether the model's tokenizer is here."""
@@ -143,19 +144,31 @@ class TokenizerCache:
         return task is not None and task.done()
 
     async def get(self, model: ModelRecord) -> ModelTokenizer:
-        """Return the model's tokenizer. Raises Unavailable when no store can be read."""
+        """Return the model's tokenizer.
+
+        Raises Unavailable when no store can be read, Overloaded when the cache stops before that.
+        """
         task = self._tasks.get(model.digest)
         if task is None:
+            if self._is_stopped:
+                raise _stopping()
             task = asyncio.create_task(self._fetch(model), name=f"tokenizer-{model.name}")
             self._tasks[model.digest] = task
             task.add_done_callback(lambda done: self._forget_failed(model.digest, done))
             self._evict()
         else:
             self._tasks.move_to_end(model.digest)
-        return task.result() if task.done() else await asyncio.shield(task)
+        try:
+            return task.result() if task.done() else await asyncio.shield(task)
+        except asyncio.CancelledError:
+            asker = asyncio.current_task()
+            if task.cancelled() and not (asker and asker.cancelling()):
+                raise _stopping() from None
+            raise
 
     async def stop(self) -> None:
-        """Cancel what is being fetched."""
+        """Cancel what is being fetched, and fetch no more."""
+        self._is_stopped = True
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -207,6 +220,10 @@ def _characters(prompt: Prompt) -> int:
     if isinstance(prompt, ChatPrompt):
         return sum(len(message.content) for message in prompt.messages)
     return 0
+
+
+def _stopping() -> Overloaded:
+    return Overloaded("this router is stopping", retry_after_s=1.0)
 
 
 def _json(content: bytes) -> dict[str, Any]:

@@ -204,3 +204,32 @@ async def test_the_tokenizer_is_fetched_once():
         rig.worker(small=Answer("hello"))
         await asyncio.gather(*(rig.ask("small") for _ in range(10)))
         assert rig.files.reads == 4
+
+
+async def test_a_request_whose_tokenizer_is_being_read_gets_the_grace_too():
+    async with running_rig(limits=RouterLimits(stop_grace_s=20.0)) as rig:
+        await rig.add_model("small")
+        rig.worker(small=Answer("hello"))
+        rig.files.gate.clear()
+        asking = asyncio.create_task(rig.ask("small"))
+        await rig.until(lambda: rig.files.waiting > 0)
+        stopping = asyncio.create_task(rig.router.service.stop())
+        await rig.until(lambda: rig.router.service.is_stopping)
+        await rig.add_model("other")
+        rig.files.gate.set()
+        assert (await asking).text() == "hello"
+        await stopping
+
+
+async def test_a_request_whose_tokenizer_is_read_for_too_long_is_sent_elsewhere():
+    async with running_rig(limits=RouterLimits(stop_grace_s=0.0)) as rig:
+        await rig.add_model("small")
+        await rig.add_model("large")
+        await rig.deploy("both", ("small", 0.9), ("large", None))
+        rig.files.gate.clear()
+        asking = asyncio.create_task(rig.ask("both"))
+        await rig.until(lambda: rig.files.waiting > 0)
+        await rig.router.service.stop()
+        with pytest.raises(Overloaded) as stopped:
+            await asking
+        assert stopped.value.retry_after_s

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, Unavailable
+from gearfall.core.errors import CorruptCheckpoint, InvalidRequest, Overloaded, Unavailable
 from services.router.generation import ChatMessage, ChatPrompt, TextPrompt, TokenPrompt
 from services.router.text.tokenizing import ModelTokenizer, TokenizerCache, encode_prompt
 from tests.services.router.char_models import (
@@ -123,3 +123,16 @@ async def test_a_failed_fetch_is_tried_again():
     first, second = await asyncio.gather(cache.get(record), cache.get(record))
     assert first is second
     await cache.stop()
+
+
+async def test_who_waits_for_a_tokenizer_when_the_cache_stops_hears_why():
+    source = Files()
+    source.gate.clear()
+    cache, record = TokenizerCache(source), model_record("small")
+    waiting, leaving = (asyncio.create_task(cache.get(record)) for _ in range(2))
+    while not source.waiting:
+        await asyncio.sleep(0)
+    leaving.cancel()
+    await cache.stop()
+    results = await asyncio.gather(waiting, leaving, cache.get(record), return_exceptions=True)
+    assert [type(each) for each in results] == [Overloaded, asyncio.CancelledError, Overloaded]
