@@ -8,20 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from gearfall.core.errors import GearfallError, Internal, Overloaded, Unavailable
-from gearfall.core.generation import token_log
-from gearfall.core.generation.history import Appended as LogAppended
-from gearfall.core.generation.history import Bound as LogBound
-from gearfall.core.generation.history import Ended, Lost, accepted
-from gearfall.core.generation.history import HandedOver as LogHandedOver
+from gearfall.core.generation import history, token_log
 from gearfall.core.generation.job import FinishReason, Job, TokenRun
-from gearfall.core.generation.token_log import (
-    Appended,
-    Bound,
-    Broken,
-    HandedOver,
-    LogState,
-    Refused,
-)
+from gearfall.core.generation.token_log import Appended, Bound, Broken, LogState, Refused
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
 from gearfall.core.ports import JobQueue
 from gearfall.infra.failpoints import failpoint
@@ -86,21 +75,29 @@ class JobTable:
         return len(waiting) if waiting else 0
 
     async def submit(
-        self, job: Job, listener: JobListener, *, deadline_s: float, patience_s: float
+        self,
+        job: Job,
+        listener: JobListener,
+        *,
+        deadline_s: float,
+        patience_s: float,
+        is_new: bool = True,
     ) -> None:
         """Append `job` to its model's queue, once the queue can be reached.
 
-        Raises Unavailable when it could not for `patience_s` seconds; the job is gone then.
+        Raises Unavailable when it could not for `patience_s` seconds, and Overloaded when the queue
+        is full: at once for what `is_new`, else after that time too. The job is gone then.
         """
         now_s = asyncio.get_running_loop().time()
         running = RunningJob(job, listener, deadline_s, now_s)
         self._jobs[job.job_id] = running
-        record(accepted, job)
+        record(history.accepted, job)
         if self._load is not None:
             self._load.arrived(job.model, len(job.prompt_token_ids))
         self._set_waiting(running, waits=True)
         try:
-            await self._append(running, min(deadline_s, now_s + patience_s), Unavailable)
+            passing = (Unavailable,) if is_new else (Unavailable, Overloaded)
+            await self._append(running, min(deadline_s, now_s + patience_s), *passing)
         except GearfallError as error:
             self._remove(running, error.message)
             raise
@@ -155,7 +152,7 @@ class JobTable:
         elif isinstance(verdict, Bound) and running.link is None:
             running.link = link
             link.jobs.add(job_id)
-            record(LogBound, job_id, epoch, link.worker_id)
+            record(history.Bound, job_id, epoch, link.worker_id)
             self._set_waiting(running, waits=False)
             running.listener.on_bound(link.worker_id, epoch, held_s)
 
@@ -173,7 +170,9 @@ class JobTable:
             return
         if isinstance(verdict, Appended):
             new = verdict.run
-            record(LogAppended, new.job_id, new.epoch, link.worker_id, new.index, new.token_ids)
+            record(
+                history.Appended, new.job_id, new.epoch, link.worker_id, new.index, new.token_ids
+            )
             if self._load is not None:
                 self._load.produced(running.job.model, len(new.token_ids))
             self._deliver(running, link, new)
@@ -203,7 +202,7 @@ class JobTable:
             link.send(Kept(job_id, epoch, f"worker {target_id} has no stream of its own here"))
             return
         verdict = running.log.hand_over(link.worker_id, epoch, next_index, target_id)
-        if isinstance(verdict, HandedOver):
+        if isinstance(verdict, token_log.HandedOver):
             self._move(running, link, target, epoch)
         elif isinstance(verdict, token_log.Kept):
             link.send(Kept(job_id, epoch, verdict.reason))
@@ -264,7 +263,7 @@ class JobTable:
         self, running: RunningJob, source: WorkerLink, target: WorkerLink, old_epoch: Epoch
     ) -> None:
         job_id, log = running.job.job_id, running.log
-        record(LogHandedOver, job_id, log.epoch, source.worker_id, target.worker_id)
+        record(history.HandedOver, job_id, log.epoch, source.worker_id, target.worker_id)
         self._unlink(running)
         running.link = target
         target.jobs.add(job_id)
@@ -279,7 +278,7 @@ class JobTable:
         """Fence the owner and append the job again with its log, unless nothing is left to do."""
         epoch = running.log.epoch
         self._unlink(running)
-        record(Lost, running.job.job_id, running.log.lose())
+        record(history.Lost, running.job.job_id, running.log.lose())
         running.entry_id = None
         self._on_epoch_bumped(running.job.model)
         _log.warning("job lost its owner", extra={"job_id": running.job.job_id, "reason": reason})
@@ -334,7 +333,7 @@ class JobTable:
     def _reissue(self, running: RunningJob) -> None:
         """An append whose answer was lost may have happened: fence its entry."""
         if self._is_waiting(running):
-            record(Lost, running.job.job_id, running.log.reissue())
+            record(history.Lost, running.job.job_id, running.log.reissue())
 
     def _is_waiting(self, running: RunningJob) -> bool:
         return (
@@ -358,7 +357,7 @@ class JobTable:
             "a waiting entry is lost", extra={"job_id": running.job.job_id, "reason": where}
         )
         running.entry_id = None
-        record(Lost, running.job.job_id, running.log.reissue())
+        record(history.Lost, running.job.job_id, running.log.reissue())
         self._background.spawn(self._append_again(running), "append-again")
         return True
 
@@ -376,7 +375,7 @@ class JobTable:
 
     def _remove(self, running: RunningJob, reason: str) -> None:
         if self._jobs.pop(running.job.job_id, None) is not None:
-            record(Ended, running.job.job_id, reason)
+            record(history.Ended, running.job.job_id, reason)
             if self._load is not None:
                 self._load.ended(running.job.model)
         self._unlink(running)

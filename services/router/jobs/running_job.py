@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gearfall.core.errors import DeadlineExceeded, GearfallError, Unavailable
+from gearfall.core.errors import DeadlineExceeded, GearfallError, Overloaded, Unavailable
 from gearfall.core.generation.job import FinishReason, Job, TokenRun
 from gearfall.core.generation.token_log import TokenLog
 from gearfall.core.ids import Epoch, JobId, ModelName, WorkerId
@@ -152,4 +152,6 @@ def gave_up(error: GearfallError, *, is_deadline: bool) -> GearfallError:
     """Return what a job ends with that could not be put into its queue."""
     if is_deadline:
         return DeadlineExceeded("the queue could not be reached before the request's deadline")
+    if isinstance(error, Overloaded):
+        return Overloaded(f"the job queue is full: {error.message}", retry_after_s=1.0)
     return Unavailable(f"the job queue can't be reached: {error.message}", retry_after_s=1.0)

@@ -93,7 +93,11 @@ class StageJobs:
             for number, (job_id, listener) in enumerate(asked):
                 job = self._job(plan, job_id, number, draft, gather_s)
                 await context.jobs.submit(
-                    job, listener, deadline_s=context.deadline_s, patience_s=context.patience_s
+                    job,
+                    listener,
+                    deadline_s=context.deadline_s,
+                    patience_s=context.patience_s,
+                    is_new=below is None,  # else the client has waited for a stage's answer
                 )
         except GearfallError as error:
             stage_run.on_failed(error)
