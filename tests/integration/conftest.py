@@ -51,6 +51,7 @@ class QueueHarness(Protocol):
     def start(self) -> None: ...
     async def flush(self) -> None: ...
     async def forget_from_now(self) -> None: ...
+    async def set_full(self, is_full: bool) -> None: ...
     async def append_malformed(self, model: ModelName) -> str: ...
 
 
@@ -124,6 +125,9 @@ class MemoryQueueHarness:
     async def forget_from_now(self) -> None:
         self.server.forget_from_now()
 
+    async def set_full(self, is_full: bool) -> None:
+        self.server.is_full = is_full
+
     async def append_malformed(self, model: ModelName) -> str:
         return self.server.append_malformed(model)
 
@@ -150,6 +154,9 @@ class RedisHarness:
     async def forget_from_now(self) -> None:
         """Its log ends here, as if what follows had not reached the disk when it dies."""
         await self.connect()._redis.config_set("appendonly", "no")
+
+    async def set_full(self, is_full: bool) -> None:
+        await self.connect()._redis.config_set("maxmemory", 1 if is_full else 0)
 
     async def append_malformed(self, model: ModelName) -> str:
         key, fields = self.prefix + model, {b"job": b"\xff\xff not a job"}

@@ -9,9 +9,8 @@ from redis.asyncio import Redis
 from gearfall.core.errors import Unavailable
 from gearfall.core.generation.job import Priority
 from gearfall.infra.local.local_servers import LocalServer
-from gearfall.infra.queue.redis_lanes import stream_key
+from gearfall.infra.queue.redis_lanes import GROUP, stream_key
 from gearfall.infra.queue.redis_queue import RedisQueue
-from gearfall.infra.queue.redis_reads import GROUP
 from tests.integration.queue_jobs import MODEL, chat, claim, ids, job
 
 PREFIX = "doubts:"

@@ -5,10 +5,10 @@ import contextlib
 
 import pytest
 
-from gearfall.core.errors import Unavailable
+from gearfall.core.errors import Overloaded, Unavailable
 from gearfall.core.ids import ModelName
 from gearfall.core.ports import JobQueue, QueueDepth
-from tests.integration.queue_jobs import MODEL, append, claim, ids, job
+from tests.integration.queue_jobs import MODEL, append, chat, claim, ids, job
 
 
 async def append_when_reachable(queue: JobQueue, number: int) -> str:
@@ -40,6 +40,45 @@ async def test_a_blocked_claim_survives_the_loss_of_all_data(queues):
     await queues.flush()
     entry_id = await queue.append(job(1))
     assert ids(await asyncio.wait_for(waiting, 10)) == [entry_id]
+
+
+@contextlib.asynccontextmanager
+async def full(queues):
+    await queues.set_full(True)
+    try:
+        yield
+    finally:
+        await queues.set_full(False)
+
+
+@pytest.mark.parametrize("make", [job, chat])
+async def test_a_full_server_hands_out_what_it_has_to_whoever_comes_first(queues, make):
+    queue = queues.connect()
+    entry_id = await queue.append(make(0))
+    async with full(queues):
+        with pytest.raises(Overloaded):
+            await queue.append(make(1))
+        (taken,) = await claim(queue, "w1")
+        assert (taken.entry_id, taken.job) == (entry_id, make(0))
+        assert list(await claim(queue, "w1", block_s=0.01)) == []
+        await queue.acknowledge(MODEL, [entry_id])
+        assert await queue.depth(MODEL) == QueueDepth(waiting=0, claimed=0)
+    assert await queue.append(make(1)) in ids(await claim(queue, "w2"))
+
+
+async def test_a_claim_of_one_class_readies_the_queue_for_both(queues):
+    queue = queues.connect()
+    assert list(await queue.claim(MODEL, "w1", max_jobs=1, block_s=0, max_batch_jobs=0)) == []
+    entry_id = await queue.append(chat(0))
+    async with full(queues):
+        assert ids(await claim(queue, "w1")) == [entry_id]
+
+
+async def test_the_first_appends_at_once_are_kept_in_order_with_those_of_other_queues(queues):
+    queue = queues.connect()
+    jobs = [job(n, ModelName("other") if n % 2 else MODEL) for n in range(20)]
+    names = await asyncio.gather(*(queue.append(each) for each in jobs))
+    assert ids(await claim(queue, "w1")) == names[::2]
 
 
 async def test_a_restarted_server_is_used_again_and_keeps_its_entries(queues):

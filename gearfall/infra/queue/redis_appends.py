@@ -1,10 +1,13 @@
 """Joins appends: those that come while a pipeline is under way share the next one.
 
 A lone append goes out at once; under load a hundred cost the event loop one write and one read.
+
+The first append to a model's streams makes their groups too: a server that is full makes none, and
+no consumer could claim there what was appended before.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -14,6 +17,7 @@ from redis import exceptions
 
 from gearfall.core.errors import GearfallError, Internal, Unavailable
 from gearfall.infra.queue.redis_errors import error_from_redis
+from gearfall.infra.queue.redis_lanes import group_creation
 from gearfall.infra.queue.redis_wire import Command, Wires
 
 MOST_JOINED = 128
@@ -25,6 +29,7 @@ Call = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]
 class _Append:
     key: str
     fields: dict[bytes, bytes]
+    lanes: Sequence[str]
     entry_id: "asyncio.Future[bytes]"
 
 
@@ -38,10 +43,13 @@ class JoinedAppends:
         self._pending: list[_Append] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def append(self, key: str, fields: dict[bytes, bytes]) -> bytes:
-        """Return the new entry's id; raise Unavailable when its fate is unknown."""
+    async def append(self, key: str, fields: dict[bytes, bytes], lanes: Sequence[str]) -> bytes:
+        """Return the new entry's id; raise Unavailable when its fate is unknown.
+
+        `lanes`: the streams, `key` among them, that get their groups where it is not there yet.
+        """
         entry_id: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Append(key, fields, entry_id))
+        self._pending.append(_Append(key, fields, lanes, entry_id))
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="queue-appends")
         return await entry_id
@@ -58,12 +66,23 @@ class JoinedAppends:
             self._pending.clear()
 
     async def _send(self, batch: list[_Append]) -> None:
+        """Append to the streams that are there, then to those that are not."""
+        await self._add(batch, "NOMKSTREAM")
+        if first := [each for each in batch if not each.entry_id.done()]:
+            keys = dict.fromkeys(chain.from_iterable(each.lanes for each in first))
+            await self._add(first, before=[group_creation(key) for key in keys])
+
+    async def _add(
+        self, batch: list[_Append], *options: str, before: Sequence[Command] = ()
+    ) -> None:
         answers: list[Any] = [Internal("the append was not answered")] * len(batch)
         try:
             commands: list[Command] = [
-                ("XADD", each.key, "*", *chain.from_iterable(each.fields.items())) for each in batch
+                ("XADD", each.key, *options, "*", *chain.from_iterable(each.fields.items()))
+                for each in batch
             ]
-            answers = await self._call(partial(self._wires.call_all, commands))
+            replies = await self._call(partial(self._wires.call_all, [*before, *commands]))
+            answers = replies[len(before) :]  # the others say at most that a group is there
         except GearfallError as error:
             answers = [type(error)(error.message) for _ in batch]
         finally:
@@ -72,8 +91,8 @@ class JoinedAppends:
 
 def _settle(batch: list[_Append], answers: list[Any]) -> None:
     for each, answer in zip(batch, answers, strict=True):
-        if each.entry_id.done():
-            continue  # whoever asked was cancelled
+        if each.entry_id.done() or answer is None:
+            continue  # whoever asked was cancelled, or the stream is not there
         if isinstance(answer, exceptions.RedisError):
             each.entry_id.set_exception(error_from_redis(answer))
         elif isinstance(answer, Exception):

@@ -1,4 +1,4 @@
-"""Names of a model's two streams, one for each class of jobs, and of the entries in them."""
+"""Names of a model's two streams, one for each class of jobs, of their group and their entries."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,6 +6,9 @@ from typing import Any
 
 from gearfall.core.generation.job import Priority
 from gearfall.core.ids import ModelName
+from gearfall.infra.queue.redis_wire import Command
+
+GROUP = b"workers"
 
 LANES = (Priority.INTERACTIVE, Priority.BATCH)
 """In the order in which they are claimed from."""
@@ -20,6 +23,11 @@ _ENTRY_ENDS = {Priority.INTERACTIVE: "", Priority.BATCH: "/batch"}
 def stream_key(prefix: str, model: ModelName, lane: Priority) -> str:
     """Return the key of a model's stream."""
     return prefix + model + _KEY_ENDS[lane]
+
+
+def group_creation(key: str) -> Command:
+    """Return what makes a stream with its group, from its first entry on; an error if it has it."""
+    return "XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM"
 
 
 def name_entry(raw_id: bytes, lane: Priority) -> str:

@@ -31,6 +31,7 @@ from gearfall.infra.net.convert import job_from_pb, job_to_pb
 from gearfall.infra.queue.redis_appends import JoinedAppends
 from gearfall.infra.queue.redis_errors import UNREACHABLE, error_from_redis
 from gearfall.infra.queue.redis_lanes import (
+    GROUP,
     LANES,
     Row,
     find_entry,
@@ -39,7 +40,7 @@ from gearfall.infra.queue.redis_lanes import (
     row_of,
     stream_key,
 )
-from gearfall.infra.queue.redis_reads import GROUP, LaneReads
+from gearfall.infra.queue.redis_reads import LaneReads
 from gearfall.infra.queue.redis_restarts import RestartWatch
 from gearfall.infra.queue.redis_scripts import (
     ACKNOWLEDGE,
@@ -123,8 +124,8 @@ class RedisQueue:
     async def append(self, job: Job) -> str:
         """See the port. After Unavailable the entry may exist: a claimer must tolerate it."""
         fields = {FIELD: job_to_pb(job).SerializeToString()}
-        key = self._key(job.model, job.priority)
-        return name_entry(await self._appends.append(key, fields), job.priority)
+        key, lanes = self._key(job.model, job.priority), self._keys(job.model)
+        return name_entry(await self._appends.append(key, fields, lanes), job.priority)
 
     async def claim(
         self,
@@ -226,14 +227,14 @@ class RedisQueue:
 
     async def arrivals(self, model: ModelName) -> Arrivals:
         """See the port."""
-        keys = [self._key(model, lane) for lane in LANES]
+        keys = self._keys(model)
         ask = partial(self._arrivals, keys, [GROUP])
         appended, waiting, newest = await self._call(ask, attempts=2)
         return Arrivals(appended, waiting, tuple(each.decode() for each in newest))
 
     async def wait_arrival(self, model: ModelName, since: Arrivals, *, block_s: float) -> bool:
         """See the port."""
-        keys = [self._key(model, lane) for lane in LANES]
+        keys = self._keys(model)
         after = dict(zip(keys, since.newest, strict=True))
         block_ms = max(1, round(block_s * 1000))  # 0 would mean for ever
         read = partial(self._redis.xread, after, count=1, block=block_ms)
@@ -241,7 +242,7 @@ class RedisQueue:
 
     async def drop(self, model: ModelName) -> None:
         """See the port."""
-        keys = [self._key(model, lane) for lane in LANES]
+        keys = self._keys(model)
         await self._call(partial(self._redis.delete, *keys), attempts=2)
         for held_model, consumer in self._held:
             if held_model == model:
@@ -333,6 +334,9 @@ class RedisQueue:
                 if attempt == 1 or not isinstance(error, UNREACHABLE):
                     raise error_from_redis(error) from error
         raise AssertionError("attempts must be at least 1")
+
+    def _keys(self, model: ModelName) -> Sequence[str]:
+        return [self._key(model, lane) for lane in LANES]
 
     def _key(self, model: ModelName, lane: Priority) -> str:
         return stream_key(self._prefix, model, lane)

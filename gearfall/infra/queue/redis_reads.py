@@ -16,10 +16,8 @@ from typing import Any, Protocol
 from gearfall.core.errors import Conflict, NotFound
 from gearfall.core.generation.job import Priority
 from gearfall.core.ids import ModelName
-from gearfall.infra.queue.redis_lanes import LANES, Row, row_of
+from gearfall.infra.queue.redis_lanes import GROUP, LANES, Row, group_creation, row_of
 from gearfall.infra.queue.redis_wire import Wires
-
-GROUP = b"workers"
 
 _STILL_S = 0.01
 """How long a queue is taken to be as empty as a claim left it: one that comes later looks first, so
@@ -89,7 +87,7 @@ class LaneReads:
         most: int,
         block_s: float,
     ) -> Sequence[Row]:
-        """Return the rows of one XREADGROUP; creates the groups, and once more if one was lost."""
+        """Return the rows of one XREADGROUP; creates both groups, and once more if one was lost."""
         deadline_s = time.monotonic() + block_s
         keys = {self._key(model, lane): lane for lane in lanes}
         while True:
@@ -105,8 +103,8 @@ class LaneReads:
             try:
                 reply = await self._call(read, extra_s=left_s)
             except NotFound:
-                for key in keys:
-                    await self._create_group(key)
+                for lane in LANES:
+                    await self._create_group(self._key(model, lane))
                 continue
             return [
                 row_of(keys[key.decode()], (raw_id, 1, flat))
@@ -115,8 +113,6 @@ class LaneReads:
             ]
 
     async def _create_group(self, key: str) -> None:
-        """Create stream and group, from the first entry on; nothing to do if another was faster."""
+        """Create stream and group; nothing to do if another was faster."""
         with contextlib.suppress(Conflict):
-            await self._call(
-                partial(self._wires.call, "XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM")
-            )
+            await self._call(partial(self._wires.call, *group_creation(key)))
