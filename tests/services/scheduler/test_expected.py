@@ -13,8 +13,8 @@ from gearfall.infra.state.cluster_view import ClusterView
 from gearfall.scheduling.actions import Assign, Unwish, Wish
 from services.scheduler.fleet_follower import FleetFollower
 from tests.gearfall.scheduling.clusters import assignment
+from tests.services.scheduler.loop_fleet import ScriptedLinks
 from tests.services.scheduler.test_fleet_follower import follower
-from tests.services.scheduler.test_loop import ScriptedLinks
 
 KEYS = tuple((NodeId("n"), ModelName(name)) for name in ("a", "b"))
 

@@ -28,7 +28,7 @@ from tests.gearfall.scheduling.clusters import (
     replica,
     worker,
 )
-from tests.services.scheduler.test_loop import ScriptedLinks
+from tests.services.scheduler.loop_fleet import ScriptedLinks
 
 WORKERS = ("v", "w")
 

@@ -25,7 +25,7 @@ from services.scheduler.learned import (
 )
 from services.scheduler.start_learning import StartLearning
 from tests.gearfall.scheduling.clusters import WORKER, assignment, by_key, demand, model, replica
-from tests.services.scheduler.test_loop import Fleet
+from tests.services.scheduler.loop_fleet import Fleet
 
 SMALL = ModelName("small")
 WISH = assignment(at=100.0)

@@ -10,7 +10,7 @@ import pytest
 from gearfall.infra.state.memory_state import MemoryStateServer
 from gearfall.scheduling.reconcile import decide
 from services.scheduler.main import let_go
-from tests.services.scheduler.test_loop import Fleet
+from tests.services.scheduler.loop_fleet import Fleet
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from gearfall.scheduling.estimates.start_costs import StartCosts, StartOutcome
 from services.scheduler.metrics import SchedulerFigures, SchedulerMetrics
 from tests.gearfall.infra.metric_samples import samples_of
 from tests.gearfall.scheduling.clusters import WORKER, demand, replica
-from tests.services.scheduler.test_loop import Fleet
+from tests.services.scheduler.loop_fleet import Fleet
 
 SMALL = ModelName("small")
 NOTHING = SchedulerFigures(False, 0, 0, 0, {}, StartCosts())

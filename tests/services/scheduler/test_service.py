@@ -15,7 +15,7 @@ from gearfall.scheduling.scaling.autoscaler import SchedulerPolicy
 from services.scheduler.loop import SchedulerLoop
 from services.scheduler.service import SchedulerService
 from tests.gearfall.scheduling.clusters import NODE, WORKER, demand
-from tests.services.scheduler.test_loop import Fleet
+from tests.services.scheduler.loop_fleet import Fleet
 
 SMALL, LARGE = ModelName("small"), ModelName("large")
 

@@ -14,7 +14,7 @@ from services.scheduler.decision_log import DecisionLog
 from services.scheduler.service import SchedulerService
 from services.scheduler.servicer import SchedulerServicer
 from tests.gearfall.scheduling.clusters import demand
-from tests.services.scheduler.test_loop import Fleet
+from tests.services.scheduler.loop_fleet import Fleet
 
 
 @pytest.fixture
