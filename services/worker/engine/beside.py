@@ -4,12 +4,9 @@
                                                                         +-> dropped, if it left
 
 One token of a long sequence makes a step of a small batch longer by half, as it attends to all that
-is before it; beside the steps it costs those that decode what the machine's cores share. The last
-tokens of a released one are computed in a step all the same, as its client waits for them: that
-step may use the passes' core if nobody else wanted it.
-
-Blocks whose keys and values come from elsewhere are touched there: else the first step that reads
-them maps their pages, which takes a quarter of a step of four rows for 4,096 tokens.
+is before it; beside the steps it costs those that decode what the machine's cores share. Blocks
+whose keys and values come from elsewhere are touched there: else the first step that reads them
+maps their pages, which takes a quarter of a step of four rows for 4,096 tokens.
 """
 
 from collections.abc import Callable
@@ -23,17 +20,10 @@ from services.worker.engine.batching.sequence import Chunk, SequenceKey
 CHUNK_TOKENS = 64
 """Most tokens of one pass: with more its products gain nothing, and who waits for its end waits
 longer."""
-IDLE_SHARE = 0.75
-"""A pass that had so much of a core had one that nobody else wanted."""
 
 
 class SidePass(Protocol):
     """A thread of its own that computes forward passes."""
-
-    @property
-    def core_share(self) -> float:
-        """The part of a core that the newest pass had, from its begin to its end."""
-        ...
 
     def begin(self, step: PackedStep) -> None:
         """Compute a step that wants no logits; return at once."""
@@ -98,8 +88,7 @@ class Beside:
             return None
         chunk, self._chunk = self._chunk, None
         self._batch.held_share.note_beside(chunk.count, self._clock() - self._begun_s)
-        had_idle_core = self._side_pass.core_share >= IDLE_SHARE
-        self._batch.end_beside(chunk, had_idle_core=had_idle_core)
+        self._batch.end_beside(chunk)
         return chunk, computed_s
 
     def begin(self, now_s: float) -> Chunk | None:

@@ -276,9 +276,7 @@ class Engine:
 
     def _compute(self, chunks: list[Chunk], started_s: float) -> list[TokenRun]:
         _pass_points(chunks)
-        spare_threads = self._count_spare_threads(chunks)
-        step = pack_step(chunks, self._batch.blocks, spare_threads=spare_threads)
-        logits = self._model.forward(step)
+        logits = self._model.forward(pack_step(chunks, self._batch.blocks))
         sampling = [(chunk.sequence, chunk.guess) for chunk in chunks if chunk.samples]
         for chunk in chunks:
             self._batch.commit(chunk)
@@ -291,11 +289,6 @@ class Engine:
         self._sampled_s = self._clock()
         self.device_time.divide(chunks, self._sampled_s - started_s)
         return [self._take(sequence, sampled, guess) for sequence, sampled, guess in said]
-
-    def _count_spare_threads(self, chunks: Many[Chunk]) -> int:
-        """Return 1 when the core of the passes idles and a released job's client waits."""
-        is_waited_for = any(chunk.samples and chunk.sequence.had_idle_core for chunk in chunks)
-        return int(is_waited_for and not self.beside.is_busy)
 
     def _take(
         self, sequence: Sequence, sampled: Iterable[Sampled | None], guess: tuple[int, ...] = ()

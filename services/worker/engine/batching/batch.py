@@ -190,10 +190,9 @@ class Batch:
         self.blocks.pin(sequence.key)
         return chunk
 
-    def end_beside(self, chunk: Chunk, *, had_idle_core: bool = False) -> None:
+    def end_beside(self, chunk: Chunk) -> None:
         """Note that the chunk's keys and values are in the cache, if the sequence is still here."""
         sequence = chunk.sequence
-        sequence.had_idle_core = had_idle_core
         sequence.is_beside = False
         self._beside = None
         if self.find(sequence.key) is sequence:
@@ -209,7 +208,6 @@ class Batch:
     def append(self, sequence: Sequence, token_id: int) -> None:
         """Append a sampled token."""
         _extend(sequence, token_id)
-        sequence.had_idle_core = False
         charge(sequence.standing, self._now_s)
 
     def accept(self, sequence: Sequence) -> None:

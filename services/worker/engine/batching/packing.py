@@ -39,8 +39,6 @@ class PackedStep:
     """One for each adapter in the step. Tokens that are in none run without."""
     exact_tokens: int = 0
     """So many of the first tokens are computed exactly, whatever the arithmetic of the others."""
-    spare_threads: int = 0
-    """So many threads more than it has may the engine compute it with, where it can."""
 
     @property
     def exact_logits(self) -> int:
@@ -48,7 +46,7 @@ class PackedStep:
         return int((self.logit_rows < self.exact_tokens).sum())
 
 
-def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks, *, spare_threads: int = 0) -> PackedStep:
+def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks) -> PackedStep:
     """Pack chunks in order; their sequences' blocks must reach to the end of each chunk."""
     token_ids: list[int] = []
     positions: list[int] = []
@@ -79,7 +77,6 @@ def pack_step(chunks: Sequence[Chunk], blocks: KvBlocks, *, spare_threads: int =
             AdapterRows(adapter, np.array(tokens, np.int64), np.array(logits, np.int64))
             for adapter, (tokens, logits) in rows_of.items()
         ),
-        spare_threads=spare_threads,
     )
 
 

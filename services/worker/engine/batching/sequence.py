@@ -64,9 +64,6 @@ class Sequence:
     standing: Standing = field(
         default_factory=lambda: enter(0, is_batch=False, arrival=0, now_s=0.0), compare=False
     )
-    had_idle_core: bool = False
-    """Whether the newest of those was computed on a core that nobody else wanted; until it says a
-    token."""
     draft: tuple[int, ...] = ()
     """A guess at the answer from its first token on, the answer so far included; empty as soon as
     the answer is another or goes further."""

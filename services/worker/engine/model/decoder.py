@@ -63,7 +63,7 @@ class NativePass:
 
     def logits(self, step: PackedStep) -> torch.Tensor:
         """Compute a step that can be; return f32[R, vocabulary], R as in `logit_rows`."""
-        return self.run(self.prepare(step), threads=self._ops.threads + step.spare_threads)
+        return self.run(self.prepare(step), threads=self._ops.threads)
 
     def run(self, prepared: Step, *, threads: int) -> torch.Tensor:
         """Compute what was prepared; return its logits f32[R, vocabulary]."""

@@ -37,8 +37,6 @@ class SidePass:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._computed_s = 0.0
-        self.core_share = 0.0
-        """Of a core that the newest step had, from its begin to its end."""
 
     def begin(self, step: PackedStep) -> None:
         """Compute a step that wants no logits and has no adapters; return at once."""
@@ -86,8 +84,7 @@ class SidePass:
                 self._done.set()
 
     def _compute(self, native: NativePass, prepared: Step) -> None:
-        begun_s, busy_s = time.perf_counter(), time.thread_time()
+        begun_s = time.thread_time()
         native.run(prepared, threads=1)
-        self._computed_s = time.thread_time() - busy_s
-        self.core_share = self._computed_s / (time.perf_counter() - begun_s)
+        self._computed_s = time.thread_time() - begun_s
         self._done.set()

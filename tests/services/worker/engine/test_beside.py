@@ -25,7 +25,6 @@ class LatePass:
         self.fault = None
         self.begun = []
         self.touched = []
-        self.core_share = 0.0
         self._step, self._left = None, 0
 
     def begin(self, step):
@@ -130,33 +129,6 @@ def test_no_step_of_a_neighbour_has_tokens_of_a_job_that_is_computed_beside(has_
     assert [len(step.token_ids) for step in host.late.begun] == (
         [FIRST_TOKENS, CHUNK_TOKENS, CHUNK_TOKENS, 17] if has_pass else []
     )
-
-
-@pytest.mark.parametrize(
-    ("core_share", "is_busy", "spare_threads"),
-    [(1.0, False, 1), (0.5, False, 0), (1.0, True, 0)],
-)
-def test_the_step_that_a_released_job_s_client_waits_for_has_the_core_of_the_passes_if_it_idles(
-    core_share, is_busy, spare_threads
-):
-    host = BesideHost()
-    host.neighbour()
-    host.late.core_share = core_share
-    prompt = [place * 5 % 31 for place in range(40)]
-    report = host.ask(HoldJob(job(prompt, 8, epoch=NEW)))
-    while report is None or report.computed_tokens < len(prompt) - 1:
-        report = host.step().get(JOB)
-    if is_busy:
-        host.late.token_asks = 9
-        host.engine.migrate(HoldJob(job([3] * 60, 5, epoch=NEW, name="later")))
-        host.step()
-    host.model.steps.clear()
-    host.engine.migrate(FeedJob(JOB, NEW, 0, tuple(answer(prompt, 3))))
-    host.engine.migrate(ReleaseJob(JOB, NEW))
-    for _ in range(6):
-        host.step()
-    assert len(host.model.steps[0].token_ids) == 1 + 4, "the neighbour's, and what was missing"
-    assert [step.spare_threads for step in host.model.steps] == [spare_threads, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("has_pass", [True, False])

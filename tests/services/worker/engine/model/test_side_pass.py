@@ -3,7 +3,6 @@
 import contextlib
 import os
 import threading
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,7 +46,6 @@ def filled_cache(checkpoint, *, is_beside: bool) -> np.ndarray:
         if is_beside:
             side_pass.begin(step)
             assert side_pass.wait(LIMIT_S) > 0
-            assert 0 < side_pass.core_share < 1.5
         else:
             model.forward(step)
     side_pass.close()
@@ -87,7 +85,6 @@ def test_steps_and_passes_at_the_same_time_leave_each_other_s_bits_alone(checkpo
     ]
     step = pack_step([Chunk(running, 0, 300)], blocks)
     alone = model.forward(step)
-    assert np.array_equal(model.forward(replace(step, spare_threads=1)), alone)
     with contextlib.closing(model.side_pass()) as side_pass:
         for chunk_pass in passes:
             side_pass.begin(chunk_pass)
