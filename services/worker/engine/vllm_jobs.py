@@ -270,7 +270,8 @@ class VllmJobs:
     async def _compute_all(self, job: _Job) -> None:
         """Have vLLM compute a held job's tokens until none is left, and report each time.
 
-        A failure costs only the head start.
+        What vLLM fails, or ends without an output, counts as computed: the release computes it,
+        only the head start is lost.
         """
         while job.phase is JobPhase.HELD and job.warmed_tokens < len(job.sequence.tokens):
             request = self._request(job)
@@ -278,13 +279,13 @@ class VllmJobs:
             try:
                 async with contextlib.aclosing(self._client.generate(one)) as outputs:
                     async for _ in outputs:
-                        job.warmed_tokens = len(request.token_ids)
+                        pass
             except ConnectionError:
                 self.died.set()
                 return
             except Exception as error:
                 _LOG.warning("a held job was not computed ahead", extra={"error": str(error)})
-                break
+            job.warmed_tokens = len(request.token_ids)
             self._report(job.sequence.key)
         self.shares.pause(job.sequence.key, self._clock())
 

@@ -26,7 +26,13 @@ from services.worker.engine_link.messages import (
     UnpinJob,
 )
 from tests.services.worker.counting_model import answer
-from tests.services.worker.engine.vllm_double import VOCABULARY, AsyncLLM, library
+from tests.services.worker.engine.vllm_double import (
+    VOCABULARY,
+    AsyncLLM,
+    CompletionOutput,
+    RequestOutput,
+    library,
+)
 from tests.services.worker.engine.vllm_submissions import EPOCH, PROMPT, submit
 
 
@@ -216,6 +222,27 @@ async def test_a_held_job_is_computed_fed_and_released(stepped: Rig):
     assert (end.finish, stepped.reports(JobPhase.RUNNING)[0].next_index) == (
         FinishReason.LENGTH, 3,
     )  # fmt: skip
+
+
+class EndsWithoutToken(AsyncLLM):
+    """As vLLM does with the finish reasons abort and error."""
+
+    async def generate(self, prompt: Any, sampling_params: Any, request_id: str, **_: Any) -> Any:
+        self.requests.append((prompt, sampling_params, request_id, 0))
+        await asyncio.sleep(0)
+        yield RequestOutput(request_id, [CompletionOutput(0, "", [], None, [], "error")], True)
+
+
+@pytest.mark.parametrize(
+    "llm", [EndsWithoutToken(), AsyncLLM(error=ValueError("too odd"))], ids=["ended", "failed"]
+)
+async def test_a_held_job_that_vllm_does_not_compute_waits_for_nothing(llm: AsyncLLM):
+    rig = Rig(llm)
+    rig.jobs.handle(HoldJob(submit("a", generated=(1, 2))))
+    await rig.until(lambda: any(r.computed_tokens for r in rig.reports(JobPhase.HELD)))
+    assert rig.reports(JobPhase.HELD)[-1].computed_tokens == len(PROMPT) + 2
+    assert len(llm.requests) == 1
+    await rig.jobs.stop()
 
 
 async def test_a_released_job_that_is_whole_ends(rig: Rig):
