@@ -38,7 +38,8 @@ class _Connection:
 class GrpcStoreClient:
     """Implements `StoreClient`; looks the store's address up for each call, as it may move.
 
-    One connection stays open, so that no start waits for it, until a call over it fails.
+    One connection stays open, so that no start waits for it, until a call over it fails. One that
+    finds no store is replaced: it would fail calls until it looks again, the store there or not.
     """
 
     def __init__(self, find_address: Callable[[], str | None]) -> None:
@@ -119,7 +120,10 @@ class GrpcStoreClient:
                 await used.channel.close()
 
     async def _connect(self, address: str) -> _Connection:
-        if self._connection is not None and self._connection.address != address:
+        if (kept := self._connection) is not None and (
+            kept.address != address
+            or kept.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        ):
             await self.close()
         if self._connection is None:
             self._connection = _Connection(address, open_channel(address))

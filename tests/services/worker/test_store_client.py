@@ -1,6 +1,7 @@
 """The store client against a scripted store over real gRPC."""
 
 import asyncio
+import socket
 from contextlib import AsyncExitStack
 
 import grpc
@@ -124,6 +125,29 @@ async def test_it_is_connected_before_the_first_call(store):
         while (state := channel.get_state()) is not grpc.ChannelConnectivity.READY:
             await channel.wait_for_state_change(state)
     await GrpcStoreClient(lambda: None).connect()
+
+
+async def test_a_store_that_listens_later_than_it_is_known_is_found_by_the_first_call():
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{kept.getsockname()[1]}"
+        client = GrpcStoreClient(lambda: address)
+        await client.connect()
+        assert client._connection is not None
+        channel = client._connection.channel
+        async with asyncio.timeout(10):
+            while (state := channel.get_state()) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                await channel.wait_for_state_change(state)
+        store = ScriptedStore()  # type: ignore[abstract]
+        server = await start_server(
+            address,
+            lambda s: store_pb2_grpc.add_StoreServicer_to_server(store, s),
+            ("gearfall.v1.Store",),
+        )
+        assert await client.read_canary(MODEL) == MODEL.encode()
+        await client.close()
+        await server.stop(0.0)
 
 
 async def test_a_connection_that_was_left_stays_for_those_who_still_use_it(store):
