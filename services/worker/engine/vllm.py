@@ -111,7 +111,10 @@ async def run_canary(client: VllmClient, canary: Canary) -> None:
 
 
 async def serve(
-    sock: socket.socket, client: VllmClient, manifest: Manifest, ready: EngineReady
+    sock: socket.socket,
+    client: VllmClient,
+    manifest: Manifest,
+    ready: EngineReady,
 ) -> int:
     """Serve jobs on `sock` until StopEngine, its end or vLLM's; return the exit status."""
     reader, writer = await asyncio.open_unix_connection(sock=sock)
@@ -130,12 +133,15 @@ async def serve(
     is_dead = jobs.died.is_set()
     reading.cancel()
     died.cancel()
-    await asyncio.gather(reading, died, return_exceptions=True)
+    read, _ = await asyncio.gather(reading, died, return_exceptions=True)
+    is_broken = isinstance(read, Exception) and not isinstance(read, ConnectionError)
+    if is_broken:
+        _LOG.error("what the worker said can't be handled", exc_info=read)
     await jobs.stop()
     with contextlib.suppress(ConnectionError):
         await writer.drain()
     writer.close()
-    return 1 if is_dead else 0
+    return 1 if is_dead or is_broken else 0
 
 
 def vllm_main(

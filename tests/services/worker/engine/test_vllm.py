@@ -96,6 +96,17 @@ async def test_the_engine_ends_with_vllm_and_with_the_worker(checkpoint, is_dead
     worker.sock.close()
 
 
+async def test_what_can_not_be_read_is_told_and_ends_the_engine(checkpoint, caplog):
+    worker = Socket(AsyncLLM(), checkpoint.manifest)
+    await worker.receive()
+    await worker.send({"type": "NoSuch"})
+    async with asyncio.timeout(10):
+        assert await worker.served == 1
+    (record,) = caplog.records
+    assert record.exc_info[0] is msgspec.ValidationError
+    worker.sock.close()
+
+
 def start_message(checkpoint) -> StartEngine:
     return StartEngine(
         model="tiny",
