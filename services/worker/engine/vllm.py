@@ -18,11 +18,12 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import multiprocessing
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,12 @@ async def serve(
     client: VllmClient,
     manifest: Manifest,
     ready: EngineReady,
+    processes: Sequence[int] = (),
 ) -> int:
-    """Serve jobs on `sock` until StopEngine, its end or vLLM's; return the exit status."""
+    """Serve jobs on `sock` until StopEngine, its end or vLLM's; return the exit status.
+
+    `processes`: those without which vLLM is dead, whether or not it is asked something.
+    """
     reader, writer = await asyncio.open_unix_connection(sock=sock)
 
     def emit(message: EngineMessage) -> None:
@@ -129,7 +134,8 @@ async def serve(
     emit(ready)
     reading = asyncio.create_task(_read(reader, jobs))
     died = asyncio.create_task(jobs.died.wait())
-    await asyncio.wait((reading, died), return_when=asyncio.FIRST_COMPLETED)
+    with _told_of_ends(processes, jobs.died):
+        await asyncio.wait((reading, died), return_when=asyncio.FIRST_COMPLETED)
     is_dead = jobs.died.is_set()
     reading.cancel()
     died.cancel()
@@ -142,6 +148,19 @@ async def serve(
         await writer.drain()
     writer.close()
     return 1 if is_dead or is_broken else 0
+
+
+@contextlib.contextmanager
+def _told_of_ends(processes: Sequence[int], ended: asyncio.Event) -> Iterator[None]:
+    """Set `ended` when one of the processes, children of this one, ends during the block."""
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        for pid in processes:
+            descriptor = os.pidfd_open(pid)
+            stack.callback(os.close, descriptor)
+            loop.add_reader(descriptor, ended.set)
+            stack.callback(loop.remove_reader, descriptor)
+        yield
 
 
 def vllm_main(
@@ -194,7 +213,8 @@ async def _build_and_serve(  # noqa: PLR0917 - what a start has
             kv_bytes=kv_bytes(start, manifest),
             needs_pool=False,
         )
-        return await serve(sock, client, manifest, ready)
+        cores = [child.pid for child in multiprocessing.active_children() if child.pid]
+        return await serve(sock, client, manifest, ready, cores)
     finally:
         client.close()
 

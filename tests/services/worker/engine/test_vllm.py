@@ -39,13 +39,13 @@ from tests.services.worker.tiny_checkpoints import random_model, tiny_checkpoint
 class Socket:
     """The worker's end of a served engine."""
 
-    def __init__(self, llm: AsyncLLM, manifest: Any) -> None:
+    def __init__(self, llm: AsyncLLM, manifest: Any, processes: Sequence[int] = ()) -> None:
         self.sock, theirs = socket.socketpair()
         self.sock.setblocking(False)
         theirs.setblocking(False)
         ready = EngineReady(1, 0.1, 0.2, 0.3, 4)
         client = VllmEngine(llm, library(llm), VOCABULARY)
-        self.served = asyncio.create_task(serve(theirs, client, manifest, ready))
+        self.served = asyncio.create_task(serve(theirs, client, manifest, ready, processes))
 
     async def send(self, message: Any) -> None:
         frame = encode_frame(msgspec.msgpack.encode(message))
@@ -93,6 +93,18 @@ async def test_the_engine_ends_with_vllm_and_with_the_worker(checkpoint, is_dead
         worker.sock.close()
     async with asyncio.timeout(10):
         assert await worker.served == (1 if is_dead else 0)
+    worker.sock.close()
+
+
+async def test_the_engine_ends_with_a_process_of_vllms_that_is_asked_nothing(checkpoint):
+    core = await asyncio.create_subprocess_exec("sleep", "60")
+    worker = Socket(AsyncLLM(), checkpoint.manifest, [core.pid])
+    await worker.receive()
+    assert not worker.served.done()
+    core.kill()
+    async with asyncio.timeout(10):
+        assert await worker.served == 1
+    await core.wait()
     worker.sock.close()
 
 

@@ -296,6 +296,16 @@ async def test_nothing_of_a_killed_engine_is_left(
         os.close(descriptor)
 
 
+async def test_a_worker_hears_that_vllm_died_while_it_was_asked_nothing(
+    zygote: Zygote, checkpoints: dict[str, TinyCheckpoint]
+) -> None:
+    async with serving(zygote, checkpoints["LlamaConfig"], EngineKind.VLLM) as served:
+        (core,) = (pid for pid in descendants(served.engine.pid) if "EngineCore" in name_of(pid))
+        os.kill(core, 9)
+        async with asyncio.timeout(WAIT_S):
+            assert str(await served.engine.wait_exit()) == "exit code 1"
+
+
 async def test_a_worker_hears_that_vllm_died(
     zygote: Zygote, checkpoints: dict[str, TinyCheckpoint]
 ) -> None:
