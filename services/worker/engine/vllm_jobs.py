@@ -8,7 +8,8 @@ tokens there are. It gives no access to keys and values, so a job moves by its t
     HoldJob, FeedJob                 requests for one token, which is dropped, until all there is
                                      lies in vLLM's own cache for ReleaseJob; `by_kv` is refused
     PinJob, UnpinJob                 reported, nothing to keep
-    ProbeEngine                      answered, whatever vLLM does
+    ProbeEngine                      answered when no request runs; else vLLM's next output is the
+                                     answer, and its processor time tells that it is not frozen
 
 A greedy answer is the same after a move as far as vLLM's arithmetic is. A sampled one is not: the
 random stream of a vLLM request depends on how often it was drawn from, so a resumed request draws
@@ -100,6 +101,7 @@ class VllmJobs:
         self._is_flushing = False
         self._flushed_s = clock()
         self._requests = 0
+        self._is_probed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.died = asyncio.Event()
         """Set when vLLM is dead; nothing more comes of any job."""
@@ -120,7 +122,8 @@ class VllmJobs:
             case UnpinJob() | DropAdapter():
                 pass
             case ProbeEngine():
-                self._flush_soon()
+                self._is_probed = True
+                self._answer_probe()
             case AttachAdapter():
                 self._adapters.attach(message, ())
                 self._flush_soon()
@@ -335,7 +338,7 @@ class VllmJobs:
         due, self._due = self._due, {}
         now_s = self._clock()
         held = sum(job.phase is not JobPhase.RUNNING for job in self._jobs.values())
-        self._is_flushing = False
+        self._is_flushing = self._is_probed = False
         self._emit(
             StepDone(
                 runs=tuple(runs),
@@ -360,5 +363,13 @@ class VllmJobs:
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end_task)
         return task
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._answer_probe()
+
+    def _answer_probe(self) -> None:
+        if self._is_probed and not self._tasks:
+            self._flush_soon()

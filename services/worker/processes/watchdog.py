@@ -1,7 +1,8 @@
 """Notices an engine that has frozen: asked whether it is there, silent, and using no processor.
 
 A step may take long, and a held job is silent for as long as its source is: so an engine that says
-nothing is asked, and one that does not answer lives for as long as it computes.
+nothing is asked, and one that does not answer lives for as long as it computes, itself or by
+processes of its own, whose group it leads then.
 """
 
 import asyncio
@@ -24,14 +25,28 @@ _log = logging.getLogger(__name__)
 
 
 def processor_ticks(pid: int) -> int | None:
-    """Return the processor time of all threads of a process; None when it is gone."""
+    """Return the processor time of a process, and of its group if it leads one.
+
+    None when it is gone.
+    """
+    if (own := _group_and_ticks(pid)) is None:
+        return None
+    group, ticks = own
+    if group != pid:
+        return ticks
+    each = (_group_and_ticks(int(path.name)) for path in Path("/proc").glob("[0-9]*"))
+    return sum(one[1] for one in each if one is not None and one[0] == group)
+
+
+def _group_and_ticks(pid: int) -> tuple[int, int] | None:
+    """Return a process's group and the processor time of all its threads; None if it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     # The name in brackets may hold anything.
     fields = stat.rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+    return int(fields[2]), int(fields[11]) + int(fields[12])
 
 
 class Watchdog:

@@ -173,6 +173,20 @@ async def test_a_probe_is_answered_by_an_engine_that_has_nothing_to_say(rig: Rig
     assert (step.runs, step.reports, step.running_jobs) == ((), (), 0)
 
 
+async def test_a_probe_waits_for_the_requests_that_run(stepped: Rig):
+    stepped.jobs.handle(submit("a"))
+    stepped.jobs.handle(PinJob(JobId("nobody"), EPOCH))
+    await stepped.until(lambda: stepped.reports(JobPhase.GONE))
+    stepped.jobs.handle(ProbeEngine())
+    stepped.llm.step()
+    await stepped.until(lambda: stepped.runs)
+    assert [len(step.runs) for step in stepped.steps] == [0, 1], "an output is the answer"
+    stepped.jobs.handle(ProbeEngine())
+    stepped.jobs.handle(CancelJob(JobId("a"), EPOCH))
+    await stepped.until(lambda: len(stepped.steps) == 3)
+    assert stepped.steps[2].running_jobs == 0
+
+
 async def test_a_cancelled_job_is_aborted_and_says_nothing(stepped: Rig):
     stepped.jobs.handle(submit("a"))
     stepped.llm.step(2)

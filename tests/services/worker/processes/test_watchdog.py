@@ -109,6 +109,18 @@ def test_ticks_are_those_of_the_process() -> None:
     assert processor_ticks(still.pid) is None
 
 
+def test_ticks_are_those_of_the_group_that_a_process_leads() -> None:
+    computes_below = ("sh", "-c", "while :; do :; done & wait")
+    with subprocess.Popen(computes_below, process_group=0) as leader:
+        try:
+            own_s, before = time.process_time(), processor_ticks(leader.pid)
+            assert before is not None
+            while (processor_ticks(leader.pid) or 0) < before + 5:
+                assert time.process_time() < own_s + 10, "what it started computes"
+        finally:
+            os.killpg(leader.pid, signal.SIGKILL)
+
+
 async def test_the_watch_ends_with_its_block() -> None:
     async with watching(Engine(), lambda: True) as dog:  # type: ignore[arg-type]
         dog.heard()
