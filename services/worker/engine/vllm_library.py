@@ -106,7 +106,8 @@ def set_environment(device: str, threads: int, directory: Path) -> None:
         "VLLM_LOGGING_LEVEL": "WARNING",
     }
     if kind == "cuda":
-        decided["CUDA_VISIBLE_DEVICES"] = index or "0"
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        decided["CUDA_VISIBLE_DEVICES"] = visible_device(int(index or 0), visible)
     else:
         decided["OMP_NUM_THREADS"] = str(threads)
         # Else every engine of a machine binds itself to the same cores, all but one.
@@ -114,6 +115,20 @@ def set_environment(device: str, threads: int, directory: Path) -> None:
         # It compiles at every start, for longer than a small model takes to answer.
         wanted["TORCH_COMPILE_DISABLE"] = "1"
     os.environ.update(wanted | os.environ | decided)
+
+
+def visible_device(index: int, visible: str | None) -> str:
+    """Return what to make visible so that cuda:`index` is the only device.
+
+    `visible`: what an operator has made visible, None for all. Raises Unavailable when it has no
+    such device.
+    """
+    if visible is None:
+        return str(index)
+    devices = visible.split(",")
+    if index >= len(devices):
+        raise Unavailable(f"cuda:{index} is not among CUDA_VISIBLE_DEVICES={visible}")
+    return devices[index].strip()
 
 
 def import_vllm() -> VllmLibrary:
