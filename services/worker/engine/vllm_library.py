@@ -6,6 +6,7 @@ Nothing here imports vLLM before `import_vllm` is called.
 import contextlib
 import importlib
 import os
+import tempfile
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ def set_environment(device: str, threads: int, directory: Path) -> None:
         # It compiles at every start, for longer than a small model takes to answer.
         wanted["TORCH_COMPILE_DISABLE"] = "1"
     os.environ.update(wanted | os.environ | decided)
+    tempfile.tempdir = str(directory)  # it has looked at TMPDIR before
 
 
 def visible_device(index: int, visible: str | None) -> str:

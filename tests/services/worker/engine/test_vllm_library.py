@@ -11,11 +11,12 @@ from gearfall.core.errors import Unavailable
 from services.worker.engine.vllm_library import visible_device
 
 ENVIRONMENT = """
-import os, sys
+import os, sys, tempfile
 from pathlib import Path
 from services.worker.engine.vllm_library import set_environment
+tempfile.gettempdir()
 set_environment("cuda:1", 1, Path(sys.argv[1]))
-print(os.environ["CUDA_VISIBLE_DEVICES"])
+print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["TMPDIR"], tempfile.gettempdir())
 """
 
 
@@ -40,7 +41,9 @@ def test_a_device_that_is_not_visible_is_refused() -> None:
         visible_device(2, "3,5")
 
 
-def test_the_process_has_the_device_of_an_operators_choice(tmp_path: Path) -> None:
+def test_a_process_that_knew_another_directory_for_its_files_uses_the_new_one(
+    tmp_path: Path,
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ENVIRONMENT, str(tmp_path)],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "3,5"},
@@ -48,4 +51,4 @@ def test_the_process_has_the_device_of_an_operators_choice(tmp_path: Path) -> No
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["5"]
+    assert done.stdout.split() == ["5", str(tmp_path), str(tmp_path)]
