@@ -65,12 +65,15 @@ class PeerProcess:
     def stop(self) -> None:
         """End the process and all that it started: vLLM's own outlive it."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it died before it was asked
+            self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def _ask(self, request: dict[str, object]) -> Any:
         assert self._process.stdin is not None

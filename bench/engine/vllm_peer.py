@@ -1,8 +1,8 @@
 """vLLM as the bench's peer, run by an interpreter that has it: `python vllm_peer.py MODEL THREADS`.
 
 One JSON request a line on standard input, one JSON answer a line on standard output. It sees
-nothing of gearfall. Its way `eager` is how a worker of gearfall starts it on a CPU; `compiled` is
-what it does by itself there.
+nothing of gearfall. Its way `eager` compiles nothing, `compiled` is what it does by itself. A
+worker of gearfall starts it eagerly on a CPU too, but with prefix caching, which is off here.
 """
 
 import asyncio
