@@ -156,7 +156,11 @@ def _told_of_ends(processes: Sequence[int], ended: asyncio.Event) -> Iterator[No
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         for pid in processes:
-            descriptor = os.pidfd_open(pid)
+            try:
+                descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                ended.set()
+                continue
             stack.callback(os.close, descriptor)
             loop.add_reader(descriptor, ended.set)
             stack.callback(loop.remove_reader, descriptor)

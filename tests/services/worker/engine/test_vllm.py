@@ -104,8 +104,11 @@ async def test_the_engine_ends_with_a_process_of_vllms_that_is_asked_nothing(che
     core.kill()
     async with asyncio.timeout(10):
         assert await worker.served == 1
-    await core.wait()
+        await core.wait()
+        late = Socket(AsyncLLM(), checkpoint.manifest, [core.pid])
+        assert await late.served == 1
     worker.sock.close()
+    late.sock.close()
 
 
 async def test_what_can_not_be_read_is_told_and_ends_the_engine(checkpoint, caplog):
