@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -28,7 +28,7 @@ from services.router.running_request import RunningRequest
 from services.router.stages.choice_run import ChoiceRun, cannot_start
 from services.router.stages.prospects import Prospects, ScheduleWishes
 from services.router.stages.run_context import RunContext
-from services.router.stages.stage_plan import DEFAULT_MAX_TOKENS, StagePlan, StageReady, plan_stages
+from services.router.stages.stage_plan import DEFAULT_MAX_TOKENS, plan_stages, prompt_tokens
 from services.router.text.tokenizing import TokenizerCache
 
 _log = logging.getLogger(__name__)
@@ -106,26 +106,11 @@ class RouterService:
         if self.is_stopping:
             raise Overloaded("this router is stopping", retry_after_s=1.0)
         deployment = resolve(self._cluster.view, request.model)
-        gear = self.desk.quality.pin(deployment.name)
-        if gear is not None:
-            deployment = replace(deployment, stages=gear.stages, certainty=gear.certainty)
-        streaming = resolve_streaming(
-            deployment.streaming,
-            request.stream_mode,
-            request.hold_tokens,
-            gear.hold_tokens if gear else 0,
-        )
-        check_stream_mode(deployment.stages, streaming.mode, "stream_mode")
-        if streaming != deployment.streaming:
-            deployment = replace(deployment, streaming=streaming)
-        request_id = RequestId(request.request_id or self._draw_id())
-        if request_id in self._running:
-            raise Conflict(f"request {request_id} is running already", param="request_id")
-        ticket = self.desk.cache.ticket(request, deployment, gear)
-        if ticket is None or ticket.answer is None:
-            self.admission.enter(request.choices)
-        running = self._new_request(request, request_id)
-        self.desk.open(running, request, deployment, gear, ticket)
+        try:
+            running, deployment, gear = self._admit(request, deployment)
+        except GearfallError as error:
+            self.metrics.requests.labels(deployment.name, type(error).__name__).inc()
+            raise
         try:
             await self._start_choices(running, request, deployment, gear)
         except BaseException as error:
@@ -196,7 +181,28 @@ class RouterService:
         await asyncio.gather(*waits)
         await self._tokenizers.stop()
 
-    def _new_request(self, request: GenerationRequest, request_id: RequestId) -> RunningRequest:
+    def _admit(
+        self, request: GenerationRequest, deployment: DeploymentRecord
+    ) -> tuple[RunningRequest, DeploymentRecord, PinnedGear | None]:
+        """Return the request with what it runs by: the deployment as it is in force, and gear."""
+        gear = self.desk.quality.pin(deployment.name)
+        if gear is not None:
+            deployment = replace(deployment, stages=gear.stages, certainty=gear.certainty)
+        streaming = resolve_streaming(
+            deployment.streaming,
+            request.stream_mode,
+            request.hold_tokens,
+            gear.hold_tokens if gear else 0,
+        )
+        check_stream_mode(deployment.stages, streaming.mode, "stream_mode")
+        if streaming != deployment.streaming:
+            deployment = replace(deployment, streaming=streaming)
+        request_id = RequestId(request.request_id or self._draw_id())
+        if request_id in self._running:
+            raise Conflict(f"request {request_id} is running already", param="request_id")
+        ticket = self.desk.cache.ticket(request, deployment, gear)
+        if ticket is None or ticket.answer is None:
+            self.admission.enter(request.choices)
         running = RunningRequest(
             request_id,
             deployment=request.model,
@@ -206,7 +212,8 @@ class RouterService:
         )
         self._running[request_id] = running
         self._note(request_id, "admitted", f"{request.model}, {request.choices} choices")
-        return running
+        self.desk.open(running, request, deployment, gear, ticket)
+        return running, deployment, gear
 
     async def _start_choices(
         self,
@@ -232,7 +239,7 @@ class RouterService:
             for prompt in request.prompts
         ]
         for each in plans:
-            self.gears.arrived(deployment.name, request.n * _prompt_tokens(each))
+            self.gears.arrived(deployment.name, request.n * prompt_tokens(each))
         if asyncio.get_running_loop().time() >= context.deadline_s:
             raise InvalidRequest("the timeout is too short to read the prompt", param="timeout_s")
         running.expected_start_s = self.expected_start_s(deployment.stages[0].model)
@@ -379,12 +386,6 @@ class RouterService:
                 continue
             if lost:
                 self.metrics.entries_restored.inc(lost)
-
-
-def _prompt_tokens(plans: Sequence[StagePlan]) -> int:
-    """Tokens of a prompt on the first stage that takes it."""
-    ready = (each for each in plans if isinstance(each, StageReady))
-    return next((len(each.prompt_token_ids) for each in ready), 0)
 
 
 def _outcome(running: RunningRequest) -> str:

@@ -89,6 +89,12 @@ async def plan_stages(
     return tuple(plans)
 
 
+def prompt_tokens(plans: Sequence[StagePlan]) -> int:
+    """Tokens of a prompt on the first stage that takes it."""
+    ready = (each for each in plans if isinstance(each, StageReady))
+    return next((len(each.prompt_token_ids) for each in ready), 0)
+
+
 async def _plan_stage(
     ask: "_Ask", stage: Stage, models: Mapping[ModelName, ModelRecord]
 ) -> StageReady:

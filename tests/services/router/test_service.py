@@ -6,6 +6,7 @@ import pytest
 
 from gearfall.core.errors import (
     Conflict,
+    GearfallError,
     Internal,
     InvalidRequest,
     NotFound,
@@ -185,6 +186,27 @@ async def test_refusals():
             await rig.ask("small", request_id="one")
         first.close()
         assert rig.router.service.admission.running_choices == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "outcome"),
+    [
+        ({"n": 3}, "Overloaded"),
+        ({"request_id": "one"}, "Conflict"),
+    ],
+)
+async def test_a_refusal_is_counted_by_its_error(fields, outcome):
+    async with running_rig(limits=RouterLimits(max_choices=2, stop_grace_s=0.0)) as rig:
+        await rig.add_model("small")
+        request = GenerationRequest("small", (TextPrompt("hi"),), request_id="one")
+        first = await rig.router.service.start(request)
+        for model in ("small", "small", "nobody"):
+            with pytest.raises(GearfallError):
+                await rig.ask(model, **fields)
+        shown = rig.router.service.metrics.render(0, {}, {}).decode()
+        assert f'gearfall_requests_total{{model="small",outcome="{outcome}"}} 2.0' in shown
+        assert "nobody" not in shown, "a name that stands for nothing is not a label"
+        first.close()
 
 
 async def test_a_newer_stream_of_a_worker_fences_the_older():
