@@ -233,7 +233,9 @@ class RouterService:
     ) -> list[ChoiceRun]:
         """Return the request's own way through the stages, planned and checked."""
         request, models = context.request, self._cluster.view.models
-        self._want_early(deployment.stages[0].model, request.max_tokens or DEFAULT_MAX_TOKENS)
+        # A batch request takes idle capacity only: it can wait for its tokenizer first.
+        if request.priority is not Priority.BATCH:
+            self._want_early(deployment.stages[0].model, request.max_tokens or DEFAULT_MAX_TOKENS)
         plans = [
             await plan_stages(request, prompt, deployment.stages, models, self._tokenizers)
             for prompt in request.prompts

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from gearfall.core.errors import DeadlineExceeded, Overloaded, Unavailable
+from gearfall.core.generation.job import Priority
 from gearfall.core.ids import ModelName
 from gearfall.core.records import ReplicaState
 from services.router.service import RouterLimits
@@ -200,5 +201,20 @@ async def test_what_is_told_early_is_no_more_than_the_model_could_write(max_toke
         (record,) = rig.cluster.view.demand.values()
         assert record.output_tokens == told
         rig.files.gate.set()
+        rig.worker(small=Answer("hello"))
+        assert (await asking).text() == "hello"
+
+
+async def test_a_batch_request_is_told_as_one_when_it_waits_and_not_before():
+    async with running_rig() as rig:
+        await rig.add_model("small", ready=False)
+        rig.files.gate.clear()
+        asking = asyncio.create_task(rig.ask("small", priority=Priority.BATCH))
+        await rig.until(lambda: rig.files.waiting > 0)
+        assert not rig.router.demand.wanted
+        rig.files.gate.set()
+        await rig.until(lambda: bool(rig.cluster.view.demand))
+        (record,) = rig.cluster.view.demand.values()
+        assert (record.waiting_jobs, record.batch_jobs) == (1, 1)
         rig.worker(small=Answer("hello"))
         assert (await asking).text() == "hello"
