@@ -153,7 +153,9 @@ class _Ask:
     async def encode(self, tokenizer: ModelTokenizer) -> tuple[int, ...]:
         ids = self._encoded.get(tokenizer.content_key)
         if ids is None:
-            ids = await encode_prompt(tokenizer, self.prompt, self._most_tokens)
+            ids = await encode_prompt(
+                tokenizer, self.prompt, self._most_tokens, among=self.request.prompts
+            )
             self._encoded[tokenizer.content_key] = ids
         return ids
 

@@ -4,7 +4,8 @@ import asyncio
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
@@ -17,6 +18,8 @@ from services.router.text.token_bytes import ByteReader
 
 IN_LOOP_CHARACTERS = 2048
 """Prompts up to this length are tokenised at once; longer ones in a thread."""
+_MESSAGE_CHARACTERS = 32
+"""That a chat's template may put around a message."""
 MAX_TOKENIZERS = 64
 _ROOMY_CHARACTERS = 16
 """Of one token: text is four times as dense, and more."""
@@ -199,10 +202,17 @@ class TokenizerCache:
 
 
 async def encode_prompt(
-    tokenizer: ModelTokenizer, prompt: Prompt, most_tokens: int | None = None
+    tokenizer: ModelTokenizer,
+    prompt: Prompt,
+    most_tokens: int | None = None,
+    *,
+    among: Sequence[Prompt] = (),
 ) -> tuple[int, ...]:
-    """Return the prompt's token ids, as `encode`; a long prompt is tokenised in a thread."""
-    if _characters(prompt) <= IN_LOOP_CHARACTERS:
+    """Return the prompt's token ids, as `encode`; a long prompt is tokenised in a thread.
+
+    `among`: the prompts of its request, which count as one: all are read in one turn of the loop.
+    """
+    if _are_short(among or (prompt,)):
         return tokenizer.encode(prompt, most_tokens)
     return await asyncio.to_thread(tokenizer.encode, prompt, most_tokens)
 
@@ -214,12 +224,17 @@ def _content_key(files: Mapping[str, bytes]) -> bytes:
     return digest.digest()
 
 
-def _characters(prompt: Prompt) -> int:
+def _are_short(prompts: Sequence[Prompt]) -> bool:
+    sizes = (size for prompt in prompts for size in _sizes(prompt))
+    return all(total <= IN_LOOP_CHARACTERS for total in accumulate(sizes))
+
+
+def _sizes(prompt: Prompt) -> Iterator[int]:
     if isinstance(prompt, TextPrompt):
-        return len(prompt.text)
-    if isinstance(prompt, ChatPrompt):
-        return sum(len(message.content) for message in prompt.messages)
-    return 0
+        yield len(prompt.text)
+    elif isinstance(prompt, ChatPrompt):
+        for message in prompt.messages:
+            yield len(message.role) + len(message.content) + _MESSAGE_CHARACTERS
 
 
 def _stopping() -> Overloaded:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 from tokenizers import Tokenizer, decoders, models, processors
 
@@ -10,6 +11,8 @@ from gearfall.core.ids import ModelName, NodeId
 from gearfall.core.records import (
     ModelRecord,
 )
+from services.router.generation import Prompt
+from services.router.text.tokenizing import ModelTokenizer
 
 BOS, EOS = "<bos>", "<eos>"
 BOS_ID, EOS_ID = 0, 1
@@ -56,6 +59,18 @@ def model_record(name: str, *, parameters: int = 1000, context_tokens: int = 200
         nodes=(NODE,),
         dtype="bfloat16",
     )
+
+
+class WatchedTokenizer(ModelTokenizer):
+    """Has one token a character; notes in which threads it reads prompts."""
+
+    def __init__(self) -> None:
+        super().__init__("small", char_tokenizer_files())
+        self.threads: set[int] = set()
+
+    def encode(self, prompt: Prompt, most_tokens: int | None = None) -> tuple[int, ...]:
+        self.threads.add(threading.get_ident())
+        return super().encode(prompt, most_tokens)
 
 
 class Files:

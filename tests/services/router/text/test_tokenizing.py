@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.services.router.char_models import (
     BOS_ID,
     EOS_ID,
     Files,
+    WatchedTokenizer,
     char_tokenizer_files,
     ids_of,
     model_record,
@@ -105,6 +107,31 @@ async def test_long_prompts_are_the_same_in_a_thread():
     assert await encode_prompt(TOKENIZER, TextPrompt(text)) == (BOS_ID, *ids_of(text))
 
 
+def chat(count: int, role: str = "u", content: str = "") -> ChatPrompt:
+    return ChatPrompt((ChatMessage(role, content),) * count)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "in_loop"),
+    [
+        ((TextPrompt("x" * 2048),), True),
+        ((TextPrompt("x" * 2049),), False),
+        ((TextPrompt("x" * 32),) * 64, True),
+        ((TextPrompt("x" * 33),) * 64, False),
+        ((chat(20, "user", "hi there"),), True),
+        ((chat(100),), False),
+        ((chat(40, "r" * 64),), False),
+        ((TokenPrompt((2, 3) * 5000),), True),
+    ],
+)
+async def test_what_is_long_together_is_read_in_a_thread(prompts, in_loop):
+    tokenizer = WatchedTokenizer()
+    for prompt in prompts:
+        await encode_prompt(tokenizer, prompt, among=prompts)
+    assert (threading.get_ident() in tokenizer.threads) == in_loop
+    assert len(tokenizer.threads) == 1 or not in_loop
+
+
 async def test_a_failed_fetch_is_tried_again():
     class Flaky(Files):
         is_down = True
@@ -130,8 +157,7 @@ async def test_who_waits_for_a_tokenizer_when_the_cache_stops_hears_why():
     source.gate.clear()
     cache, record = TokenizerCache(source), model_record("small")
     waiting, leaving = (asyncio.create_task(cache.get(record)) for _ in range(2))
-    while not source.waiting:
-        await asyncio.sleep(0)
+    await asyncio.sleep(0)
     leaving.cancel()
     await cache.stop()
     results = await asyncio.gather(waiting, leaving, cache.get(record), return_exceptions=True)
