@@ -7,6 +7,7 @@ from gearfall.core.gears.gear_records import GearVoteRecord
 from gearfall.core.ids import ModelName
 from gearfall.core.records import (
     AssignmentRecord,
+    DecisionRecord,
     DemandRecord,
     DeploymentRecord,
     LoadRecord,
@@ -167,6 +168,14 @@ def _note_move(fleet: FleetState, before: MoveRecord | None, now: MoveRecord | N
             fleet.touch_worker(move.target)
 
 
+def _note_decision(
+    fleet: FleetState, _before: DecisionRecord | None, now: DecisionRecord | None
+) -> None:
+    """One that arrives after its model's removal goes too."""
+    if now is not None and now.model not in fleet.records.models:
+        fleet.dirty_models.add(now.model)
+
+
 def _note_plan(fleet: FleetState, _before: object, _now: object) -> None:
     fleet.gears_changed = True
 
@@ -179,6 +188,7 @@ _NOTES: Mapping[str, Callable[[FleetState, Any, Any], None]] = {
     "demand": _note_demand,
     "load": _note_load,
     "moves": _note_move,
+    "decisions": _note_decision,
     "gear_plans": _note_plan,
     "gear_votes": _note_vote,
 }
