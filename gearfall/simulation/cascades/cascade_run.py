@@ -80,6 +80,8 @@ class _World:
     queued: int = 0
     """Jobs so far: their numbers."""
     left: int = 0
+    ended_s: float = 0.0
+    """When the last job ended."""
     gather_s: float = 0.0
     is_whole: bool = False
     shadow_share: float = 0.0
@@ -212,6 +214,7 @@ class _World:
 
     def finished(self, job: Job) -> None:
         """A stage has answered."""
+        self.ended_s = self.agenda.now_s
         request, seat = self.open.pop(job.job_id)
         seat.take(-1, self.agenda.now_s)
         request.pending -= 1
@@ -334,12 +337,12 @@ def run_cascades(
 
 
 def _busy(world: _World) -> Mapping[str, float]:
-    end_s = max(world.agenda.now_s, 1e-9)
+    end_s = max(world.ended_s, 1e-9)
     used: dict[str, float] = {}
     there: dict[str, int] = {}
     for model, seats in world.seats.items():
         for seat in seats:
-            seat.take(0, world.agenda.now_s)
+            seat.take(0, world.ended_s)
             name = f"{model} on {seat.replica.node}"
             used[name] = used.get(name, 0.0) + seat.busy_s
             there[name] = there.get(name, 0) + seat.replica.slots

@@ -48,6 +48,14 @@ def test_a_worker_is_as_slow_as_it_was_at_that_time_and_the_others_are_not():
     assert took_s == pytest.approx([0.05, 0.1, 0.05, 0.02 + 3 * 0.03])
 
 
+def test_a_slowness_after_the_last_answer_is_no_part_of_the_run():
+    one, coming = [FixedReplica(SMALL, "a", FAST, 1, worker="a")], [Arrival(0.0, 0)]
+    later = {"a": ((0.0, 1.0), (100.0, 1.0))}
+    run = run_cascades(one, [SURE], coming, [ALONE], slowness=later)
+    assert run == run_cascades(one, [SURE], coming, [ALONE])
+    assert run.busy_share == {"small on a": pytest.approx(1.0)}
+
+
 def test_an_unsure_answer_goes_up_and_shows_its_first_token_when_it_has_one():
     (one,) = run_cascades(replicas(), [UNSURE], [Arrival(0.0, 0)], [CASCADE]).answered
     first_stage_s = 0.01 + 4 * 0.01
