@@ -122,6 +122,7 @@ class Presence:
     async def _watch_models(self) -> None:
         """Correct what others' writes or a loss of state made untrue."""
         async for kinds in self._cluster.changes():
+            self._registry.note_seen()
             if ("models" in kinds and not self._is_listed()) or (
                 "nodes" in kinds and self._describe().node_id not in self._cluster.view.nodes
             ):

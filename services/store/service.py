@@ -148,6 +148,7 @@ class StoreService:
         await self.room.stop()
         await self._canaries.stop()
         await self._canary_process.stop()
+        self._registry.note_seen(after=1)
         await self._presence.withdraw()
         self.attach.close()
         self.transfers.close()

@@ -3,11 +3,12 @@
 A model that is here and not in cluster state was either removed while this store was down, or
 cluster state lost its memory. State that was made anew has another incarnation: only in the one
 that a model was published in does its absence mean that somebody removed it. State that was
-restored from a backup bears the name of its old life and a lower revision than the last
-publication: that one is no witness either.
+restored from a backup bears the name of its old life and a lower revision than this store has
+seen: that one is no witness either.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -43,7 +44,7 @@ class Ledger:
 
     @property
     def revision(self) -> int:
-        """That cluster state had with the last of it, at least; 0 when unknown."""
+        """Highest of that life that was noted; 0 when unknown."""
         return self._content.revision
 
     def has(self, incarnation: str, model: ModelName, digest: str) -> bool:
@@ -52,14 +53,17 @@ class Ledger:
             self._content.models.get(model) == digest
         )
 
-    def add(self, incarnation: str, model: ModelName, digest: str, revision: int) -> None:
-        """Note a model, durably; `revision` is its record's. Raises Overloaded or Unavailable when
-        the disk fails."""
-        if self.has(incarnation, model, digest):
-            return
+    def note(self, incarnation: str, models: Mapping[ModelName, str], revision: int) -> None:
+        """Note digests of models that state had in this life, and a revision of it, durably.
+
+        Writes nothing that stands there already. Raises Overloaded or Unavailable when the disk
+        fails.
+        """
         known = self._content if incarnation == self.incarnation else _Content(incarnation)
-        models = {**known.models, model: digest}
-        self._write(_Content(incarnation, models, max(known.revision, revision)))
+        merged = known.models | {str(name): digest for name, digest in models.items()}
+        content = _Content(incarnation, merged, max(known.revision, revision))
+        if content != self._content:
+            self._write(content)
 
     def remove(self, model: ModelName) -> None:
         """Forget a model, durably. Idempotent."""

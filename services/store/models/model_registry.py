@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gearfall.core.errors import Conflict, Overloaded, Unavailable
@@ -15,6 +15,10 @@ from services.store.models.ledger import Ledger
 from services.store.tiers.stored_model import StoredModel
 
 _MAX_ATTEMPTS = 16
+_MODELS = "models/"
+"""Below it lie the records of all models."""
+REVISIONS_BETWEEN_NOTES = 100
+"""A note waits for the disk."""
 _log = logging.getLogger(__name__)
 
 _Change = Callable[[ModelRecord | None], ModelRecord | None]
@@ -29,6 +33,9 @@ class ModelRegistry:
         self._ledger = ledger
         self._refused: set[tuple[ModelName, str]] = set()
         self._losses = cluster.view.losses
+        self._is_life_noted = False
+        """Whether the ledger was compared with state since the start, or since its last loss."""
+        self._forgotten = 0
 
     async def publish(self, stored: StoredModel) -> ModelRecord:
         """Say that this node holds a model, creating its record if there is none.
@@ -55,11 +62,7 @@ class ModelRegistry:
         incarnation = await self._incarnation()
         record, revision = await self._update(name, add)
         assert record is not None
-        try:
-            self._ledger.add(incarnation, name, stored.digest, revision)
-        except (Overloaded, Unavailable) as error:
-            # It is published all the same: a node with a full disk still has what it has.
-            _log.warning("publication not noted", extra={"model": name, "error": error.message})
+        self._note(incarnation, {name: stored.digest}, revision)
         return record
 
     async def withdraw(self, name: ModelName, *, forget: bool) -> bool:
@@ -105,10 +108,12 @@ class ModelRegistry:
         must remove one of the two.
         """
         removed = []
-        if self._losses != (losses := self._cluster.view.losses):
+        view = self._cluster.view
+        models = view.models
+        if self._losses != view.losses:
+            self._is_life_noted = False
             await self._name_new_life()
-            self._losses = losses
-        models = self._cluster.view.models
+            self._losses = view.losses
         for name, record in models.items():
             if self._node_id in record.nodes and name not in stored:
                 await self.withdraw(name, forget=False)
@@ -119,11 +124,69 @@ class ModelRegistry:
                 removed.append(name)
             elif known is None or not is_listed or known.digest != model.digest:
                 await self._publish_found(model)
+        await self._note_listed(models, stored)
         return removed
 
     def forget(self, name: ModelName) -> None:
         """Note that a model is no longer here, so that it may come again."""
+        self._forgotten += 1
         self._ledger.remove(name)
+
+    def note_seen(self, *, after: int = REVISIONS_BETWEEN_NOTES) -> None:
+        """Note how far cluster state has come, if by `after` revisions or more since the last note.
+
+        A state that is found behind that went back: a backup was restored.
+        """
+        ledger, revision = self._ledger, self._cluster.revision
+        if not self._is_life_noted or revision < ledger.revision + after:
+            return
+        if self._cluster.view.losses == self._losses:
+            self._note(ledger.incarnation, {}, revision)
+
+    async def _note_listed(
+        self, models: Mapping[ModelName, ModelRecord], stored: Mapping[ModelName, StoredModel]
+    ) -> None:
+        """Note what state lists of this node, whoever wrote it and in whichever life.
+
+        Else a model that was in a backup, or whose ledger is lost, comes back after its removal.
+        """
+        life, listed = self._ledger.incarnation, self._listed(models, stored)
+        if self._is_life_noted and all(
+            self._ledger.has(life, name, digest) for name, digest in listed.items()
+        ):
+            self.note_seen()
+            return
+        forgotten = self._forgotten
+        # In this order, and not from the view: what is listed then is of this life or a later one.
+        incarnation = await self._incarnation()
+        found = await self._cluster.state.list(_MODELS)
+        if incarnation == life and found.revision < self._ledger.revision:
+            await self._name_new_life()
+            await self._note_listed(models, stored)
+            return
+        records = [_decode(entry.key, entry.value) for entry in found.entries]
+        known = {record.name: record for record in records if record is not None}
+        if forgotten == self._forgotten:
+            self._note(incarnation, self._listed(known, stored), found.revision)
+            self._is_life_noted = True
+
+    def _listed(
+        self, models: Mapping[ModelName, ModelRecord], stored: Mapping[ModelName, StoredModel]
+    ) -> dict[ModelName, str]:
+        return {
+            name: model.digest
+            for name, model in stored.items()
+            if (known := models.get(name)) is not None
+            and self._node_id in known.nodes
+            and known.digest == model.digest
+        }
+
+    def _note(self, incarnation: str, digests: Mapping[ModelName, str], revision: int) -> None:
+        try:
+            self._ledger.note(incarnation, digests, revision)
+        except (Overloaded, Unavailable) as error:
+            # What is published is true all the same: a node with a full disk has what it has.
+            _log.warning("cluster state not noted", extra={"error": error.message})
 
     async def _is_removed(self, model: StoredModel) -> bool:
         # In this order: a registration under way writes the record first, then the ledger.

@@ -1,16 +1,20 @@
 """This node's part of the models' records, while others write and read them."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from gearfall.core.ids import ModelName, NodeId
 from gearfall.infra.state.cluster import Cluster
 from gearfall.infra.state.cluster_keys import key_of
 from gearfall.infra.state.memory_state import MemoryState
 from services.store.models.ledger import Ledger
-from services.store.models.model_registry import ModelRegistry
+from services.store.models.model_registry import REVISIONS_BETWEEN_NOTES, ModelRegistry
 from services.store.tiers.ssd_tier import SsdTier
 from services.store.tiers.stored_model import StoredModel
 from tests.services.store.source_directories import write_source
@@ -119,6 +123,96 @@ async def test_state_that_was_restored_while_all_was_down_removes_nothing(tmp_pa
         later = ModelRegistry(again, NodeId("node-1"), ledger)
         await is_known_as_not_removed(again, later, model)
         await again.stop()
+
+
+@pytest.mark.parametrize(("later", "after"), [(300, REVISIONS_BETWEEN_NOTES), (20, 1)])
+async def test_a_restored_state_that_others_wrote_to_first_removes_nothing(
+    tmp_path: Path, later: int, after: int
+):
+    """What the store saw counts, not what it published: noted now and then, and as it stops."""
+    async with site(tmp_path) as (cluster, registry, model):
+        server = cluster.state.server  # type: ignore[attr-defined]
+        await cluster.state.put("incarnation", b"first")
+        backup = dict(server.entries), server.revision
+        await published(cluster, registry, model)
+        assert await registry.reconcile({NAME: model}) == []
+        await worked_on(cluster, later)
+        registry.note_seen(after=after)
+        await cluster.stop()
+        server.restore(*backup)
+        for _ in range(5):
+            await cluster.state.put("learned/other", b"{}")
+        async with started_again(tmp_path, cluster) as (again, later_registry):
+            await is_known_as_not_removed(again, later_registry, model)
+
+
+async def test_a_ledger_without_a_revision_gets_one(tmp_path: Path):
+    async with site(tmp_path) as (cluster, registry, model):
+        server = cluster.state.server  # type: ignore[attr-defined]
+        await cluster.state.put("incarnation", b"first")
+        backup = dict(server.entries), server.revision
+        await published(cluster, registry, model)
+        path = tmp_path / "data" / "published.json"
+        content = json.loads(path.read_bytes())
+        del content["revision"]
+        path.write_text(json.dumps(content))
+        async with started_again(tmp_path, cluster) as (_, upgraded):
+            assert await upgraded.reconcile({NAME: model}) == []
+        await cluster.stop()
+        server.restore(*backup)
+        async with started_again(tmp_path, cluster) as (again, later):
+            await is_known_as_not_removed(again, later, model)
+
+
+async def test_the_same_bytes_again_are_noted_with_the_later_revision(tmp_path: Path):
+    async with site(tmp_path) as (cluster, registry, model):
+        await published(cluster, registry, model)
+        await cluster.delete_model(NAME)
+        await worked_on(cluster, 50)
+        await registry.publish(model)
+        ledger = Ledger(tmp_path / "data")
+        ledger.open()
+        entry = await cluster.state.get(key_of("models", NAME))
+        assert entry is not None
+        assert ledger.revision == entry.mod_revision
+
+
+async def test_what_a_backup_had_and_somebody_removes_later_was_removed(tmp_path: Path):
+    """Though this store published it in the life of state before."""
+    async with site(tmp_path) as (cluster, registry, model):
+        server = cluster.state.server  # type: ignore[attr-defined]
+        newer = replace(model, name=ModelName("newer"))
+        both = {NAME: model, newer.name: newer}
+        await cluster.state.put("incarnation", b"first")
+        await registry.publish(model)
+        backup = dict(server.entries), server.revision
+        await registry.publish(newer)
+        await cluster.wait_until(lambda view: view.models.keys() == both.keys())
+        server.restore(*backup)
+        await cluster.wait_until(lambda view: view.models.keys() == {NAME})
+        assert await registry.reconcile(both) == []
+        await cluster.delete_model(NAME)
+        async with started_again(tmp_path, cluster) as (_, later):
+            assert await later.reconcile(both) == [NAME]
+
+
+async def worked_on(cluster: Cluster, revisions: int) -> None:
+    """Others write; return when the view has seen it."""
+    for _ in range(revisions):
+        revision = await cluster.state.put("learned/other", b"{}")
+    await cluster.wait_seen(revision)
+
+
+@asynccontextmanager
+async def started_again(
+    path: Path, cluster: Cluster
+) -> AsyncIterator[tuple[Cluster, ModelRegistry]]:
+    """What the next process of this store sees."""
+    ledger, again = Ledger(path / "data"), Cluster(cluster.state)
+    ledger.open()
+    await again.start()
+    yield again, ModelRegistry(again, NodeId("node-1"), ledger)
+    await again.stop()
 
 
 async def test_a_full_disk_keeps_no_model_from_being_published(tmp_path: Path):
