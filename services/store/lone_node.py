@@ -1,7 +1,8 @@
 """Looks whether a node has a store already, before another one begins to serve as it.
 
 Two stores of one name would write the node's record, and its part of every model's, in turns
-without end.
+without end. Of two that start together each may find the node free: one that finds the other's
+record in place of its own, later, ends then. Not seen: two that advertise the same address.
 """
 
 import grpc
@@ -19,8 +20,8 @@ _ANSWER_S = 2.0
 async def check_is_free(view: ClusterView, node_id: NodeId) -> None:
     """Raise Conflict when a live store serves as this node.
 
-    Asked before the own address is bound: what answers at the recorded one is somebody else. One
-    that died leaves a record until its lease ends, and no answer.
+    Asked before the own address is bound, or of a record with another one: what answers there is
+    somebody else. One that died leaves a record until its lease ends, and no answer.
     """
     node = view.nodes.get(node_id)
     if node is None:

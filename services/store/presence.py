@@ -10,6 +10,7 @@ from gearfall.core.ids import ModelName
 from gearfall.core.ports import Lease
 from gearfall.core.records import NodeRecord
 from gearfall.infra.state.cluster import Cluster
+from services.store.lone_node import check_is_free
 from services.store.models.model_registry import ModelRegistry
 from services.store.tiers.stored_model import StoredModel
 
@@ -42,6 +43,7 @@ class Presence:
         self._changed = asyncio.Event()
         self._is_published = asyncio.Event()
         self._lease: Lease | None = None
+        self._published_revision = 0
         self._waiting: list[asyncio.Future[None]] = []
         """Done by the next publication that begins from now on."""
 
@@ -101,7 +103,7 @@ class Presence:
         waiting = tuple(self._waiting)
         for removed in await self._registry.reconcile(self._stored()):
             await self._drop(removed)
-        await self._cluster.put_node(self._describe(), lease=lease)
+        self._published_revision = await self._cluster.put_node(self._describe(), lease=lease)
         self._is_published.set()
         for told in waiting:
             self._waiting.remove(told)
@@ -123,10 +125,20 @@ class Presence:
         """Correct what others' writes or a loss of state made untrue."""
         async for kinds in self._cluster.changes():
             self._registry.note_seen()
+            if "nodes" in kinds:
+                await self._check_is_lone()
             if ("models" in kinds and not self._is_listed()) or (
                 "nodes" in kinds and self._describe().node_id not in self._cluster.view.nodes
             ):
                 self.notify()
+
+    async def _check_is_lone(self) -> None:
+        """Raise Conflict when a live store has written over this one's record: that one stays."""
+        view, own = self._cluster.view, self._describe()
+        record = view.nodes.get(own.node_id)
+        has_seen_own = 0 < self._published_revision <= view.revision
+        if has_seen_own and record is not None and record.address != own.address:
+            await check_is_free(view, own.node_id)
 
     def _is_listed(self) -> bool:
         node_id, models = self._describe().node_id, self._cluster.view.models
