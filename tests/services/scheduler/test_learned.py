@@ -123,6 +123,12 @@ async def test_a_new_leader_goes_on_with_the_old_ones_costs(fleet: Fleet):
     assert len(second.starts.costs.outcomes) == 1
 
 
+def _last(view: ClusterView, name: ModelName) -> float | None:
+    """When the newest arrivals of a model came that a leader has written down."""
+    arrivals = restored_arrivals(view).get(name)
+    return arrivals.last_unix_s if arrivals else None
+
+
 async def test_a_new_leader_knows_when_jobs_came(fleet: Fleet):
     first = await fleet.scheduler("s1")
     await fleet.until(lambda v: v.leader is not None)
@@ -133,10 +139,10 @@ async def test_a_new_leader_knows_when_jobs_came(fleet: Fleet):
         await fleet.cluster.put_demand(demand(("small", "large")[jobs == 9]), lease=fleet.lease)
         await fleet.until(lambda v, count=jobs: len(v.decisions) == 1 + (count == 9))
         fleet.now += 60.0
+    came_unix_s = fleet.now - 60.0
     await fleet.cluster.put_model(model("third"))
-    view = await fleet.until(lambda v: ARRIVALS in v.learned and SMALL in restored_arrivals(v))
+    view = await fleet.until(lambda v: ARRIVALS in v.learned and _last(v, SMALL) == came_unix_s)
     known = restored_arrivals(view)[SMALL]
-    assert known.last_unix_s > 0
     await first.stop()
     second = await fleet.scheduler("s2")
     await fleet.until(lambda v: v.leader is not None and v.leader.scheduler_id == "s2")
